@@ -1,0 +1,180 @@
+//! What the state machine asks of the back-end, and what the back-end reports.
+//!
+//! `Connection::handle` turns a frame into a [`Step`]. A step that acts leaves the connection's
+//! state as it was before the message until [`Connection::done`](super::Connection::done) is told
+//! how it went: a failed action has no effect.
+
+use std::os::fd::OwnedFd;
+
+use crate::address::{GuestAddr, UserAddr};
+use crate::wire::Frame;
+
+/// What follows from one message.
+#[derive(Debug)]
+pub enum Step {
+    /// Nothing to carry out; send the reply if there is one.
+    Reply(Option<Frame>),
+    /// The message has no effect. Send the reply and go on; say why.
+    Refuse {
+        /// A non-zero acknowledgement, or the message's own error form.
+        reply: Frame,
+        /// What was wrong, for the log.
+        why: Refusal,
+    },
+    /// The connection must be closed; say why.
+    Close(Refusal),
+    /// Carry this out, then call `Connection::done`.
+    Act(Action),
+}
+
+/// Why a message had no effect: one line with the message's name and the numbers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal(pub String);
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// One region of guest memory as the front-end described it, with its descriptor.
+///
+/// Checked: the size is not zero, and no sum of start and size wraps.
+#[derive(Debug)]
+pub struct RegionOffer {
+    /// Where and what.
+    pub range: RegionRange,
+    /// Bytes from the start of the descriptor's file.
+    pub mmap_offset: u64,
+    /// The memory.
+    pub fd: OwnedFd,
+}
+
+/// A region's place in the guest's and in the front-end's address space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RegionRange {
+    /// First guest-physical address.
+    pub guest: GuestAddr,
+    /// Bytes.
+    pub size: u64,
+    /// First address in the front-end.
+    pub user: UserAddr,
+}
+
+/// Everything needed to run a ring, complete and checked for form: index in range, size a power
+/// of two within the device's limit, addresses aligned. Whether the addresses lie in memory is
+/// the back-end's to say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RingSetup {
+    /// Which vring.
+    pub index: u16,
+    /// Entries.
+    pub size: u16,
+    /// Descriptor table.
+    pub descriptors: UserAddr,
+    /// Available ring.
+    pub available: UserAddr,
+    /// Used ring.
+    pub used: UserAddr,
+    /// Next available index to process: what SET_VRING_BASE said, what the last stop returned,
+    /// or 0.
+    pub base: u16,
+    /// Enabled at this moment.
+    pub enabled: bool,
+    /// The virtio features that the driver accepted.
+    pub features: u64,
+}
+
+/// What the back-end must do for a message.
+#[derive(Debug)]
+pub enum Action {
+    /// The accepted features (virtio and vhost bits). `enable_all`: bit 30 was not accepted, so
+    /// every ring is enabled from now on.
+    Features {
+        /// All accepted bits.
+        features: u64,
+        /// Enable every ring.
+        enable_all: bool,
+    },
+    /// Replace all of guest memory. Overlaps, descriptor kinds and file sizes are the back-end's
+    /// to check.
+    SetMemory(Vec<RegionOffer>),
+    /// Add a region.
+    AddRegion(RegionOffer),
+    /// Remove a region once nothing uses it.
+    RemoveRegion(RegionRange),
+    /// Start a ring. `kick: None`: no descriptor, poll for work.
+    StartRing {
+        /// The ring.
+        setup: RingSetup,
+        /// The kick descriptor.
+        kick: Option<OwnedFd>,
+    },
+    /// Replace the kick descriptor of a started ring and look at the ring once.
+    ReplaceKick {
+        /// Which vring.
+        index: u16,
+        /// The kick descriptor.
+        kick: Option<OwnedFd>,
+    },
+    /// Replace a ring's call descriptor, started or not. `None`: no notification wanted.
+    SetCall {
+        /// Which vring.
+        index: u16,
+        /// The call descriptor.
+        fd: Option<OwnedFd>,
+    },
+    /// Replace a ring's error descriptor, started or not.
+    SetError {
+        /// Which vring.
+        index: u16,
+        /// The error descriptor.
+        fd: Option<OwnedFd>,
+    },
+    /// Enable or disable a ring, started or not, without losing its position.
+    Enable {
+        /// Which vring.
+        index: u16,
+        /// Enabled from now on.
+        enabled: bool,
+    },
+    /// Drain and stop a started ring; answered with [`Outcome::Base`].
+    StopRing {
+        /// Which vring.
+        index: u16,
+    },
+    /// Read the configuration space; answered with [`Outcome::Config`] of exactly `size` bytes,
+    /// zero-filled past the device's own end.
+    ReadConfig {
+        /// First byte.
+        offset: u32,
+        /// Bytes, within the protocol's limit.
+        size: u32,
+    },
+    /// Write the configuration space.
+    WriteConfig {
+        /// First byte.
+        offset: u32,
+        /// The bytes.
+        data: Vec<u8>,
+    },
+    /// The driver's status byte changed; 0 resets the device.
+    Status(u8),
+    /// Stop all rings and put the device into its initial state; memory stays mapped.
+    Reset,
+    /// The channel for the back-end's own requests; replaces the former one.
+    SetBackendChannel(OwnedFd),
+}
+
+/// How an action went.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Done; nothing to report.
+    Done,
+    /// A ring is stopped; its next available index.
+    Base(u16),
+    /// Bytes of the configuration space.
+    Config(Vec<u8>),
+    /// Not done: nothing changed.
+    Failed(Refusal),
+}

@@ -1,0 +1,73 @@
+//! What a virtio device is to the core.
+
+use std::fmt;
+
+use crate::request::Batch;
+
+/// A configuration write that the device did not take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigRefused(pub String);
+
+impl fmt::Display for ConfigRefused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A virtio device. One value serves every connection of a back-end, one after the other, and
+/// all its queues, possibly from several threads at once.
+pub trait Device: Send + Sync + 'static {
+    /// The device type's number: VIRTIO 1.3, "Device Types".
+    fn virtio_id(&self) -> u32;
+
+    /// The device type's feature bits. The core adds the ring's and the transport's own.
+    fn features(&self) -> u64;
+
+    /// How many virtqueues the device has.
+    fn num_queues(&self) -> u16;
+
+    /// The largest ring that the device takes, a power of two.
+    fn max_queue_size(&self) -> u16;
+
+    /// Bytes of the configuration space.
+    fn config_len(&self) -> usize;
+
+    /// Copies the configuration space from `offset` on. Bytes past its end are left as they are
+    /// (the caller has zeroed them).
+    fn read_config(&self, offset: usize, out: &mut [u8]);
+
+    /// Takes a write to the configuration space. The default refuses all.
+    fn write_config(&self, offset: usize, data: &[u8]) -> Result<(), ConfigRefused> {
+        let len = data.len();
+        Err(ConfigRefused(format!(
+            "offset {offset}, {len} bytes: this device's configuration is read-only"
+        )))
+    }
+
+    /// The driver accepted these features (the device type's and the ring's).
+    fn negotiated(&self, features: u64) {
+        let _ = features;
+    }
+
+    /// The first ring of a session has started.
+    fn started(&self) {}
+
+    /// The last ring has stopped.
+    fn stopped(&self) {}
+
+    /// The driver reset the device: back to the initial state.
+    fn reset(&self) {}
+
+    /// The front-end is gone and its memory with it.
+    fn disconnected(&self) {}
+
+    /// Runs `body`, the whole life of one worker thread, between whatever the device needs
+    /// around it.
+    fn run_worker(&self, body: &mut dyn FnMut()) {
+        body();
+    }
+
+    /// Handles what the driver made available on `queue`. Requests that are left in the batch
+    /// stay in the ring and are offered again at the next kick.
+    fn handle(&self, queue: u16, batch: &mut Batch);
+}
