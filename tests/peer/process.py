@@ -1,0 +1,85 @@
+"""What a process holds, read from /proc: descriptors, mappings of guest memory, threads, memory."""
+
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from .memory import NAME
+
+
+class Holdings(NamedTuple):
+    """What a process holds at one moment."""
+
+    descriptors: Counter[str]
+    guest_mappings: int
+    threads: int
+
+    @classmethod
+    def of(cls, pid: int) -> "Holdings":
+        """Counts now."""
+        return cls(descriptors(pid), guest_mappings(pid), len(os.listdir(f"/proc/{pid}/task")))
+
+
+def descriptors(pid: int) -> Counter[str]:
+    """Open descriptors by what they are: 'socket', 'anon_inode:[eventfd]', '/memfd:name' ..."""
+    kinds: Counter[str] = Counter()
+    folder = Path(f"/proc/{pid}/fd")
+    for entry in os.listdir(folder):
+        try:
+            target = os.readlink(folder / entry)
+        except FileNotFoundError:  # closed since it was listed (or the listing's own descriptor)
+            continue
+        if target != f"/proc/{pid}/fd":
+            kinds[re.sub(r":\[\d+\]$", "", target)] += 1
+    return kinds
+
+
+def guest_mappings(pid: int) -> int:
+    """Lines of /proc/PID/maps that show the peer's guest memory, neighbours counted one by one."""
+    maps = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8")
+    return sum(f"/memfd:{NAME}" in line for line in maps.splitlines())
+
+
+def private_kib(pid: int) -> int:
+    """Resident memory of its own, in KiB: shared guest memory not counted."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    found = re.search(r"^RssAnon:\s+(\d+) kB$", status, re.MULTILINE)
+    if not found:
+        raise AssertionError("no RssAnon in /proc/PID/status")
+    return int(found[1])
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of all threads so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 5.0) -> bool:
+    """Polls until something holds; False when it does not in time."""
+    deadline = time.monotonic() + seconds
+    pause = 0.001
+    while not holds():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(pause)
+        pause = min(pause * 2, 0.05)
+    return True
+
+
+def settles(pid: int, before: Holdings, seconds: float = 5.0) -> str:
+    """Waits until a process holds what it held before; otherwise says what differs."""
+    if eventually(lambda: Holdings.of(pid) == before, seconds):
+        return ""
+    now = Holdings.of(pid)
+    more = now.descriptors - before.descriptors
+    fewer = before.descriptors - now.descriptors
+    return (
+        f"descriptors: more {dict(more)}, fewer {dict(fewer)}; "
+        f"guest mappings: {before.guest_mappings} -> {now.guest_mappings}; "
+        f"threads: {before.threads} -> {now.threads}"
+    )
