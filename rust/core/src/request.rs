@@ -1,4 +1,267 @@
-//! Requests in the hands of a device.
-/// placeholder
+//! Requests in the hands of a device: one descriptor chain each, answered exactly once.
+//!
+//! A [`Request`] is taken from a ring by a worker and consumed by its completion. The common case
+//! is complete within the batch, on the worker's own thread, with no lock; a request that is kept
+//! for later may be completed from any thread. A request that is dropped unanswered is given back
+//! to the driver with no byte written, so that its ring never runs dry.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::memory::view::{Buffers, Readable, Writable};
+use crate::sys::eventfd::EventFd;
+
+/// One descriptor chain in the hands of the device.
 #[derive(Debug)]
-pub struct Batch;
+pub struct Request {
+    /// `None` only while the request is being consumed.
+    slot: Option<Box<Slot>>,
+}
+
+/// What a request is made of, reused from request to request.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    pub(crate) buffers: Buffers,
+    pub(crate) head: u16,
+    queue: u16,
+    sink: Arc<Sink>,
+}
+
+/// An answered request on its way back to the ring.
+#[derive(Debug)]
+pub(crate) struct Done {
+    pub(crate) slot: Box<Slot>,
+    pub(crate) written: u32,
+}
+
+/// The ring that the request came from has stopped: nothing was given back to the driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stopped;
+
+impl Request {
+    pub(crate) fn new(slot: Box<Slot>) -> Self {
+        Self { slot: Some(slot) }
+    }
+
+    /// Completes the request from any thread. `written`: bytes written from the start of the
+    /// writable part, cut to its length.
+    ///
+    /// # Errors
+    /// [`Stopped`] if the ring has stopped meanwhile.
+    pub fn complete(mut self, written: u32) -> Result<(), Stopped> {
+        match self.slot.take() {
+            Some(slot) => Sink::finish(slot, written),
+            None => Err(Stopped),
+        }
+    }
+
+    /// The vring that it came from.
+    pub fn queue(&self) -> u16 {
+        self.slot().queue
+    }
+
+    /// The index of its first descriptor: its name among those in flight.
+    pub fn head(&self) -> u16 {
+        self.slot().head
+    }
+
+    /// Whether its ring still runs.
+    pub fn is_live(&self) -> bool {
+        !self.slot().sink.closed.load(Ordering::Acquire)
+    }
+
+    /// What the driver wrote.
+    #[inline]
+    pub fn readable(&self) -> Readable<'_> {
+        self.slot().buffers.readable()
+    }
+
+    /// What the device may write.
+    #[inline]
+    pub fn writable(&self) -> Writable<'_> {
+        self.slot().buffers.writable()
+    }
+
+    #[inline]
+    fn slot(&self) -> &Slot {
+        self.slot.as_deref().expect("a request has its slot until it is consumed")
+    }
+
+    fn into_done(mut self, written: u32) -> Done {
+        let slot = self.slot.take().expect("a request has its slot until it is consumed");
+        Done { written: limit(&slot, written), slot }
+    }
+
+    fn into_slot(mut self) -> Box<Slot> {
+        self.slot.take().expect("a request has its slot until it is consumed")
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot.take() {
+            let _ = Sink::finish(slot, 0);
+        }
+    }
+}
+
+impl Slot {
+    pub(crate) fn new(queue: u16, sink: Arc<Sink>) -> Box<Self> {
+        Box::new(Self { buffers: Buffers::default(), head: 0, queue, sink })
+    }
+}
+
+/// The device never reports more than it could have written.
+fn limit(slot: &Slot, written: u32) -> u32 {
+    let room = slot.buffers.writable().len();
+    u32::try_from(room).map_or(written, |room| written.min(room))
+}
+
+impl fmt::Display for Stopped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the queue has stopped: the request went back when it did")
+    }
+}
+
+impl std::error::Error for Stopped {}
+
+/// Requests of one queue that were popped together, in the order of the available ring.
+#[derive(Debug, Default)]
+pub struct Batch {
+    pending: VecDeque<Request>,
+    done: Vec<Done>,
+}
+
+impl Batch {
+    /// Takes the next request.
+    #[inline]
+    #[allow(clippy::should_implement_trait)] // An iterator would borrow the batch for its life.
+    pub fn next(&mut self) -> Option<Request> {
+        self.pending.pop_front()
+    }
+
+    /// Requests not yet taken.
+    pub fn len(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Whether all requests were taken.
+    pub fn is_empty(&self) -> bool {
+        self.pending.is_empty()
+    }
+
+    /// Completes a request of this batch on the worker's own thread, with no lock. It is seen by
+    /// the driver when the batch ends. `written` as in [`Request::complete`].
+    #[inline]
+    pub fn complete(&mut self, request: Request, written: u32) {
+        self.done.push(request.into_done(written));
+    }
+
+    pub(crate) fn push(&mut self, request: Request) {
+        self.pending.push_back(request);
+    }
+
+    pub(crate) fn take_done(&mut self) -> std::vec::Drain<'_, Done> {
+        self.done.drain(..)
+    }
+
+    /// The slots of the requests that the device left, last first.
+    pub(crate) fn take_left(&mut self) -> impl Iterator<Item = Box<Slot>> + '_ {
+        self.pending.drain(..).rev().map(Request::into_slot)
+    }
+}
+
+/// Where requests that are completed outside a batch wait for their worker.
+#[derive(Debug)]
+pub(crate) struct Sink {
+    done: Mutex<Vec<Done>>,
+    closed: AtomicBool,
+    bell: Arc<Bell>,
+}
+
+impl Sink {
+    pub(crate) fn new(bell: Arc<Bell>) -> Arc<Self> {
+        Arc::new(Self { done: Mutex::default(), closed: AtomicBool::new(false), bell })
+    }
+
+    /// Takes what has been completed.
+    pub(crate) fn collect(&self, into: &mut Vec<Done>) {
+        into.append(&mut self.done.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// From now on completions are refused.
+    pub(crate) fn close(&self) {
+        let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
+        self.closed.store(true, Ordering::Release);
+        done.clear();
+    }
+
+    fn finish(mut slot: Box<Slot>, written: u32) -> Result<(), Stopped> {
+        let sink = Arc::clone(&slot.sink);
+        let written = limit(&slot, written);
+        let mut done = sink.done.lock().unwrap_or_else(PoisonError::into_inner);
+        if sink.closed.load(Ordering::Relaxed) {
+            slot.buffers.release();
+            return Err(Stopped);
+        }
+        done.push(Done { slot, written });
+        drop(done);
+        sink.bell.ring();
+        Ok(())
+    }
+}
+
+/// Wakes one worker, at the cost of a system call only when it sleeps.
+#[derive(Debug)]
+pub(crate) struct Bell {
+    rung: AtomicBool,
+    asleep: AtomicBool,
+    event: EventFd,
+}
+
+impl Bell {
+    pub(crate) fn new() -> std::io::Result<Arc<Self>> {
+        let event = EventFd::new()?;
+        Ok(Arc::new(Self { rung: AtomicBool::new(false), asleep: AtomicBool::new(false), event }))
+    }
+
+    /// Asks the worker to look at its commands and completions.
+    pub(crate) fn ring(&self) {
+        // Sequentially consistent, as in `fall_asleep`: of the two threads at least one sees the
+        // other's store, so the worker never sleeps on a bell that was rung.
+        self.rung.store(true, Ordering::SeqCst);
+        if self.asleep.swap(false, Ordering::SeqCst) {
+            self.event.signal();
+        }
+    }
+
+    /// Whether it was rung since `answer`.
+    #[inline]
+    pub(crate) fn is_rung(&self) -> bool {
+        self.rung.load(Ordering::Acquire)
+    }
+
+    /// The worker is about to look.
+    pub(crate) fn answer(&self) -> bool {
+        self.rung.swap(false, Ordering::SeqCst)
+    }
+
+    /// The worker is about to sleep; `false` if it was rung and must not.
+    pub(crate) fn fall_asleep(&self) -> bool {
+        self.asleep.store(true, Ordering::SeqCst);
+        !self.rung.load(Ordering::SeqCst)
+    }
+
+    /// The worker is awake again.
+    pub(crate) fn wake(&self) {
+        if !self.asleep.swap(false, Ordering::SeqCst) {
+            self.event.clear();
+        }
+    }
+
+    pub(crate) fn event(&self) -> &EventFd {
+        &self.event
+    }
+}

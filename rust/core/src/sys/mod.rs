@@ -1,1 +1,5 @@
-//! ...
+//! Safe wrappers over system calls. Mechanism only: what to do with them is decided elsewhere.
+
+pub mod eventfd;
+pub mod io;
+pub mod mmap;

@@ -1,0 +1,384 @@
+//! Access to guest memory: bounds-checked copies and atomics, never a reference.
+//!
+//! The other end may change every byte at any time. So nothing here hands out `&[u8]`: a value is
+//! copied once into private memory and the copy is what anybody looks at.
+//!
+//! Two owners keep what they point to mapped: a [`Window`] holds its region (rings), and
+//! [`Buffers`] hold the memory table that their segments were looked up in (descriptor chains).
+#![allow(unsafe_code)] // Raw pointers into memory that is shared with the guest.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+
+use super::{Memory, OutOfMemory, Region};
+use crate::address::GuestAddr;
+use crate::sys::io::{VECTORS, preadv, pwritev};
+
+/// A contiguous piece of mapped guest memory. It is a bare place: whoever holds it must also
+/// hold what keeps it mapped. Laid out as the system's `iovec`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Segment {
+    base: *mut u8,
+    len: usize,
+}
+
+// SAFETY: a segment is an address and a length; it is only dereferenced by the owners in this
+// file, which keep the memory mapped wherever they are sent.
+unsafe impl Send for Segment {}
+// SAFETY: as above: shared guest memory has no owner thread.
+unsafe impl Sync for Segment {}
+
+impl Segment {
+    pub(super) fn new(base: *mut u8, len: usize) -> Self {
+        Self { base, len }
+    }
+
+    /// The first byte.
+    pub fn base(&self) -> *mut u8 {
+        self.base
+    }
+
+    /// Bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it has no byte.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    fn part(self, skip: usize, len: usize) -> Self {
+        Self { base: self.base.wrapping_add(skip), len: len.min(self.len - skip) }
+    }
+}
+
+/// A fixed piece of one region that stays mapped while this value lives: a part of a ring.
+#[derive(Debug)]
+pub struct Window {
+    place: Segment,
+    /// Keeps the mapping alive.
+    _region: Arc<Region>,
+}
+
+impl Window {
+    /// The `len` bytes at `offset` of `region`; `None` if they are not all inside, or not aligned
+    /// to `align` where they are mapped here.
+    pub fn new(region: &Arc<Region>, offset: u64, len: usize, align: usize) -> Option<Self> {
+        let place = region.segment(offset, len as u64)?;
+        let fits = place.len == len && (place.base as usize).is_multiple_of(align);
+        fits.then(|| Self { place, _region: Arc::clone(region) })
+    }
+
+    /// Loads the little-endian `u16` at `offset`, an even number inside the window.
+    #[inline]
+    pub fn load_u16(&self, offset: usize, order: Ordering) -> u16 {
+        let place = self.at(offset, 2).cast::<u16>();
+        // SAFETY: `at` checked that both bytes are inside; the window was aligned when it was
+        // made and offsets are even; the region is mapped while `self` holds it; all access from
+        // this process is atomic.
+        u16::from_le(unsafe { AtomicU16::from_ptr(place) }.load(order))
+    }
+
+    /// Stores a little-endian `u16` at `offset`, an even number inside the window.
+    #[inline]
+    pub fn store_u16(&self, offset: usize, value: u16, order: Ordering) {
+        let place = self.at(offset, 2).cast::<u16>();
+        // SAFETY: as in `load_u16`.
+        unsafe { AtomicU16::from_ptr(place) }.store(value.to_le(), order);
+    }
+
+    /// Loads the little-endian `u64` at `offset`, a multiple of 8 in a window aligned to 8.
+    #[inline]
+    pub fn load_u64(&self, offset: usize) -> u64 {
+        let place = self.at(offset, 8).cast::<u64>();
+        // SAFETY: as in `load_u16`, with 8 for 2.
+        u64::from_le(unsafe { AtomicU64::from_ptr(place) }.load(Ordering::Relaxed))
+    }
+
+    /// Stores a used ring element, 8 bytes at a multiple of 4.
+    #[inline]
+    pub fn store_pair(&self, offset: usize, first: u32, second: u32) {
+        let place = self.at(offset, 8).cast::<u64>();
+        let value = u64::from(first.to_le()) | u64::from(second.to_le()) << 32;
+        let value = if cfg!(target_endian = "little") { value } else { value.rotate_left(32) };
+        // SAFETY: `at` checked that the 8 bytes are inside and they stay mapped while `self`
+        // lives; the store is unaligned on purpose, and the driver does not look at the element
+        // before the index is published.
+        unsafe { ptr::write_unaligned(place, value) };
+    }
+
+    #[inline]
+    fn at(&self, offset: usize, len: usize) -> *mut u8 {
+        // Callers mask their indices, so this never fires; it keeps the file sound on its own.
+        assert!(offset + len <= self.place.len, "offset {offset} is outside a ring's window");
+        self.place.base.wrapping_add(offset)
+    }
+}
+
+/// Who may write a buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// The driver wrote it, the device reads it.
+    DeviceReadable,
+    /// The device writes it.
+    DeviceWritable,
+}
+
+/// The buffers of one descriptor chain, with the memory that they lie in. Reused from chain to
+/// chain, so that a chain costs no allocation.
+#[derive(Debug, Default)]
+pub struct Buffers {
+    memory: Option<Arc<Memory>>,
+    readable: Vec<Segment>,
+    writable: Vec<Segment>,
+    readable_len: u64,
+    writable_len: u64,
+}
+
+impl Buffers {
+    /// Forgets the former chain and starts one in `memory`.
+    #[inline]
+    pub fn begin(&mut self, memory: &Arc<Memory>) {
+        self.readable.clear();
+        self.writable.clear();
+        (self.readable_len, self.writable_len) = (0, 0);
+        // The same table as last time is the rule: no reference is counted then.
+        if !self.memory.as_ref().is_some_and(|held| Arc::ptr_eq(held, memory)) {
+            self.memory = Some(Arc::clone(memory));
+        }
+    }
+
+    /// Adds a descriptor's buffer, in as many segments as it crosses regions.
+    #[inline]
+    pub fn add(&mut self, at: GuestAddr, len: u32, access: Access) -> Result<(), OutOfMemory> {
+        let memory = self.memory.as_ref().ok_or(OutOfMemory { at, len: u64::from(len) })?;
+        let (list, total) = match access {
+            Access::DeviceReadable => (&mut self.readable, &mut self.readable_len),
+            Access::DeviceWritable => (&mut self.writable, &mut self.writable_len),
+        };
+        memory.segments(at, u64::from(len), |segment| list.push(segment))?;
+        *total += u64::from(len);
+        Ok(())
+    }
+
+    /// Lets go of the memory: an idle value must not keep a region mapped.
+    pub fn release(&mut self) {
+        self.readable.clear();
+        self.writable.clear();
+        (self.readable_len, self.writable_len) = (0, 0);
+        self.memory = None;
+    }
+
+    /// What the driver wrote.
+    #[inline]
+    pub fn readable(&self) -> Readable<'_> {
+        Readable(Span { segments: &self.readable, len: self.readable_len })
+    }
+
+    /// What the device may write.
+    #[inline]
+    pub fn writable(&self) -> Writable<'_> {
+        Writable(Span { segments: &self.writable, len: self.writable_len })
+    }
+}
+
+/// The device-readable part of a chain, as one sequence of bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Readable<'a>(Span<'a>);
+
+/// The device-writable part of a chain, as one sequence of bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Writable<'a>(Span<'a>);
+
+#[derive(Clone, Copy, Debug)]
+struct Span<'a> {
+    segments: &'a [Segment],
+    len: u64,
+}
+
+impl<'a> Readable<'a> {
+    /// Bytes.
+    pub fn len(&self) -> u64 {
+        self.0.len
+    }
+
+    /// Whether there is no byte.
+    pub fn is_empty(&self) -> bool {
+        self.0.len == 0
+    }
+
+    /// Copies from `offset` on into `out`; returns how many bytes there were.
+    #[inline]
+    pub fn read_at(&self, offset: u64, out: &mut [u8]) -> usize {
+        let mut done = 0;
+        for part in self.parts(offset, out.len() as u64) {
+            let target = out[done..done + part.len].as_mut_ptr();
+            // SAFETY: the part is mapped while the `Buffers` that this span borrows hold their
+            // memory; `target` has `part.len` bytes by the slicing above; private memory and
+            // guest memory do not overlap.
+            unsafe { ptr::copy_nonoverlapping(part.base, target, part.len) };
+            done += part.len;
+        }
+        done
+    }
+
+    /// Writes `len` bytes from `offset` on to `fd` at `at`; returns the bytes written, fewer only
+    /// where the file takes no more. `durable`: on stable storage when this returns.
+    pub fn write_to(
+        &self,
+        offset: u64,
+        len: u64,
+        fd: BorrowedFd<'_>,
+        at: u64,
+        durable: bool,
+    ) -> io::Result<u64> {
+        // SAFETY: the vectors are parts of segments that are mapped while `self` borrows them.
+        transfer(self.parts(offset, len), at, |v, at| unsafe { pwritev(fd, v, at, durable) })
+    }
+
+    /// The contiguous pieces of `len` bytes from `offset` on.
+    pub fn parts(&self, offset: u64, len: u64) -> Parts<'a> {
+        self.0.parts(offset, len)
+    }
+}
+
+impl<'a> Writable<'a> {
+    /// Bytes.
+    pub fn len(&self) -> u64 {
+        self.0.len
+    }
+
+    /// Whether there is no byte.
+    pub fn is_empty(&self) -> bool {
+        self.0.len == 0
+    }
+
+    /// Copies `data` to `offset`; returns how many bytes there was room for.
+    #[inline]
+    pub fn write_at(&self, offset: u64, data: &[u8]) -> usize {
+        let mut done = 0;
+        for part in self.parts(offset, data.len() as u64) {
+            let source = data[done..done + part.len].as_ptr();
+            // SAFETY: as in `Readable::read_at`, with the directions turned.
+            unsafe { ptr::copy_nonoverlapping(source, part.base, part.len) };
+            done += part.len;
+        }
+        done
+    }
+
+    /// Sets `len` bytes from `offset` on to `byte`; returns how many there were.
+    pub fn fill(&self, offset: u64, len: u64, byte: u8) -> u64 {
+        let mut done = 0;
+        for part in self.parts(offset, len) {
+            // SAFETY: the part is mapped while `self` borrows its segment.
+            unsafe { ptr::write_bytes(part.base, byte, part.len) };
+            done += part.len as u64;
+        }
+        done
+    }
+
+    /// Reads `len` bytes of `fd` at `at` to `offset` on; returns the bytes read, fewer only where
+    /// the file ends.
+    pub fn read_from(&self, offset: u64, len: u64, fd: BorrowedFd<'_>, at: u64) -> io::Result<u64> {
+        // SAFETY: the vectors are parts of segments that are mapped while `self` borrows them.
+        transfer(self.parts(offset, len), at, |v, at| unsafe { preadv(fd, v, at) })
+    }
+
+    /// The contiguous pieces of `len` bytes from `offset` on.
+    pub fn parts(&self, offset: u64, len: u64) -> Parts<'a> {
+        self.0.parts(offset, len)
+    }
+}
+
+impl<'a> Span<'a> {
+    #[inline]
+    fn parts(&self, offset: u64, len: u64) -> Parts<'a> {
+        Parts { segments: self.segments, skip: offset, left: len }
+    }
+}
+
+/// Iterates over the contiguous pieces of a span. No piece is empty.
+#[derive(Clone, Debug)]
+pub struct Parts<'a> {
+    segments: &'a [Segment],
+    skip: u64,
+    left: u64,
+}
+
+impl Iterator for Parts<'_> {
+    type Item = Segment;
+
+    #[inline]
+    fn next(&mut self) -> Option<Segment> {
+        while self.left > 0 {
+            let (&first, rest) = self.segments.split_first()?;
+            self.segments = rest;
+            if self.skip >= first.len as u64 {
+                self.skip -= first.len as u64;
+                continue;
+            }
+            let limit = usize::try_from(self.left).unwrap_or(usize::MAX);
+            let part = first.part(self.skip as usize, limit);
+            self.skip = 0;
+            self.left -= part.len as u64;
+            return Some(part);
+        }
+        None
+    }
+}
+
+/// Moves all parts with as few calls as possible, going on after short transfers.
+fn transfer(
+    mut parts: Parts<'_>,
+    mut at: u64,
+    mut call: impl FnMut(&[libc::iovec], u64) -> io::Result<usize>,
+) -> io::Result<u64> {
+    let mut total = 0;
+    loop {
+        let ahead = parts.clone();
+        let mut vectors = [libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 }; VECTORS];
+        let (mut count, mut wanted) = (0, 0);
+        for (vector, part) in vectors.iter_mut().zip(&mut parts) {
+            *vector = libc::iovec { iov_base: part.base.cast(), iov_len: part.len };
+            wanted += part.len;
+            count += 1;
+        }
+        if count == 0 {
+            return Ok(total);
+        }
+        let moved = call(&vectors[..count], at)?;
+        if moved == 0 {
+            return Ok(total);
+        }
+        total += moved as u64;
+        at += moved as u64;
+        if moved < wanted {
+            parts = ahead;
+            parts.advance(moved as u64);
+        }
+    }
+}
+
+impl Parts<'_> {
+    fn advance(&mut self, bytes: u64) {
+        self.skip += bytes;
+        self.left -= bytes;
+    }
+}
+
+/// Copies `out.len()` bytes at `at` out of `memory`, across regions.
+pub fn read(memory: &Memory, at: GuestAddr, out: &mut [u8]) -> Result<(), OutOfMemory> {
+    let mut done = 0;
+    memory.segments(at, out.len() as u64, |part| {
+        let target = out[done..done + part.len].as_mut_ptr();
+        // SAFETY: `memory` is borrowed and holds its regions; `target` has `part.len` bytes by the
+        // slicing above; private memory and guest memory do not overlap.
+        unsafe { ptr::copy_nonoverlapping(part.base, target, part.len) };
+        done += part.len;
+    })
+}

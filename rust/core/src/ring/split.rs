@@ -1,0 +1,399 @@
+//! The split virtqueue, device side.
+//!
+//! Laws:
+//! - Each value that the driver wrote is read once into a local, and the local is checked.
+//! - A malformed chain is an error and never a shorter chain; after an error the ring is not used
+//!   again until it is stopped and started anew.
+//! - The device's own indices live here. The used index in guest memory is written, never read.
+//!
+//! VIRTIO 1.3, "Split Virtqueues".
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use super::{MAX_CHAIN, RingError, need_event};
+use crate::address::{GuestAddr, UserAddr};
+use crate::memory::view::{Access, Buffers, Window};
+use crate::memory::{Memory, view};
+
+const DESC_LEN: usize = 16;
+const DESC_NEXT: u16 = 1;
+const DESC_WRITE: u16 = 2;
+const DESC_INDIRECT: u16 = 4;
+const AVAIL_NO_INTERRUPT: u16 = 1;
+const USED_NO_NOTIFY: u16 = 1;
+const RING_HEADER: usize = 4;
+
+/// Where a ring's three parts are, in the front-end's address space.
+#[derive(Clone, Copy, Debug)]
+pub struct SplitLayout {
+    /// Entries: a power of two, at most 32768.
+    pub size: u16,
+    /// Descriptor table.
+    pub descriptors: UserAddr,
+    /// Available ring.
+    pub available: UserAddr,
+    /// Used ring.
+    pub used: UserAddr,
+    /// Indirect descriptors were negotiated.
+    pub indirect: bool,
+    /// Event indices were negotiated.
+    pub event_idx: bool,
+}
+
+/// A part of a ring that is not wholly in one region of guest memory, or misaligned in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StartError {
+    /// Which part.
+    pub part: &'static str,
+    /// Where it should be.
+    pub at: UserAddr,
+    /// Its bytes.
+    pub len: usize,
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { part, at, len } = self;
+        write!(f, "the {part} ({len} bytes at {at}) is not inside one region of guest memory")
+    }
+}
+
+impl std::error::Error for StartError {}
+
+/// The three parts of a ring, mapped.
+#[derive(Debug)]
+struct Parts {
+    descriptors: Window,
+    available: Window,
+    used: Window,
+}
+
+/// A running split virtqueue.
+#[derive(Debug)]
+pub struct SplitRing {
+    layout: SplitLayout,
+    mask: u16,
+    parts: Parts,
+    memory: Arc<Memory>,
+    /// Next available index to pop.
+    next_avail: u16,
+    /// The available index as read last: entries before it are safe to read.
+    seen_avail: u16,
+    /// Next used index to write.
+    next_used: u16,
+    /// The used index as published last.
+    published: u16,
+    /// The used index at the last decision to notify; `None` until the first.
+    decided: Option<u16>,
+    /// One bit for each descriptor that heads a chain in flight.
+    in_flight: Box<[u64]>,
+    /// Private copy of an indirect table.
+    table: Vec<u8>,
+    max_chain: u16,
+}
+
+/// One descriptor, copied.
+#[derive(Clone, Copy, Debug)]
+struct Descriptor {
+    at: GuestAddr,
+    len: u32,
+    flags: u16,
+    next: u16,
+}
+
+impl SplitRing {
+    /// Finds the ring in `memory` and takes it up at available index `base`.
+    ///
+    /// The used index is read from the ring. If it differs from `base` the ring goes on from it,
+    /// as long as the driver's index fits that too: a front-end that names the driver's index as
+    /// base (cloud-hypervisor does on the first start) would otherwise skip what the driver made
+    /// available early. [`next_available`](Self::next_available) tells what was chosen.
+    pub fn start(memory: &Arc<Memory>, layout: SplitLayout, base: u16) -> Result<Self, StartError> {
+        let parts = Parts::find(memory, &layout)?;
+        let used = parts.used.load_u16(2, Ordering::Relaxed);
+        let avail = parts.available.load_u16(2, Ordering::Acquire);
+        let fits = |from: u16| avail.wrapping_sub(from) <= layout.size;
+        let next = if fits(base) && fits(used) { used } else { base };
+        let in_flight = vec![0; usize::from(layout.size).div_ceil(64)].into();
+        Ok(Self {
+            layout,
+            mask: layout.size - 1,
+            parts,
+            memory: Arc::clone(memory),
+            next_avail: next,
+            seen_avail: next,
+            next_used: next,
+            published: next,
+            decided: None,
+            in_flight,
+            table: Vec::new(),
+            max_chain: layout.size.max(MAX_CHAIN),
+        })
+    }
+
+    /// Goes on in another table of memory. On an error the ring still stands in the old one.
+    pub fn move_to(&mut self, memory: &Arc<Memory>) -> Result<(), StartError> {
+        self.parts = Parts::find(memory, &self.layout)?;
+        self.memory = Arc::clone(memory);
+        Ok(())
+    }
+
+    /// How many chains the driver has made available and the device has not popped.
+    #[inline]
+    pub fn available(&mut self) -> Result<u16, RingError> {
+        // Acquire pairs with the driver's release of its index: entries, descriptors and buffers
+        // behind it are visible.
+        let available = self.parts.available.load_u16(2, Ordering::Acquire);
+        let ahead = available.wrapping_sub(self.next_avail);
+        let (next, size) = (self.next_avail, self.layout.size);
+        if ahead > size {
+            return Err(RingError::IndexJump { available, next, size });
+        }
+        self.seen_avail = available;
+        Ok(ahead)
+    }
+
+    /// Pops one of the chains that [`available`](Self::available) counted, into `buffers`;
+    /// returns its head. `None`: that many have been popped.
+    #[inline]
+    pub fn pop(&mut self, buffers: &mut Buffers) -> Result<Option<u16>, RingError> {
+        if self.next_avail == self.seen_avail {
+            return Ok(None);
+        }
+        let slot = RING_HEADER + 2 * usize::from(self.next_avail & self.mask);
+        let head = self.parts.available.load_u16(slot, Ordering::Relaxed);
+        if head > self.mask {
+            return Err(RingError::BadHead { head, size: self.layout.size });
+        }
+        if self.is_in_flight(head) {
+            return Err(RingError::HeadInFlight(head));
+        }
+        buffers.begin(&self.memory);
+        self.walk(head, buffers)?;
+        self.flip_in_flight(head);
+        self.next_avail = self.next_avail.wrapping_add(1);
+        Ok(Some(head))
+    }
+
+    /// Puts back the chain that was popped last of those not put back: it stays available.
+    pub fn unpop(&mut self, head: u16) {
+        self.flip_in_flight(head);
+        self.next_avail = self.next_avail.wrapping_sub(1);
+    }
+
+    /// Writes a used element. The driver does not see it before [`publish`](Self::publish).
+    #[inline]
+    pub fn push(&mut self, head: u16, written: u32) {
+        self.flip_in_flight(head);
+        let slot = RING_HEADER + 8 * usize::from(self.next_used & self.mask);
+        self.parts.used.store_pair(slot, u32::from(head), written);
+        self.next_used = self.next_used.wrapping_add(1);
+    }
+
+    /// Shows the driver all elements pushed since the last call, at once; returns whether it
+    /// wants to be notified.
+    #[inline]
+    pub fn publish(&mut self) -> bool {
+        if self.next_used == self.published {
+            return false;
+        }
+        // Release pairs with the driver's acquire of the index: elements and buffers are visible.
+        self.parts.used.store_u16(2, self.next_used, Ordering::Release);
+        self.published = self.next_used;
+        // Orders the store above before the loads below. It pairs with the driver's fence between
+        // asking for a notification and looking at the index: one of the two sees the other.
+        fence(Ordering::SeqCst);
+        self.wants_notification()
+    }
+
+    fn wants_notification(&mut self) -> bool {
+        if !self.layout.event_idx {
+            return self.parts.available.load_u16(0, Ordering::Relaxed) & AVAIL_NO_INTERRUPT == 0;
+        }
+        let at = RING_HEADER + 2 * usize::from(self.layout.size);
+        let event = self.parts.available.load_u16(at, Ordering::Relaxed);
+        let decided = self.decided.replace(self.next_used);
+        decided.is_none_or(|old| need_event(event, self.next_used, old))
+    }
+
+    /// Asks the driver for kicks, then looks once more; `true` if there is work already, so that
+    /// no kick may come for it.
+    pub fn enable_kicks(&mut self) -> Result<bool, RingError> {
+        if self.layout.event_idx {
+            let at = RING_HEADER + 8 * usize::from(self.layout.size);
+            self.parts.used.store_u16(at, self.next_avail, Ordering::Relaxed);
+        } else {
+            self.parts.used.store_u16(0, 0, Ordering::Relaxed);
+        }
+        // Pairs with the driver's fence between its index and its look at what was stored above.
+        fence(Ordering::SeqCst);
+        Ok(self.available()? > 0)
+    }
+
+    /// Tells the driver that the device looks by itself. With event indices nothing need be said:
+    /// the event stays behind.
+    pub fn disable_kicks(&mut self) {
+        if !self.layout.event_idx {
+            self.parts.used.store_u16(0, USED_NO_NOTIFY, Ordering::Relaxed);
+        }
+    }
+
+    /// The next available index: what GET_VRING_BASE reports once all requests are back.
+    pub fn next_available(&self) -> u16 {
+        self.next_avail
+    }
+
+    /// Chains popped and not pushed.
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight.iter().map(|word| word.count_ones()).sum()
+    }
+
+    #[inline]
+    fn is_in_flight(&self, head: u16) -> bool {
+        self.in_flight[usize::from(head / 64)] >> (head % 64) & 1 != 0
+    }
+
+    #[inline]
+    fn flip_in_flight(&mut self, head: u16) {
+        self.in_flight[usize::from(head / 64)] ^= 1 << (head % 64);
+    }
+
+    /// Walks the chain at `head` once, from descriptor to descriptor.
+    #[inline]
+    fn walk(&mut self, head: u16, buffers: &mut Buffers) -> Result<(), RingError> {
+        let mut chain = Chain::new(head, self.max_chain);
+        let mut index = head;
+        loop {
+            let descriptor = self.descriptor(index);
+            if descriptor.flags & DESC_INDIRECT != 0 {
+                return self.walk_table(descriptor, chain, buffers);
+            }
+            chain.add(descriptor, buffers)?;
+            if descriptor.flags & DESC_NEXT == 0 {
+                return Ok(());
+            }
+            index = descriptor.next;
+            if index > self.mask {
+                let table = u32::from(self.layout.size);
+                return Err(RingError::BadNext { head, next: index, table });
+            }
+        }
+    }
+
+    /// Copies the indirect table that ends a chain, then walks the copy.
+    fn walk_table(
+        &mut self,
+        outer: Descriptor,
+        mut chain: Chain,
+        buffers: &mut Buffers,
+    ) -> Result<(), RingError> {
+        let head = chain.head;
+        if !self.layout.indirect || outer.flags & DESC_NEXT != 0 {
+            return Err(RingError::BadIndirect { head });
+        }
+        let (bytes, count) = (outer.len as usize, outer.len / DESC_LEN as u32);
+        let whole = bytes.is_multiple_of(DESC_LEN);
+        if !whole || count == 0 || count > u32::from(self.max_chain) {
+            return Err(RingError::BadTable { head, len: outer.len });
+        }
+        self.table.resize(bytes, 0);
+        view::read(&self.memory, outer.at, &mut self.table).map_err(RingError::outside(head))?;
+        let mut index = 0;
+        loop {
+            let descriptor = Descriptor::from_table(&self.table, index);
+            if descriptor.flags & DESC_INDIRECT != 0 {
+                return Err(RingError::BadIndirect { head });
+            }
+            chain.add(descriptor, buffers)?;
+            if descriptor.flags & DESC_NEXT == 0 {
+                return Ok(());
+            }
+            index = descriptor.next;
+            if u32::from(index) >= count {
+                return Err(RingError::BadNext { head, next: index, table: count });
+            }
+        }
+    }
+
+    #[inline]
+    fn descriptor(&self, index: u16) -> Descriptor {
+        let at = DESC_LEN * usize::from(index);
+        let table = &self.parts.descriptors;
+        Descriptor::new(table.load_u64(at), table.load_u64(at + 8))
+    }
+}
+
+impl Parts {
+    fn find(memory: &Memory, layout: &SplitLayout) -> Result<Self, StartError> {
+        let n = usize::from(layout.size);
+        let find = |part, at, len, align| {
+            memory.window(at, len, align).ok_or(StartError { part, at, len })
+        };
+        // The event fields count whether negotiated or not: drivers lay them out always.
+        Ok(Self {
+            descriptors: find("descriptor table", layout.descriptors, 16 * n, 16)?,
+            available: find("available ring", layout.available, 6 + 2 * n, 2)?,
+            used: find("used ring", layout.used, 6 + 8 * n, 4)?,
+        })
+    }
+}
+
+impl Descriptor {
+    #[inline]
+    fn new(low: u64, high: u64) -> Self {
+        Self {
+            at: GuestAddr(low),
+            len: high as u32,
+            flags: (high >> 32) as u16,
+            next: (high >> 48) as u16,
+        }
+    }
+
+    #[inline]
+    fn from_table(table: &[u8], index: u16) -> Self {
+        let (entries, _) = table.as_chunks::<DESC_LEN>();
+        let entry = u128::from_le_bytes(entries[usize::from(index)]);
+        Self::new(entry as u64, (entry >> 64) as u64)
+    }
+}
+
+/// What must be remembered along one chain.
+#[derive(Clone, Copy, Debug)]
+struct Chain {
+    head: u16,
+    limit: u16,
+    count: u16,
+    bytes: u64,
+    writable: bool,
+}
+
+impl Chain {
+    fn new(head: u16, limit: u16) -> Self {
+        Self { head, limit, count: 0, bytes: 0, writable: false }
+    }
+
+    #[inline]
+    fn add(&mut self, descriptor: Descriptor, buffers: &mut Buffers) -> Result<(), RingError> {
+        let head = self.head;
+        if self.count == self.limit {
+            return Err(RingError::TooLong { head, limit: self.limit });
+        }
+        self.count += 1;
+        let writable = descriptor.flags & DESC_WRITE != 0;
+        if self.writable && !writable {
+            return Err(RingError::ReadableAfterWritable { head });
+        }
+        self.writable = writable;
+        self.bytes += u64::from(descriptor.len);
+        if self.bytes > u64::from(u32::MAX) {
+            return Err(RingError::TooLarge { head });
+        }
+        if descriptor.len == 0 {
+            return Ok(());
+        }
+        let access = if writable { Access::DeviceWritable } else { Access::DeviceReadable };
+        buffers.add(descriptor.at, descriptor.len, access).map_err(RingError::outside(head))
+    }
+}
