@@ -1,5 +1,6 @@
 //! Safe wrappers over system calls. Mechanism only: what to do with them is decided elsewhere.
 
+pub mod credentials;
 pub mod eventfd;
 pub mod io;
 pub mod mmap;

@@ -1,0 +1,158 @@
+//! Where connections come from: a socket we listen on, one we dial, or one we were given.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use rustix::io::{Errno, FdFlags, fcntl_setfd};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, getpeername, sockopt,
+};
+
+use super::listener::{stream_socket, unix_address};
+use super::wait::{Ready, wait};
+use super::{ListenOptions, Listener, SocketError, Stream};
+use crate::error::HostError;
+
+/// The pause between two calls to a front-end that is not there: at first, and at most. Doubles
+/// from one to the other.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+
+/// What the user asked for.
+#[derive(Debug)]
+pub enum Endpoint {
+    /// Make a socket and wait for front-ends.
+    Listen(ListenOptions),
+    /// Call a front-end that listens at this path, again and again.
+    Dial {
+        /// The front-end's socket, used exactly as given.
+        path: PathBuf,
+    },
+    /// A socket from our parent: listening, or connected already.
+    Inherited(OwnedFd),
+}
+
+/// An endpoint that is open.
+#[derive(Debug)]
+pub enum Source {
+    /// Front-ends come to us.
+    Listener(Listener),
+    /// We go to the front-end.
+    Dialer(Dialer),
+    /// The one connection that we were given, until it is taken.
+    Given(Option<Stream>),
+}
+
+/// The next connection of a [`Source`].
+#[derive(Debug)]
+pub enum Next {
+    /// A front-end.
+    Stream(Stream),
+    /// The wake descriptor became readable.
+    Woken,
+    /// The connection that was handed down has been taken; there is no other.
+    Over,
+}
+
+/// Calls a front-end until it answers.
+#[derive(Debug)]
+pub struct Dialer {
+    address: SocketAddrUnix,
+    path: PathBuf,
+    pause: Duration,
+    not_before: Option<Instant>,
+}
+
+impl Endpoint {
+    /// Makes the socket, or checks the one that was handed down. Nothing waits here.
+    pub fn open(self) -> Result<Source, SocketError> {
+        match self {
+            Self::Listen(options) => Listener::bind(&options).map(Source::Listener),
+            Self::Dial { path } => Dialer::new(path).map(Source::Dialer),
+            Self::Inherited(fd) => inherited(fd),
+        }
+    }
+}
+
+impl Source {
+    /// Waits for the next connection, for ever unless `wake` becomes readable.
+    pub fn next(&mut self, wake: BorrowedFd<'_>) -> Result<Next, SocketError> {
+        let stream = match self {
+            Self::Listener(listener) => listener.accept(wake)?,
+            Self::Dialer(dialer) => dialer.dial(wake)?,
+            Self::Given(stream) => return Ok(stream.take().map_or(Next::Over, Next::Stream)),
+        };
+        Ok(stream.map_or(Next::Woken, Next::Stream))
+    }
+}
+
+impl Dialer {
+    fn new(path: PathBuf) -> Result<Self, SocketError> {
+        let address = unix_address(&path)?;
+        Ok(Self { address, path, pause: PAUSE.0, not_before: None })
+    }
+
+    /// `None`: woken.
+    fn dial(&mut self, wake: BorrowedFd<'_>) -> Result<Option<Stream>, SocketError> {
+        loop {
+            // Also a front-end that hangs up at once is not called more often than this.
+            if self.rest(wake)? == Ready::Wake {
+                return Ok(None);
+            }
+            let fd = stream_socket(SocketFlags::NONBLOCK)?;
+            let result = connect(&fd, &self.address);
+            self.not_before = Some(Instant::now() + self.pause);
+            match result {
+                Ok(()) => {
+                    self.pause = PAUSE.0;
+                    return Ok(Some(Stream::new(fd)));
+                }
+                Err(error) if may_come_up(error) => self.pause = (self.pause * 2).min(PAUSE.1),
+                Err(error) => {
+                    let what = format!("connect to {}", self.path.display());
+                    return Err(HostError::new(what, error).into());
+                }
+            }
+        }
+    }
+
+    fn rest(&self, wake: BorrowedFd<'_>) -> Result<Ready, HostError> {
+        let until = self.not_before.unwrap_or_else(Instant::now);
+        wait(None, Some(wake), Some(until))
+    }
+}
+
+/// Errors that go away when the front-end starts, or gives its new socket its mode.
+fn may_come_up(error: Errno) -> bool {
+    matches!(error, Errno::NOENT | Errno::CONNREFUSED | Errno::AGAIN | Errno::ACCESS | Errno::INTR)
+}
+
+fn inherited(fd: OwnedFd) -> Result<Source, SocketError> {
+    let wrong = |what: String| SocketError::NotUnixStream { what };
+    let domain = sockopt::socket_domain(&fd).map_err(|e| match e {
+        Errno::NOTSOCK => wrong("no socket at all".to_owned()),
+        e => HostError::new("look at the inherited socket", e).into(),
+    })?;
+    if domain != AddressFamily::UNIX {
+        return Err(wrong(format!("address family {}", domain.as_raw())));
+    }
+    let host = |e: Errno| HostError::new("look at the inherited socket", e);
+    let kind = sockopt::socket_type(&fd).map_err(host)?;
+    if kind != SocketType::STREAM {
+        return Err(wrong(format!("socket type {}", kind.as_raw())));
+    }
+    // Not to be inherited once more, by a process that a device starts.
+    fcntl_setfd(&fd, FdFlags::CLOEXEC).map_err(host)?;
+    if sockopt::socket_acceptconn(&fd).map_err(host)? {
+        return Listener::from_fd(fd).map(Source::Listener);
+    }
+    match getpeername(fd.as_fd()) {
+        Ok(_) => Ok(Source::Given(Some(Stream::new(fd)))),
+        Err(Errno::NOTCONN) => Err(wrong("it neither listens nor is connected".to_owned())),
+        Err(error) => Err(host(error).into()),
+    }
+}
+
+#[cfg(test)]
+#[path = "endpoint_tests.rs"]
+mod tests;

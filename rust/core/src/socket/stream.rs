@@ -1,0 +1,325 @@
+//! A connected socket that carries frames.
+//!
+//! A message is read in two steps: its header by `recvmsg`, since descriptors ride on the first
+//! byte, then exactly `size` bytes of payload. What has arrived of a message is kept in a
+//! [`Partial`], so a wake in the middle loses nothing.
+//!
+//! Source: QEMU "Vhost-user Protocol", "Message Specification" and "Communication".
+
+use std::io::IoSlice;
+use std::io::IoSliceMut;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::PollFlags;
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recv, recvmsg,
+    sendmsg, socketpair,
+};
+
+use super::SocketError;
+use super::wait::{Ready, wait};
+use crate::error::HostError;
+use crate::sys::credentials;
+use crate::wire::{Frame, Header, MAX_FDS, MAX_PAYLOAD};
+
+/// How long a message may take from its first byte to its last. A front-end sends one with a
+/// single system call; seconds are for a machine that is short of everything.
+pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(5);
+
+/// What [`Stream::receive`] waited for.
+#[derive(Debug)]
+pub enum Incoming {
+    /// A whole message.
+    Frame(Frame),
+    /// The peer closed the connection between two messages.
+    Closed,
+    /// The wake descriptor became readable. What had arrived of a message is kept for the next
+    /// call, and so is the message's deadline.
+    Woken,
+}
+
+/// A connected Unix stream socket.
+#[derive(Debug)]
+pub struct Stream {
+    fd: OwnedFd,
+    deadline: Duration,
+    partial: Option<Partial>,
+}
+
+/// A message of which at least one byte has arrived.
+#[derive(Debug)]
+struct Partial {
+    started: Instant,
+    fds: Vec<OwnedFd>,
+    header: [u8; Header::LEN],
+    /// Bytes of the header that arrived.
+    header_len: usize,
+    /// As long as the header says; empty until the header is whole.
+    payload: Vec<u8>,
+    /// Bytes of the payload that arrived.
+    payload_len: usize,
+}
+
+/// What one read brought.
+enum Read {
+    Bytes(usize),
+    End,
+    Nothing,
+}
+
+impl Stream {
+    /// Takes a connected Unix stream socket. Its blocking mode does not matter and is not
+    /// changed.
+    pub fn new(fd: OwnedFd) -> Self {
+        Self { fd, deadline: DEFAULT_DEADLINE, partial: None }
+    }
+
+    /// Two connected ends.
+    pub fn pair() -> Result<(Self, Self), SocketError> {
+        let (a, b) =
+            socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+                .map_err(|e| HostError::new("make a socket pair", e))?;
+        Ok((Self::new(a), Self::new(b)))
+    }
+
+    /// Sets how long a message may take, received or sent, from its first byte to its last.
+    pub fn set_deadline(&mut self, deadline: Duration) {
+        self.deadline = deadline;
+    }
+
+    /// Waits for a message, without limit until its first byte has arrived.
+    ///
+    /// After an error the connection is out of step and must be dropped.
+    pub fn receive(&mut self, wake: BorrowedFd<'_>) -> Result<Incoming, SocketError> {
+        self.receive_inner(Some(wake), None)
+    }
+
+    /// As [`receive`](Self::receive), with a limit for the first byte as well
+    /// ([`SocketError::TimedOut`]). The connection stays usable after that error. `wake` is optional.
+    pub fn receive_until(
+        &mut self,
+        wake: Option<BorrowedFd<'_>>,
+        until: Instant,
+    ) -> Result<Incoming, SocketError> {
+        self.receive_inner(wake, Some(until))
+    }
+
+    /// Sends a whole frame; its descriptors go with the first byte. The header's size field is
+    /// taken from the frame as it is.
+    ///
+    /// After an error the connection is out of step and must be dropped.
+    pub fn send(&mut self, frame: &Frame) -> Result<(), SocketError> {
+        let mut bytes = Vec::with_capacity(Header::LEN + frame.payload.len());
+        bytes.extend_from_slice(&frame.header.to_bytes());
+        bytes.extend_from_slice(&frame.payload);
+        let until = Instant::now() + self.deadline;
+        let mut sent = 0;
+        while let Some(rest) = bytes.get(sent..).filter(|rest| !rest.is_empty()) {
+            let fds: &[OwnedFd] = if sent == 0 { &frame.fds } else { &[] };
+            match send_some(self.fd.as_fd(), rest, fds)? {
+                0 => self.wait_for_room(sent, until)?,
+                n => sent += n,
+            }
+        }
+        Ok(())
+    }
+
+    /// Who is at the other end, for a log line: `pid 123`, or `an unknown process` when the
+    /// system cannot say (another PID namespace, a socket made elsewhere).
+    pub fn peer(&self) -> String {
+        credentials::peer_pid(self.fd.as_fd())
+            .map_or_else(|| "an unknown process".to_owned(), |pid| format!("pid {pid}"))
+    }
+
+    fn receive_inner(
+        &mut self,
+        wake: Option<BorrowedFd<'_>>,
+        first_byte: Option<Instant>,
+    ) -> Result<Incoming, SocketError> {
+        loop {
+            let until = match &self.partial {
+                Some(partial) => Some(partial.started + self.deadline),
+                None => first_byte,
+            };
+            match wait(Some((self.fd.as_fd(), PollFlags::IN)), wake, until)? {
+                Ready::Wake => return Ok(Incoming::Woken),
+                Ready::Time => return Err(self.too_late()),
+                Ready::Fd => {}
+            }
+            match self.read_some()? {
+                Read::Nothing => {}
+                Read::End => return self.end(),
+                Read::Bytes(_) => {
+                    if let Some(frame) = self.take_whole()? {
+                        return Ok(Incoming::Frame(frame));
+                    }
+                }
+            }
+        }
+    }
+
+    /// One read of what the message needs next.
+    fn read_some(&mut self) -> Result<Read, SocketError> {
+        let Some(partial) = &mut self.partial else {
+            return self.read_first();
+        };
+        // Descriptors that come with a later byte belong to no message: `recv` has no room for
+        // them and the kernel closes them.
+        if partial.header_len < Header::LEN {
+            let read = receive_some(self.fd.as_fd(), &mut partial.header[partial.header_len..])?;
+            if let Read::Bytes(n) = read {
+                partial.header_len += n;
+            }
+            Ok(read)
+        } else {
+            let read = receive_some(self.fd.as_fd(), &mut partial.payload[partial.payload_len..])?;
+            if let Read::Bytes(n) = read {
+                partial.payload_len += n;
+            }
+            Ok(read)
+        }
+    }
+
+    /// The first read of a header, with the message's descriptors.
+    fn read_first(&mut self) -> Result<Read, SocketError> {
+        let mut header = [0; Header::LEN];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+        let received =
+            match recvmsg(&self.fd, &mut [IoSliceMut::new(&mut header)], &mut control, flags) {
+                Ok(received) => received,
+                Err(error) => return no_bytes(error),
+            };
+        // Owned from here on, so that each error below closes them.
+        let fds = take_fds(&mut control);
+        if received.flags.contains(ReturnFlags::CTRUNC) {
+            return Err(SocketError::FdsCutOff);
+        }
+        if fds.len() > MAX_FDS {
+            return Err(SocketError::TooManyFds { got: fds.len() });
+        }
+        if received.bytes == 0 {
+            return Ok(Read::End);
+        }
+        self.partial = Some(Partial {
+            started: Instant::now(),
+            fds,
+            header,
+            header_len: received.bytes,
+            payload: Vec::new(),
+            payload_len: 0,
+        });
+        Ok(Read::Bytes(received.bytes))
+    }
+
+    /// The message if it is whole now. Makes room for the payload once the header is.
+    fn take_whole(&mut self) -> Result<Option<Frame>, SocketError> {
+        let Some(mut partial) = self.partial.take_if(|p| p.header_len == Header::LEN) else {
+            return Ok(None);
+        };
+        let header = Header::from_bytes(partial.header);
+        let size = header.size as usize;
+        if size > MAX_PAYLOAD {
+            return Err(SocketError::PayloadTooLong { request: header.request, size: header.size });
+        }
+        partial.payload.resize(size, 0);
+        if partial.payload_len < size {
+            self.partial = Some(partial);
+            return Ok(None);
+        }
+        Ok(Some(Frame { header, payload: partial.payload, fds: partial.fds }))
+    }
+
+    fn end(&mut self) -> Result<Incoming, SocketError> {
+        match self.partial.take() {
+            None => Ok(Incoming::Closed),
+            Some(partial) => Err(SocketError::EndInside { got: partial.len() }),
+        }
+    }
+
+    fn too_late(&mut self) -> SocketError {
+        match self.partial.take() {
+            None => SocketError::TimedOut,
+            Some(partial) => {
+                SocketError::HalfMessage { got: partial.len(), deadline: self.deadline }
+            }
+        }
+    }
+
+    fn wait_for_room(&self, sent: usize, until: Instant) -> Result<(), SocketError> {
+        match wait(Some((self.fd.as_fd(), PollFlags::OUT)), None, Some(until))? {
+            Ready::Time => Err(SocketError::SendStuck { sent, deadline: self.deadline }),
+            Ready::Fd | Ready::Wake => Ok(()),
+        }
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Partial {
+    fn len(&self) -> usize {
+        self.header_len + self.payload_len
+    }
+}
+
+fn receive_some(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Read, SocketError> {
+    match recv(fd, buffer, RecvFlags::DONTWAIT) {
+        Ok((_, 0)) => Ok(Read::End),
+        Ok((_, n)) => Ok(Read::Bytes(n)),
+        Err(error) => no_bytes(error),
+    }
+}
+
+/// A failed read. A peer that closes with our replies unread shows as a reset: an end like any
+/// other, since what it had sent was delivered before.
+fn no_bytes(error: Errno) -> Result<Read, SocketError> {
+    match error {
+        Errno::AGAIN | Errno::INTR => Ok(Read::Nothing),
+        Errno::CONNRESET => Ok(Read::End),
+        error => Err(HostError::new("receive a message", error).into()),
+    }
+}
+
+fn take_fds(control: &mut RecvAncillaryBuffer<'_>) -> Vec<OwnedFd> {
+    let mut fds = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            fds.extend(rights);
+        }
+    }
+    fds
+}
+
+/// Bytes sent; 0 when there is no room now.
+fn send_some(fd: BorrowedFd<'_>, bytes: &[u8], fds: &[OwnedFd]) -> Result<usize, SocketError> {
+    if fds.len() > MAX_FDS {
+        return Err(SocketError::TooManyFds { got: fds.len() });
+    }
+    let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !borrowed.is_empty() {
+        let pushed = control.push(SendAncillaryMessage::ScmRights(&borrowed));
+        debug_assert!(pushed, "the buffer has room for MAX_FDS");
+    }
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    match sendmsg(fd, &[IoSlice::new(bytes)], &mut control, flags) {
+        Ok(n) => Ok(n),
+        Err(Errno::AGAIN | Errno::INTR) => Ok(0),
+        Err(Errno::PIPE | Errno::CONNRESET) => Err(SocketError::PeerGone),
+        Err(error) => Err(HostError::new("send a message", error).into()),
+    }
+}
+
+#[cfg(test)]
+#[path = "stream_tests.rs"]
+mod tests;

@@ -1,0 +1,54 @@
+//! Waiting for a descriptor, a wake and a point in time at once.
+
+use std::os::fd::BorrowedFd;
+use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use crate::error::HostError;
+
+/// Why a wait ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ready {
+    /// The descriptor has something (data, room, an end or an error).
+    Fd,
+    /// The wake descriptor is readable, or broken. Wins over the others, so that a busy peer
+    /// cannot hide a stop.
+    Wake,
+    /// The time is over.
+    Time,
+}
+
+/// Waits until `fd` shows one of `events`, `wake` is readable or `until` is past. Both
+/// descriptors are optional; `None` for `until` waits for ever. Interruptions by signals are
+/// not seen outside.
+pub(super) fn wait(
+    fd: Option<(BorrowedFd<'_>, PollFlags)>,
+    wake: Option<BorrowedFd<'_>>,
+    until: Option<Instant>,
+) -> Result<Ready, HostError> {
+    let mut fds = Vec::with_capacity(2);
+    fds.extend(wake.map(|wake| PollFd::from_borrowed_fd(wake, PollFlags::IN)));
+    fds.extend(fd.map(|(fd, events)| PollFd::from_borrowed_fd(fd, events)));
+    loop {
+        let timeout = until.map(|at| timespec(at.saturating_duration_since(Instant::now())));
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(0) => return Ok(Ready::Time),
+            Ok(_) => break,
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(HostError::new("poll a socket", error)),
+        }
+    }
+    let woken = wake.is_some() && fds.first().is_some_and(|wake| !wake.revents().is_empty());
+    Ok(if woken { Ready::Wake } else { Ready::Fd })
+}
+
+fn timespec(duration: std::time::Duration) -> Timespec {
+    // Longer than any deadline here; a longer wait would only be cut into two.
+    const MAX_SECONDS: u64 = 1 << 31;
+    Timespec {
+        tv_sec: duration.as_secs().min(MAX_SECONDS) as i64,
+        tv_nsec: i64::from(duration.subsec_nanos()) as _,
+    }
+}
