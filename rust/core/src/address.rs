@@ -40,3 +40,9 @@ address! {
     /// An address in the front-end's own address space: what SET_VRING_ADDR holds.
     UserAddr
 }
+
+address! {
+    /// An I/O virtual address: what stands for guest-physical addresses once ACCESS_PLATFORM was
+    /// accepted.
+    Iova
+}
