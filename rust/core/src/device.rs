@@ -63,7 +63,7 @@ pub trait Device: Send + Sync + 'static {
 
     /// Runs `body`, the whole life of one worker thread, between whatever the device needs
     /// around it.
-    fn run_worker(&self, body: &mut dyn FnMut()) {
+    fn run_worker(&self, body: &mut (dyn FnMut() + Send)) {
         body();
     }
 
