@@ -1,0 +1,83 @@
+//! What a back-end offers to a front-end.
+
+use crate::wire::ProtocolFeatures;
+use crate::wire::features::{ACCESS_PLATFORM, LOG_ALL, PROTOCOL_FEATURES, RING_PACKED};
+
+/// What a back-end offers; constant for the life of a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Offer {
+    /// Virtio feature bits: the ring's and the device type's. [`Connection::new`] adds
+    /// PROTOCOL_FEATURES and drops the bits that it cannot honour: LOG_ALL, ACCESS_PLATFORM and
+    /// RING_PACKED.
+    ///
+    /// [`Connection::new`]: super::Connection::new
+    pub features: u64,
+    /// Virtio feature bits without which no ring is run, in general VERSION_1.
+    pub required_features: u64,
+    /// Protocol features; those outside [`Offer::CARRIED_OUT`] are dropped.
+    pub protocol_features: ProtocolFeatures,
+    /// Virtqueues of the device.
+    pub num_queues: u16,
+    /// Entries of the largest ring that is taken, a power of two of at most 32768.
+    pub max_queue_size: u16,
+    /// Memory regions that fit at the same time. QEMU refuses a device whose number shrinks
+    /// between connections.
+    pub max_memory_slots: u64,
+    /// Bytes of the device's configuration space.
+    pub config_len: usize,
+}
+
+impl Offer {
+    /// The protocol features that the connection knows how to carry out. All others are never
+    /// offered, so their messages are refused by the rule "not negotiated".
+    pub const CARRIED_OUT: ProtocolFeatures = ProtocolFeatures::MQ
+        .union(ProtocolFeatures::REPLY_ACK)
+        .union(ProtocolFeatures::BACKEND_REQ)
+        .union(ProtocolFeatures::CONFIG)
+        .union(ProtocolFeatures::RESET_DEVICE)
+        .union(ProtocolFeatures::CONFIGURE_MEM_SLOTS)
+        .union(ProtocolFeatures::STATUS);
+
+    /// The offer as the front-end gets to see it.
+    pub(super) fn honest(mut self) -> Self {
+        self.features &= !(LOG_ALL | ACCESS_PLATFORM | RING_PACKED);
+        self.features |= PROTOCOL_FEATURES;
+        self.protocol_features &= Self::CARRIED_OUT;
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_carried_out_is_not_offered() {
+        let everything = Offer {
+            features: u64::MAX,
+            required_features: 0,
+            protocol_features: ProtocolFeatures::from_bits_retain(u64::MAX),
+            num_queues: 1,
+            max_queue_size: 256,
+            max_memory_slots: 8,
+            config_len: 0,
+        };
+        let honest = everything.honest();
+        assert_eq!(honest.features, !((1 << 26) | (1 << 33) | (1 << 34)));
+        assert_eq!(honest.protocol_features.bits(), 0x1_a229);
+    }
+
+    #[test]
+    fn protocol_features_bit_is_always_offered() {
+        let nothing = Offer {
+            features: 0,
+            required_features: 0,
+            protocol_features: ProtocolFeatures::empty(),
+            num_queues: 1,
+            max_queue_size: 256,
+            max_memory_slots: 8,
+            config_len: 0,
+        };
+        assert_eq!(nothing.honest().features, 1 << 30);
+    }
+}

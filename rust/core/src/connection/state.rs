@@ -1,0 +1,309 @@
+//! The connection: what was negotiated so far, and the way of a message through it.
+
+use super::reply::Request;
+use super::status::Status;
+use super::{Action, Offer, Outcome, Refusal, Step, Vring};
+use crate::wire::message::{Needs, Row};
+use crate::wire::{
+    Flags, Frame, FrontendMessage, MAX_PAYLOAD, Payload, PayloadError, ProtocolFeatures,
+    RegionLayout, features,
+};
+
+/// One connection with a front-end, from its first message to its last.
+#[derive(Debug)]
+pub struct Connection {
+    pub(super) offer: Offer,
+    pub(super) features: u64,
+    /// SET_FEATURES came without PROTOCOL_FEATURES: rings are enabled when they start.
+    pub(super) enable_at_start: bool,
+    pub(super) protocol_features: ProtocolFeatures,
+    pub(super) region_layout: RegionLayout,
+    pub(super) regions: u64,
+    pub(super) vrings: Vec<Vring>,
+    pub(super) status: Status,
+    pub(super) backend_channel: bool,
+    pending: Option<Pending>,
+}
+
+/// An action that the back-end is carrying out.
+#[derive(Debug)]
+struct Pending {
+    request: Request,
+    commit: Commit,
+}
+
+/// What a handler makes of a message that is not refused.
+#[derive(Debug)]
+pub(super) enum Verdict {
+    /// Dealt with.
+    Done,
+    /// Dealt with; this is the answer.
+    Answer(Vec<u8>),
+    /// The back-end must act, and then this becomes the state.
+    Act(Action, Commit),
+}
+
+/// The change of state that waits for an action.
+#[derive(Debug)]
+pub(super) enum Commit {
+    Nothing,
+    Features { features: u64, enable_all: bool },
+    Regions(u64),
+    Start { index: u16, enabled: bool },
+    Stop { index: u16 },
+    Enable { index: u16, enabled: bool },
+    ReadConfig { offset: u32, flags: u32, size: u32 },
+    Status(u8),
+    Reset,
+    BackendChannel,
+}
+
+pub(super) type Handled = Result<Verdict, Refusal>;
+
+impl From<PayloadError> for Refusal {
+    fn from(error: PayloadError) -> Self {
+        Self(error.to_string())
+    }
+}
+
+impl Connection {
+    /// A connection on which nothing has been said yet.
+    pub fn new(offer: Offer) -> Self {
+        let offer = offer.honest();
+        Self {
+            features: 0,
+            enable_at_start: false,
+            protocol_features: ProtocolFeatures::empty(),
+            region_layout: RegionLayout::Plain,
+            regions: 0,
+            vrings: vec![Vring::default(); offer.num_queues.into()],
+            status: Status::default(),
+            backend_channel: false,
+            pending: None,
+            offer,
+        }
+    }
+
+    /// Takes a message. The frame's descriptors are moved into the action that needs them, or
+    /// closed.
+    ///
+    /// After [`Step::Act`], call [`done`](Self::done) before the next message: messages are
+    /// carried out one by one and in order.
+    pub fn handle(&mut self, frame: Frame) -> Step {
+        if self.pending.is_some() {
+            return Step::Close(Refusal("a message came before the last was done".to_owned()));
+        }
+        if let Err(why) = well_framed(&frame) {
+            return Step::Close(why);
+        }
+        let number = frame.header.request;
+        let message = FrontendMessage::from_number(number);
+        let need_reply = frame.header.flags.contains(Flags::NEED_REPLY);
+        let request = Request { number, need_reply, message };
+        let handled = match message {
+            None => Err(Refusal("unknown".to_owned())),
+            Some(message) => {
+                self.admit(message.row(), &frame).and_then(|()| self.dispatch(message, frame))
+            }
+        };
+        self.conclude(request, handled)
+    }
+
+    /// Takes the outcome of the action that [`handle`](Self::handle) returned last.
+    pub fn done(&mut self, outcome: Outcome) -> Step {
+        let Some(Pending { request, commit }) = self.pending.take() else {
+            return Step::Close(Refusal("an outcome came without an action".to_owned()));
+        };
+        match outcome {
+            Outcome::Failed(why) => request.refuse(why),
+            outcome => {
+                let handled = self.commit(commit, outcome);
+                self.conclude(request, handled)
+            }
+        }
+    }
+
+    /// A ring broke: the driver reads in the status that the device needs a reset.
+    pub fn reset_needed(&mut self) {
+        self.status.reset_needed();
+    }
+
+    /// Feature bits that the front-end accepted, virtio's and vhost's; 0 before SET_FEATURES.
+    pub fn features(&self) -> u64 {
+        self.features
+    }
+
+    /// Protocol features that the front-end accepted.
+    pub fn protocol_features(&self) -> ProtocolFeatures {
+        self.protocol_features
+    }
+
+    /// A vring's flags and base; `None` if the device has no such vring.
+    pub fn ring(&self, index: u16) -> Option<&Vring> {
+        self.vrings.get(usize::from(index))
+    }
+
+    /// The device status byte as GET_STATUS answers it.
+    pub fn status(&self) -> u8 {
+        self.status.byte()
+    }
+
+    /// The front-end has given a channel for the back-end's own requests.
+    pub fn has_backend_channel(&self) -> bool {
+        self.backend_channel
+    }
+
+    /// CONFIG_CHANGE_MSG may be sent.
+    pub fn can_notify_config(&self) -> bool {
+        self.backend_channel && self.protocol_features.contains(ProtocolFeatures::CONFIG)
+    }
+
+    /// Holds a message against its row of the table.
+    fn admit(&self, row: &Row<FrontendMessage>, frame: &Frame) -> Result<(), Refusal> {
+        self.negotiated(row.needs)?;
+        let (bytes, fds) = (frame.payload.len(), frame.fds.len());
+        if !row.payload.allows(bytes, self.region_layout) {
+            return Err(Refusal(format!("{bytes} bytes of payload, {:?} wanted", row.payload)));
+        }
+        if !row.fds.allows(fds) {
+            let (min, max) = (row.fds.min, row.fds.max);
+            return Err(Refusal(format!("{fds} descriptors, {min} to {max} wanted")));
+        }
+        Ok(())
+    }
+
+    fn negotiated(&self, needs: Needs) -> Result<(), Refusal> {
+        let (met, what) = match needs {
+            Needs::Nothing => return Ok(()),
+            Needs::Offered(bit) => (self.offer.features & bit != 0, features::describe(bit)),
+            Needs::Accepted(bit) => (self.features & bit != 0, features::describe(bit)),
+            Needs::Protocol(bits) => (self.protocol_features.contains(bits), bits.describe()),
+            Needs::DeviceType(id) => (false, format!("device type {id}")),
+        };
+        if met { Ok(()) } else { Err(Refusal(format!("needs {what}, which was not negotiated"))) }
+    }
+
+    fn dispatch(&mut self, message: FrontendMessage, frame: Frame) -> Handled {
+        use FrontendMessage as M;
+        match message {
+            M::GetFeatures => self.get_features(),
+            M::SetFeatures => self.set_features(&frame),
+            M::GetProtocolFeatures => self.get_protocol_features(),
+            M::SetProtocolFeatures => self.set_protocol_features(&frame),
+            // Marks of ownership: a front-end may repeat them, and none relies on an effect.
+            M::SetOwner | M::ResetOwner => Ok(Verdict::Done),
+            M::SetMemTable => self.set_mem_table(frame),
+            M::GetMaxMemSlots => self.get_max_mem_slots(),
+            M::AddMemReg => self.add_mem_reg(frame),
+            M::RemMemReg => self.rem_mem_reg(&frame),
+            M::GetQueueNum => self.get_queue_num(),
+            M::SetVringNum => self.set_vring_num(&frame),
+            M::SetVringAddr => self.set_vring_addr(&frame),
+            M::SetVringBase => self.set_vring_base(&frame),
+            M::GetVringBase => self.get_vring_base(&frame),
+            M::SetVringKick => self.set_vring_kick(frame),
+            M::SetVringCall => self.set_vring_call(frame),
+            M::SetVringErr => self.set_vring_err(frame),
+            M::SetVringEnable => self.set_vring_enable(&frame),
+            M::GetConfig => self.get_config(&frame),
+            M::SetConfig => self.set_config(&frame),
+            M::GetStatus => self.get_status(),
+            M::SetStatus => self.set_status(&frame),
+            M::ResetDevice => Ok(Verdict::Act(Action::Reset, Commit::Reset)),
+            M::SetBackendReqFd => self.set_backend_req_fd(frame),
+            M::SetLogBase
+            | M::SetLogFd
+            | M::SendRarp
+            | M::NetSetMtu
+            | M::IotlbMsg
+            | M::SetVringEndian
+            | M::CreateCryptoSession
+            | M::CloseCryptoSession
+            | M::PostcopyAdvise
+            | M::PostcopyListen
+            | M::PostcopyEnd
+            | M::GetInflightFd
+            | M::SetInflightFd
+            | M::GpuSetSocket
+            | M::VringKick
+            | M::GetSharedObject
+            | M::SetDeviceStateFd
+            | M::CheckDeviceState
+            // Their features are never offered, so the table has stopped them already.
+            | M::GetShmemConfig => Err(Refusal("not carried out by this back-end".to_owned())),
+        }
+    }
+
+    fn set_backend_req_fd(&mut self, frame: Frame) -> Handled {
+        let fd = only_fd(frame)?.ok_or_else(|| Refusal("no descriptor".to_owned()))?;
+        Ok(Verdict::Act(Action::SetBackendChannel(fd), Commit::BackendChannel))
+    }
+
+    fn conclude(&mut self, request: Request, handled: Handled) -> Step {
+        match handled {
+            Ok(Verdict::Done) => request.acknowledge(),
+            Ok(Verdict::Answer(payload)) => request.answer(payload),
+            Ok(Verdict::Act(action, commit)) => {
+                self.pending = Some(Pending { request, commit });
+                Step::Act(action)
+            }
+            Err(why) => request.refuse(why),
+        }
+    }
+
+    /// Makes the change of state that a carried-out action stands for.
+    fn commit(&mut self, commit: Commit, outcome: Outcome) -> Handled {
+        match (commit, outcome) {
+            (Commit::Stop { index }, Outcome::Base(base)) => Ok(self.stopped(index, base)),
+            (Commit::ReadConfig { offset, flags, size }, Outcome::Config(data)) => {
+                Self::config_read(offset, flags, size, data)
+            }
+            (commit, Outcome::Done) => self.commit_done(commit),
+            (_, outcome) => Err(Refusal(format!("the back-end reported {outcome:?}"))),
+        }
+    }
+
+    fn commit_done(&mut self, commit: Commit) -> Handled {
+        match commit {
+            Commit::Nothing => {}
+            Commit::Features { features, enable_all } => self.accept(features, enable_all),
+            Commit::Regions(count) => self.regions = count,
+            Commit::Start { index, enabled } => self.change(index, |ring| ring.start(enabled)),
+            Commit::Enable { index, enabled } => self.change(index, |ring| ring.enable(enabled)),
+            Commit::Status(0) | Commit::Reset => self.reset(),
+            Commit::Status(byte) => self.status.set(byte),
+            Commit::BackendChannel => self.backend_channel = true,
+            Commit::Stop { .. } | Commit::ReadConfig { .. } => {
+                return Err(Refusal("the back-end reported no result".to_owned()));
+            }
+        }
+        Ok(Verdict::Done)
+    }
+}
+
+/// Refuses what cannot be a request of this protocol.
+fn well_framed(frame: &Frame) -> Result<(), Refusal> {
+    let header = frame.header;
+    if header.flags.difference(Flags::NEED_REPLY) != Flags::VERSION {
+        return Err(Refusal(format!("a request with flags {:#x}", header.flags.bits())));
+    }
+    let len = frame.payload.len();
+    if len > MAX_PAYLOAD || header.size as usize != len {
+        return Err(Refusal(format!("a payload of {len} bytes, {} announced", header.size)));
+    }
+    Ok(())
+}
+
+/// The whole payload as its type.
+pub(super) fn read<P: Payload>(frame: &Frame) -> Result<P, Refusal> {
+    Ok(P::from_bytes(&frame.payload)?)
+}
+
+/// The only descriptor of a message that may have one.
+pub(super) fn only_fd(mut frame: Frame) -> Result<Option<std::os::fd::OwnedFd>, Refusal> {
+    let fd = frame.fds.pop();
+    if !frame.fds.is_empty() {
+        return Err(Refusal("more than one descriptor".to_owned()));
+    }
+    Ok(fd)
+}

@@ -1,0 +1,67 @@
+//! The device status byte, and resets.
+
+use super::state::{Commit, Connection, Handled, Verdict, read};
+use super::{Action, Refusal, Vring};
+use crate::wire::{Frame, Payload};
+
+/// VIRTIO 1.3, "Device Status Field": the driver is content with the features.
+const FEATURES_OK: u8 = 0x08;
+/// VIRTIO 1.3, "Device Status Field": the device has met an error that it cannot recover from.
+const NEEDS_RESET: u8 = 0x40;
+
+/// The device status byte: what the driver wrote, and what the device adds to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Status {
+    written: u8,
+    needs_reset: bool,
+}
+
+impl Status {
+    pub(super) fn set(&mut self, byte: u8) {
+        self.written = byte;
+    }
+
+    pub(super) fn reset_needed(&mut self) {
+        self.needs_reset = true;
+    }
+
+    pub(super) fn byte(self) -> u8 {
+        self.written | if self.needs_reset { NEEDS_RESET } else { 0 }
+    }
+}
+
+impl Connection {
+    pub(super) fn get_status(&self) -> Handled {
+        Ok(Verdict::Answer(u64::from(self.status.byte()).to_bytes()))
+    }
+
+    /// FEATURES_OK does not stick while features are missing that the device requires: that is
+    /// how the driver is told.
+    pub(super) fn set_status(&mut self, frame: &Frame) -> Handled {
+        let value: u64 = read(frame)?;
+        let byte = u8::try_from(value)
+            .map_err(|_| Refusal(format!("status {value:#x} is more than 8 bits")))?;
+        let byte = if self.has_required_features() { byte } else { byte & !FEATURES_OK };
+        Ok(Verdict::Act(Action::Status(byte), Commit::Status(byte)))
+    }
+
+    /// All rings stopped, disabled and forgotten, status 0. Features, memory and the back-end's
+    /// channel belong to the connection and stay.
+    pub(super) fn reset(&mut self) {
+        self.vrings.iter_mut().for_each(Vring::reset);
+        self.status = Status::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_needed_reset_shows_whatever_the_driver_writes() {
+        let mut status = Status::default();
+        status.reset_needed();
+        status.set(0x0f);
+        assert_eq!(status.byte(), 0x4f);
+    }
+}
