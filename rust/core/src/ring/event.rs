@@ -27,7 +27,7 @@ mod tests {
 
     #[test]
     fn an_event_is_needed_exactly_when_its_index_is_passed() {
-        for old in [0, 1, 5, 0x7ffe, 0x8000, 0xfff0, 0xffff] {
+        for old in [0_u16, 1, 5, 0x7ffe, 0x8000, 0xfff0, 0xffff] {
             for step in 0..40_u16 {
                 for around in 0..80_u16 {
                     let (new, event) =
