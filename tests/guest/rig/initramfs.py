@@ -1,0 +1,94 @@
+"""The guest's root file system: busybox, the virtio drivers and the ext4 tools.
+
+Linux unpacks it into memory; ``init.sh`` is process 1.
+"""
+
+from __future__ import annotations
+
+import lzma
+import os
+import subprocess
+from pathlib import Path
+
+from .cpio import Cpio
+from .packages import Packages
+
+MODULES = ("virtio_pci", "virtio_blk", "virtio_rng", "virtio_console", "virtio_net", "ext4")
+"""Loaded by the guest before it is ready; left out where the kernel has them built in."""
+
+TOOLS = ("mke2fs", "resize2fs", "e2fsck")
+INIT = Path(__file__).with_name("init.sh")
+
+
+def build(packages: Packages) -> Path:
+    """The archive for ``packages``, beside their tree; made again when its recipe is newer."""
+    image = packages.root.with_name("initramfs.cpio")
+    recipe = [*Path(__file__).parent.glob("*.py"), INIT, packages.root / "../manifest.json"]
+    if image.exists() and all(image.stat().st_mtime > path.stat().st_mtime for path in recipe):
+        return image
+    archive = Cpio()
+    _add_base(archive, packages)
+    _add_modules(archive, packages)
+    _add_tools(archive, packages)
+    partial = image.with_suffix(f".{os.getpid()}")
+    partial.write_bytes(archive.finish())
+    os.replace(partial, image)
+    return image
+
+
+def _add_base(archive: Cpio, packages: Packages) -> None:
+    for path in ("proc", "sys", "dev", "tmp", "mnt", "sbin", "usr/bin", "usr/sbin", "etc"):
+        archive.directory(path)
+    archive.character_device("dev/console", 5, 1)
+    archive.file("init", INIT.read_bytes(), mode=0o755)
+    archive.file("bin/busybox", (packages.root / "bin/busybox").read_bytes(), mode=0o755)
+
+
+def _add_modules(archive: Cpio, packages: Packages) -> None:
+    release = packages.kernel_release
+    dependencies = _dependencies(packages)
+    by_name = {Path(path).name.split(".")[0].replace("-", "_"): path for path in dependencies}
+    modules = [name for name in MODULES if name in by_name]
+    archive.file("etc/modules", "\n".join(modules).encode())
+    wanted = {by_name[name] for name in modules}
+    wanted |= {needed for path in wanted for needed in dependencies[path]}
+    directory = f"lib/modules/{release}"
+    for path in sorted(wanted):
+        archive.file(f"{directory}/{_plain(path)}", _module(packages.module_directory / path))
+    lines = (" ".join([path + ":", *dependencies[path]]) for path in sorted(wanted))
+    archive.file(f"{directory}/modules.dep", _plain("\n".join(lines)).encode())
+
+
+def _module(path: Path) -> bytes:
+    data = path.read_bytes()
+    return lzma.decompress(data) if path.suffix == ".xz" else data
+
+
+def _plain(text: str) -> str:
+    """Module paths as they are in the archive, where no module is compressed."""
+    return text.replace(".ko.xz", ".ko")
+
+
+def _dependencies(packages: Packages) -> dict[str, list[str]]:
+    """``modules.dep``: for each module the modules that must be loaded before it."""
+    base = packages.module_directory.parents[2]
+    depmod = [str(packages.root / "bin/busybox"), "depmod", "-b", str(base)]
+    subprocess.run([*depmod, packages.kernel_release], check=True)
+    lines = (packages.module_directory / "modules.dep").read_text().splitlines()
+    return {path: needed.split() for path, _, needed in (line.partition(":") for line in lines)}
+
+
+def _add_tools(archive: Cpio, packages: Packages) -> None:
+    libraries: set[Path] = set()
+    for name in TOOLS:
+        program = f"sbin/{name}"
+        archive.file(program, (packages.root / program).read_bytes(), mode=0o755)
+        libraries.update(packages.libraries(program))
+    archive.link("sbin/mkfs.ext4", "mke2fs")
+    archive.file("etc/mke2fs.conf", (packages.root / "etc/mke2fs.conf").read_bytes())
+    archive.link("etc/mtab", "/proc/mounts")
+    archive.file(
+        str(packages.loader.relative_to(packages.root)), packages.loader.read_bytes(), mode=0o755
+    )
+    for library in sorted(libraries):
+        archive.file(f"lib/x86_64-linux-gnu/{library.name}", library.read_bytes(), mode=0o755)

@@ -1,0 +1,217 @@
+"""One QEMU process and the guest in it.
+
+The guest's console is a file. Scripts go to the guest over its second serial port and come back
+with their output; QEMU ends when the guest panics, so that a crash shows as a closed port at
+once and never as a test that waits.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from .deadline import Deadline
+from .initramfs import build
+from .line_socket import LineSocket
+from .packages import Packages
+from .qmp import Qmp
+
+BOOT_SECONDS = 120
+"""A boot takes about 5 s on an idle machine with two cores."""
+
+KERNEL_ARGUMENTS = "console=ttyS0 quiet panic=-1 oops=panic memhp_default_state=offline"
+FIRMWARE_DIRECTORIES = ("usr/share/qemu", "usr/share/seabios")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """A vhost-user device of QEMU and the back-end that serves it.
+
+    ``model`` is a value of QEMU's ``-device``, with properties after commas if it needs any.
+    ``socket`` is where the back-end listens. With ``reconnect`` QEMU dials again each second
+    after it has lost the back-end.
+    """
+
+    model: str
+    socket: Path
+    reconnect: bool = False
+
+
+class GuestError(Exception):
+    """The guest crashed, went silent, or a script in it failed."""
+
+
+class Machine:
+    """A guest with the given vhost-user devices; a context manager that ends QEMU.
+
+    ``directory`` takes ``console.log`` and ``qemu.log``.
+    """
+
+    def __init__(
+        self,
+        packages: Packages,
+        directory: Path,
+        devices: Sequence[Device],
+        *,
+        cpus: int = 1,
+        memory_mib: int = 256,
+        options: Sequence[str] = (),
+    ) -> None:
+        self.console = directory / "console.log"
+        self.log = directory / "qemu.log"
+        self.boot_id: str | None = None
+        dialogue, dialogue_of_qemu = socket.socketpair()
+        monitor, monitor_of_qemu = socket.socketpair()
+        self._dialogue = LineSocket(dialogue)
+        self.qmp = Qmp(monitor)
+        with dialogue_of_qemu, monitor_of_qemu, open(self.log, "wb") as log:
+            fds = (dialogue_of_qemu.fileno(), monitor_of_qemu.fileno())
+            command = [
+                *_base(packages, cpus, memory_mib),
+                *_serial_ports(self.console, *fds),
+                *_vhost_user(devices),
+                *options,
+            ]
+            self._process = subprocess.Popen(
+                command,
+                env=_environment(packages),
+                pass_fds=fds,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def wait_ready(self, *, seconds: float = BOOT_SECONDS) -> None:
+        """Wait until the guest answers scripts, after a start or a reboot."""
+        word, _, boot_id = self._receive(Deadline(seconds), "booting").partition(b" ")
+        if word != b"ready" or boot_id.decode() == self.boot_id:
+            raise self._failure(f"the guest did not boot, it said {word!r}")
+        self.boot_id = boot_id.decode()
+
+    def sh(self, script: str, *, seconds: float = 60) -> str:
+        """Run ``script`` in the guest with ``sh -eu`` and return what it printed.
+
+        ``GuestError`` when it ends with a status other than 0, when the guest crashes, and when
+        it takes longer than ``seconds``.
+        """
+        deadline = Deadline(seconds)
+        self._send(script, deadline)
+        status, _, encoded = self._receive(deadline, script).partition(b" ")
+        output = base64.b64decode(encoded).decode(errors="replace")
+        if status == b"ready":
+            raise self._failure(f"the guest rebooted in: {script}")
+        if status != b"0":
+            raise self._failure(f"status {status.decode()} from: {script}\n{output}")
+        return output
+
+    def reboot(self, *, seconds: float = BOOT_SECONDS) -> None:
+        """Restart the guest by its own ``reboot``; QEMU and its connections stay."""
+        self.qmp.command("set-action", {"reboot": "reset"})
+        self._send("reboot -f", Deadline(seconds))
+        self.wait_ready(seconds=seconds)
+        self.qmp.command("set-action", {"reboot": "shutdown"})
+
+    def power_off(self, *, seconds: float = 60) -> None:
+        """Let the guest power itself off and wait until QEMU has ended."""
+        self._send("poweroff -f", Deadline(seconds))
+        try:
+            status = self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise self._failure(f"the guest did not power off in {seconds} s") from None
+        if status != 0:
+            raise self._failure("QEMU failed at power-off")
+
+    def kill(self) -> None:
+        """End QEMU at once, as a crash of the host's process would."""
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait()
+
+    def close(self) -> None:
+        if self._process.poll() is None:
+            self.kill()
+        self._dialogue.close()
+        self.qmp.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _send(self, script: str, deadline: Deadline) -> None:
+        try:
+            self._dialogue.send(base64.b64encode(script.encode()), deadline)
+        except OSError as error:
+            raise self._failure(f"QEMU is gone ({error}) before: {script}") from None
+
+    def _receive(self, deadline: Deadline, step: str) -> bytes:
+        try:
+            return self._dialogue.receive(deadline)
+        except TimeoutError:
+            raise self._failure(f"no answer in {deadline.seconds} s to: {step}") from None
+        except (EOFError, ConnectionResetError):
+            self._process.wait(30)
+            raise self._failure(f"the guest or QEMU crashed in: {step}") from None
+
+    def _failure(self, words: str) -> GuestError:
+        status = self._process.poll()
+        state = "running" if status is None else f"ended with {status}"
+        return GuestError(f"{words}\n(QEMU: {state})\n{self.report()}")
+
+    def report(self, *, size: int = 4000) -> str:
+        """The ends of the guest's console and of QEMU's own output."""
+        parts = []
+        for path in (self.console, self.log):
+            text = path.read_bytes()[-size:].decode(errors="replace") if path.exists() else ""
+            parts.append(f"--- {path} ---\n{text.replace(chr(13), '')}")
+        return "\n".join(parts)
+
+
+def _base(packages: Packages, cpus: int, memory_mib: int) -> list[str]:
+    command = packages.program("usr/bin/qemu-system-x86_64")
+    for directory in FIRMWARE_DIRECTORIES:
+        command += ["-L", str(packages.root / directory)]
+    memory = f"memory-backend-memfd,id=memory,size={memory_mib}M,share=on"
+    command += ["-machine", "q35,memory-backend=memory", "-object", memory]
+    command += ["-accel", "tcg,thread=multi", "-cpu", "max"]
+    command += ["-m", str(memory_mib), "-smp", str(cpus)]
+    command += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
+    command += ["-kernel", str(packages.kernel), "-initrd", str(build(packages))]
+    return [*command, "-append", KERNEL_ARGUMENTS]
+
+
+def _serial_ports(console: Path, dialogue: int, monitor: int) -> list[str]:
+    return [
+        *("-serial", f"file:{console}"),
+        *("-chardev", f"socket,id=dialogue,fd={dialogue}", "-serial", "chardev:dialogue"),
+        *("-chardev", f"socket,id=monitor,fd={monitor}", "-mon", "chardev=monitor,mode=control"),
+    ]
+
+
+def _vhost_user(devices: Sequence[Device]) -> list[str]:
+    command = []
+    for number, device in enumerate(devices):
+        name = f"backend{number}"
+        again = ",reconnect=1" if device.reconnect else ""
+        command += ["-chardev", f"socket,id={name},path={device.socket}{again}"]
+        command += ["-device", f"{device.model},chardev={name},id=device{number}"]
+    return command
+
+
+def _environment(packages: Packages) -> dict[str, str]:
+    """QEMU 7.2 has its software emulation in a module that it looks for by this variable."""
+    modules = packages.root / "usr/lib/x86_64-linux-gnu/qemu"
+    return dict(os.environ, QEMU_MODULE_DIR=str(modules))
