@@ -218,18 +218,19 @@ impl SplitRing {
         decided.is_none_or(|old| need_event(event, self.next_used, old))
     }
 
-    /// Asks the driver for kicks, then looks once more; `true` if there is work already, so that
-    /// no kick may come for it.
-    pub fn enable_kicks(&mut self) -> Result<bool, RingError> {
+    /// Asks the driver for a kick when it makes more than the next `left` chains available, then
+    /// looks once more; `true` if it has done so already, so that no kick may come for it.
+    pub fn enable_kicks(&mut self, left: u16) -> Result<bool, RingError> {
         if self.layout.event_idx {
             let at = RING_HEADER + 8 * usize::from(self.layout.size);
-            self.parts.used.store_u16(at, self.next_avail, Ordering::Relaxed);
+            let event = self.next_avail.wrapping_add(left);
+            self.parts.used.store_u16(at, event, Ordering::Relaxed);
         } else {
             self.parts.used.store_u16(0, 0, Ordering::Relaxed);
         }
         // Pairs with the driver's fence between its index and its look at what was stored above.
         fence(Ordering::SeqCst);
-        Ok(self.available()? > 0)
+        Ok(self.available()? > left)
     }
 
     /// Tells the driver that the device looks by itself. With event indices nothing need be said:

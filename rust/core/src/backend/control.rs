@@ -1,0 +1,82 @@
+//! The control thread: takes front-ends, one after the other.
+
+use std::sync::Arc;
+
+use super::session::Session;
+use super::shared::{Shared, State};
+use super::{Event, Options, StartFailed};
+use crate::device::Device;
+use crate::socket::{Endpoint, Next, Source, Stream};
+use std::os::fd::AsFd;
+
+/// What the control thread owns.
+pub(super) struct Control {
+    pub(super) device: Arc<dyn Device>,
+    pub(super) options: Options,
+    pub(super) shared: Arc<Shared>,
+    source: Source,
+}
+
+impl Control {
+    /// Opens the endpoint: what fails is known before there is a thread.
+    pub(super) fn open(
+        device: Arc<dyn Device>,
+        mut options: Options,
+        shared: Arc<Shared>,
+    ) -> Result<Self, StartFailed> {
+        let place = describe(&options.endpoint);
+        let endpoint = std::mem::replace(&mut options.endpoint, Endpoint::Dial { path: "".into() });
+        let source = endpoint.open()?;
+        shared.event(Event::Listening(place));
+        Ok(Self { device, options, shared, source })
+    }
+
+    pub(super) fn run(mut self) {
+        while let Some(stream) = self.next() {
+            self.serve(stream);
+            if !self.options.keep_listening || self.shared.is_stopping() {
+                break;
+            }
+            self.shared.set_state(State::Listening);
+        }
+        let Self { source, shared, .. } = self;
+        drop(source);
+        shared.event(Event::Stopped);
+        shared.set_state(State::Stopped);
+        shared.stopped_event.signal();
+    }
+
+    /// The next front-end; `None` when there is none to come.
+    fn next(&mut self) -> Option<Stream> {
+        while !self.shared.is_stopping() {
+            match self.source.next(self.shared.wake.as_fd()) {
+                Ok(Next::Stream(stream)) => return Some(stream),
+                // Nothing but a stop concerns a back-end without a front-end.
+                Ok(Next::Woken) => drop(self.shared.errands()),
+                Ok(Next::Over) => return None,
+                Err(error) => {
+                    self.shared.event(Event::AcceptFailed(error.to_string()));
+                    return None;
+                }
+            }
+        }
+        None
+    }
+
+    fn serve(&mut self, mut stream: Stream) {
+        stream.set_deadline(self.options.message_deadline);
+        self.shared.begin_session();
+        self.shared.set_state(State::Negotiating);
+        self.shared.event(Event::Connected(stream.peer()));
+        Session::new(self, stream).run();
+        self.shared.event(Event::Disconnected);
+    }
+}
+
+fn describe(endpoint: &Endpoint) -> String {
+    match endpoint {
+        Endpoint::Listen(options) => options.path.display().to_string(),
+        Endpoint::Dial { path } => format!("a connection to {}", path.display()),
+        Endpoint::Inherited(_) => "an inherited socket".to_owned(),
+    }
+}

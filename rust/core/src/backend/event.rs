@@ -1,0 +1,147 @@
+//! What a back-end tells whoever runs it.
+
+use std::fmt;
+
+use crate::connection::Refusal;
+use crate::wire::ProtocolFeatures;
+use crate::wire::features::describe;
+
+/// Hears what happens. Called on the back-end's own threads, with no lock held; must not block.
+pub trait Observer: Send + Sync + 'static {
+    /// Something happened.
+    fn event(&self, event: Event);
+}
+
+/// How much an event matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// For whoever looks for a fault.
+    Debug,
+    /// The course of things.
+    Info,
+    /// A front-end, a driver or a device did something wrong; service goes on.
+    Warning,
+    /// Service is impaired.
+    Error,
+}
+
+/// Something that happened. `Display` gives one line for a log.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// Front-ends can come now; where.
+    Listening(String),
+    /// A front-end is there; who.
+    Connected(String),
+    /// Features were agreed on.
+    Negotiated {
+        /// Virtio and vhost feature bits.
+        features: u64,
+        /// Protocol features.
+        protocol: ProtocolFeatures,
+    },
+    /// A vring was started.
+    QueueStarted {
+        /// Which.
+        queue: u16,
+        /// Entries.
+        size: u16,
+        /// The available index it starts at.
+        base: u16,
+        /// The index that the front-end named, if the used ring says otherwise.
+        instead_of: Option<u16>,
+    },
+    /// A vring was stopped.
+    QueueStopped {
+        /// Which.
+        queue: u16,
+        /// Its next available index.
+        base: u16,
+    },
+    /// The driver broke a vring, or its memory was taken away.
+    QueueBroken {
+        /// Which.
+        queue: u16,
+        /// How.
+        error: String,
+    },
+    /// A message had no effect; the connection goes on.
+    Refused(Refusal),
+    /// The connection was closed on our side; why.
+    Closed(String),
+    /// The front-end is gone.
+    Disconnected,
+    /// Requests were still in the device's hands when the time to drain was over.
+    Stuck(Stuck),
+    /// A worker thread ended by a panic.
+    WorkerPanicked(String),
+    /// No front-end can be taken.
+    AcceptFailed(String),
+    /// The back-end has ended.
+    Stopped,
+}
+
+/// Requests that did not come back in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stuck {
+    /// The vring.
+    pub queue: u16,
+    /// How many.
+    pub requests: u32,
+}
+
+impl Event {
+    /// How much it matters.
+    pub fn level(&self) -> Level {
+        match self {
+            Self::QueueStarted { .. } | Self::QueueStopped { .. } | Self::Negotiated { .. } => {
+                Level::Debug
+            }
+            Self::Listening(_) | Self::Connected(_) | Self::Disconnected | Self::Stopped => {
+                Level::Info
+            }
+            Self::QueueBroken { .. } | Self::Refused(_) | Self::Closed(_) | Self::Stuck(_) => {
+                Level::Warning
+            }
+            Self::WorkerPanicked(_) | Self::AcceptFailed(_) => Level::Error,
+        }
+    }
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Listening(at) => write!(f, "listening on {at}"),
+            Self::Connected(peer) => write!(f, "front-end connected: {peer}"),
+            Self::Negotiated { features, protocol } => write!(
+                f,
+                "negotiated features {features:#x} ({}), protocol features {:#x} ({})",
+                describe(*features),
+                protocol.bits(),
+                protocol.describe()
+            ),
+            Self::QueueStarted { queue, size, base, instead_of: None } => {
+                write!(f, "queue {queue} started: {size} entries, base {base}")
+            }
+            Self::QueueStarted { queue, size, base, instead_of: Some(named) } => write!(
+                f,
+                "queue {queue} started: {size} entries, base {base} as the used ring says, not {named} as the front-end said"
+            ),
+            Self::QueueStopped { queue, base } => write!(f, "queue {queue} stopped at {base}"),
+            Self::QueueBroken { queue, error } => write!(f, "queue {queue} is broken: {error}"),
+            Self::Refused(why) => write!(f, "refused: {why}"),
+            Self::Closed(why) => write!(f, "connection closed: {why}"),
+            Self::Disconnected => f.write_str("front-end disconnected"),
+            Self::Stuck(stuck) => stuck.fmt(f),
+            Self::WorkerPanicked(why) => write!(f, "a worker thread panicked: {why}"),
+            Self::AcceptFailed(why) => write!(f, "no front-end can be taken: {why}"),
+            Self::Stopped => f.write_str("stopped"),
+        }
+    }
+}
+
+impl fmt::Display for Stuck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { queue, requests } = self;
+        write!(f, "queue {queue}: {requests} requests were still in the device's hands")
+    }
+}

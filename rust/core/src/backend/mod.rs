@@ -1,0 +1,206 @@
+//! A running back-end: the only place where the control leg and the data leg meet.
+//!
+//! One control thread takes front-ends, one after the other, and carries out what their messages
+//! ask for. Worker threads serve the vrings; they are started with a session's first vring and
+//! end with the session, so that an idle back-end is one sleeping thread.
+
+mod control;
+mod event;
+mod session;
+mod shared;
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crate::device::Device;
+use crate::error::HostError;
+use crate::socket::{Endpoint, SocketError};
+use control::Control;
+pub use event::{Event, Level, Observer, Stuck};
+use shared::Shared;
+pub use shared::{Counters, State};
+
+/// How queues are shared out among worker threads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Threads {
+    /// One thread for each queue.
+    PerQueue,
+    /// This many for all queues together, in turns.
+    Count(std::num::NonZeroU16),
+}
+
+/// How a back-end is to run.
+#[derive(Debug)]
+pub struct Options {
+    /// Where front-ends come from.
+    pub endpoint: Endpoint,
+    /// After a front-end has left, take the next; else end.
+    pub keep_listening: bool,
+    /// Worker threads.
+    pub threads: Threads,
+    /// Most requests handed to the device at once.
+    pub batch: u16,
+    /// Longest busy polling before a worker sleeps; zero: none.
+    pub poll: Duration,
+    /// Processors to pin workers to, in turns; empty: not pinned.
+    pub cpus: Vec<usize>,
+    /// Longest wait for requests in flight when a ring or the back-end stops.
+    pub drain: Duration,
+    /// Longest time from the first byte of a message to its last.
+    pub message_deadline: Duration,
+}
+
+impl Options {
+    /// Defaults that suit production.
+    pub fn new(endpoint: Endpoint) -> Self {
+        Self {
+            endpoint,
+            keep_listening: true,
+            threads: Threads::PerQueue,
+            batch: 64,
+            poll: Duration::from_micros(32),
+            cpus: Vec::new(),
+            drain: Duration::from_secs(5),
+            message_deadline: crate::socket::DEFAULT_DEADLINE,
+        }
+    }
+}
+
+/// A back-end that runs until it is stopped or dropped.
+#[derive(Debug)]
+pub struct Backend {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    drain: Duration,
+}
+
+impl Backend {
+    /// Opens the endpoint and starts to take front-ends.
+    ///
+    /// # Errors
+    /// The socket cannot be made, a processor does not exist, or there are no resources.
+    pub fn start(
+        device: Arc<dyn Device>,
+        options: Options,
+        observer: Arc<dyn Observer>,
+    ) -> Result<Self, StartFailed> {
+        check_cpus(&options.cpus)?;
+        let drain = options.drain;
+        let shared = Shared::new(device.num_queues(), drain, observer)?;
+        let control = Control::open(device, options, Arc::clone(&shared))?;
+        let thread = thread::Builder::new()
+            .name("vhost-user".to_owned())
+            .spawn(move || control.run())
+            .map_err(|e| HostError::new("start the control thread", e))?;
+        shared.adopt(thread.thread().id());
+        Ok(Self { shared, thread: Mutex::new(Some(thread)), drain })
+    }
+
+    /// Where it stands.
+    pub fn state(&self) -> State {
+        self.shared.state()
+    }
+
+    /// Waits until a queue is served; `false` if that has not come within `limit`, or never will.
+    pub fn wait_running(&self, limit: Option<Duration>) -> bool {
+        let until = limit.map(|limit| Instant::now() + limit);
+        let over = |s| matches!(s, State::Running | State::Stopped);
+        self.shared.wait(until, over) == Some(State::Running)
+    }
+
+    /// Waits until the back-end has ended.
+    pub fn wait_stopped(&self, limit: Option<Duration>) -> bool {
+        let until = limit.map(|limit| Instant::now() + limit);
+        self.shared.wait(until, |s| s == State::Stopped).is_some()
+    }
+
+    /// Becomes readable when the back-end has ended.
+    pub fn stopped_fd(&self) -> BorrowedFd<'_> {
+        self.shared.stopped_event.as_fd()
+    }
+
+    /// Asks the back-end to end; does not wait.
+    pub fn request_stop(&self) {
+        self.shared.request_stop(self.drain);
+    }
+
+    /// Ends the back-end: no more requests are taken, those in flight finish within `drain`, the
+    /// front-end's memory is unmapped and the socket is removed. Returns what did not finish.
+    /// From one of the back-end's own threads (a device's callback) it only asks.
+    pub fn stop(&self, drain: Duration) -> Vec<Stuck> {
+        self.shared.request_stop(drain);
+        if self.shared.is_own_thread() {
+            return Vec::new();
+        }
+        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(thread) = thread.take() {
+            // The control thread reports its own failure as an event; there is none to add.
+            let _ = thread.join();
+        }
+        self.shared.take_stuck()
+    }
+
+    /// The device's configuration space changed: tells the front-end, if there is one that can be
+    /// told.
+    pub fn notify_config(&self) {
+        self.shared.notify_config();
+    }
+
+    /// What has been done so far.
+    pub fn counters(&self) -> Counters {
+        self.shared.counters()
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        self.stop(self.drain);
+    }
+}
+
+/// Why a back-end did not start.
+#[derive(Debug)]
+pub enum StartFailed {
+    /// The socket cannot be made or used.
+    Socket(SocketError),
+    /// The host lacks something.
+    Host(HostError),
+    /// A processor number that this process may not run on.
+    NoSuchCpu(usize),
+}
+
+impl From<SocketError> for StartFailed {
+    fn from(error: SocketError) -> Self {
+        Self::Socket(error)
+    }
+}
+
+impl From<HostError> for StartFailed {
+    fn from(error: HostError) -> Self {
+        Self::Host(error)
+    }
+}
+
+impl std::fmt::Display for StartFailed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Socket(error) => error.fmt(f),
+            Self::Host(error) => error.fmt(f),
+            Self::NoSuchCpu(cpu) => write!(f, "this process may not run on processor {cpu}"),
+        }
+    }
+}
+
+impl std::error::Error for StartFailed {}
+
+fn check_cpus(cpus: &[usize]) -> Result<(), StartFailed> {
+    let allowed = rustix::thread::sched_getaffinity(None)
+        .map_err(|e| HostError::new("ask for the allowed processors", e))?;
+    let known = |cpu: usize| cpu < rustix::thread::CpuSet::MAX_CPU && allowed.is_set(cpu);
+    match cpus.iter().find(|&&cpu| !known(cpu)) {
+        Some(&cpu) => Err(StartFailed::NoSuchCpu(cpu)),
+        None => Ok(()),
+    }
+}

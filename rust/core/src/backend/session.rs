@@ -1,0 +1,509 @@
+//! One front-end's connection: carries out what its messages ask for.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use super::control::Control;
+use super::shared::{Errands, Shared, State};
+use super::{Event, Stuck, Threads};
+use crate::connection::{
+    Action, Connection, Offer, Outcome, Refusal, RegionOffer, RegionRange, RingSetup, Step,
+};
+use crate::device::Device;
+use crate::memory::{Memory, Region};
+use crate::ring::{SplitLayout, SplitRing};
+use crate::socket::{Incoming, Stream};
+use crate::wire::features::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
+use crate::wire::{BackendMessage, Flags, Frame, ProtocolFeatures};
+use crate::worker::{Command, Manners, Queue, Signal, Worker};
+
+/// Longest wait for requests in flight when the front-end has gone: nobody waits for their
+/// answers, but a device may be in the middle of reading their data.
+const DISCONNECT_DRAIN: Duration = Duration::from_secs(1);
+
+/// Regions taken at the same time: what libvhost-user takes, and as many as KVM has slots for.
+const MEMORY_SLOTS: u64 = 509;
+
+/// The feature bits that belong to device types: VIRTIO 1.3, "Feature Bits".
+const DEVICE_BITS: u64 = (1 << 24) - 1 | !((1 << 50) - 1);
+
+/// A vring's descriptors and flags, as long as the session lasts.
+#[derive(Default)]
+struct Vring {
+    started: bool,
+    enabled: bool,
+    call: Option<Signal>,
+    error: Option<Signal>,
+}
+
+/// See the module.
+pub(super) struct Session<'a> {
+    control: &'a Control,
+    stream: Stream,
+    connection: Connection,
+    memory: Arc<Memory>,
+    /// Every region that was mapped: those still in somebody's hands at the end are severed.
+    mapped: Vec<Weak<Region>>,
+    vrings: Vec<Vring>,
+    workers: Vec<Option<Worker>>,
+    channel: Option<Stream>,
+}
+
+impl<'a> Session<'a> {
+    pub(super) fn new(control: &'a Control, stream: Stream) -> Self {
+        let queues = control.device.num_queues();
+        let workers = match control.options.threads {
+            Threads::PerQueue => queues,
+            Threads::Count(count) => queues.min(count.get()),
+        };
+        Self {
+            control,
+            stream,
+            connection: Connection::new(offer(&*control.device)),
+            memory: Arc::default(),
+            mapped: Vec::new(),
+            vrings: (0..queues).map(|_| Vring::default()).collect(),
+            workers: (0..workers).map(|_| None).collect(),
+            channel: None,
+        }
+    }
+
+    /// Serves the front-end until it leaves, or breaks the protocol, or the back-end stops.
+    pub(super) fn run(mut self) {
+        loop {
+            let goes_on = match self.stream.receive(self.shared().wake.as_fd()) {
+                Ok(Incoming::Frame(frame)) => self.message(frame),
+                Ok(Incoming::Woken) => self.errands(),
+                Ok(Incoming::Closed) => false,
+                Err(error) => {
+                    self.event(Event::Closed(error.to_string()));
+                    false
+                }
+            };
+            if !goes_on {
+                break;
+            }
+        }
+        self.end();
+    }
+
+    /// Handles one message wholly; `false`: the connection ends.
+    fn message(&mut self, frame: Frame) -> bool {
+        let mut step = self.connection.handle(frame);
+        loop {
+            step = match step {
+                Step::Act(action) => {
+                    let outcome = self.carry_out(action).unwrap_or_else(Outcome::Failed);
+                    self.connection.done(outcome)
+                }
+                Step::Reply(None) => return true,
+                Step::Reply(Some(reply)) => return self.send(&reply),
+                Step::Refuse { reply, why } => {
+                    self.event(Event::Refused(why));
+                    return self.send(&reply);
+                }
+                Step::Close(why) => {
+                    self.event(Event::Closed(why.to_string()));
+                    return false;
+                }
+            }
+        }
+    }
+
+    fn errands(&mut self) -> bool {
+        let Errands { stop, broken, panicked, config_changed } = self.shared().errands();
+        if broken {
+            self.connection.reset_needed();
+        }
+        if broken || config_changed {
+            self.notify_config();
+        }
+        if panicked {
+            self.event(Event::Closed("a worker thread panicked".to_owned()));
+        }
+        !stop && !panicked
+    }
+
+    fn send(&mut self, reply: &Frame) -> bool {
+        match self.stream.send(reply) {
+            Ok(()) => true,
+            Err(error) => {
+                self.event(Event::Closed(error.to_string()));
+                false
+            }
+        }
+    }
+
+    fn carry_out(&mut self, action: Action) -> Result<Outcome, Refusal> {
+        match action {
+            Action::Features { features, enable_all } => self.set_features(features, enable_all)?,
+            Action::SetMemory(regions) => self.set_memory(regions)?,
+            Action::AddRegion(region) => self.add_region(region)?,
+            Action::RemoveRegion(range) => self.remove_region(range)?,
+            Action::StartRing { setup, kick } => self.start_ring(setup, kick)?,
+            Action::ReplaceKick { index, kick } => self.replace_kick(index, kick)?,
+            Action::SetCall { index, fd } => self.set_call(index, fd.map(Signal::new)),
+            Action::SetError { index, fd } => self.set_error(index, fd.map(Signal::new)),
+            Action::Enable { index, enabled } => self.enable(index, enabled)?,
+            Action::StopRing { index } => return self.stop_ring(index).map(Outcome::Base),
+            Action::ReadConfig { offset, size } => {
+                return Ok(Outcome::Config(self.read_config(offset, size)));
+            }
+            Action::WriteConfig { offset, data } => self
+                .device()
+                .write_config(offset as usize, &data)
+                .map_err(|refused| Refusal(format!("SET_CONFIG: {refused}")))?,
+            Action::Status(0) | Action::Reset => self.reset(),
+            Action::Status(_) => {}
+            Action::SetBackendChannel(fd) => self.set_channel(fd)?,
+        }
+        Ok(Outcome::Done)
+    }
+
+    // --- features, configuration, channel ------------------------------------------------------
+
+    fn set_features(&mut self, features: u64, enable_all: bool) -> Result<(), Refusal> {
+        self.device().negotiated(features);
+        let protocol = self.connection.protocol_features();
+        self.event(Event::Negotiated { features, protocol });
+        if enable_all {
+            for index in 0..self.device().num_queues() {
+                self.enable(index, true)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn read_config(&self, offset: u32, size: u32) -> Vec<u8> {
+        let mut bytes = vec![0; size as usize];
+        if (offset as usize) < self.device().config_len() {
+            self.device().read_config(offset as usize, &mut bytes);
+        }
+        bytes
+    }
+
+    fn set_channel(&mut self, fd: OwnedFd) -> Result<(), Refusal> {
+        let kind = rustix::net::sockopt::socket_type(&fd);
+        if kind != Ok(rustix::net::SocketType::STREAM) {
+            return Err(Refusal(
+                "SET_BACKEND_REQ_FD: its descriptor is no stream socket".to_owned(),
+            ));
+        }
+        self.channel = Some(Stream::new(fd));
+        Ok(())
+    }
+
+    fn notify_config(&mut self) {
+        if !self.connection.can_notify_config() {
+            return;
+        }
+        let Some(channel) = &mut self.channel else { return };
+        let request = BackendMessage::ConfigChangeMsg.number();
+        let frame = Frame::new(request, Flags::VERSION, Vec::new(), Vec::new());
+        // No answer is asked for: the front-end may be waiting for us on the main socket.
+        if let Err(error) = channel.send(&frame) {
+            self.event(Event::Refused(Refusal(format!("CONFIG_CHANGE_MSG: {error}"))));
+            self.channel = None;
+        }
+    }
+
+    // --- memory --------------------------------------------------------------------------------
+
+    fn set_memory(&mut self, offers: Vec<RegionOffer>) -> Result<(), Refusal> {
+        let regions = offers
+            .into_iter()
+            .map(|offer| map("SET_MEM_TABLE", offer))
+            .collect::<Result<_, _>>()?;
+        let memory = Memory::new(regions).map_err(|e| Refusal(format!("SET_MEM_TABLE: {e}")))?;
+        self.swap_memory(memory);
+        Ok(())
+    }
+
+    fn add_region(&mut self, offer: RegionOffer) -> Result<(), Refusal> {
+        let region = map("ADD_MEM_REG", offer)?;
+        let memory = self.memory.with(region).map_err(|e| Refusal(format!("ADD_MEM_REG: {e}")))?;
+        self.swap_memory(memory);
+        Ok(())
+    }
+
+    /// Answered only when nothing uses the region any more.
+    fn remove_region(&mut self, range: RegionRange) -> Result<(), Refusal> {
+        let RegionRange { guest, size, user } = range;
+        let (memory, region) = self.memory.without(guest, user, size).map_err(|e| {
+            Refusal(format!("REM_MEM_REG: guest {guest}, user {user}, {size:#x} bytes: {e}"))
+        })?;
+        self.swap_memory(memory);
+        let (gone, region) = (region.gone(), Arc::downgrade(&region));
+        if !gone.wait(self.shared().drain())
+            && let Some(region) = region.upgrade()
+        {
+            region.sever();
+        }
+        Ok(())
+    }
+
+    fn swap_memory(&mut self, memory: Memory) {
+        self.mapped.retain(|region| region.strong_count() > 0);
+        let known = |r: &Arc<Region>| self.mapped.iter().any(|m| m.as_ptr() == Arc::as_ptr(r));
+        let new: Vec<_> =
+            memory.regions().iter().filter(|r| !known(r)).map(Arc::downgrade).collect();
+        self.mapped.extend(new);
+        self.memory = Arc::new(memory);
+        for worker in self.workers.iter().flatten() {
+            worker.post(Command::Memory(Arc::clone(&self.memory)));
+        }
+    }
+
+    // --- vrings --------------------------------------------------------------------------------
+
+    fn start_ring(&mut self, setup: RingSetup, kick: Option<OwnedFd>) -> Result<(), Refusal> {
+        let index = setup.index;
+        let ring = SplitRing::start(&self.memory, layout(&setup), setup.base)
+            .map_err(|e| Refusal(format!("SET_VRING_KICK: queue {index}: {e}")))?;
+        let base = ring.next_available();
+        let worker = self.worker(index)?;
+        if let Some(kick) = &kick {
+            worker.watch(index, kick.as_fd()).map_err(|e| bad_kick(index, &e))?;
+        }
+        let bell = Arc::clone(worker.bell());
+        let counters = self.shared().queue(index);
+        let vring = &mut self.vrings[usize::from(index)];
+        vring.enabled = setup.enabled;
+        let queue = Queue::new(index, ring, setup.enabled, &bell, counters).with_fds(
+            kick,
+            vring.call.clone(),
+            vring.error.clone(),
+        );
+        let first = !self.vrings.iter().any(|vring| vring.started);
+        self.vrings[usize::from(index)].started = true;
+        if first {
+            self.device().started();
+        }
+        self.post(index, Command::Start(Box::new(queue)));
+        let instead_of = (base != setup.base).then_some(setup.base);
+        self.event(Event::QueueStarted { queue: index, size: setup.size, base, instead_of });
+        self.update_state();
+        Ok(())
+    }
+
+    fn replace_kick(&mut self, index: u16, kick: Option<OwnedFd>) -> Result<(), Refusal> {
+        if let Some(kick) = &kick {
+            let worker = self.worker(index)?;
+            worker.watch(index, kick.as_fd()).map_err(|e| bad_kick(index, &e))?;
+        }
+        self.post(index, Command::Kick(index, kick));
+        Ok(())
+    }
+
+    fn set_call(&mut self, index: u16, call: Option<Signal>) {
+        self.vrings[usize::from(index)].call = call.clone();
+        self.post(index, Command::Call(index, call));
+    }
+
+    fn set_error(&mut self, index: u16, error: Option<Signal>) {
+        self.vrings[usize::from(index)].error = error.clone();
+        self.post(index, Command::Error(index, error));
+    }
+
+    /// Answered only when the worker has left the ring alone, or has taken it up.
+    fn enable(&mut self, index: u16, enabled: bool) -> Result<(), Refusal> {
+        let vring = &mut self.vrings[usize::from(index)];
+        let was = std::mem::replace(&mut vring.enabled, enabled);
+        if vring.started {
+            let (reply, answer) = mpsc::channel();
+            self.post(index, Command::Enable(index, enabled, reply));
+            if answer.recv_timeout(self.shared().drain()) == Err(RecvTimeoutError::Timeout)
+                && !enabled
+            {
+                self.vrings[usize::from(index)].enabled = was;
+                return Err(Refusal(format!(
+                    "SET_VRING_ENABLE: queue {index} is still in the device's hands"
+                )));
+            }
+        }
+        self.update_state();
+        Ok(())
+    }
+
+    fn stop_ring(&mut self, index: u16) -> Result<u16, Refusal> {
+        let deadline = Instant::now() + self.shared().drain();
+        let base = self.drain_ring(index, deadline);
+        self.ring_has_stopped(index, base);
+        base.ok_or_else(|| {
+            Refusal(format!("GET_VRING_BASE: queue {index}: its requests did not come back"))
+        })
+    }
+
+    /// Stops a ring and waits for its requests; `None`: they did not all come back in time.
+    fn drain_ring(&mut self, index: u16, deadline: Instant) -> Option<u16> {
+        let (reply, answer) = mpsc::channel();
+        self.post(index, Command::Stop(index, reply));
+        let left = deadline.saturating_duration_since(Instant::now());
+        let base = answer.recv_timeout(left).ok();
+        if base.is_none() {
+            self.report_stuck(index);
+            self.post(index, Command::Abandon(index));
+        }
+        base
+    }
+
+    fn ring_has_stopped(&mut self, index: u16, base: Option<u16>) {
+        self.vrings[usize::from(index)].started = false;
+        if let Some(base) = base {
+            self.event(Event::QueueStopped { queue: index, base });
+        }
+        if !self.vrings.iter().any(|vring| vring.started) {
+            self.device().stopped();
+        }
+        self.update_state();
+    }
+
+    /// All rings stopped and disabled, the device as new; memory stays.
+    fn reset(&mut self) {
+        let deadline = Instant::now() + self.shared().drain();
+        for index in self.started() {
+            let base = self.drain_ring(index, deadline);
+            self.ring_has_stopped(index, base);
+        }
+        self.vrings.iter_mut().for_each(|vring| vring.enabled = false);
+        self.device().reset();
+    }
+
+    // --- workers -------------------------------------------------------------------------------
+
+    /// The worker of a queue, started now if it is the first time.
+    fn worker(&mut self, index: u16) -> Result<&Worker, Refusal> {
+        let place = usize::from(index) % self.workers.len();
+        let options = &self.control.options;
+        if self.workers[place].is_none() {
+            let cpus = &options.cpus;
+            let cpu = (!cpus.is_empty()).then(|| cpus[place % cpus.len()]);
+            let manners = Manners { batch: options.batch, poll: options.poll, cpu };
+            let worker = Worker::spawn(
+                format!("vhost-user q{place}"),
+                Arc::clone(&self.control.device),
+                Arc::clone(&self.control.shared) as Arc<_>,
+                manners,
+            )
+            .map_err(|e| Refusal(format!("SET_VRING_KICK: queue {index}: {e}")))?;
+            self.control.shared.adopt(worker.thread_id());
+            self.workers[place] = Some(worker);
+        }
+        Ok(self.workers[place].as_ref().expect("it was just started"))
+    }
+
+    fn post(&self, index: u16, command: Command) {
+        let place = usize::from(index) % self.workers.len();
+        if let Some(worker) = &self.workers[place] {
+            worker.post(command);
+        }
+    }
+
+    fn report_stuck(&self, queue: u16) {
+        use std::sync::atomic::Ordering;
+        let requests = self.shared().queue(queue).in_flight.load(Ordering::Relaxed);
+        self.event(Event::Stuck(Stuck { queue, requests }));
+    }
+
+    // --- the end -------------------------------------------------------------------------------
+
+    /// Stops everything, unmaps everything, and closes the connection last: the front-end must
+    /// not come back while its memory is still in use.
+    fn end(mut self) {
+        let stopping = self.shared().is_stopping();
+        let mut drain = self.shared().drain();
+        if stopping {
+            self.shared().set_state(State::Draining);
+        } else {
+            drain = drain.min(DISCONNECT_DRAIN);
+        }
+        let deadline = Instant::now() + drain;
+        for index in self.started() {
+            let base = self.drain_ring(index, deadline);
+            self.ring_has_stopped(index, base);
+        }
+        for worker in std::mem::take(&mut self.workers).into_iter().flatten() {
+            let thread = worker.thread_id();
+            if worker.end(deadline) {
+                self.shared().disown(thread);
+            }
+        }
+        self.channel = None;
+        self.vrings.clear();
+        self.memory = Arc::default();
+        for region in self.mapped.drain(..).filter_map(|region| region.upgrade()) {
+            region.sever();
+        }
+        self.device().disconnected();
+    }
+
+    fn started(&self) -> Vec<u16> {
+        let vrings = (0..).zip(&self.vrings);
+        vrings.filter(|(_, vring)| vring.started).map(|(index, _)| index).collect()
+    }
+
+    fn update_state(&self) {
+        let started = || self.vrings.iter().filter(|vring| vring.started);
+        self.shared().set_state(if started().any(|vring| vring.enabled) {
+            State::Running
+        } else if started().next().is_some() {
+            State::Paused
+        } else {
+            State::Negotiating
+        });
+    }
+
+    fn device(&self) -> &'a dyn Device {
+        &*self.control.device
+    }
+
+    fn shared(&self) -> &'a Shared {
+        &self.control.shared
+    }
+
+    fn event(&self, event: Event) {
+        self.shared().event(event);
+    }
+}
+
+/// What the device and the core can do together.
+fn offer(device: &dyn Device) -> Offer {
+    let mut protocol_features = Offer::CARRIED_OUT;
+    // QEMU warns about a configuration space that its device type has no use for.
+    protocol_features.set(ProtocolFeatures::CONFIG, device.config_len() > 0);
+    Offer {
+        features: device.features() & DEVICE_BITS | VERSION_1 | INDIRECT_DESC | EVENT_IDX,
+        required_features: VERSION_1,
+        protocol_features,
+        num_queues: device.num_queues(),
+        max_queue_size: device.max_queue_size(),
+        max_memory_slots: MEMORY_SLOTS,
+        config_len: device.config_len(),
+    }
+}
+
+fn layout(setup: &RingSetup) -> SplitLayout {
+    SplitLayout {
+        size: setup.size,
+        descriptors: setup.descriptors,
+        available: setup.available,
+        used: setup.used,
+        indirect: setup.features & INDIRECT_DESC != 0,
+        event_idx: setup.features & EVENT_IDX != 0,
+    }
+}
+
+fn map(message: &str, offer: RegionOffer) -> Result<Arc<Region>, Refusal> {
+    let RegionOffer { range: RegionRange { guest, size, user }, mmap_offset, fd } = offer;
+    Region::map(guest, user, size, mmap_offset, fd).map_err(|e| {
+        Refusal(format!(
+            "{message}: the region at guest address {guest}, {size:#x} bytes, file offset {mmap_offset:#x}: {e}"
+        ))
+    })
+}
+
+fn bad_kick(queue: u16, error: &std::io::Error) -> Refusal {
+    Refusal(format!("SET_VRING_KICK: queue {queue}: its descriptor cannot be waited for: {error}"))
+}

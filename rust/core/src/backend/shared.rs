@@ -1,0 +1,269 @@
+//! What the back-end's owner, its control thread and its workers share.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
+use std::time::{Duration, Instant};
+
+use super::{Event, Observer, Stuck};
+use crate::error::HostError;
+use crate::sys::eventfd::EventFd;
+use crate::worker::{Broken, QueueCounters, Report};
+
+/// Where a back-end stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Waiting for a front-end.
+    Listening,
+    /// A front-end is there and nothing is served yet.
+    Negotiating,
+    /// At least one queue is served.
+    Running,
+    /// Queues are started but all of them are disabled.
+    Paused,
+    /// Ending: requests in flight are waited for.
+    Draining,
+    /// Ended.
+    Stopped,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Listening => "listening",
+            Self::Negotiating => "negotiating",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Draining => "draining",
+            Self::Stopped => "stopped",
+        })
+    }
+}
+
+/// Sums over all queues since the back-end started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Requests given back to the driver.
+    pub requests: u64,
+    /// Times that the device was entered.
+    pub batches: u64,
+    /// Kicks heard.
+    pub kicks: u64,
+    /// Notifications sent to the driver.
+    pub calls: u64,
+    /// Front-ends that connected.
+    pub sessions: u64,
+    /// Requests in the device's hands.
+    pub in_flight: u64,
+}
+
+#[derive(Debug)]
+struct Standing {
+    state: State,
+    drain: Duration,
+    stuck: Vec<Stuck>,
+    own_threads: Vec<ThreadId>,
+    broken: bool,
+    panicked: bool,
+    config_changed: bool,
+}
+
+/// See the module.
+pub(super) struct Shared {
+    standing: Mutex<Standing>,
+    changed: Condvar,
+    stop: AtomicBool,
+    sessions: AtomicU64,
+    queues: Vec<Arc<QueueCounters>>,
+    observer: Arc<dyn Observer>,
+    /// Wakes the control thread.
+    pub(super) wake: EventFd,
+    pub(super) stopped_event: EventFd,
+}
+
+/// What a woken control thread has to do.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Errands {
+    pub(super) stop: bool,
+    pub(super) broken: bool,
+    pub(super) panicked: bool,
+    pub(super) config_changed: bool,
+}
+
+impl Shared {
+    pub(super) fn new(
+        queues: u16,
+        drain: Duration,
+        observer: Arc<dyn Observer>,
+    ) -> Result<Arc<Self>, HostError> {
+        let event = || EventFd::new().map_err(|e| HostError::new("make an event descriptor", e));
+        let standing = Standing {
+            state: State::Listening,
+            drain,
+            stuck: Vec::new(),
+            own_threads: Vec::new(),
+            broken: false,
+            panicked: false,
+            config_changed: false,
+        };
+        Ok(Arc::new(Self {
+            standing: Mutex::new(standing),
+            changed: Condvar::new(),
+            stop: AtomicBool::new(false),
+            sessions: AtomicU64::new(0),
+            queues: (0..queues).map(|_| Arc::default()).collect(),
+            observer,
+            wake: event()?,
+            stopped_event: event()?,
+        }))
+    }
+
+    pub(super) fn state(&self) -> State {
+        self.lock().state
+    }
+
+    pub(super) fn set_state(&self, state: State) {
+        let mut standing = self.lock();
+        // The end is final, and only the end follows draining.
+        let stays = match standing.state {
+            State::Stopped => true,
+            State::Draining => state != State::Stopped,
+            _ => false,
+        };
+        if !stays {
+            standing.state = state;
+        }
+        drop(standing);
+        self.changed.notify_all();
+    }
+
+    /// Waits for a state that `wanted` accepts; `None` if `until` comes first.
+    pub(super) fn wait(
+        &self,
+        until: Option<Instant>,
+        wanted: impl Fn(State) -> bool,
+    ) -> Option<State> {
+        let mut standing = self.lock();
+        while !wanted(standing.state) {
+            standing = match until {
+                None => self.changed.wait(standing).unwrap_or_else(PoisonError::into_inner),
+                Some(until) => {
+                    let left = until.checked_duration_since(Instant::now())?;
+                    self.changed
+                        .wait_timeout(standing, left)
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .0
+                }
+            };
+        }
+        Some(standing.state)
+    }
+
+    pub(super) fn request_stop(&self, drain: Duration) {
+        self.lock().drain = drain;
+        self.stop.store(true, Ordering::Release);
+        self.wake.signal();
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+
+    pub(super) fn drain(&self) -> Duration {
+        self.lock().drain
+    }
+
+    pub(super) fn notify_config(&self) {
+        self.lock().config_changed = true;
+        self.wake.signal();
+    }
+
+    /// What there is to do; asked by the control thread when it was woken.
+    pub(super) fn errands(&self) -> Errands {
+        self.wake.clear();
+        let mut standing = self.lock();
+        Errands {
+            stop: self.is_stopping(),
+            broken: std::mem::take(&mut standing.broken),
+            panicked: std::mem::take(&mut standing.panicked),
+            config_changed: std::mem::take(&mut standing.config_changed),
+        }
+    }
+
+    /// A new session owes nothing to the former one.
+    pub(super) fn begin_session(&self) {
+        self.sessions.fetch_add(1, Ordering::Relaxed);
+        let mut standing = self.lock();
+        (standing.broken, standing.panicked, standing.config_changed) = (false, false, false);
+    }
+
+    pub(super) fn adopt(&self, thread: ThreadId) {
+        self.lock().own_threads.push(thread);
+    }
+
+    pub(super) fn disown(&self, thread: ThreadId) {
+        self.lock().own_threads.retain(|&own| own != thread);
+    }
+
+    pub(super) fn is_own_thread(&self) -> bool {
+        self.lock().own_threads.contains(&thread::current().id())
+    }
+
+    pub(super) fn event(&self, event: Event) {
+        if let Event::Stuck(stuck) = event {
+            self.lock().stuck.push(stuck);
+        }
+        self.observer.event(event);
+    }
+
+    pub(super) fn take_stuck(&self) -> Vec<Stuck> {
+        std::mem::take(&mut self.lock().stuck)
+    }
+
+    /// The counters of a queue that exists.
+    pub(super) fn queue(&self, index: u16) -> Arc<QueueCounters> {
+        self.queues.get(usize::from(index)).map_or_else(Arc::default, Arc::clone)
+    }
+
+    pub(super) fn counters(&self) -> Counters {
+        let start =
+            Counters { sessions: self.sessions.load(Ordering::Relaxed), ..Counters::default() };
+        self.queues.iter().fold(start, |sum, queue| Counters {
+            requests: sum.requests + queue.requests.load(Ordering::Relaxed),
+            batches: sum.batches + queue.batches.load(Ordering::Relaxed),
+            kicks: sum.kicks + queue.kicks.load(Ordering::Relaxed),
+            calls: sum.calls + queue.calls.load(Ordering::Relaxed),
+            in_flight: sum.in_flight + u64::from(queue.in_flight.load(Ordering::Relaxed)),
+            ..sum
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Report for Shared {
+    fn queue_broken(&self, queue: u16, error: Broken) {
+        let error = match error {
+            Broken::Driver(error) => error.to_string(),
+            Broken::Memory(error) => error.to_string(),
+        };
+        self.event(Event::QueueBroken { queue, error });
+        self.lock().broken = true;
+        self.wake.signal();
+    }
+
+    fn worker_panicked(&self, message: String) {
+        self.event(Event::WorkerPanicked(message));
+        self.lock().panicked = true;
+        self.wake.signal();
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("state", &self.state()).finish_non_exhaustive()
+    }
+}

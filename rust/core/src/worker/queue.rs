@@ -1,0 +1,297 @@
+//! One running vring in the hands of its worker: pop a batch, hand it over, publish, signal.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
+
+use crate::device::Device;
+use crate::memory::Memory;
+use crate::request::{Batch, Bell, Done, Request, Sink, Slot};
+use crate::ring::{RingError, SplitRing};
+use crate::sys::eventfd;
+
+/// Slots kept for reuse: as many requests as one batch and its neighbours have in flight.
+const SPARE_SLOTS: usize = 256;
+
+/// What a queue has done since the back-end started. Written by its worker once a batch.
+#[derive(Debug, Default)]
+pub(crate) struct QueueCounters {
+    pub(crate) requests: AtomicU64,
+    pub(crate) batches: AtomicU64,
+    pub(crate) calls: AtomicU64,
+    pub(crate) kicks: AtomicU64,
+    pub(crate) in_flight: AtomicU32,
+}
+
+/// A descriptor to signal through, and whether writing to it may block.
+#[derive(Clone, Debug)]
+pub(crate) struct Signal {
+    fd: Arc<OwnedFd>,
+    blocking: bool,
+}
+
+impl Signal {
+    pub(crate) fn new(fd: OwnedFd) -> Self {
+        let blocking = rustix::fs::fcntl_getfl(&fd)
+            .is_ok_and(|flags| !flags.contains(rustix::fs::OFlags::NONBLOCK));
+        Self { fd: Arc::new(fd), blocking }
+    }
+
+    /// Signals; a descriptor that would block is full, which is a signal already.
+    fn send(&self) {
+        if !self.blocking || eventfd::is_writable(self.fd.as_fd()) {
+            eventfd::signal(self.fd.as_fd());
+        }
+    }
+}
+
+/// Where a queue is in its life.
+#[derive(Debug)]
+pub(crate) enum Phase {
+    /// Popping and publishing.
+    Running,
+    /// The driver broke the ring: nothing more is popped.
+    Broken,
+    /// Waiting for the requests in flight, then telling the next available index.
+    Stopping(Sender<u16>),
+}
+
+/// How a look at a queue went.
+pub(super) enum Look {
+    /// Nothing was there to do.
+    Idle,
+    /// Something was done, or is to be done before anything else.
+    Busy,
+    /// The driver broke the ring just now.
+    Broke(RingError),
+}
+
+/// A started vring.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    pub(super) index: u16,
+    ring: SplitRing,
+    pub(super) kick: Option<OwnedFd>,
+    pub(super) call: Option<Signal>,
+    pub(super) error: Option<Signal>,
+    pub(super) enabled: bool,
+    pub(super) phase: Phase,
+    /// Requests that the device left in the ring: not offered again before the next kick.
+    left: u16,
+    in_flight: u32,
+    sink: Arc<Sink>,
+    spare: Vec<Box<Slot>>,
+    counters: Arc<QueueCounters>,
+}
+
+/// What every queue of a worker shares while it is served.
+pub(super) struct Hands<'a> {
+    pub(super) device: &'a dyn Device,
+    pub(super) bell: &'a Bell,
+    pub(super) batch: &'a mut Batch,
+    pub(super) limit: u16,
+}
+
+impl Queue {
+    pub(crate) fn new(
+        index: u16,
+        ring: SplitRing,
+        enabled: bool,
+        bell: &Arc<Bell>,
+        counters: Arc<QueueCounters>,
+    ) -> Self {
+        Self {
+            index,
+            ring,
+            kick: None,
+            call: None,
+            error: None,
+            enabled,
+            phase: Phase::Running,
+            left: 0,
+            in_flight: 0,
+            sink: Sink::new(Arc::clone(bell)),
+            spare: Vec::new(),
+            counters,
+        }
+    }
+
+    pub(crate) fn with_fds(
+        self,
+        kick: Option<OwnedFd>,
+        call: Option<Signal>,
+        error: Option<Signal>,
+    ) -> Self {
+        Self { kick, call, error, ..self }
+    }
+
+    /// Serves one batch if there is one.
+    pub(super) fn look(&mut self, hands: &mut Hands<'_>) -> Look {
+        if !self.enabled || !matches!(self.phase, Phase::Running) {
+            return Look::Idle;
+        }
+        let available = match self.ring.available() {
+            Ok(available) => available,
+            Err(error) => return self.fail(error),
+        };
+        if available <= self.left {
+            return Look::Idle;
+        }
+        // The index was read first. So whatever the front-end was told before the driver made
+        // these chains available (new memory above all) has rung the bell by now.
+        if hands.bell.is_rung() {
+            return Look::Busy;
+        }
+        let broken = self.pop_batch(available.min(hands.limit), hands.batch);
+        if !hands.batch.is_empty() {
+            hands.device.handle(self.index, hands.batch);
+            self.settle(hands);
+        }
+        broken.map_or(Look::Busy, |error| self.fail(error))
+    }
+
+    /// Gives back what was completed outside a batch.
+    pub(super) fn collect(&mut self, done: &mut Vec<Done>) {
+        self.sink.collect(done);
+        for done in done.drain(..) {
+            self.give_back(done);
+        }
+        self.publish();
+    }
+
+    /// Asks for kicks; `true` if there is work already.
+    pub(super) fn enable_kicks(&mut self) -> bool {
+        if !self.enabled || !matches!(self.phase, Phase::Running) {
+            return false;
+        }
+        // An index that jumps here is found, and reported, by the look that follows.
+        self.ring.enable_kicks(self.left).unwrap_or(true)
+    }
+
+    pub(super) fn disable_kicks(&mut self) {
+        self.ring.disable_kicks();
+    }
+
+    /// There may be something new: requests that were left are offered again.
+    pub(super) fn kicked(&mut self) {
+        self.left = 0;
+        bump(&self.counters.kicks, 1);
+    }
+
+    /// A ring that must be looked at by time, for want of a kick descriptor.
+    pub(super) fn is_unkicked(&self) -> bool {
+        self.kick.is_none() && self.enabled && matches!(self.phase, Phase::Running)
+    }
+
+    /// Goes on in another table of memory.
+    pub(super) fn move_to(&mut self, memory: &Arc<Memory>) -> Result<(), crate::ring::StartError> {
+        self.spare.clear();
+        self.ring.move_to(memory)
+    }
+
+    /// Whether it was asked to stop and nothing is in flight any more.
+    pub(super) fn is_drained(&self) -> bool {
+        matches!(self.phase, Phase::Stopping(_)) && self.in_flight == 0
+    }
+
+    /// Ends the queue: its index, and whoever waits for that. Late completions are refused.
+    pub(super) fn end(self) {
+        self.sink.close();
+        self.counters.in_flight.store(0, Ordering::Relaxed);
+        if let Phase::Stopping(reply) = self.phase {
+            // Nobody waits any more if the limit has passed.
+            let _ = reply.send(self.ring.next_available());
+        }
+    }
+
+    /// Nothing more is popped until the front-end stops the ring; it is told once.
+    pub(super) fn break_off(&mut self) {
+        self.phase = Phase::Broken;
+        if let Some(signal) = &self.error {
+            signal.send();
+        }
+    }
+
+    pub(super) fn is_broken(&self) -> bool {
+        matches!(self.phase, Phase::Broken)
+    }
+
+    fn fail(&mut self, error: RingError) -> Look {
+        self.break_off();
+        Look::Broke(error)
+    }
+
+    /// Pops up to `limit` chains. On a bad chain those before it are good.
+    fn pop_batch(&mut self, limit: u16, batch: &mut Batch) -> Option<RingError> {
+        for _ in 0..limit {
+            let mut slot = match self.spare.pop() {
+                Some(slot) => slot,
+                None => Slot::new(self.index, Arc::clone(&self.sink)),
+            };
+            match self.ring.pop(&mut slot.buffers) {
+                Ok(Some(head)) => {
+                    slot.head = head;
+                    self.in_flight += 1;
+                    batch.push(Request::new(slot));
+                }
+                Ok(None) => return None,
+                Err(error) => return Some(error),
+            }
+        }
+        None
+    }
+
+    /// Gives back what the device answered and puts back what it left.
+    fn settle(&mut self, hands: &mut Hands<'_>) {
+        self.left = 0;
+        for slot in hands.batch.take_left() {
+            self.ring.unpop(slot.head);
+            self.left += 1;
+            self.in_flight -= 1;
+            keep(&mut self.spare, slot);
+        }
+        let mut answered = 0;
+        for done in hands.batch.take_done() {
+            answered += 1;
+            self.in_flight -= 1;
+            self.ring.push(done.slot.head, done.written);
+            keep(&mut self.spare, done.slot);
+        }
+        bump(&self.counters.requests, answered);
+        bump(&self.counters.batches, 1);
+        self.counters.in_flight.store(self.in_flight, Ordering::Relaxed);
+        self.publish();
+    }
+
+    fn give_back(&mut self, done: Done) {
+        bump(&self.counters.requests, 1);
+        self.in_flight -= 1;
+        self.counters.in_flight.store(self.in_flight, Ordering::Relaxed);
+        self.ring.push(done.slot.head, done.written);
+        keep(&mut self.spare, done.slot);
+    }
+
+    fn publish(&mut self) {
+        if !self.ring.publish() {
+            return;
+        }
+        if let Some(call) = &self.call {
+            call.send();
+            bump(&self.counters.calls, 1);
+        }
+    }
+}
+
+fn keep(spare: &mut Vec<Box<Slot>>, mut slot: Box<Slot>) {
+    if spare.len() < SPARE_SLOTS {
+        spare.push(slot);
+    } else {
+        slot.buffers.release();
+    }
+}
+
+/// Adds without a locked instruction: only the worker writes.
+fn bump(counter: &AtomicU64, by: u64) {
+    counter.store(counter.load(Ordering::Relaxed) + by, Ordering::Relaxed);
+}
