@@ -27,7 +27,7 @@ const DISCONNECT_DRAIN: Duration = Duration::from_secs(1);
 const MEMORY_SLOTS: u64 = 509;
 
 /// The feature bits that belong to device types: VIRTIO 1.3, "Feature Bits".
-const DEVICE_BITS: u64 = (1 << 24) - 1 | !((1 << 50) - 1);
+const DEVICE_BITS: u64 = ((1 << 24) - 1) | !((1 << 50) - 1);
 
 /// A vring's descriptors and flags, as long as the session lasts.
 #[derive(Default)]

@@ -14,6 +14,10 @@ use crate::sys::eventfd;
 /// Slots kept for reuse: as many requests as one batch and its neighbours have in flight.
 const SPARE_SLOTS: usize = 256;
 
+/// Slots that wait for a chain. A request moves as the pointer to its slot.
+#[allow(clippy::vec_box)]
+type Spare = Vec<Box<Slot>>;
+
 /// What a queue has done since the back-end started. Written by its worker once a batch.
 #[derive(Debug, Default)]
 pub(crate) struct QueueCounters {
@@ -81,7 +85,7 @@ pub(crate) struct Queue {
     left: u16,
     in_flight: u32,
     sink: Arc<Sink>,
-    spare: Vec<Box<Slot>>,
+    spare: Spare,
     counters: Arc<QueueCounters>,
 }
 
@@ -283,7 +287,7 @@ impl Queue {
     }
 }
 
-fn keep(spare: &mut Vec<Box<Slot>>, mut slot: Box<Slot>) {
+fn keep(spare: &mut Spare, mut slot: Box<Slot>) {
     if spare.len() < SPARE_SLOTS {
         spare.push(slot);
     } else {
