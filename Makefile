@@ -1,0 +1,82 @@
+# Everything a developer or a build machine runs. `make help` lists the targets.
+#
+# The package is built once, as a release wheel, and installed into .venv; the Python suites, the
+# demo and the bench all run against that installed wheel. Nothing outside the repository is
+# changed but by `deps`, which installs missing system packages when it runs as root.
+
+VENV := .venv
+BIN := $(VENV)/bin
+CARGO ?= cargo
+# The oldest interpreter that the package takes comes first: what it accepts, all accept.
+PYTHON ?= $(firstword $(foreach name,python3.11 python3,$(shell \
+    $(name) -c 'import sys; print(sys.executable) if sys.version_info >= (3, 11) else None' \
+    2>/dev/null)))
+PYTEST_ARGS ?=
+
+# One target directory for everything, whoever sets it: the peers' own workspace has a corner of it.
+export CARGO_TARGET_DIR := $(abspath $(or $(CARGO_TARGET_DIR),target))
+# The extension module is always built for the interpreter that will load it, so that clippy and
+# the wheel share what they compile.
+export PYO3_PYTHON := $(abspath $(BIN)/python)
+WHEELS := $(CARGO_TARGET_DIR)/wheels
+
+TOOLS := $(VENV)/.tools
+PACKAGE := $(VENV)/.package
+SOURCES := Cargo.toml Cargo.lock pyproject.toml README.md \
+    $(shell find rust python -type f ! -name '*.pyc' ! -path 'rust/*/tests/*')
+
+.DELETE_ON_ERROR:
+.PHONY: help build demo test lint test-rust test-python test-guest bench deps clean
+
+help: ## Shows this list.
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+build: $(PACKAGE) ## Leaves .venv with a release build of the package installed.
+
+demo: build ## Serves a RAM disk, drives it through its socket and checks every byte.
+	$(BIN)/vhost-user demo
+
+test: lint test-rust deps build ## Runs every check and every test.
+	$(BIN)/pytest -n 2 --dist loadgroup $(PYTEST_ARGS) tests
+
+lint: $(TOOLS) ## Checks format, lints and types, with warnings as errors.
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test-rust: ## Runs the core's own tests.
+	$(CARGO) test --locked -p vhost-user-core
+
+test-python: deps build ## Runs the Python suites but for those that start a guest.
+	$(BIN)/pytest -n 2 --dist loadgroup $(PYTEST_ARGS) --ignore tests/guest tests
+
+test-guest: build ## Runs a Linux guest in QEMU on devices of the package.
+	$(BIN)/pytest $(PYTEST_ARGS) tests/guest
+
+bench: build ## Measures side by side with other back-ends; needs two free cores.
+	.ci/deps bench
+	$(BIN)/python -m benches
+
+deps: ## Installs the system packages that the tests need, or says which are missing.
+	.ci/deps test
+
+clean: ## Removes what the build and the tests left.
+	$(CARGO) clean
+	rm -rf $(VENV) dist .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find python tests benches examples -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+$(TOOLS): requirements-dev.txt
+	$(if $(PYTHON),,$(error CPython 3.11 or newer is needed: set PYTHON to its path))
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+$(PACKAGE): $(TOOLS) $(SOURCES)
+	rm -f $(WHEELS)/vhost_user-*.whl
+	$(BIN)/maturin build --release --locked --compatibility linux \
+	    --interpreter $(BIN)/python --out $(WHEELS)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-index --no-deps \
+	    --force-reinstall $(WHEELS)/vhost_user-*.whl
+	touch $@

@@ -1,0 +1,91 @@
+"""The borders of the project's modules, and what crosses them.
+
+Data flows one way. The control leg (`socket`, `wire`, `connection`) knows nothing of memory and
+rings, the data leg (`memory`, `ring`, `request`, `worker`) never sees a message, both meet in
+`backend`, and the core as a whole knows no interpreter.
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from .rust_source import lines_with, module_of, modules_named
+
+MAY_NAME = {
+    "address": set(),
+    "error": set(),
+    "sys": set(),
+    "wire": {"address"},
+    "socket": {"wire", "sys", "error"},
+    "connection": {"wire", "address"},
+    "memory": {"address", "sys"},
+    "ring": {"memory", "address"},
+    "request": {"memory", "sys"},
+    "device": {"request"},
+    "block": {"device", "request", "memory", "sys", "error"},
+    "worker": {"device", "request", "ring", "memory", "sys", "address", "error"},
+    "backend": {
+        *("socket", "wire", "connection", "worker"),
+        *("ring", "memory", "request", "device", "sys", "address", "error"),
+    },
+    "frontend": {"socket", "wire", "address", "sys", "error"},
+}
+"""Which top-level modules of the core each may name, beside itself."""
+
+UNSAFE_CORE = re.compile(r"sys/\w+\.rs|memory/view\.rs|xen/linux\.rs")
+UNSAFE_PYTHON = re.compile(r"buffer\.rs")
+"""The files of each crate in which `unsafe` may stand, relative to `src`."""
+
+FOREIGN = ("pyo3", "PyO3")
+NOISE = ("print", "println", "eprint", "eprintln", "dbg")
+IMPORTS_CORE = {"server.py", "errors.py"}
+"""The Python files that may import the extension module, relative to the package."""
+
+
+def arrows_crossed(source: str, path: str) -> Iterator[str]:
+    """Names in a file of the core that its module may not use. `path` is relative to `src`."""
+    module = module_of(path)
+    if not module:
+        return  # lib.rs declares the modules
+    for name in sorted(modules_named(source, path) - {module[0]}):
+        if module[0] not in MAY_NAME:
+            yield f"{path}: the module {module[0]} has no row in the table of borders"
+        elif name not in MAY_NAME[module[0]]:
+            yield f"{path}: {module[0]} names {name}"
+
+
+def unsafe_outside(source: str, path: str, allowed: re.Pattern[str]) -> Iterator[str]:
+    """`unsafe` and its permission in a file that may not have them."""
+    if not allowed.fullmatch(path):
+        for word in ("unsafe", "unsafe_code"):
+            for line in lines_with(source, word):
+                yield f"{path}:{line}: {word}"
+
+
+def impure(source: str, path: str) -> Iterator[str]:
+    """What no file of the core may do: print, end the process, know Python."""
+    for word in [f"{name}!" for name in NOISE] + ["process::exit", "process::abort", *FOREIGN]:
+        for line in lines_with(source, word):
+            yield f"{path}:{line}: {word}"
+
+
+def core_imports(source: str, path: str) -> Iterator[str]:
+    """Imports of the extension module in a Python file that may not have them."""
+    if path in IMPORTS_CORE:
+        return
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module or ''}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        if any("_core" in name.split(".") for name in names):
+            yield f"{path}:{node.lineno}: imports _core"
+
+
+def sources(root: Path, pattern: str) -> Iterator[tuple[str, str]]:
+    """Source text and path of each file below `root`."""
+    for path in sorted(root.rglob(pattern)):
+        yield path.read_text(), path.relative_to(root).as_posix()

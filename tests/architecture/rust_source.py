@@ -1,0 +1,106 @@
+"""Reads Rust sources just far enough to see which modules of its crate a file names.
+
+Not a parser: comments and literals are blanked out, and what is left is a stream of words and
+signs in which paths, `use` trees and inline modules are easy to follow.
+"""
+
+import re
+from collections.abc import Iterator
+
+# Whatever may hold text that only looks like code. Raw strings first: they have no escapes.
+BLANK = re.compile(
+    r"""
+      b?r(?P<hash>\#*)".*?"(?P=hash)    # raw string
+    | [bc]?"(?:\\.|[^"\\])*"            # string
+    | b?'(?:\\[^\n]+?|[^'\\\n])'        # character; a lifetime is not closed
+    | //[^\n]*
+    | /\*.*?\*/
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+TOKEN = re.compile(r"\w+!?|::|\S")
+ROOT = "crate root"
+"""Stands for names taken from the root itself: `use crate as c`, `use crate::*`."""
+
+
+def code(source: str) -> str:
+    """The source with comments and literals blanked, line by line as before."""
+    return BLANK.sub(lambda m: " " + "\n" * m.group().count("\n"), source)
+
+
+def lines_with(source: str, word: str) -> Iterator[int]:
+    """The numbers of the lines of code that hold `word`, whole."""
+    pattern = re.compile(rf"(?<!\w){re.escape(word)}(?!\w)")
+    for number, line in enumerate(code(source).splitlines(), 1):
+        if pattern.search(line):
+            yield number
+
+
+def module_of(path: str) -> tuple[str, ...]:
+    """`ring/split.rs` is `("ring", "split")`, `ring/mod.rs` is `("ring",)`, `lib.rs` is `()`.
+
+    Tests that stand beside their module, `ring/split_tests.rs`, are `("ring", "split", "tests")`.
+    """
+    *folders, name = path.removesuffix(".rs").removesuffix("_tests").split("/")
+    tests = ["tests"] if path.endswith("_tests.rs") else []
+    return (*folders, *([] if name in ("mod", "lib") else [name]), *tests)
+
+
+def modules_named(source: str, path: str) -> set[str]:
+    """The top-level modules of the crate that a file names. `path` is relative to `src`.
+
+    `crate::`, `self::` and `super::` are followed, also in inline modules, and so is each leaf of
+    a `use` tree. Paths with none of the three in front cannot leave their module.
+    """
+    words = ["", *TOKEN.findall(code(source)), "", "", ""]
+    module = list(module_of(path))
+    inline: list[bool] = []  # for each open brace: whether a module's
+    found = set()
+    for at, word in enumerate(words[:-1]):
+        if word == "{":
+            inline.append(words[at - 2] == "mod")
+            if inline[-1]:
+                module.append(words[at - 1])
+        elif word == "}" and inline and inline.pop():
+            module.pop()
+        elif at and _begins_path(*words[at - 1 : at + 2]):
+            leaves, _ = _tree(words, at)
+            found |= {_top(module, leaf) for leaf in leaves}
+    return found
+
+
+def _begins_path(before: str, word: str, after: str) -> bool:
+    if word not in ("crate", "self", "super") or before == "::":
+        return False
+    return after == "::" or (before, word, after) == ("use", "crate", "as")
+
+
+def _tree(words: list[str], at: int) -> tuple[list[list[str]], int]:
+    """The leaves of the path or `use` tree that begins at `at`, and where it ends."""
+    if words[at] == "{":
+        leaves: list[list[str]] = []
+        at += 1
+        while words[at] not in ("}", ""):
+            more, at = _tree(words, at)
+            leaves += more
+            at += 2 if words[at] == "as" else 0
+            at += 1 if words[at] == "," else 0
+        return leaves, at + 1
+    # `::<` begins generic arguments, where the path ends.
+    if words[at + 1] == "::" and re.match(r"\w|[{*]", words[at + 2]):
+        leaves, end = _tree(words, at + 2)
+        return [[words[at], *leaf] for leaf in leaves], end
+    return [[words[at]]], at + 1
+
+
+def _top(module: list[str], leaf: list[str]) -> str:
+    """The top-level module that a path leads to from `module`."""
+    place = list(module)
+    for word in leaf:
+        if word == "crate":
+            place = []
+        elif word == "super":
+            place = place[:-1]
+        elif word != "self":
+            place.append(word)
+    return place[0] if place and place[0] != "*" else ROOT
