@@ -67,6 +67,14 @@ pub trait Device: Send + Sync + 'static {
         body();
     }
 
+    /// Most requests to hand over at once, below the back-end's own limit. A device that answers
+    /// one after the other, and slowly, names few ([`crate::pace::Pace`]): the driver sees the
+    /// answers of a batch only when all of it is done.
+    fn batch_limit(&self, queue: u16) -> u16 {
+        let _ = queue;
+        u16::MAX
+    }
+
     /// Handles what the driver made available on `queue`. Requests that are left in the batch
     /// stay in the ring and are offered again at the next kick.
     fn handle(&self, queue: u16, batch: &mut Batch);

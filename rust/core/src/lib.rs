@@ -13,6 +13,7 @@ pub mod device;
 pub mod error;
 pub mod frontend;
 pub mod memory;
+pub mod pace;
 pub mod request;
 pub mod ring;
 pub mod socket;

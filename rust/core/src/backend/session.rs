@@ -235,9 +235,10 @@ impl<'a> Session<'a> {
             Refusal(format!("REM_MEM_REG: guest {guest}, user {user}, {size:#x} bytes: {e}"))
         })?;
         self.swap_memory(memory);
-        let (gone, region) = (region.gone(), Arc::downgrade(&region));
+        let (gone, held) = (region.gone(), Arc::downgrade(&region));
+        drop(region);
         if !gone.wait(self.shared().drain())
-            && let Some(region) = region.upgrade()
+            && let Some(region) = held.upgrade()
         {
             region.sever();
         }

@@ -147,7 +147,8 @@ impl Queue {
         if hands.bell.is_rung() {
             return Look::Busy;
         }
-        let broken = self.pop_batch(available.min(hands.limit), hands.batch);
+        let limit = hands.limit.min(hands.device.batch_limit(self.index)).max(1);
+        let broken = self.pop_batch(available.min(limit), hands.batch);
         if !hands.batch.is_empty() {
             hands.device.handle(self.index, hands.batch);
             self.settle(hands);

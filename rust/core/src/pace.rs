@@ -1,0 +1,80 @@
+//! How many requests to take at once from a device that answers them one after the other.
+//!
+//! All answers of a batch reach the driver together. That is what makes quick devices quick; but
+//! when one answer takes milliseconds, the first would wait for the last. So the batch shrinks
+//! until it takes about [`GOAL`], and grows again when it takes less.
+
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+/// How long a batch may take: longer than a wake-up costs by far, shorter than a slow disk.
+pub const GOAL: Duration = Duration::from_micros(500);
+
+/// The pace of one queue. Used by one thread at a time; shared only to be read.
+#[derive(Debug)]
+pub struct Pace(AtomicU16);
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self(AtomicU16::new(u16::MAX))
+    }
+}
+
+impl Pace {
+    /// Most requests to take now; at least 1.
+    pub fn limit(&self) -> u16 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// A batch of `requests` took `time`.
+    pub fn took(&self, requests: usize, time: Duration) {
+        let limit = self.limit();
+        let next = if time > GOAL {
+            let fitting = requests as u128 * GOAL.as_nanos() / time.as_nanos().max(1);
+            u16::try_from(fitting).unwrap_or(u16::MAX).clamp(1, limit)
+        } else if time < GOAL / 2 {
+            limit.saturating_mul(2)
+        } else {
+            limit
+        };
+        self.0.store(next, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slow_answers_are_given_one_by_one() {
+        let pace = Pace::default();
+        pace.took(64, Duration::from_millis(640));
+        assert_eq!(pace.limit(), 1);
+    }
+
+    #[test]
+    fn a_batch_shrinks_to_the_goal() {
+        let pace = Pace::default();
+        pace.took(64, Duration::from_micros(64 * 50));
+        assert_eq!(pace.limit(), 10);
+    }
+
+    #[test]
+    fn quick_answers_bring_large_batches_back() {
+        let pace = Pace::default();
+        pace.took(64, Duration::from_secs(1));
+        for _ in 0..16 {
+            pace.took(usize::from(pace.limit()), Duration::from_micros(10));
+        }
+        assert_eq!(pace.limit(), u16::MAX);
+    }
+
+    #[test]
+    fn a_batch_that_meets_the_goal_keeps_its_size() {
+        let pace = Pace::default();
+        pace.took(64, Duration::from_micros(6400));
+        let limit = pace.limit();
+        pace.took(usize::from(limit), GOAL * 3 / 4);
+        assert_eq!(pace.limit(), limit);
+    }
+}
