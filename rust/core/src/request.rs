@@ -50,9 +50,20 @@ impl Request {
     ///
     /// # Errors
     /// [`Stopped`] if the ring has stopped meanwhile.
-    pub fn complete(mut self, written: u32) -> Result<(), Stopped> {
+    pub fn complete(self, written: u32) -> Result<(), Stopped> {
+        self.complete_with(|_| written)
+    }
+
+    /// Completes the request from any thread, with one last thing to write: `last` gets the
+    /// writable part and returns the bytes written. It is not called if the ring has stopped, and
+    /// the ring does not stop while it runs: so it must be short, and must not touch other
+    /// requests.
+    ///
+    /// # Errors
+    /// [`Stopped`] if the ring has stopped meanwhile.
+    pub fn complete_with(mut self, last: impl FnOnce(Writable<'_>) -> u32) -> Result<(), Stopped> {
         match self.slot.take() {
-            Some(slot) => Sink::finish(slot, written),
+            Some(slot) => Sink::finish(slot, last),
             None => Err(Stopped),
         }
     }
@@ -102,7 +113,7 @@ impl Request {
 impl Drop for Request {
     fn drop(&mut self) {
         if let Some(slot) = self.slot.take() {
-            let _ = Sink::finish(slot, 0);
+            let _ = Sink::finish(slot, |_| 0);
         }
     }
 }
@@ -198,14 +209,14 @@ impl Sink {
         done.clear();
     }
 
-    fn finish(mut slot: Box<Slot>, written: u32) -> Result<(), Stopped> {
+    fn finish(mut slot: Box<Slot>, last: impl FnOnce(Writable<'_>) -> u32) -> Result<(), Stopped> {
         let sink = Arc::clone(&slot.sink);
-        let written = limit(&slot, written);
         let mut done = sink.done.lock().unwrap_or_else(PoisonError::into_inner);
         if sink.closed.load(Ordering::Relaxed) {
             slot.buffers.release();
             return Err(Stopped);
         }
+        let written = limit(&slot, last(slot.buffers.writable()));
         done.push(Done { slot, written });
         drop(done);
         sink.bell.ring();
