@@ -3,4 +3,5 @@
 pub mod credentials;
 pub mod eventfd;
 pub mod io;
+pub mod lock;
 pub mod mmap;
