@@ -1,0 +1,308 @@
+//! What a block device says of itself: its features and its configuration space.
+//!
+//! The space has 96 bytes, of which the first 60 are used; the rest (secure erase, zones) is zero.
+//! All but two fields never change. The capacity changes by a resize and the cache mode by the
+//! driver: both are atomics, so a read of the space never waits and never sees half a number.
+
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use super::numbers::{ID_LEN, SECTOR, feature};
+use super::parse::{DISCARD, ZERO};
+use crate::device::ConfigRefused;
+
+/// Bytes of the configuration space.
+pub(super) const CONFIG_LEN: usize = 96;
+
+/// Where the cache mode stands: the one byte that the driver may write.
+const WRITEBACK: usize = 32;
+
+/// Data segments of a request: what fits a ring of 128 entries without indirect tables, next to
+/// header and status. The driver's ring may be shorter than ours allows, and a driver that
+/// believed a larger number would build chains that never fit.
+const MAX_DATA_SEGMENTS: u32 = 126;
+
+/// Queues of a device. vhost-user counts rings in 8 bits.
+const MAX_QUEUES: u16 = 256;
+
+/// The largest ring: VIRTIO 1.3, "Split Virtqueues".
+const MAX_RING: u16 = 32768;
+
+/// What a disk is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    /// Bytes, a multiple of 512.
+    pub size: u64,
+    /// Bytes that the driver should address at once: a power of two from 512 to 65536.
+    pub block_size: u32,
+    /// Bytes that the disk changes at once: `block_size` times a power of two.
+    pub physical_block_size: u32,
+    /// No request changes it.
+    pub read_only: bool,
+    /// It has a volatile cache and takes flushes.
+    pub flush: bool,
+    /// It takes discards.
+    pub discard: bool,
+    /// It takes write zeroes.
+    pub write_zeroes: bool,
+}
+
+impl Geometry {
+    /// A disk of `size` bytes in blocks of 512, with flushes, without discard or write zeroes.
+    pub fn new(size: u64) -> Self {
+        Self {
+            size,
+            block_size: SECTOR as u32,
+            physical_block_size: SECTOR as u32,
+            read_only: false,
+            flush: true,
+            discard: false,
+            write_zeroes: false,
+        }
+    }
+}
+
+/// How a disk is presented.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockOptions {
+    /// Queues, 1 to 256.
+    pub num_queues: u16,
+    /// The largest ring, a power of two from 2 to 32768.
+    pub queue_size: u16,
+    /// What the driver reads as serial number: at most 20 bytes.
+    pub serial: String,
+}
+
+impl Default for BlockOptions {
+    fn default() -> Self {
+        Self { num_queues: 1, queue_size: 256, serial: String::new() }
+    }
+}
+
+/// A number of a block device that cannot be: the rule, and what was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InvalidBlock(String);
+
+impl fmt::Display for InvalidBlock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for InvalidBlock {}
+
+/// The configuration space and the features that go with it. Changes come from one thread at a
+/// time; everything may be read at any time.
+#[derive(Debug)]
+pub struct BlockConfig {
+    offered: u64,
+    /// The fields that never change.
+    image: [u8; CONFIG_LEN],
+    capacity_sectors: AtomicU64,
+    writeback: AtomicBool,
+    /// The features that the driver accepted.
+    accepted: AtomicU64,
+    /// Whether each write must be durable before it completes: follows from the two above.
+    write_through: AtomicBool,
+}
+
+impl BlockConfig {
+    /// The space of a disk.
+    ///
+    /// # Errors
+    /// A number that breaks the rule beside its field in [`Geometry`] or [`BlockOptions`].
+    pub fn new(disk: &Geometry, options: &BlockOptions) -> Result<Self, InvalidBlock> {
+        check(disk, options)?;
+        let offered = offered(disk, options);
+        Ok(Self {
+            offered,
+            image: image(disk, options),
+            capacity_sectors: AtomicU64::new(sectors(disk.size)?),
+            writeback: AtomicBool::new(disk.flush),
+            accepted: AtomicU64::new(0),
+            write_through: AtomicBool::new(true),
+        })
+    }
+
+    /// The features that the device offers.
+    pub fn features(&self) -> u64 {
+        self.offered
+    }
+
+    /// The features that the driver accepted, 0 before.
+    #[inline]
+    pub fn accepted(&self) -> u64 {
+        self.accepted.load(Ordering::Relaxed)
+    }
+
+    /// Sectors of the disk now.
+    #[inline]
+    pub fn capacity_sectors(&self) -> u64 {
+        self.capacity_sectors.load(Ordering::Relaxed)
+    }
+
+    /// Whether each write must be durable before it completes: flushes were not negotiated, or
+    /// the driver turned the write cache off.
+    ///
+    /// A write that began before the cache was turned off and ended after must be durable too. So
+    /// it asks again when it has ended, and flushes if the answer has changed. One of the two
+    /// sees the other: either the write sees the new mode, or the flush at the switch sees the
+    /// write.
+    #[inline]
+    pub fn write_through(&self) -> bool {
+        self.write_through.load(Ordering::SeqCst)
+    }
+
+    /// The disk has `size` bytes from now on. The front-end must be told by the caller.
+    ///
+    /// # Errors
+    /// Not a multiple of 512.
+    pub fn resize(&self, size: u64) -> Result<(), InvalidBlock> {
+        self.capacity_sectors.store(sectors(size)?, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Copies the space from `offset` on into `out`; what lies past its end is left alone.
+    pub fn read(&self, offset: usize, out: &mut [u8]) {
+        let mut image = self.image;
+        image[..8].copy_from_slice(&self.capacity_sectors().to_le_bytes());
+        image[WRITEBACK] = self.writeback.load(Ordering::Relaxed).into();
+        for (to, from) in out.iter_mut().zip(image.iter().skip(offset)) {
+            *to = *from;
+        }
+    }
+
+    /// Takes a write to the space. Only the cache mode can be written. `flush` is called when the
+    /// write cache is turned off, before this returns.
+    ///
+    /// # Errors
+    /// What was written cannot be, or the flush failed; the mode is as before then.
+    pub fn write(
+        &self,
+        offset: usize,
+        data: &[u8],
+        flush: impl FnOnce() -> io::Result<()>,
+    ) -> Result<(), ConfigRefused> {
+        let &[mode] = data else { return Err(read_only(offset, data.len())) };
+        if offset != WRITEBACK {
+            return Err(read_only(offset, 1));
+        }
+        if self.accepted() & feature::CONFIG_WCE == 0 {
+            return Err(ConfigRefused("writeback: CONFIG_WCE was not negotiated".into()));
+        }
+        match mode {
+            0 => self.cache_off(flush),
+            1 => {
+                self.set_mode(true);
+                Ok(())
+            }
+            _ => Err(ConfigRefused(format!("writeback: {mode} is neither 0 nor 1"))),
+        }
+    }
+
+    /// The driver accepted `features`. The cache mode starts anew only if they differ from those
+    /// it was made for: a front-end sends them again after a pause or a reconnect, when the
+    /// driver relies on the mode that it set.
+    pub fn negotiated(&self, features: u64) {
+        let features = features & self.offered;
+        if self.accepted.swap(features, Ordering::Relaxed) != features {
+            self.set_mode(features & feature::FLUSH != 0);
+        }
+    }
+
+    /// Back to the state before negotiation.
+    pub fn reset(&self) {
+        self.accepted.store(0, Ordering::Relaxed);
+        self.set_mode(self.offered & feature::FLUSH != 0);
+    }
+
+    fn cache_off(&self, flush: impl FnOnce() -> io::Result<()>) -> Result<(), ConfigRefused> {
+        self.set_mode(false);
+        flush().map_err(|error| {
+            self.set_mode(true);
+            ConfigRefused(format!("writeback: the cache stays on, it cannot be flushed: {error}"))
+        })
+    }
+
+    /// Sets the cache mode and what follows from it.
+    fn set_mode(&self, writeback: bool) {
+        let can_flush = self.accepted() & feature::FLUSH != 0;
+        self.writeback.store(writeback, Ordering::Relaxed);
+        // Sequentially consistent: see `write_through`.
+        self.write_through.store(!(writeback && can_flush), Ordering::SeqCst);
+    }
+}
+
+fn read_only(offset: usize, len: usize) -> ConfigRefused {
+    ConfigRefused(format!("offset {offset}, {len} bytes: only writeback (offset 32) is writable"))
+}
+
+fn sectors(size: u64) -> Result<u64, InvalidBlock> {
+    if !size.is_multiple_of(SECTOR) {
+        return Err(InvalidBlock(format!("the size must be a multiple of 512 bytes: {size}")));
+    }
+    Ok(size / SECTOR)
+}
+
+fn check(disk: &Geometry, options: &BlockOptions) -> Result<(), InvalidBlock> {
+    let (logical, physical) = (disk.block_size, disk.physical_block_size);
+    let block = (512..=65536).contains(&logical) && logical.is_power_of_two();
+    // The exponent between the two is a byte, and no disk needs more than 2^15 times.
+    let larger = physical.is_power_of_two() && physical >= logical && physical / logical <= 1 << 15;
+    let queues = (1..=MAX_QUEUES).contains(&options.num_queues);
+    let ring = (2..=MAX_RING).contains(&options.queue_size) && options.queue_size.is_power_of_two();
+    let rules = [
+        (block, "block_size must be a power of two from 512 to 65536", u64::from(logical)),
+        (larger, "physical_block_size must be block_size times a power of two", physical.into()),
+        (queues, "num_queues must be 1 to 256", options.num_queues.into()),
+        (ring, "queue_size must be a power of two from 2 to 32768", options.queue_size.into()),
+        (
+            options.serial.len() <= ID_LEN,
+            "serial must have at most 20 bytes",
+            options.serial.len() as u64,
+        ),
+    ];
+    match rules.iter().find(|(holds, ..)| !holds) {
+        Some((_, rule, got)) => Err(InvalidBlock(format!("{rule}: {got}"))),
+        None => Ok(()),
+    }
+}
+
+fn offered(disk: &Geometry, options: &BlockOptions) -> u64 {
+    let writable = !disk.read_only;
+    [
+        (true, feature::SEG_MAX | feature::BLK_SIZE | feature::TOPOLOGY),
+        (disk.read_only, feature::RO),
+        (disk.flush, feature::FLUSH | feature::CONFIG_WCE),
+        (options.num_queues > 1, feature::MQ),
+        (writable && disk.discard, feature::DISCARD),
+        (writable && disk.write_zeroes, feature::WRITE_ZEROES),
+    ]
+    .into_iter()
+    .filter_map(|(has, bits)| has.then_some(bits))
+    .fold(0, |all, bits| all | bits)
+}
+
+/// The fields that never change: VIRTIO 1.3, "Block Device", "Device configuration layout".
+fn image(disk: &Geometry, options: &BlockOptions) -> [u8; CONFIG_LEN] {
+    let mut image = [0; CONFIG_LEN];
+    let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+    let exponent = (disk.physical_block_size / disk.block_size).trailing_zeros() as u8;
+    let segments = MAX_DATA_SEGMENTS.min(u32::from(options.queue_size).saturating_sub(2)).max(1);
+    put(12, &segments.to_le_bytes());
+    put(20, &disk.block_size.to_le_bytes());
+    put(24, &[exponent]);
+    put(34, &options.num_queues.to_le_bytes());
+    if disk.discard && !disk.read_only {
+        put(36, &DISCARD.max_sectors.to_le_bytes());
+        put(40, &DISCARD.max_segments.to_le_bytes());
+        put(44, &(disk.physical_block_size / SECTOR as u32).to_le_bytes());
+    }
+    if disk.write_zeroes && !disk.read_only {
+        put(48, &ZERO.max_sectors.to_le_bytes());
+        put(52, &ZERO.max_segments.to_le_bytes());
+        put(56, &[disk.discard.into()]);
+    }
+    image
+}

@@ -1,0 +1,172 @@
+//! What every block device has, whoever moves its data.
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::config::{BlockConfig, BlockOptions, CONFIG_LEN, Geometry, InvalidBlock};
+use super::numbers::{ID_LEN, SECTOR, Status};
+use super::parse::{Limits, Parsed, parse};
+use super::request::BlockRequest;
+use crate::device::ConfigRefused;
+use crate::request::{Batch, Request};
+
+/// Configuration, features, serial number, and the check of each request against them. Its
+/// methods are those that a [`Device`](crate::device::Device) hands on.
+#[derive(Debug)]
+pub struct BlockCore {
+    config: BlockConfig,
+    read_only: bool,
+    num_queues: u16,
+    queue_size: u16,
+    /// Padded with NUL; not terminated if it is full.
+    serial: [u8; ID_LEN],
+    failed: AtomicU64,
+    empty: AtomicU64,
+}
+
+/// Requests that were not served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Refusals {
+    /// Given back with an error status.
+    pub failed: u64,
+    /// Given back with nothing written: without a whole header, or without room for a status.
+    pub empty: u64,
+}
+
+impl BlockCore {
+    /// The core of a device for `disk`.
+    ///
+    /// # Errors
+    /// A number that breaks the rule beside its field in [`Geometry`] or [`BlockOptions`].
+    pub fn new(disk: &Geometry, options: &BlockOptions) -> Result<Self, InvalidBlock> {
+        let config = BlockConfig::new(disk, options)?;
+        let mut serial = [0; ID_LEN];
+        serial[..options.serial.len()].copy_from_slice(options.serial.as_bytes());
+        Ok(Self {
+            config,
+            read_only: disk.read_only,
+            num_queues: options.num_queues,
+            queue_size: options.queue_size,
+            serial,
+            failed: AtomicU64::new(0),
+            empty: AtomicU64::new(0),
+        })
+    }
+
+    /// The next request of `batch` that is to be served; those before it that are not are
+    /// answered.
+    #[inline]
+    pub fn next(&self, batch: &mut Batch) -> Option<BlockRequest> {
+        loop {
+            let (counter, refused) = match self.parse(batch.next()?) {
+                Parsed::Serve(request) => return Some(request),
+                Parsed::Fail(refused) => (&self.failed, refused),
+                Parsed::Empty(refused) => (&self.empty, refused),
+            };
+            counter.fetch_add(1, Ordering::Relaxed);
+            refused.finish(batch);
+        }
+    }
+
+    /// Checks one request.
+    #[inline]
+    pub fn parse(&self, request: Request) -> Parsed {
+        parse(
+            request,
+            Limits {
+                capacity_sectors: self.config.capacity_sectors(),
+                read_only: self.read_only,
+                features: self.config.accepted(),
+            },
+        )
+    }
+
+    /// Answers a request for the serial number, on the worker's own thread.
+    pub fn finish_id(&self, request: BlockRequest, batch: &mut Batch) {
+        request.copy_from(0, &self.serial);
+        request.finish(Status::Ok, batch);
+    }
+
+    /// Whether each write must be durable before it completes; see
+    /// [`BlockConfig::write_through`]. To be asked before a write and again after it.
+    #[inline]
+    pub fn write_through(&self) -> bool {
+        self.config.write_through()
+    }
+
+    /// Bytes of the disk now.
+    pub fn size(&self) -> u64 {
+        self.config.capacity_sectors() * SECTOR
+    }
+
+    /// The disk has `size` bytes from now on: requests are checked against them. The front-end
+    /// must be told that the configuration has changed.
+    ///
+    /// # Errors
+    /// Not a multiple of 512.
+    pub fn resize(&self, size: u64) -> Result<(), InvalidBlock> {
+        self.config.resize(size)
+    }
+
+    /// Whether requests that change the disk are refused.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// Requests not served so far.
+    pub fn refused(&self) -> Refusals {
+        Refusals {
+            failed: self.failed.load(Ordering::Relaxed),
+            empty: self.empty.load(Ordering::Relaxed),
+        }
+    }
+
+    /// As [`Device::features`](crate::device::Device::features).
+    pub fn features(&self) -> u64 {
+        self.config.features()
+    }
+
+    /// As [`Device::num_queues`](crate::device::Device::num_queues).
+    pub fn num_queues(&self) -> u16 {
+        self.num_queues
+    }
+
+    /// As [`Device::max_queue_size`](crate::device::Device::max_queue_size).
+    pub fn max_queue_size(&self) -> u16 {
+        self.queue_size
+    }
+
+    /// As [`Device::config_len`](crate::device::Device::config_len).
+    pub fn config_len(&self) -> usize {
+        CONFIG_LEN
+    }
+
+    /// As [`Device::read_config`](crate::device::Device::read_config).
+    pub fn read_config(&self, offset: usize, out: &mut [u8]) {
+        self.config.read(offset, out);
+    }
+
+    /// As [`Device::write_config`](crate::device::Device::write_config). `flush` makes all
+    /// completed writes durable; it is called when the driver turns the write cache off.
+    ///
+    /// # Errors
+    /// See [`BlockConfig::write`].
+    pub fn write_config(
+        &self,
+        offset: usize,
+        data: &[u8],
+        flush: impl FnOnce() -> io::Result<()>,
+    ) -> Result<(), ConfigRefused> {
+        self.config.write(offset, data, flush)
+    }
+
+    /// As [`Device::negotiated`](crate::device::Device::negotiated).
+    pub fn negotiated(&self, features: u64) {
+        self.config.negotiated(features);
+    }
+
+    /// As [`Device::reset`](crate::device::Device::reset).
+    pub fn reset(&self) {
+        self.config.reset();
+    }
+}

@@ -1,0 +1,160 @@
+//! A disk in this process, and the device that serves it.
+
+use std::io;
+
+use super::config::{BlockOptions, Geometry, InvalidBlock};
+use super::core::BlockCore;
+use super::numbers::{BlkOp, ByteRange, Status, VIRTIO_ID};
+use super::request::BlockRequest;
+use crate::device::{ConfigRefused, Device};
+use crate::request::Batch;
+
+/// Where the data of a block device is. All requests have been checked: ranges lie inside the
+/// disk, and a read-only disk is never asked to change.
+///
+/// Methods are called from the threads of all queues at once. An error fails the request:
+/// [`io::ErrorKind::Unsupported`] as "unsupported", all others as I/O errors.
+pub trait Disk: Send + Sync + 'static {
+    /// What the disk is. Asked once; later sizes come by [`BlockDevice::resize`].
+    fn geometry(&self) -> Geometry;
+
+    /// Fills the request's data with what the disk has.
+    fn read(&self, request: &BlockRequest) -> io::Result<()>;
+
+    /// Takes the request's data. `durable`: it is on stable storage when this returns.
+    fn write(&self, request: &BlockRequest, durable: bool) -> io::Result<()>;
+
+    /// All writes that have returned are on stable storage when this returns.
+    fn flush(&self) -> io::Result<()>;
+
+    /// The driver no longer needs what is in this range.
+    fn discard(&self, range: ByteRange) -> io::Result<()> {
+        let _ = range;
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// This range reads as zeroes from now on. `unmap`: its space may be given up. `durable` as
+    /// in [`write`](Self::write).
+    fn write_zeroes(&self, range: ByteRange, unmap: bool, durable: bool) -> io::Result<()> {
+        let _ = (range, unmap, durable);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+/// The block device that serves a [`Disk`].
+#[derive(Debug)]
+pub struct BlockDevice<D> {
+    core: BlockCore,
+    disk: D,
+}
+
+impl<D: Disk> BlockDevice<D> {
+    /// A device for `disk`.
+    ///
+    /// # Errors
+    /// A number that breaks the rule beside its field in [`Geometry`] or [`BlockOptions`].
+    pub fn new(disk: D, options: &BlockOptions) -> Result<Self, InvalidBlock> {
+        Ok(Self { core: BlockCore::new(&disk.geometry(), options)?, disk })
+    }
+
+    /// What it serves.
+    pub fn disk(&self) -> &D {
+        &self.disk
+    }
+
+    /// What it checks requests with.
+    pub fn core(&self) -> &BlockCore {
+        &self.core
+    }
+
+    /// The disk has `size` bytes from now on. The front-end must be told that the configuration
+    /// has changed.
+    ///
+    /// # Errors
+    /// Not a multiple of 512.
+    pub fn resize(&self, size: u64) -> Result<(), InvalidBlock> {
+        self.core.resize(size)
+    }
+
+    /// Carries out one request other than that for the serial number.
+    #[inline]
+    fn carry_out(&self, request: &BlockRequest) -> io::Result<()> {
+        match request.op() {
+            BlkOp::Read => self.disk.read(request),
+            BlkOp::Write => self.change(|durable| self.disk.write(request, durable)),
+            BlkOp::Flush => self.disk.flush(),
+            // What is discarded need not be anything afterwards: there is nothing to make durable.
+            BlkOp::Discard => request.ranges().iter().try_for_each(|&r| self.disk.discard(r)),
+            BlkOp::WriteZeroes => self.change(|durable| {
+                let zero = |&range| self.disk.write_zeroes(range, request.unmap(), durable);
+                request.ranges().iter().try_for_each(zero)
+            }),
+            BlkOp::GetId => Ok(()),
+        }
+    }
+
+    /// Makes a change in the cache mode that holds when it ends.
+    #[inline]
+    fn change(&self, make: impl FnOnce(bool) -> io::Result<()>) -> io::Result<()> {
+        let durable = self.core.write_through();
+        make(durable)?;
+        if !durable && self.core.write_through() {
+            // The driver turned the cache off meanwhile. The flush at the switch may have been
+            // too early for this write.
+            self.disk.flush()?;
+        }
+        Ok(())
+    }
+}
+
+impl<D: Disk> Device for BlockDevice<D> {
+    fn virtio_id(&self) -> u32 {
+        VIRTIO_ID
+    }
+
+    fn features(&self) -> u64 {
+        self.core.features()
+    }
+
+    fn num_queues(&self) -> u16 {
+        self.core.num_queues()
+    }
+
+    fn max_queue_size(&self) -> u16 {
+        self.core.max_queue_size()
+    }
+
+    fn config_len(&self) -> usize {
+        self.core.config_len()
+    }
+
+    fn read_config(&self, offset: usize, out: &mut [u8]) {
+        self.core.read_config(offset, out);
+    }
+
+    fn write_config(&self, offset: usize, data: &[u8]) -> Result<(), ConfigRefused> {
+        self.core.write_config(offset, data, || self.disk.flush())
+    }
+
+    fn negotiated(&self, features: u64) {
+        self.core.negotiated(features);
+    }
+
+    fn reset(&self) {
+        self.core.reset();
+    }
+
+    fn handle(&self, _queue: u16, batch: &mut Batch) {
+        while let Some(request) = self.core.next(batch) {
+            if request.op() == BlkOp::GetId {
+                self.core.finish_id(request, batch);
+                continue;
+            }
+            let status = match self.carry_out(&request) {
+                Ok(()) => Status::Ok,
+                Err(error) => Status::from(&error),
+            };
+            request.finish(status, batch);
+        }
+    }
+}

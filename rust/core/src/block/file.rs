@@ -1,0 +1,224 @@
+//! A disk in a file or on a block device of the host.
+//!
+//! Data goes between guest memory and the host's page cache by `preadv` and `pwritev`, never
+//! through a mapping of the image: an image that is cut while in use is an I/O error, not a
+//! signal. What the promises about durability come to:
+//!
+//! | the driver has | a completed write is | a completed flush is |
+//! |---|---|---|
+//! | FLUSH, cache on | in the page cache | `fdatasync`: all completed writes are on stable storage |
+//! | FLUSH, cache off | on stable storage (`RWF_DSYNC`) | the same |
+//! | no FLUSH | on stable storage (`RWF_DSYNC`) | not asked for |
+//!
+//! When the kernel fails to write a page out it says so once, drops the page and calls the file
+//! clean again. A later `fdatasync` that succeeds would be a lie about that page. So the first
+//! failure is final: no flush and no durable write succeeds until the image is opened anew.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use rustix::fs::{FileType, MemfdFlags, Mode, OFlags};
+
+use super::config::Geometry;
+use super::disk::Disk;
+use super::image::{HostImage, Image};
+use super::numbers::{ByteRange, SECTOR};
+use super::request::BlockRequest;
+use crate::error::HostError;
+use crate::sys::lock::{Hold, lock_description};
+
+/// What most file systems and disks change at once. Smaller writes are read, changed and written
+/// back by the host.
+const PAGE: u32 = 4096;
+
+/// Zeroes that are written in one call where the image can only be zeroed by writing.
+static ZEROES: [u8; 1 << 16] = [0; 1 << 16];
+
+/// A disk in a file or on a block device of the host.
+#[derive(Debug)]
+pub struct FileDisk<I = HostImage> {
+    image: I,
+    size: u64,
+    read_only: bool,
+    /// Data may have been lost: nothing is durable any more.
+    failed: AtomicBool,
+    /// One sync at a time. The kernel reports a failure to one caller of several at once; the
+    /// others would take their data for safe.
+    syncing: Mutex<()>,
+}
+
+impl FileDisk {
+    /// Opens the image at `path` and locks it: alone for writing, shared for reading. The lock
+    /// goes with the disk.
+    ///
+    /// # Errors
+    /// It cannot be opened, is neither regular file nor block device, has a size that is no
+    /// multiple of 512, or is locked by somebody else.
+    pub fn open(path: &Path, read_only: bool) -> Result<Self, HostError> {
+        let shown = path.display();
+        let opening = |e| HostError::new(format!("open disk image {shown}"), e);
+        let access = if read_only { OFlags::RDONLY } else { OFlags::RDWR };
+        // Non-blocking: a FIFO must become an error and not a wait. Files do not mind.
+        let flags = access | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| opening(e.into()))?;
+        let stat = rustix::fs::fstat(&fd).map_err(|e| opening(e.into()))?;
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile | FileType::BlockDevice => {}
+            _ => return Err(opening(other("it is neither a regular file nor a block device"))),
+        }
+        let hold = if read_only { Hold::Shared } else { Hold::Alone };
+        lock_description(fd.as_fd(), hold).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => {
+                opening(other("it is in use: another process has locked it"))
+            }
+            _ => HostError::new(format!("lock disk image {shown}"), error),
+        })?;
+        Self::new(HostImage::new(fd), read_only).map_err(opening)
+    }
+
+    /// A disk of `size` zero bytes in memory that is gone with the disk.
+    ///
+    /// # Errors
+    /// No multiple of 512, or more than the system gives.
+    pub fn in_memory(size: u64) -> Result<Self, HostError> {
+        let making = |e| HostError::new(format!("make a disk of {size} bytes in memory"), e);
+        let fd = rustix::fs::memfd_create("disk", MemfdFlags::CLOEXEC);
+        let fd = fd.map_err(|e| making(e.into()))?;
+        rustix::fs::ftruncate(&fd, size).map_err(|e| making(e.into()))?;
+        Self::new(HostImage::new(fd), false).map_err(making)
+    }
+}
+
+impl<I: Image> FileDisk<I> {
+    /// A disk of all of `image`.
+    ///
+    /// # Errors
+    /// Its size cannot be found or is no multiple of 512.
+    pub fn new(image: I, read_only: bool) -> io::Result<Self> {
+        let size = image.size()?;
+        if !size.is_multiple_of(SECTOR) {
+            return Err(other(&format!("its size is no multiple of 512 bytes: {size}")));
+        }
+        let (failed, syncing) = (AtomicBool::new(false), Mutex::new(()));
+        Ok(Self { image, size, read_only, failed, syncing })
+    }
+
+    /// Bytes of the image now: what a resize that follows the host's is called with.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn measure(&self) -> Result<u64, HostError> {
+        self.image.size().map_err(|e| HostError::new("measure the disk image", e))
+    }
+
+    /// Runs a call that makes data durable, unless one has failed before.
+    fn durably<T>(&self, call: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        self.still_sound()?;
+        let done = call();
+        if let Err(error) = &done
+            && may_lose_data(error)
+        {
+            self.failed.store(true, Ordering::SeqCst);
+        }
+        done
+    }
+
+    fn still_sound(&self) -> io::Result<()> {
+        if self.failed.load(Ordering::SeqCst) {
+            return Err(other("an earlier write to stable storage failed: open the image anew"));
+        }
+        Ok(())
+    }
+
+    fn make_zero(&self, range: ByteRange, unmap: bool) -> io::Result<()> {
+        if unmap && supported(self.image.punch_hole(range))? {
+            return Ok(());
+        }
+        if supported(self.image.zero_range(range))? {
+            return Ok(());
+        }
+        self.write_out_zeroes(range)
+    }
+
+    fn write_out_zeroes(&self, range: ByteRange) -> io::Result<()> {
+        let ByteRange { mut offset, mut length } = range;
+        while length > 0 {
+            let piece = length.min(ZEROES.len() as u64) as usize;
+            let done = self.image.write_bytes(&ZEROES[..piece], offset)? as u64;
+            if done == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            (offset, length) = (offset + done, length - done);
+        }
+        Ok(())
+    }
+}
+
+impl<I: Image> Disk for FileDisk<I> {
+    fn geometry(&self) -> Geometry {
+        Geometry {
+            physical_block_size: PAGE,
+            read_only: self.read_only,
+            discard: true,
+            write_zeroes: true,
+            ..Geometry::new(self.size)
+        }
+    }
+
+    #[inline]
+    fn read(&self, request: &BlockRequest) -> io::Result<()> {
+        let read = self.image.read(request)?;
+        // Fewer where the image ends before the disk does: somebody has cut it.
+        if read == request.length() { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    }
+
+    #[inline]
+    fn write(&self, request: &BlockRequest, durable: bool) -> io::Result<()> {
+        let written = if durable {
+            self.durably(|| self.image.write(request, true))?
+        } else {
+            self.image.write(request, false)?
+        };
+        if written == request.length() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        let _one_at_a_time = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
+        let done = self.still_sound().and_then(|()| self.image.sync());
+        if done.is_err() {
+            self.failed.store(true, Ordering::SeqCst);
+        }
+        done
+    }
+
+    fn discard(&self, range: ByteRange) -> io::Result<()> {
+        self.image.punch_hole(range)
+    }
+
+    fn write_zeroes(&self, range: ByteRange, unmap: bool, durable: bool) -> io::Result<()> {
+        self.make_zero(range, unmap)?;
+        if durable { self.flush() } else { Ok(()) }
+    }
+}
+
+/// Whether a call that failed says that data is gone which was taken before. Space that runs out
+/// and memory that goes away fail only the call itself.
+fn may_lose_data(error: &io::Error) -> bool {
+    let harmless = [libc::ENOSPC, libc::EDQUOT, libc::EFBIG, libc::EFAULT];
+    error.raw_os_error().is_none_or(|number| !harmless.contains(&number))
+}
+
+/// `false` for what this image cannot do, so that the caller does it in another way.
+fn supported(done: io::Result<()>) -> io::Result<bool> {
+    match done {
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(false),
+        done => done.map(|()| true),
+    }
+}
+
+fn other(what: &str) -> io::Error {
+    io::Error::other(what.to_owned())
+}

@@ -1,0 +1,88 @@
+//! The calls that a file-backed disk makes, as one type: the host's file in use, a recorder with
+//! faults in tests.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::FallocateFlags;
+
+use super::numbers::ByteRange;
+use super::request::BlockRequest;
+
+/// An open disk image. Offsets and lengths are bytes; lengths are not 0.
+pub trait Image: Send + Sync + fmt::Debug + 'static {
+    /// Reads into the request's data from `request.offset()`; returns the bytes read.
+    fn read(&self, request: &BlockRequest) -> io::Result<u64>;
+
+    /// Writes the request's data at `request.offset()`; returns the bytes written. `durable`: on
+    /// stable storage when this returns.
+    fn write(&self, request: &BlockRequest, durable: bool) -> io::Result<u64>;
+
+    /// Writes bytes of this process at `offset`; returns how many.
+    fn write_bytes(&self, bytes: &[u8], offset: u64) -> io::Result<usize>;
+
+    /// Puts all that was written on stable storage.
+    fn sync(&self) -> io::Result<()>;
+
+    /// Gives up the space of a range, which reads as zeroes then.
+    fn punch_hole(&self, range: ByteRange) -> io::Result<()>;
+
+    /// Makes a range read as zeroes and keeps its space.
+    fn zero_range(&self, range: ByteRange) -> io::Result<()>;
+
+    /// Bytes of the image now.
+    fn size(&self) -> io::Result<u64>;
+}
+
+/// A regular file or a block device of the host, through its page cache.
+#[derive(Debug)]
+pub struct HostImage(OwnedFd);
+
+impl HostImage {
+    /// `fd` is open for what will be asked of it.
+    pub fn new(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+}
+
+impl Image for HostImage {
+    #[inline]
+    fn read(&self, request: &BlockRequest) -> io::Result<u64> {
+        request.preadv(0, request.length(), self.0.as_fd(), request.offset())
+    }
+
+    #[inline]
+    fn write(&self, request: &BlockRequest, durable: bool) -> io::Result<u64> {
+        request.pwritev(0, request.length(), self.0.as_fd(), request.offset(), durable)
+    }
+
+    fn write_bytes(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
+        Ok(rustix::io::retry_on_intr(|| rustix::io::pwrite(&self.0, bytes, offset))?)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        Ok(rustix::io::retry_on_intr(|| rustix::fs::fdatasync(&self.0))?)
+    }
+
+    fn punch_hole(&self, range: ByteRange) -> io::Result<()> {
+        self.allocate(FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, range)
+    }
+
+    fn zero_range(&self, range: ByteRange) -> io::Result<()> {
+        self.allocate(FallocateFlags::ZERO_RANGE, range)
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        // Works for files and for block devices; the position is used by nobody.
+        Ok(rustix::fs::seek(&self.0, rustix::fs::SeekFrom::End(0))?)
+    }
+}
+
+impl HostImage {
+    fn allocate(&self, how: FallocateFlags, range: ByteRange) -> io::Result<()> {
+        let ByteRange { offset, length } = range;
+        let call = || rustix::fs::fallocate(&self.0, how, offset, length);
+        Ok(rustix::io::retry_on_intr(call)?)
+    }
+}

@@ -1,0 +1,50 @@
+//! A disk that is not there: reads leave the data as it was, changes are forgotten.
+
+use std::io;
+
+use super::config::Geometry;
+use super::disk::Disk;
+use super::numbers::ByteRange;
+use super::request::BlockRequest;
+
+/// Answers each request at once and moves no byte, so that what is left is the cost of the ring.
+/// Not a disk of zeroes: what a read finds in its buffer is what the driver had there.
+#[derive(Debug)]
+pub struct NullDisk {
+    size: u64,
+}
+
+impl NullDisk {
+    /// A disk of `size` bytes, a multiple of 512.
+    pub fn new(size: u64) -> Self {
+        Self { size }
+    }
+}
+
+impl Disk for NullDisk {
+    fn geometry(&self) -> Geometry {
+        Geometry { discard: true, write_zeroes: true, ..Geometry::new(self.size) }
+    }
+
+    #[inline]
+    fn read(&self, _request: &BlockRequest) -> io::Result<()> {
+        Ok(())
+    }
+
+    #[inline]
+    fn write(&self, _request: &BlockRequest, _durable: bool) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn discard(&self, _range: ByteRange) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn write_zeroes(&self, _range: ByteRange, _unmap: bool, _durable: bool) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,123 @@
+//! The numbers of virtio-blk: VIRTIO 1.3, "Block Device".
+
+use std::fmt;
+use std::io;
+
+/// The device type.
+pub const VIRTIO_ID: u32 = 2;
+
+/// Bytes of a sector: the unit of all virtio-blk addresses, whatever the block size.
+pub const SECTOR: u64 = 512;
+
+/// Bytes of a serial number.
+pub(super) const ID_LEN: usize = 20;
+
+/// Feature bits: VIRTIO 1.3, "Block Device", "Feature bits".
+pub mod feature {
+    /// The configuration says how many segments a request may have.
+    pub const SEG_MAX: u64 = 1 << 2;
+    /// The device is read-only.
+    pub const RO: u64 = 1 << 5;
+    /// The configuration says the block size.
+    pub const BLK_SIZE: u64 = 1 << 6;
+    /// The device has a volatile cache and takes flushes.
+    pub const FLUSH: u64 = 1 << 9;
+    /// The configuration says how blocks are best aligned.
+    pub const TOPOLOGY: u64 = 1 << 10;
+    /// The driver may turn the write cache off and on.
+    pub const CONFIG_WCE: u64 = 1 << 11;
+    /// Several queues.
+    pub const MQ: u64 = 1 << 12;
+    /// Discard requests.
+    pub const DISCARD: u64 = 1 << 13;
+    /// Write zeroes requests.
+    pub const WRITE_ZEROES: u64 = 1 << 14;
+}
+
+/// What a request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum BlkOp {
+    /// VIRTIO_BLK_T_IN
+    Read,
+    /// VIRTIO_BLK_T_OUT
+    Write,
+    /// VIRTIO_BLK_T_FLUSH
+    Flush,
+    /// VIRTIO_BLK_T_DISCARD
+    Discard,
+    /// VIRTIO_BLK_T_WRITE_ZEROES
+    WriteZeroes,
+    /// VIRTIO_BLK_T_GET_ID
+    GetId,
+}
+
+impl BlkOp {
+    /// The operation of a header's type field, if it is one that this device knows.
+    #[inline]
+    pub(super) fn from_type(number: u32) -> Option<Self> {
+        Some(match number {
+            0 => Self::Read,
+            1 => Self::Write,
+            4 => Self::Flush,
+            8 => Self::GetId,
+            11 => Self::Discard,
+            13 => Self::WriteZeroes,
+            _ => return None,
+        })
+    }
+
+    /// Whether it changes the disk.
+    #[inline]
+    pub(super) fn modifies(self) -> bool {
+        matches!(self, Self::Write | Self::Discard | Self::WriteZeroes)
+    }
+
+    /// A short lower-case name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Flush => "flush",
+            Self::Discard => "discard",
+            Self::WriteZeroes => "write_zeroes",
+            Self::GetId => "get_id",
+        }
+    }
+}
+
+impl fmt::Display for BlkOp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The status byte that ends each request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Status {
+    /// VIRTIO_BLK_S_OK
+    Ok = 0,
+    /// VIRTIO_BLK_S_IOERR
+    IoErr = 1,
+    /// VIRTIO_BLK_S_UNSUPP
+    Unsupported = 2,
+}
+
+impl From<&io::Error> for Status {
+    /// What the system cannot do at all is "unsupported"; all else is an I/O error.
+    fn from(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::Unsupported => Self::Unsupported,
+            _ => Self::IoErr,
+        }
+    }
+}
+
+/// Bytes of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct ByteRange {
+    /// First byte.
+    pub offset: u64,
+    /// How many.
+    pub length: u64,
+}
