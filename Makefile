@@ -26,7 +26,7 @@ SOURCES := Cargo.toml Cargo.lock pyproject.toml README.md \
     $(shell find rust python -type f ! -name '*.pyc' ! -path 'rust/*/tests/*')
 
 .DELETE_ON_ERROR:
-.PHONY: help build demo test lint test-rust test-python test-guest bench deps clean
+.PHONY: help build demo test lint test-rust test-python test-guest guest-deps bench deps clean
 
 help: ## Shows this list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -36,7 +36,7 @@ build: $(PACKAGE) ## Leaves .venv with a release build of the package installed.
 demo: build ## Serves a RAM disk, drives it through its socket and checks every byte.
 	$(BIN)/vhost-user demo
 
-test: lint test-rust deps build ## Runs every check and every test.
+test: lint test-rust deps guest-deps build ## Runs every check and every test.
 	$(BIN)/pytest -n 2 --dist loadgroup $(PYTEST_ARGS) tests
 
 lint: $(TOOLS) ## Checks format, lints and types, with warnings as errors.
@@ -52,7 +52,7 @@ test-rust: ## Runs the core's own tests.
 test-python: deps build ## Runs the Python suites but for those that start a guest.
 	$(BIN)/pytest -n 2 --dist loadgroup $(PYTEST_ARGS) --ignore tests/guest tests
 
-test-guest: build ## Runs a Linux guest in QEMU on devices of the package.
+test-guest: guest-deps build ## Runs a Linux guest in QEMU on devices of the package.
 	$(BIN)/pytest $(PYTEST_ARGS) tests/guest
 
 bench: build ## Measures side by side with other back-ends; needs two free cores.
@@ -61,6 +61,9 @@ bench: build ## Measures side by side with other back-ends; needs two free cores
 
 deps: ## Installs the system packages that the tests need, or says which are missing.
 	.ci/deps test
+
+guest-deps: ## Downloads QEMU and a Debian kernel for the guest into .cache, installing nothing.
+	$(PYTHON) -m tests.guest.rig fetch
 
 clean: ## Removes what the build and the tests left.
 	$(CARGO) clean

@@ -8,6 +8,7 @@ library that a program needs: the unpacked tree runs on its own C library.
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -34,6 +35,10 @@ class Archive:
     def __init__(self, suite: str, directory: Path) -> None:
         self.suite = suite
         self.directory = directory
+        if platform.machine() != "x86_64":
+            raise ArchiveError(
+                "the guest tests run Debian's amd64 programs and need an x86-64 host"
+            )
         if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
             raise ArchiveError(
                 "the guest tests take QEMU and a kernel from Debian's archive and need "

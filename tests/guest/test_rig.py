@@ -1,0 +1,27 @@
+"""The rig reports what goes wrong in a guest, and at once."""
+
+from __future__ import annotations
+
+import pytest
+
+from .conftest import Boot
+from .rig.machine import GuestError
+
+
+def test_what_a_script_prints_comes_back_whole(boot: Boot) -> None:
+    assert boot().sh("seq 1 2000") == "".join(f"{n}\n" for n in range(1, 2001))
+
+
+def test_a_script_that_fails_is_an_error_with_its_output(boot: Boot) -> None:
+    with pytest.raises(GuestError, match="status 3 from: echo why; exit 3\nwhy"):
+        boot().sh("echo why; exit 3")
+
+
+def test_a_guest_that_panics_is_reported_with_its_console(boot: Boot) -> None:
+    with pytest.raises(GuestError, match="Kernel panic"):
+        boot().sh("echo c >/proc/sysrq-trigger")
+
+
+def test_a_script_that_takes_too_long_is_an_error(boot: Boot) -> None:
+    with pytest.raises(GuestError, match=r"no answer in 0\.1 s"):
+        boot().sh("sleep 1000", seconds=0.1)
