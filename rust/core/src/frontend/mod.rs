@@ -1,1 +1,27 @@
-//! ...
+//! The other end of the socket: a front-end with memory and the driver's side of the rings.
+//!
+//! Product code for tests, tools and benches. It shares the wire format with the back-end and
+//! nothing that the back-end uses to check itself, so a mistake there is not repeated here.
+//!
+//! ```text
+//! BlockDriver ── Client ── Stream ─────────────> back-end
+//!      │            └── back-end channel <─────────┤
+//!      └── BlockQueue ── SplitRing ── GuestMemory ──┘ shared
+//! ```
+
+pub mod block;
+mod channel;
+mod client;
+mod error;
+mod memory;
+mod messages;
+mod split;
+mod window;
+
+pub use block::{BlockDriver, BlockOptions};
+pub use channel::BackendEvent;
+pub use client::Client;
+pub use error::{BlockStatus, FrontendError, Result};
+pub use memory::{GuestMemory, Region, RegionSpec};
+pub use messages::{IMPLEMENTED, Negotiated, Wanted};
+pub use split::{Descriptor, INDIRECT, NEXT, RingLayout, SplitRing, Used, WRITE};

@@ -1,7 +1,7 @@
 //! Where connections come from: a socket we listen on, one we dial, or one we were given.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
@@ -60,7 +60,7 @@ pub struct Dialer {
     address: SocketAddrUnix,
     path: PathBuf,
     pause: Duration,
-    not_before: Option<Instant>,
+    not_before: Instant,
 }
 
 impl Endpoint {
@@ -86,39 +86,57 @@ impl Source {
     }
 }
 
+impl Stream {
+    /// Connects to a socket that may not be there yet, trying for as long as `timeout`. A
+    /// timeout of 0 tries once.
+    pub fn connect(path: &Path, timeout: Duration) -> Result<Self, SocketError> {
+        let until = Instant::now() + timeout;
+        let mut dialer = Dialer::new(path.to_owned())?;
+        loop {
+            match dialer.attempt()? {
+                Ok(stream) => return Ok(stream),
+                Err(error) if dialer.not_before >= until => return Err(error),
+                Err(_) => wait(None, None, Some(dialer.not_before))?,
+            };
+        }
+    }
+}
+
 impl Dialer {
     fn new(path: PathBuf) -> Result<Self, SocketError> {
         let address = unix_address(&path)?;
-        Ok(Self { address, path, pause: PAUSE.0, not_before: None })
+        Ok(Self { address, path, pause: PAUSE.0, not_before: Instant::now() })
     }
 
     /// `None`: woken.
     fn dial(&mut self, wake: BorrowedFd<'_>) -> Result<Option<Stream>, SocketError> {
         loop {
             // Also a front-end that hangs up at once is not called more often than this.
-            if self.rest(wake)? == Ready::Wake {
+            if wait(None, Some(wake), Some(self.not_before))? == Ready::Wake {
                 return Ok(None);
             }
-            let fd = stream_socket(SocketFlags::NONBLOCK)?;
-            let result = connect(&fd, &self.address);
-            self.not_before = Some(Instant::now() + self.pause);
-            match result {
-                Ok(()) => {
-                    self.pause = PAUSE.0;
-                    return Ok(Some(Stream::new(fd)));
-                }
-                Err(error) if may_come_up(error) => self.pause = (self.pause * 2).min(PAUSE.1),
-                Err(error) => {
-                    let what = format!("connect to {}", self.path.display());
-                    return Err(HostError::new(what, error).into());
-                }
+            if let Ok(stream) = self.attempt()? {
+                return Ok(Some(stream));
             }
         }
     }
 
-    fn rest(&self, wake: BorrowedFd<'_>) -> Result<Ready, HostError> {
-        let until = self.not_before.unwrap_or_else(Instant::now);
-        wait(None, Some(wake), Some(until))
+    /// One call. The inner error is one that may go away.
+    fn attempt(&mut self) -> Result<Result<Stream, SocketError>, SocketError> {
+        let fd = stream_socket(SocketFlags::NONBLOCK)?;
+        let result = connect(&fd, &self.address);
+        self.not_before = Instant::now() + self.pause;
+        let error = match result {
+            Ok(()) => {
+                self.pause = PAUSE.0;
+                return Ok(Ok(Stream::new(fd)));
+            }
+            Err(error) => error,
+        };
+        self.pause = (self.pause * 2).min(PAUSE.1);
+        let what = format!("connect to {}", self.path.display());
+        let described = HostError::new(what, error).into();
+        if may_come_up(error) { Ok(Err(described)) } else { Err(described) }
     }
 }
 

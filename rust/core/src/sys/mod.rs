@@ -5,3 +5,4 @@ pub mod eventfd;
 pub mod io;
 pub mod lock;
 pub mod mmap;
+pub mod shared;

@@ -1,0 +1,458 @@
+//! A disk at the other end of a socket.
+
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::super::BackendEvent;
+use super::super::client::Client;
+use super::super::error::{BlockStatus, FrontendError, Result};
+use super::super::memory::GuestMemory;
+use super::super::messages::{IMPLEMENTED, Negotiated, Wanted};
+use super::queue::QueueLayout;
+use super::{BlockConfig, BlockQueue, BlockRequest, Completion, Op, SECTOR, feature};
+use crate::address::GuestAddr;
+use crate::socket::Stream;
+use crate::wire::{ProtocolFeatures, features};
+
+/// Offset of the `writeback` field in the configuration space.
+const WRITEBACK: u32 = 32;
+/// Bytes of a device's name.
+const ID_LEN: u32 = 20;
+/// Sectors that a segment of a discard or of a write of zeroes can have: its length is 32 bits.
+const MAX_SEGMENT_SECTORS: u32 = u32::MAX;
+/// Device status when the driver is ready: ACKNOWLEDGE, DRIVER, FEATURES_OK, DRIVER_OK.
+const STATUS_STEPS: [u8; 4] = [0x01, 0x03, 0x0b, 0x0f];
+
+/// How to drive a disk.
+#[derive(Clone, Debug)]
+pub struct BlockOptions {
+    /// Bytes of guest memory.
+    pub memory: u64,
+    /// Queues to use.
+    pub num_queues: u16,
+    /// Entries of each ring: a power of two.
+    pub queue_size: u16,
+    /// Bytes of the longest request; longer reads and writes are cut.
+    pub request_bytes: u32,
+    /// Use indirect descriptors if the device offers them.
+    pub indirect: bool,
+    /// Use the event index if the device offers it.
+    pub event_idx: bool,
+    /// Block features to accept if offered.
+    pub features: u64,
+    /// Protocol features to accept if offered.
+    pub protocol: ProtocolFeatures,
+    /// How long the socket, each reply and each request may take.
+    pub timeout: Duration,
+}
+
+impl Default for BlockOptions {
+    fn default() -> Self {
+        Self {
+            memory: 64 << 20,
+            num_queues: 1,
+            queue_size: 128,
+            request_bytes: 128 << 10,
+            indirect: true,
+            event_idx: true,
+            features: feature::ALL,
+            protocol: IMPLEMENTED,
+            timeout: Duration::from_secs(5),
+        }
+    }
+}
+
+/// A disk at the other end of a socket. Dropping it closes the connection.
+#[derive(Debug)]
+pub struct BlockDriver {
+    path: Option<PathBuf>,
+    options: BlockOptions,
+    client: Client,
+    memory: Arc<GuestMemory>,
+    negotiated: Negotiated,
+    config: BlockConfig,
+    queues: Vec<BlockQueue>,
+    next_queue: usize,
+}
+
+/// A piece of a longer request, or a whole one.
+struct Piece {
+    request: BlockRequest,
+    /// Where its data are in the caller's.
+    at: usize,
+}
+
+impl BlockDriver {
+    /// Connects to a back-end that may not listen yet and starts its queues.
+    pub fn connect(path: &Path, options: BlockOptions) -> Result<Self> {
+        let client = Client::connect(path, options.timeout)?;
+        let mut driver = Self::start(client, options)?;
+        driver.path = Some(path.to_owned());
+        Ok(driver)
+    }
+
+    /// Takes a connected socket and starts the back-end's queues.
+    pub fn from_stream(stream: Stream, options: BlockOptions) -> Result<Self> {
+        Self::start(Client::from_stream(stream, options.timeout), options)
+    }
+
+    /// Reads from the disk. Offset and length are multiples of 512.
+    pub fn pread(&mut self, out: &mut [u8], offset: u64) -> Result<()> {
+        let pieces = self.pieces(Op::Read, offset, out.len())?;
+        self.run(
+            pieces,
+            |_, _, _| (),
+            |queue, slot, piece| {
+                queue.read_data(slot, &mut out[piece.at..][..piece.request.len as usize]);
+            },
+        )
+    }
+
+    /// Writes to the disk. Offset and length are multiples of 512.
+    pub fn pwrite(&mut self, data: &[u8], offset: u64) -> Result<()> {
+        let pieces = self.pieces(Op::Write, offset, data.len())?;
+        self.run(
+            pieces,
+            |queue, slot, piece| {
+                queue.write_data(slot, &data[piece.at..][..piece.request.len as usize]);
+            },
+            |_, _, _| (),
+        )
+    }
+
+    /// Makes all completed writes durable.
+    pub fn flush(&mut self) -> Result<()> {
+        self.need(feature::FLUSH, "FLUSH")?;
+        self.one(Op::Flush, 0, &[], &mut [])
+    }
+
+    /// Tells the device that a range is not needed any more. Offset and length are multiples
+    /// of 512.
+    pub fn discard(&mut self, offset: u64, len: u64) -> Result<()> {
+        self.need(feature::DISCARD, "DISCARD")?;
+        self.segments(Op::Discard, offset, len, self.config.max_discard_sectors, 0)
+    }
+
+    /// Sets a range to zero; with `unmap` the device may forget it. Offset and length are
+    /// multiples of 512.
+    pub fn write_zeroes(&mut self, offset: u64, len: u64, unmap: bool) -> Result<()> {
+        self.need(feature::WRITE_ZEROES, "WRITE_ZEROES")?;
+        let most = self.config.max_write_zeroes_sectors;
+        self.segments(Op::WriteZeroes, offset, len, most, unmap.into())
+    }
+
+    /// The device's name, without the padding.
+    pub fn id(&mut self) -> Result<String> {
+        let mut id = [0; ID_LEN as usize];
+        self.one(Op::GetId, 0, &[], &mut id)?;
+        let name = id.split(|&byte| byte == 0).next().unwrap_or_default();
+        Ok(String::from_utf8_lossy(name).into_owned())
+    }
+
+    /// Runs one request as it is, with `data` for the device to read and `out` for what it
+    /// writes. At most one of them is used, as the kind of request says.
+    pub fn one(&mut self, op: Op, sector: u64, data: &[u8], out: &mut [u8]) -> Result<()> {
+        let len = data.len().max(out.len());
+        let request = BlockRequest { op, sector, len: self.check_len(len)? };
+        self.run(
+            std::iter::once(Piece { request, at: 0 }),
+            |queue, slot, _| queue.write_data(slot, data),
+            |queue, slot, _| queue.read_data(slot, out),
+        )
+    }
+
+    /// Turns the device's write cache on or off.
+    pub fn set_writeback(&mut self, writeback: bool) -> Result<()> {
+        self.need(feature::CONFIG_WCE, "CONFIG_WCE")?;
+        self.client.set_config(WRITEBACK, &[writeback.into()], 0)?;
+        self.config.writeback = Some(writeback);
+        Ok(())
+    }
+
+    /// Waits until the device says that its configuration space changed, and reads it again.
+    /// `false`: it did not within `timeout`.
+    pub fn wait_config_change(&mut self, timeout: Duration) -> Result<bool> {
+        match self.client.wait_event(timeout)? {
+            Some(BackendEvent::ConfigChange) => {
+                let bytes = self.client.config(0, BlockConfig::LEN)?;
+                self.config = BlockConfig::new(&bytes, self.negotiated.features);
+                Ok(true)
+            }
+            Some(BackendEvent::Other(_)) | None => Ok(false),
+        }
+    }
+
+    /// Connects again to the same path, as after a restart of the back-end: new connection, new
+    /// memory, fresh rings. What was in flight is lost.
+    pub fn reconnect(&mut self) -> Result<()> {
+        let path = self.path.clone().ok_or_else(|| {
+            FrontendError::range("a connection that was handed over cannot be made again")
+        })?;
+        // The old connection goes first: a back-end serves one at a time.
+        let (stream, _) = Stream::pair()
+            .map_err(|source| FrontendError::Connect { path: path.clone(), source })?;
+        self.client = Client::from_stream(stream, self.options.timeout);
+        *self = Self::connect(&path, self.options.clone())?;
+        Ok(())
+    }
+
+    /// Disables and stops all queues, as a driver does before it goes away. Returns where each
+    /// of them stood.
+    pub fn stop(&mut self) -> Result<Vec<u32>> {
+        let indexes = 0..self.queues.len() as u32;
+        if self.negotiated.features & features::PROTOCOL_FEATURES != 0 {
+            indexes.clone().try_for_each(|i| self.client.set_vring_enable(i, false))?;
+        }
+        let bases = indexes.map(|i| self.client.vring_base(i)).collect::<Result<_>>()?;
+        if self.negotiated.protocol.contains(ProtocolFeatures::STATUS) {
+            self.client.set_status(0)?;
+        }
+        Ok(bases)
+    }
+
+    /// The control connection.
+    pub fn client(&mut self) -> &mut Client {
+        &mut self.client
+    }
+
+    /// The queues, and the control connection that says whether the back-end lives.
+    pub fn queues(&mut self) -> (&mut [BlockQueue], &Client) {
+        (&mut self.queues, &self.client)
+    }
+
+    /// Guest memory. The driver uses it from address 0 on.
+    pub fn memory(&self) -> &Arc<GuestMemory> {
+        &self.memory
+    }
+
+    /// Bytes of the disk.
+    pub fn size(&self) -> u64 {
+        self.config.size()
+    }
+
+    /// Whether the device takes no writes.
+    pub fn read_only(&self) -> bool {
+        self.negotiated.features & feature::RO != 0
+    }
+
+    /// The configuration space as last read.
+    pub fn config(&self) -> &BlockConfig {
+        &self.config
+    }
+
+    /// What was negotiated.
+    pub fn negotiated(&self) -> &Negotiated {
+        &self.negotiated
+    }
+
+    /// What the driver was made with.
+    pub fn options(&self) -> &BlockOptions {
+        &self.options
+    }
+
+    fn start(mut client: Client, options: BlockOptions) -> Result<Self> {
+        let mut wanted = options.features & feature::ALL;
+        for (chosen, bit) in
+            [(options.indirect, features::INDIRECT_DESC), (options.event_idx, features::EVENT_IDX)]
+        {
+            wanted |= if chosen { bit } else { 0 };
+        }
+        let negotiated =
+            client.negotiate(&Wanted { features: wanted, protocol: options.protocol })?;
+        let bytes = client.config(0, BlockConfig::LEN)?;
+        let config = BlockConfig::new(&bytes, negotiated.features);
+        check_queues(&options, &negotiated, &config)?;
+        client.set_features(negotiated.features)?;
+        let memory = Arc::new(GuestMemory::with_size(options.memory)?);
+        let queues = lay_out(&memory, &options, &negotiated, &config)?;
+        let mut driver =
+            Self { path: None, options, client, memory, negotiated, config, queues, next_queue: 0 };
+        driver.start_queues()?;
+        Ok(driver)
+    }
+
+    /// From the features on: memory, rings, enable, DRIVER_OK, and one kick for each ring, since
+    /// some back-ends start a ring at its first kick only.
+    fn start_queues(&mut self) -> Result<()> {
+        let status = self.negotiated.protocol.contains(ProtocolFeatures::STATUS);
+        let [before @ .., driver_ok] = STATUS_STEPS;
+        if status {
+            before.iter().try_for_each(|&step| self.client.set_status(step))?;
+        }
+        self.client.set_memory(&self.memory)?;
+        for (index, queue) in (0..).zip(&self.queues) {
+            self.client.start_ring(index, queue.ring())?;
+        }
+        if self.negotiated.features & features::PROTOCOL_FEATURES != 0 {
+            let mut indexes = 0..self.queues.len() as u32;
+            indexes.try_for_each(|i| self.client.set_vring_enable(i, true))?;
+        }
+        if status {
+            self.client.set_status(driver_ok)?;
+        }
+        self.queues.iter_mut().for_each(|queue| queue.ring_mut().kick());
+        Ok(())
+    }
+
+    /// Runs requests on one queue, as many at once as fit; `fill` before each is submitted,
+    /// `drain` after each has succeeded. Each call takes the next queue.
+    ///
+    /// After a request that failed no more are submitted; those in flight are waited for, so that
+    /// the driver stays usable. The first failure is returned.
+    fn run(
+        &mut self,
+        pieces: impl IntoIterator<Item = Piece>,
+        mut fill: impl FnMut(&BlockQueue, u16, &Piece),
+        mut drain: impl FnMut(&BlockQueue, u16, &Piece),
+    ) -> Result<()> {
+        let queue = self.next_queue;
+        self.next_queue = (queue + 1) % self.queues.len();
+        let queue = &mut self.queues[queue];
+        let mut pieces = pieces.into_iter().peekable();
+        let mut placed: Vec<Option<Piece>> = (0..queue.slots()).map(|_| None).collect();
+        let mut failure = None;
+        loop {
+            while failure.is_none() && pieces.peek().is_some() {
+                let Some(slot) = queue.take_slot() else { break };
+                let Some(piece) = pieces.next() else { break };
+                fill(queue, slot, &piece);
+                queue.submit(slot, piece.request);
+                placed[usize::from(slot)] = Some(piece);
+            }
+            queue.publish();
+            if queue.in_flight() == 0 {
+                return failure.map_or(Ok(()), Err);
+            }
+            if !queue.ring_mut().wait(self.options.timeout, self.client.as_fd())? {
+                let timeout = self.options.timeout;
+                return Err(FrontendError::TimedOut { message: "requests", timeout });
+            }
+            while let Some(done) = queue.completed()? {
+                let piece = placed[usize::from(done.slot)].take();
+                match (judge(&done), piece) {
+                    (Ok(()), Some(piece)) => drain(queue, done.slot, &piece),
+                    (Ok(()), None) => {}
+                    (Err(error), _) => failure = failure.or(Some(error)),
+                }
+            }
+        }
+    }
+
+    /// Cuts a read or a write into requests.
+    fn pieces(
+        &self,
+        op: Op,
+        offset: u64,
+        len: usize,
+    ) -> Result<impl Iterator<Item = Piece> + use<>> {
+        check_sectors(op, offset, len as u64)?;
+        let longest = self.longest_request() as usize;
+        Ok((0..len).step_by(longest).map(move |at| {
+            let len = longest.min(len - at) as u32;
+            Piece { request: BlockRequest { op, sector: (offset + at as u64) / SECTOR, len }, at }
+        }))
+    }
+
+    /// A discard or a write of zeroes: requests of one segment each.
+    fn segments(
+        &mut self,
+        op: Op,
+        offset: u64,
+        len: u64,
+        most: Option<u32>,
+        flags: u32,
+    ) -> Result<()> {
+        check_sectors(op, offset, len)?;
+        // 0 is what a device says that sets no limit (and one that cannot: it will refuse).
+        let most = most.filter(|&most| most != 0).unwrap_or(MAX_SEGMENT_SECTORS);
+        let (mut sector, end) = (offset / SECTOR, (offset + len) / SECTOR);
+        while sector < end {
+            let count = u64::from(most).min(end - sector) as u32;
+            let mut segment = [0; 16];
+            segment[..8].copy_from_slice(&sector.to_le_bytes());
+            segment[8..12].copy_from_slice(&count.to_le_bytes());
+            segment[12..].copy_from_slice(&flags.to_le_bytes());
+            self.one(op, 0, &segment, &mut [])?;
+            sector += u64::from(count);
+        }
+        Ok(())
+    }
+
+    fn longest_request(&self) -> u32 {
+        let slot = self.queues.iter().map(BlockQueue::slot_bytes).min().unwrap_or(0);
+        let longest = self.config.size_max.filter(|&max| max != 0).unwrap_or(u32::MAX).min(slot);
+        (longest / SECTOR as u32 * SECTOR as u32).max(SECTOR as u32)
+    }
+
+    fn check_len(&self, len: usize) -> Result<u32> {
+        let most = self.queues.first().map_or(0, BlockQueue::slot_bytes);
+        u32::try_from(len).ok().filter(|&len| len <= most).ok_or_else(|| {
+            FrontendError::range(format!("a request of {len} bytes, {most} is the limit"))
+        })
+    }
+
+    fn need(&self, feature: u64, what: &'static str) -> Result<()> {
+        let met = self.negotiated.features & feature != 0;
+        if met { Ok(()) } else { Err(FrontendError::NotOffered { what }) }
+    }
+}
+
+fn judge(done: &Completion) -> Result<()> {
+    BlockStatus::check(done.status).map_err(|status| FrontendError::Request {
+        op: done.request.op.name(),
+        offset: done.request.sector.saturating_mul(SECTOR),
+        status,
+    })
+}
+
+/// Offsets and lengths are whole sectors. Whether they lie on the disk is for the device to say.
+fn check_sectors(op: Op, offset: u64, len: u64) -> Result<()> {
+    if !offset.is_multiple_of(SECTOR)
+        || !len.is_multiple_of(SECTOR)
+        || offset.checked_add(len).is_none()
+    {
+        let why = format!("{} of {len} bytes at {offset}: not whole sectors", op.name());
+        return Err(FrontendError::range(why));
+    }
+    Ok(())
+}
+
+fn check_queues(
+    options: &BlockOptions,
+    negotiated: &Negotiated,
+    config: &BlockConfig,
+) -> Result<()> {
+    let known = [negotiated.num_queues, config.num_queues.map(u64::from)];
+    let most = known.into_iter().flatten().min().unwrap_or(1);
+    let asked = options.num_queues;
+    if asked == 0 || u64::from(asked) > most {
+        return Err(FrontendError::range(format!("{asked} queues asked of a device with {most}")));
+    }
+    Ok(())
+}
+
+/// Shares guest memory out among the queues.
+fn lay_out(
+    memory: &Arc<GuestMemory>,
+    options: &BlockOptions,
+    negotiated: &Negotiated,
+    config: &BlockConfig,
+) -> Result<Vec<BlockQueue>> {
+    let share = options.memory / u64::from(options.num_queues) / 4096 * 4096;
+    // A device that limits segments is given shorter requests.
+    let size_max = config.size_max.filter(|&max| max != 0).unwrap_or(u32::MAX);
+    let queue = |index: u64| {
+        let layout = QueueLayout {
+            size: options.queue_size,
+            indirect: negotiated.features & features::INDIRECT_DESC != 0,
+            event_idx: negotiated.features & features::EVENT_IDX != 0,
+            start: GuestAddr(index * share),
+            end: GuestAddr((index + 1) * share),
+            request_bytes: options.request_bytes.min(size_max),
+        };
+        BlockQueue::new(memory, &layout)
+    };
+    (0..u64::from(options.num_queues)).map(queue).collect()
+}

@@ -1,0 +1,264 @@
+//! One request queue with everything laid out beforehand: a request in flight takes a *slot*,
+//! whose descriptors, header, status byte and data buffer always stand at the same place. Making
+//! a request is a few stores; nothing is allocated.
+//!
+//! ```text
+//! direct:    descriptor 3i ─> 3i+1 ─> 3i+2          indirect:  descriptor i ─> table i of 3
+//!            header          data     status
+//! ```
+
+use std::sync::Arc;
+
+use super::super::error::{FrontendError, Result};
+use super::super::memory::GuestMemory;
+use super::super::split::{
+    Descriptor, INDIRECT, NEXT, RingLayout, SplitRing, WRITE, write_descriptor,
+};
+use super::super::window::Window;
+use super::{BlockRequest, SECTOR};
+use crate::address::GuestAddr;
+
+/// Header, data, status.
+const DESCRIPTORS: u16 = 3;
+/// A header and a status byte share a cache line, and no other slot does.
+const CELL: usize = 64;
+const HEADER: u32 = 16;
+const STATUS: usize = 16;
+/// What the status byte is until the device answers; no device answers so.
+const UNANSWERED: u8 = 0xff;
+/// Buffers begin on pages.
+const PAGE: u64 = 4096;
+
+/// How a queue is laid out.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct QueueLayout {
+    pub(super) size: u16,
+    pub(super) indirect: bool,
+    pub(super) event_idx: bool,
+    /// Where the queue may put its things.
+    pub(super) start: GuestAddr,
+    pub(super) end: GuestAddr,
+    /// Bytes of the longest request wanted.
+    pub(super) request_bytes: u32,
+}
+
+/// A request that the device has answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Completion {
+    /// The slot, free again.
+    pub slot: u16,
+    /// The request.
+    pub request: BlockRequest,
+    /// The status byte: 0 is good.
+    pub status: u8,
+    /// Bytes that the device says it wrote: data and status.
+    pub used_len: u32,
+}
+
+/// One request queue.
+#[derive(Debug)]
+pub struct BlockQueue {
+    ring: SplitRing,
+    indirect: bool,
+    /// Descriptor tables of the slots; empty memory when descriptors are direct.
+    tables: (GuestAddr, Window),
+    cells: (GuestAddr, Window),
+    data: (GuestAddr, Window),
+    slot_bytes: u32,
+    in_flight: Box<[Option<BlockRequest>]>,
+    free: Vec<u16>,
+}
+
+impl BlockQueue {
+    pub(super) fn new(memory: &Arc<GuestMemory>, layout: &QueueLayout) -> Result<Self> {
+        let slots = if layout.indirect { layout.size } else { layout.size / DESCRIPTORS };
+        if slots == 0 {
+            let size = layout.size;
+            return Err(FrontendError::range(format!(
+                "a ring of {size} entries has no room for a request of {DESCRIPTORS} descriptors"
+            )));
+        }
+        let ring_layout = RingLayout::at(layout.start, layout.size);
+        let count = u64::from(slots);
+        let tables = ring_layout.end().0.next_multiple_of(64);
+        let tables_len = 16 * u64::from(DESCRIPTORS) * count;
+        let cells = (tables + tables_len).next_multiple_of(64);
+        let data = (cells + CELL as u64 * count).next_multiple_of(PAGE);
+        let slot_bytes = slot_bytes(layout, data, count)?;
+        let window = |at: u64, len: u64| {
+            Ok::<_, FrontendError>((GuestAddr(at), memory.window(GuestAddr(at), len as usize)?))
+        };
+        Ok(Self {
+            ring: SplitRing::new(memory, ring_layout, layout.event_idx)?,
+            indirect: layout.indirect,
+            tables: window(tables, tables_len)?,
+            cells: window(cells, CELL as u64 * count)?,
+            data: window(data, u64::from(slot_bytes) * count)?,
+            slot_bytes,
+            in_flight: vec![None; slots.into()].into_boxed_slice(),
+            // The first slots first: a shallow queue keeps to few cache lines.
+            free: (0..slots).rev().collect(),
+        })
+    }
+
+    /// Requests that can be in flight at once.
+    pub fn slots(&self) -> u16 {
+        self.in_flight.len() as u16
+    }
+
+    /// Bytes of data that a request can have.
+    pub fn slot_bytes(&self) -> u32 {
+        self.slot_bytes
+    }
+
+    /// Requests in flight.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.len() - self.free.len()
+    }
+
+    /// A slot for the next request, or `None` when all are in flight. Until
+    /// [`submit`](Self::submit) it is the caller's, and so is its data.
+    pub fn take_slot(&mut self) -> Option<u16> {
+        self.free.pop()
+    }
+
+    /// Puts a slot that was taken, and not submitted, back.
+    pub fn return_slot(&mut self, slot: u16) {
+        self.free.push(slot);
+    }
+
+    /// Makes a request available in a slot that was taken. The device sees it at the next
+    /// [`publish`](Self::publish).
+    ///
+    /// # Panics
+    /// If `request.len` is more than [`slot_bytes`](Self::slot_bytes).
+    pub fn submit(&mut self, slot: u16, request: BlockRequest) {
+        assert!(request.len <= self.slot_bytes, "a request of {} bytes", request.len);
+        let cell = usize::from(slot) * CELL;
+        let cells = &self.cells.1;
+        cells.set_u32(cell, request.op as u32);
+        cells.set_u32(cell + 4, 0);
+        cells.set_u64(cell + 8, request.sector);
+        cells.write(cell + STATUS, &[UNANSWERED]);
+        if let Some(entry) = self.in_flight.get_mut(usize::from(slot)) {
+            *entry = Some(request);
+        }
+        let head = self.describe(slot, &request);
+        self.ring.push(head);
+    }
+
+    /// Shows the device what was submitted, and kicks it if it wants that.
+    pub fn publish(&mut self) {
+        self.ring.publish();
+    }
+
+    /// Takes the next answer, if there is one, and frees its slot.
+    ///
+    /// The slot's data stay as the device left them until the slot is submitted again.
+    pub fn completed(&mut self) -> Result<Option<Completion>> {
+        let Some(used) = self.ring.pop()? else {
+            return Ok(None);
+        };
+        let per_slot = if self.indirect { 1 } else { DESCRIPTORS };
+        let slot = used.head / per_slot;
+        let entry = self.in_flight.get_mut(usize::from(slot));
+        let request = entry.filter(|_| used.head % per_slot == 0).and_then(Option::take);
+        let Some(request) = request else {
+            let why = format!("head {} was used and is not in flight", used.head);
+            return Err(FrontendError::ring(why));
+        };
+        let room = if request.op.device_writes() { request.len + 1 } else { 1 };
+        if used.len > room {
+            let why = format!("{} bytes written to {room} of head {}", used.len, used.head);
+            return Err(FrontendError::ring(why));
+        }
+        self.free.push(slot);
+        let status = self.cells.1.byte(usize::from(slot) * CELL + STATUS);
+        Ok(Some(Completion { slot, request, status, used_len: used.len }))
+    }
+
+    /// Copies into a slot's data from its first byte on.
+    pub fn write_data(&self, slot: u16, data: &[u8]) {
+        assert!(data.len() <= self.slot_bytes as usize, "data of {} bytes", data.len());
+        self.data.1.write(self.data_offset(slot), data);
+    }
+
+    /// Copies out of a slot's data from its first byte on.
+    pub fn read_data(&self, slot: u16, out: &mut [u8]) {
+        assert!(out.len() <= self.slot_bytes as usize, "data of {} bytes", out.len());
+        self.data.1.read(self.data_offset(slot), out);
+    }
+
+    /// The eight bytes at `offset` of a slot's data, as a little-endian number.
+    pub fn word(&self, slot: u16, offset: usize) -> u64 {
+        self.data.1.u64(self.data_offset(slot) + offset)
+    }
+
+    /// Writes the eight bytes at `offset` of a slot's data.
+    pub fn set_word(&self, slot: u16, offset: usize, value: u64) {
+        self.data.1.set_u64(self.data_offset(slot) + offset, value);
+    }
+
+    /// The ring beneath.
+    pub fn ring(&self) -> &SplitRing {
+        &self.ring
+    }
+
+    /// The ring beneath, to wait on it or to break it.
+    pub fn ring_mut(&mut self) -> &mut SplitRing {
+        &mut self.ring
+    }
+
+    fn data_offset(&self, slot: u16) -> usize {
+        usize::from(slot) * self.slot_bytes as usize
+    }
+
+    /// Writes a request's descriptors; returns the head.
+    fn describe(&self, slot: u16, request: &BlockRequest) -> u16 {
+        let cell = self.cells.0.0 + u64::from(slot) * CELL as u64;
+        let data = self.data.0.0 + u64::from(slot) * u64::from(self.slot_bytes);
+        let first = if self.indirect { 0 } else { slot * DESCRIPTORS };
+        let (data_index, status_index) = (first + 1, first + 2);
+        let after_header = if request.len == 0 { status_index } else { data_index };
+        let direction = if request.op.device_writes() { WRITE } else { 0 };
+        let header = Descriptor { addr: cell, len: HEADER, flags: NEXT, next: after_header };
+        let status = cell + STATUS as u64;
+        self.set(slot, first, header);
+        if request.len != 0 {
+            let flags = NEXT | direction;
+            let len = request.len;
+            self.set(slot, data_index, Descriptor { addr: data, len, flags, next: status_index });
+        }
+        self.set(slot, status_index, Descriptor { addr: status, len: 1, flags: WRITE, next: 0 });
+        if !self.indirect {
+            return first;
+        }
+        let table_len = 16 * u32::from(DESCRIPTORS);
+        let addr = self.tables.0.0 + u64::from(slot) * u64::from(table_len);
+        let head = Descriptor { addr, len: table_len, flags: INDIRECT, next: 0 };
+        self.ring.set_descriptor(slot, head);
+        slot
+    }
+
+    fn set(&self, slot: u16, index: u16, descriptor: Descriptor) {
+        if self.indirect {
+            let first = usize::from(slot) * usize::from(DESCRIPTORS);
+            write_descriptor(&self.tables.1, first + usize::from(index), descriptor);
+        } else {
+            self.ring.set_descriptor(index, descriptor);
+        }
+    }
+}
+
+/// Bytes of data for each slot: as many as wanted, or as fit, whole pages in any case.
+fn slot_bytes(layout: &QueueLayout, data: u64, slots: u64) -> Result<u32> {
+    let room = layout.end.0.saturating_sub(data) / slots / PAGE * PAGE;
+    let wanted = u64::from(layout.request_bytes).next_multiple_of(PAGE);
+    let bytes = room.min(wanted);
+    if bytes < PAGE.min(wanted) || bytes < SECTOR {
+        let (start, end) = (layout.start, layout.end);
+        let why = format!("guest memory {start}..{end} is too small for {slots} requests");
+        return Err(FrontendError::range(why));
+    }
+    u32::try_from(bytes).map_err(|_| FrontendError::range(format!("a request of {bytes} bytes")))
+}
