@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use support::{Directory, StorageDaemon};
 use vhost_user_core::frontend::block::{Op, feature};
+use vhost_user_core::frontend::load::{self, Access, Limit, LoadOptions, Pattern, Verify};
 use vhost_user_core::frontend::{BlockDriver, BlockOptions, BlockStatus, Client, FrontendError};
 use vhost_user_core::wire::ProtocolFeatures;
 
@@ -211,4 +212,83 @@ fn a_socket_where_nobody_listens_is_named() {
     let error = Client::connect(&path, Duration::ZERO).unwrap_err();
     assert!(matches!(error, FrontendError::Connect { .. }));
     assert!(error.to_string().contains("nobody"), "{error}");
+}
+
+fn load(access: Access, polling: bool) -> LoadOptions {
+    LoadOptions {
+        access,
+        polling,
+        depth: 8,
+        limit: Limit::Ops(4000),
+        verify: Verify::All,
+        seed: 42,
+        ..LoadOptions::default()
+    }
+}
+
+#[test]
+fn a_load_moves_what_it_says_and_finds_the_pattern() {
+    let disk = Disk::new(2, true, &vec![0; 8 * MIB]);
+    let options = BlockOptions { num_queues: 2, ..BlockOptions::default() };
+    let mut driver = disk.driver(options);
+    Pattern { seed: 42 }.prepare(&mut driver).unwrap();
+    driver.flush().unwrap();
+    assert_eq!(Pattern { seed: 42 }.check(0, &disk.image()), Ok(()));
+    for access in [Access::RandRead, Access::RandWrite, Access::Read, Access::Write] {
+        for polling in [false, true] {
+            let report = load::run(&mut driver, &load(access, polling)).unwrap();
+            assert!((4000..4100).contains(&report.ops), "{report:?}");
+            assert_eq!(report.bytes, report.ops * 4096);
+            assert_eq!((report.errors, report.mismatches), (0, 0));
+            assert!(report.p50 <= report.p99 && report.iops() > 0.0);
+            let reads = matches!(access, Access::Read | Access::RandRead);
+            assert_eq!(report.verified >= 4000, reads);
+            assert!(polling || report.calls > 0);
+        }
+    }
+    assert_eq!(Pattern { seed: 42 }.check(0, &disk.image()), Ok(()));
+}
+
+#[test]
+fn a_load_finds_data_that_are_wrong() {
+    let mut content = vec![0; MIB];
+    Pattern { seed: 42 }.write(0, &mut content);
+    content[700 * 512 + 13] ^= 1;
+    let disk = Disk::new(1, true, &content);
+    let mut driver = disk.driver(BlockOptions::default());
+    let report = load::run(&mut driver, &load(Access::Read, false)).unwrap();
+    assert!(report.mismatches > 0);
+    assert_eq!(report.first_mismatch, Some(700));
+}
+
+#[test]
+fn a_load_ends_with_an_error_when_the_back_end_is_gone() {
+    for polling in [false, true] {
+        let mut disk = Some(Disk::new(1, true, &vec![0; MIB]));
+        let mut driver = disk.as_ref().unwrap().driver(BlockOptions::default());
+        let options = LoadOptions {
+            limit: Limit::Time(Duration::from_secs(60)),
+            ..load(Access::RandRead, polling)
+        };
+        let running = std::thread::spawn(move || load::run(&mut driver, &options));
+        disk.take();
+        let error = running.join().unwrap().unwrap_err();
+        assert!(matches!(error, FrontendError::Closed { .. }), "{error}");
+    }
+}
+
+#[test]
+fn a_load_that_does_not_fit_is_refused() {
+    let disk = Disk::new(1, true, &[0; 4096]);
+    let mut driver = disk.driver(BlockOptions { queue_size: 16, ..BlockOptions::default() });
+    for options in [
+        LoadOptions { depth: 0, ..LoadOptions::default() },
+        LoadOptions { depth: 17, ..LoadOptions::default() },
+        LoadOptions { block_bytes: 4097, ..LoadOptions::default() },
+        LoadOptions { block_bytes: 8192, depth: 1, ..LoadOptions::default() },
+        LoadOptions { cpus: vec![1 << 20], depth: 1, ..LoadOptions::default() },
+    ] {
+        let error = load::run(&mut driver, &options).unwrap_err();
+        assert!(matches!(error, FrontendError::OutOfRange { .. }), "{error}");
+    }
 }

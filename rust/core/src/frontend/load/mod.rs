@@ -1,0 +1,216 @@
+//! A load generator: so many requests always in flight on each queue, a thread for each, data
+//! checked against their place on the disk.
+//!
+//! The loop is closed: a request waits for an answer, so a back-end that stalls is also asked
+//! less. Its latencies are honest for the median and the 99th percentile of a steady run; rarer
+//! ones it cannot see.
+
+mod histogram;
+mod lane;
+mod pattern;
+
+use std::os::fd::AsFd;
+use std::thread;
+use std::time::Duration;
+
+use rustix::thread::{CpuSet, sched_setaffinity};
+
+use super::block::{BlockDriver, BlockQueue, SECTOR};
+use super::error::{FrontendError, Result};
+use crate::error::HostError;
+use histogram::Histogram;
+use lane::{Lane, Places, Tally};
+pub use pattern::Pattern;
+
+/// Which requests to make.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Reads in order.
+    Read,
+    /// Writes in order.
+    Write,
+    /// Reads anywhere.
+    RandRead,
+    /// Writes anywhere.
+    RandWrite,
+}
+
+/// When to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// After this time, the warm-up not counted.
+    Time(Duration),
+    /// After this many requests on all queues together, the warm-up's not counted.
+    Ops(u64),
+}
+
+/// Which reads to check. Writes always carry the pattern.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verify {
+    /// None.
+    None,
+    /// One in 64.
+    Sampled,
+    /// Every one.
+    All,
+}
+
+/// What load to make.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// Which requests.
+    pub access: Access,
+    /// Bytes of a request: whole sectors.
+    pub block_bytes: u32,
+    /// Requests in flight on each queue.
+    pub depth: u16,
+    /// When to stop.
+    pub limit: Limit,
+    /// Time at the beginning that does not count.
+    pub warm_up: Duration,
+    /// Poll for answers and ask for no calls; else sleep until called.
+    pub polling: bool,
+    /// Processors for the threads, one each, in turns; empty: not pinned.
+    pub cpus: Vec<usize>,
+    /// Which reads to check against the pattern.
+    pub verify: Verify,
+    /// The pattern's seed, and that of the random places.
+    pub seed: u64,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self {
+            access: Access::RandRead,
+            block_bytes: 4096,
+            depth: 32,
+            limit: Limit::Time(Duration::from_secs(1)),
+            warm_up: Duration::ZERO,
+            polling: false,
+            cpus: Vec::new(),
+            verify: Verify::Sampled,
+            seed: 1,
+        }
+    }
+}
+
+/// What came of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadReport {
+    /// Requests answered in the measured time.
+    pub ops: u64,
+    /// Bytes that they moved.
+    pub bytes: u64,
+    /// The measured time.
+    pub elapsed: Duration,
+    /// Requests answered with an error, the warm-up's included.
+    pub errors: u64,
+    /// Reads that were checked, the warm-up's included.
+    pub verified: u64,
+    /// Reads that brought wrong data, the warm-up's included.
+    pub mismatches: u64,
+    /// The sector of the first wrong data.
+    pub first_mismatch: Option<u64>,
+    /// Kicks sent in the measured time.
+    pub kicks: u64,
+    /// Calls taken in the measured time.
+    pub calls: u64,
+    /// Time from making a request available to seeing its answer, median.
+    pub p50: Duration,
+    /// The same, 99th percentile.
+    pub p99: Duration,
+}
+
+impl LoadReport {
+    /// Requests a second.
+    pub fn iops(&self) -> f64 {
+        let seconds = self.elapsed.as_secs_f64();
+        if seconds > 0.0 { self.ops as f64 / seconds } else { 0.0 }
+    }
+
+    fn new(tallies: &[Tally], block_bytes: u32) -> Self {
+        let sum = |field: fn(&Tally) -> u64| tallies.iter().map(field).sum::<u64>();
+        let mut latency = Histogram::new();
+        tallies.iter().for_each(|tally| latency.add(&tally.latency));
+        Self {
+            ops: sum(|tally| tally.ops),
+            bytes: sum(|tally| tally.ops) * u64::from(block_bytes),
+            elapsed: tallies.iter().map(|tally| tally.elapsed).max().unwrap_or_default(),
+            errors: sum(|tally| tally.errors),
+            verified: sum(|tally| tally.verified),
+            mismatches: sum(|tally| tally.mismatches),
+            first_mismatch: tallies.iter().find_map(|tally| tally.first_mismatch),
+            kicks: sum(|tally| tally.kicks),
+            calls: sum(|tally| tally.calls),
+            p50: latency.quantile(0.50),
+            p99: latency.quantile(0.99),
+        }
+    }
+}
+
+/// Loads every queue of the driver until the limit. The disk must hold the pattern
+/// ([`Pattern::prepare`]) if reads are checked.
+///
+/// Answers with an error status and wrong data are counted, not returned as errors; a back-end
+/// that hangs up, breaks a ring or does not answer for the driver's timeout is an error.
+pub fn run(driver: &mut BlockDriver, options: &LoadOptions) -> Result<LoadReport> {
+    let (disk, timeout) = (driver.size(), driver.options().timeout);
+    let (queues, client) = driver.queues();
+    queues.iter().try_for_each(|queue| check(queue, disk, options))?;
+    let count = queues.len() as u64;
+    let share = match options.limit {
+        Limit::Ops(ops) => ops.div_ceil(count),
+        Limit::Time(_) => 0,
+    };
+    let lanes = queues.iter_mut().zip(0..).map(|(queue, index)| {
+        let places = Places::new(options, disk, index, count);
+        Lane::new(queue, client.as_fd(), timeout, options, places)
+    });
+    let tallies = thread::scope(|scope| {
+        let threads: Vec<_> = lanes
+            .enumerate()
+            .map(|(index, lane)| {
+                scope.spawn(move || pin(&options.cpus, index).and_then(|()| lane.run(share)))
+            })
+            .collect();
+        let join = |thread: thread::ScopedJoinHandle<'_, _>| match thread.join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        };
+        threads.into_iter().map(join).collect::<Result<Vec<Tally>>>()
+    })?;
+    Ok(LoadReport::new(&tallies, options.block_bytes))
+}
+
+fn check(queue: &BlockQueue, disk: u64, options: &LoadOptions) -> Result<()> {
+    let (block, most) = (options.block_bytes, queue.slot_bytes());
+    if block == 0 || !u64::from(block).is_multiple_of(SECTOR) || block > most {
+        let why = format!("a block of {block} bytes: not whole sectors up to {most}");
+        return Err(FrontendError::range(why));
+    }
+    if u64::from(block) > disk {
+        let why = format!("a block of {block} bytes on a disk of {disk}");
+        return Err(FrontendError::range(why));
+    }
+    let (depth, slots) = (options.depth, queue.slots());
+    if depth == 0 || depth > slots || queue.in_flight() != 0 {
+        let free = usize::from(slots) - queue.in_flight();
+        let why = format!("{depth} requests in flight on a queue with room for {free}");
+        return Err(FrontendError::range(why));
+    }
+    Ok(())
+}
+
+/// Binds the calling thread to one processor, if there are any to choose from.
+fn pin(cpus: &[usize], index: usize) -> Result<()> {
+    let Some(&cpu) = cpus.get(index % cpus.len().max(1)) else {
+        return Ok(());
+    };
+    if cpu >= CpuSet::MAX_CPU {
+        return Err(FrontendError::range(format!("there is no processor {cpu}")));
+    }
+    let mut set = CpuSet::new();
+    set.set(cpu);
+    sched_setaffinity(None, &set)
+        .map_err(|e| HostError::new(format!("run on processor {cpu}"), e).into())
+}
