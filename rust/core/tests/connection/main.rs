@@ -1,0 +1,7 @@
+//! The protocol's state machine seen from outside: frames in, replies and actions out. Bytes and
+//! numbers are written down here from the specification, not taken from the crate.
+
+mod model;
+mod orders;
+mod rules;
+mod support;

@@ -1,0 +1,308 @@
+//! A front-end's pen and a back-end's hands: payloads laid out by hand, and a stand-in that
+//! carries out actions by writing them down.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+
+use vhost_user_core::connection::{Action, Connection, Offer, Outcome, Refusal, Step};
+use vhost_user_core::wire::{Flags, Frame, Header, ProtocolFeatures};
+
+pub(crate) const GET_FEATURES: u32 = 1;
+pub(crate) const SET_FEATURES: u32 = 2;
+pub(crate) const SET_OWNER: u32 = 3;
+pub(crate) const RESET_OWNER: u32 = 4;
+pub(crate) const SET_MEM_TABLE: u32 = 5;
+pub(crate) const SET_VRING_NUM: u32 = 8;
+pub(crate) const SET_VRING_ADDR: u32 = 9;
+pub(crate) const SET_VRING_BASE: u32 = 10;
+pub(crate) const GET_VRING_BASE: u32 = 11;
+pub(crate) const SET_VRING_KICK: u32 = 12;
+pub(crate) const SET_VRING_CALL: u32 = 13;
+pub(crate) const SET_VRING_ERR: u32 = 14;
+pub(crate) const GET_PROTOCOL_FEATURES: u32 = 15;
+pub(crate) const SET_PROTOCOL_FEATURES: u32 = 16;
+pub(crate) const GET_QUEUE_NUM: u32 = 17;
+pub(crate) const SET_VRING_ENABLE: u32 = 18;
+pub(crate) const SET_BACKEND_REQ_FD: u32 = 21;
+pub(crate) const GET_CONFIG: u32 = 24;
+pub(crate) const SET_CONFIG: u32 = 25;
+pub(crate) const RESET_DEVICE: u32 = 34;
+pub(crate) const GET_MAX_MEM_SLOTS: u32 = 36;
+pub(crate) const ADD_MEM_REG: u32 = 37;
+pub(crate) const REM_MEM_REG: u32 = 38;
+pub(crate) const SET_STATUS: u32 = 39;
+pub(crate) const GET_STATUS: u32 = 40;
+
+/// Flags of a request that wants no acknowledgement, and of one that does.
+pub(crate) const PLAIN: u32 = 0x1;
+pub(crate) const NEED_REPLY: u32 = 0x9;
+
+/// VERSION_1, EVENT_IDX, INDIRECT_DESC, and a block device's FLUSH (9) and MQ (12).
+pub(crate) const DEVICE_FEATURES: u64 = 0x1_3000_1200;
+/// The same with PROTOCOL_FEATURES (30), as the front-end sees it.
+pub(crate) const OFFERED: u64 = 0x1_7000_1200;
+/// MQ, REPLY_ACK, BACKEND_REQ, CONFIG, RESET_DEVICE, CONFIGURE_MEM_SLOTS, STATUS.
+pub(crate) const PROTOCOL: u64 = 0x1_a229;
+
+pub(crate) const MAX_QUEUE_SIZE: u16 = 256;
+pub(crate) const CONFIG_LEN: usize = 60;
+
+/// A block device with this many queues.
+pub(crate) fn offer(num_queues: u16) -> Offer {
+    Offer {
+        features: DEVICE_FEATURES,
+        required_features: 1 << 32,
+        protocol_features: ProtocolFeatures::from_bits_retain(PROTOCOL),
+        num_queues,
+        max_queue_size: MAX_QUEUE_SIZE,
+        max_memory_slots: 509,
+        config_len: CONFIG_LEN,
+    }
+}
+
+pub(crate) fn word(value: u64) -> Vec<u8> {
+    value.to_ne_bytes().to_vec()
+}
+
+pub(crate) fn state(index: u32, num: u32) -> Vec<u8> {
+    [index.to_ne_bytes(), num.to_ne_bytes()].concat()
+}
+
+/// The parts in the order of [`Deed::Start`]: descriptors, available, used.
+pub(crate) fn address(index: u32, flags: u32, parts: [u64; 3]) -> Vec<u8> {
+    let [descriptors, available, used] = parts;
+    let words = [descriptors, used, available, 0].map(u64::to_ne_bytes).concat();
+    [state(index, flags), words].concat()
+}
+
+/// Guest address, size, user address, offset in the file.
+pub(crate) type RawRegion = [u64; 4];
+
+/// 256 MiB at guest address 0.
+pub(crate) const REGION: RawRegion = [0, 0x1000_0000, 0x7f00_0000_0000, 0];
+
+pub(crate) fn region(raw: RawRegion) -> Vec<u8> {
+    raw.map(u64::to_ne_bytes).concat()
+}
+
+pub(crate) fn table(regions: &[RawRegion]) -> Vec<u8> {
+    let count = state(regions.len() as u32, 0);
+    [count, regions.iter().flat_map(|raw| region(*raw)).collect()].concat()
+}
+
+pub(crate) fn single(raw: RawRegion) -> Vec<u8> {
+    [word(0), region(raw)].concat()
+}
+
+pub(crate) fn config(offset: u32, flags: u32, data: &[u8]) -> Vec<u8> {
+    [&state(offset, data.len() as u32), &flags.to_ne_bytes()[..], data].concat()
+}
+
+/// An action without its descriptors.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Deed {
+    Features { features: u64, enable_all: bool },
+    SetMemory(Vec<RawRegion>),
+    AddRegion(RawRegion),
+    RemoveRegion([u64; 3]),
+    Start { index: u16, size: u16, parts: [u64; 3], base: u16, enabled: bool, features: u64 },
+    ReplaceKick { index: u16, fd: bool },
+    Call { index: u16, fd: bool },
+    Error { index: u16, fd: bool },
+    Enable { index: u16, enabled: bool },
+    Stop { index: u16 },
+    ReadConfig { offset: u32, size: u32 },
+    WriteConfig { offset: u32, data: Vec<u8> },
+    Status(u8),
+    Reset,
+    Channel,
+}
+
+impl From<&Action> for Deed {
+    fn from(action: &Action) -> Self {
+        match action {
+            Action::Features { features, enable_all } => {
+                Self::Features { features: *features, enable_all: *enable_all }
+            }
+            Action::SetMemory(offers) => Self::SetMemory(
+                offers
+                    .iter()
+                    .map(|o| [o.range.guest.0, o.range.size, o.range.user.0, o.mmap_offset])
+                    .collect(),
+            ),
+            Action::AddRegion(o) => {
+                Self::AddRegion([o.range.guest.0, o.range.size, o.range.user.0, o.mmap_offset])
+            }
+            Action::RemoveRegion(range) => {
+                Self::RemoveRegion([range.guest.0, range.size, range.user.0])
+            }
+            Action::StartRing { setup, .. } => Self::Start {
+                index: setup.index,
+                size: setup.size,
+                parts: [setup.descriptors.0, setup.available.0, setup.used.0],
+                base: setup.base,
+                enabled: setup.enabled,
+                features: setup.features,
+            },
+            Action::ReplaceKick { index, kick } => {
+                Self::ReplaceKick { index: *index, fd: kick.is_some() }
+            }
+            Action::SetCall { index, fd } => Self::Call { index: *index, fd: fd.is_some() },
+            Action::SetError { index, fd } => Self::Error { index: *index, fd: fd.is_some() },
+            Action::Enable { index, enabled } => Self::Enable { index: *index, enabled: *enabled },
+            Action::StopRing { index } => Self::Stop { index: *index },
+            Action::ReadConfig { offset, size } => {
+                Self::ReadConfig { offset: *offset, size: *size }
+            }
+            Action::WriteConfig { offset, data } => {
+                Self::WriteConfig { offset: *offset, data: data.clone() }
+            }
+            Action::Status(byte) => Self::Status(*byte),
+            Action::Reset => Self::Reset,
+            Action::SetBackendChannel(_) => Self::Channel,
+        }
+    }
+}
+
+/// What came back for a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Said {
+    Nothing,
+    Reply(Vec<u8>),
+    Refused(Vec<u8>),
+    Closed,
+}
+
+/// An acknowledgement of success.
+pub(crate) fn ack() -> Said {
+    Said::Reply(word(0))
+}
+
+/// An acknowledgement of failure.
+pub(crate) fn nack() -> Said {
+    Said::Refused(word(1))
+}
+
+/// A connection with a back-end that writes its actions down.
+pub(crate) struct Peer {
+    pub(crate) connection: Connection,
+    /// What the back-end was asked to do, in order.
+    pub(crate) deeds: Vec<Deed>,
+    /// Where the next ring is stopped.
+    pub(crate) base: u16,
+    /// The back-end fails the next action.
+    pub(crate) fails: bool,
+    spare: OwnedFd,
+}
+
+impl Peer {
+    pub(crate) fn new(offer: Offer) -> Self {
+        Self::with_fd(offer, File::open("/dev/null").unwrap().into())
+    }
+
+    /// Each descriptor that is sent is a duplicate of `spare`.
+    pub(crate) fn with_fd(offer: Offer, spare: OwnedFd) -> Self {
+        let connection = Connection::new(offer);
+        Self { connection, deeds: Vec::new(), base: 0, fails: false, spare }
+    }
+
+    /// Negotiated, with everything accepted.
+    pub(crate) fn negotiated() -> Self {
+        let mut peer = Self::new(offer(2));
+        assert_eq!(peer.say(SET_PROTOCOL_FEATURES, PLAIN, word(PROTOCOL), 0), Said::Nothing);
+        assert_eq!(peer.say(SET_FEATURES, NEED_REPLY, word(OFFERED), 0), ack());
+        peer
+    }
+
+    /// Negotiated, with memory and a complete vring 0 that is neither started nor enabled.
+    pub(crate) fn ready() -> Self {
+        let mut peer = Self::negotiated();
+        assert_eq!(peer.say(SET_MEM_TABLE, NEED_REPLY, table(&[REGION]), 1), ack());
+        assert_eq!(peer.ask(SET_VRING_NUM, state(0, 128)), ack());
+        assert_eq!(peer.ask(SET_VRING_ADDR, address(0, 0, PARTS)), ack());
+        peer.deeds.clear();
+        peer
+    }
+
+    /// Vring 0 is started.
+    pub(crate) fn started() -> Self {
+        let mut peer = Self::ready();
+        assert_eq!(peer.say(SET_VRING_KICK, NEED_REPLY, word(0), 1), ack());
+        peer.deeds.clear();
+        peer
+    }
+
+    /// A message without descriptors that wants an acknowledgement.
+    pub(crate) fn ask(&mut self, number: u32, payload: Vec<u8>) -> Said {
+        self.say(number, NEED_REPLY, payload, 0)
+    }
+
+    /// A message; actions are carried out.
+    pub(crate) fn say(&mut self, number: u32, flags: u32, payload: Vec<u8>, fds: usize) -> Said {
+        let fds = (0..fds).map(|_| self.spare.try_clone().unwrap()).collect();
+        self.say_frame(Frame::new(number, Flags::from_bits_retain(flags), payload, fds))
+    }
+
+    pub(crate) fn say_frame(&mut self, frame: Frame) -> Said {
+        let number = frame.header.request;
+        let step = match self.connection.handle(frame) {
+            Step::Act(action) => {
+                let deed = Deed::from(&action);
+                let outcome = self.outcome(&deed);
+                self.deeds.push(deed);
+                self.connection.done(outcome)
+            }
+            step => step,
+        };
+        said(step, number)
+    }
+
+    fn outcome(&mut self, deed: &Deed) -> Outcome {
+        if std::mem::take(&mut self.fails) {
+            return Outcome::Failed(Refusal("the back-end failed".to_owned()));
+        }
+        match deed {
+            Deed::Stop { .. } => Outcome::Base(self.base),
+            Deed::ReadConfig { offset, size } => Outcome::Config(config_bytes(*offset, *size)),
+            _ => Outcome::Done,
+        }
+    }
+
+    /// Gives up the back-end's side.
+    pub(crate) fn into_connection(self) -> Connection {
+        self.connection
+    }
+
+    pub(crate) fn take_deeds(&mut self) -> Vec<Deed> {
+        std::mem::take(&mut self.deeds)
+    }
+}
+
+/// Where the parts of a complete vring are.
+pub(crate) const PARTS: [u64; 3] = [0x7f00_0000_1000, 0x7f00_0000_2000, 0x7f00_0000_3000];
+
+/// The configuration space: byte n is n, and zero past the end.
+pub(crate) fn config_bytes(offset: u32, size: u32) -> Vec<u8> {
+    (offset..offset + size).map(|n| if (n as usize) < CONFIG_LEN { n as u8 } else { 0 }).collect()
+}
+
+/// The reply must name the request, have flags 0x5 and bring no descriptors.
+fn said(step: Step, number: u32) -> Said {
+    let check = |frame: Frame| {
+        let size = frame.payload.len() as u32;
+        let expected = Header { request: number, flags: Flags::from_bits_retain(0x5), size };
+        assert_eq!(frame.header, expected);
+        assert!(frame.fds.is_empty());
+        frame.payload
+    };
+    match step {
+        Step::Reply(None) => Said::Nothing,
+        Step::Reply(Some(frame)) => Said::Reply(check(frame)),
+        Step::Refuse { reply, why } => {
+            assert!(!why.0.is_empty());
+            Said::Refused(check(reply))
+        }
+        Step::Close(_) => Said::Closed,
+        Step::Act(action) => panic!("an action after an action: {action:?}"),
+    }
+}
