@@ -1,0 +1,1 @@
+"""The side-by-side bench: this package's devices and their peers, in turns, in one run."""
