@@ -23,6 +23,9 @@ use crate::worker::{Command, Manners, Queue, Signal, Worker};
 /// answers, but a device may be in the middle of reading their data.
 const DISCONNECT_DRAIN: Duration = Duration::from_secs(1);
 
+/// What an idle worker may take to end when the others have used up the time to drain.
+const LAST_GRACE: Duration = Duration::from_millis(100);
+
 /// Regions taken at the same time: what libvhost-user takes, and as many as KVM has slots for.
 const MEMORY_SLOTS: u64 = 509;
 
@@ -329,25 +332,33 @@ impl<'a> Session<'a> {
     }
 
     fn stop_ring(&mut self, index: u16) -> Result<u16, Refusal> {
-        let deadline = Instant::now() + self.shared().drain();
-        let base = self.drain_ring(index, deadline);
-        self.ring_has_stopped(index, base);
+        let base = self.drain_rings(&[index], self.shared().drain()).pop().flatten();
         base.ok_or_else(|| {
             Refusal(format!("GET_VRING_BASE: queue {index}: its requests did not come back"))
         })
     }
 
-    /// Stops a ring and waits for its requests; `None`: they did not all come back in time.
-    fn drain_ring(&mut self, index: u16, deadline: Instant) -> Option<u16> {
-        let (reply, answer) = mpsc::channel();
-        self.post(index, Command::Stop(index, reply));
-        let left = deadline.saturating_duration_since(Instant::now());
-        let base = answer.recv_timeout(left).ok();
-        if base.is_none() {
-            self.report_stuck(index);
-            self.post(index, Command::Abandon(index));
-        }
-        base
+    /// Stops rings, all at the same time, and waits for their requests. `None` for a ring:
+    /// not all came back within `limit`.
+    fn drain_rings(&mut self, indices: &[u16], limit: Duration) -> Vec<Option<u16>> {
+        let deadline = Instant::now() + limit;
+        let ask = |&index: &u16| {
+            let (reply, answer) = mpsc::channel();
+            self.post(index, Command::Stop(index, reply));
+            answer
+        };
+        let answers: Vec<_> = indices.iter().map(ask).collect();
+        let hear = |(&index, answer): (&u16, mpsc::Receiver<u16>)| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let base = answer.recv_timeout(left).ok();
+            if base.is_none() {
+                self.report_stuck(index);
+                self.post(index, Command::Abandon(index));
+            }
+            self.ring_has_stopped(index, base);
+            base
+        };
+        indices.iter().zip(answers).map(hear).collect()
     }
 
     fn ring_has_stopped(&mut self, index: u16, base: Option<u16>) {
@@ -363,11 +374,7 @@ impl<'a> Session<'a> {
 
     /// All rings stopped and disabled, the device as new; memory stays.
     fn reset(&mut self) {
-        let deadline = Instant::now() + self.shared().drain();
-        for index in self.started() {
-            let base = self.drain_ring(index, deadline);
-            self.ring_has_stopped(index, base);
-        }
+        self.drain_rings(&self.started(), self.shared().drain());
         self.vrings.iter_mut().for_each(|vring| vring.enabled = false);
         self.device().reset();
     }
@@ -421,10 +428,8 @@ impl<'a> Session<'a> {
             drain = drain.min(DISCONNECT_DRAIN);
         }
         let deadline = Instant::now() + drain;
-        for index in self.started() {
-            let base = self.drain_ring(index, deadline);
-            self.ring_has_stopped(index, base);
-        }
+        self.drain_rings(&self.started(), drain);
+        let deadline = deadline.max(Instant::now() + LAST_GRACE);
         for worker in std::mem::take(&mut self.workers).into_iter().flatten() {
             let thread = worker.thread_id();
             if worker.end(deadline) {

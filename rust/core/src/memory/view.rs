@@ -166,6 +166,14 @@ impl Buffers {
         Ok(())
     }
 
+    /// Lets go of the memory unless it is this.
+    #[inline]
+    pub fn hold_only(&mut self, memory: &Arc<Memory>) {
+        if !self.memory.as_ref().is_some_and(|held| Arc::ptr_eq(held, memory)) {
+            self.release();
+        }
+    }
+
     /// Lets go of the memory: an idle value must not keep a region mapped.
     pub fn release(&mut self) {
         self.readable.clear();

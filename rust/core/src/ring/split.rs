@@ -241,6 +241,11 @@ impl SplitRing {
         }
     }
 
+    /// The table of memory that chains are looked up in.
+    pub fn memory(&self) -> &Arc<Memory> {
+        &self.memory
+    }
+
     /// The next available index: what GET_VRING_BASE reports once all requests are back.
     pub fn next_available(&self) -> u16 {
         self.next_avail

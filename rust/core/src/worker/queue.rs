@@ -150,6 +150,7 @@ impl Queue {
         let limit = hands.limit.min(hands.device.batch_limit(self.index)).max(1);
         let broken = self.pop_batch(available.min(limit), hands.batch);
         if !hands.batch.is_empty() {
+            self.counters.in_flight.store(self.in_flight, Ordering::Relaxed);
             hands.device.handle(self.index, hands.batch);
             self.settle(hands);
         }
@@ -254,14 +255,14 @@ impl Queue {
             self.ring.unpop(slot.head);
             self.left += 1;
             self.in_flight -= 1;
-            keep(&mut self.spare, slot);
+            keep(&mut self.spare, &self.ring, slot);
         }
         let mut answered = 0;
         for done in hands.batch.take_done() {
             answered += 1;
             self.in_flight -= 1;
             self.ring.push(done.slot.head, done.written);
-            keep(&mut self.spare, done.slot);
+            keep(&mut self.spare, &self.ring, done.slot);
         }
         bump(&self.counters.requests, answered);
         bump(&self.counters.batches, 1);
@@ -274,7 +275,7 @@ impl Queue {
         self.in_flight -= 1;
         self.counters.in_flight.store(self.in_flight, Ordering::Relaxed);
         self.ring.push(done.slot.head, done.written);
-        keep(&mut self.spare, done.slot);
+        keep(&mut self.spare, &self.ring, done.slot);
     }
 
     fn publish(&mut self) {
@@ -288,11 +289,12 @@ impl Queue {
     }
 }
 
-fn keep(spare: &mut Spare, mut slot: Box<Slot>) {
+/// Keeps a slot for the next chain. One that still holds an older table of memory lets go of it:
+/// a region that was removed is unmapped with its last request.
+fn keep(spare: &mut Spare, ring: &SplitRing, mut slot: Box<Slot>) {
+    slot.buffers.hold_only(ring.memory());
     if spare.len() < SPARE_SLOTS {
         spare.push(slot);
-    } else {
-        slot.buffers.release();
     }
 }
 

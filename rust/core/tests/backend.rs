@@ -1,0 +1,569 @@
+//! A running back-end, driven through its socket by the built-in front-end.
+
+#[allow(dead_code)] // Each test program uses a part of it.
+mod support;
+
+use std::collections::HashSet;
+use std::fs;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use support::Directory;
+use vhost_user_core::address::GuestAddr;
+use vhost_user_core::backend::{Backend, Event, Observer, Options, State, Stuck, Threads};
+use vhost_user_core::device::Device;
+use vhost_user_core::frontend::{
+    Client, Descriptor, GuestMemory, NEXT, RegionSpec, RingLayout, SplitRing, Used, WRITE, Wanted,
+};
+use vhost_user_core::request::{Batch, Request};
+use vhost_user_core::socket::{Endpoint, ListenOptions};
+
+const LIMIT: Duration = Duration::from_secs(10);
+const RING: u16 = 64;
+
+/// Answers each request with its own bytes, turned upside down; or keeps it for the test.
+#[derive(Default)]
+struct Mirror {
+    queues: u16,
+    keep: Option<Mutex<Sender<Request>>>,
+    leave: AtomicBool,
+    block: Gate,
+    log: Mutex<Vec<&'static str>>,
+}
+
+/// Closed, it holds whoever passes.
+#[derive(Default)]
+struct Gate(Mutex<bool>, Condvar);
+
+impl Gate {
+    fn set(&self, closed: bool) {
+        *self.0.lock().unwrap() = closed;
+        self.1.notify_all();
+    }
+
+    fn pass(&self) {
+        let closed = self.0.lock().unwrap();
+        drop(self.1.wait_while(closed, |closed| *closed).unwrap());
+    }
+}
+
+fn invert(request: &Request) -> u32 {
+    let mut bytes = vec![0; request.readable().len() as usize];
+    request.readable().read_at(0, &mut bytes);
+    bytes.iter_mut().for_each(|b| *b = !*b);
+    request.writable().write_at(0, &bytes) as u32
+}
+
+impl Device for Mirror {
+    fn virtio_id(&self) -> u32 {
+        4
+    }
+    fn features(&self) -> u64 {
+        0
+    }
+    fn num_queues(&self) -> u16 {
+        self.queues.max(1)
+    }
+    fn max_queue_size(&self) -> u16 {
+        1024
+    }
+    fn config_len(&self) -> usize {
+        8
+    }
+    fn read_config(&self, offset: usize, out: &mut [u8]) {
+        for (place, byte) in (offset..8).zip(out) {
+            *byte = place as u8 + 1;
+        }
+    }
+    fn started(&self) {
+        self.log.lock().unwrap().push("started");
+    }
+    fn stopped(&self) {
+        self.log.lock().unwrap().push("stopped");
+    }
+    fn reset(&self) {
+        self.log.lock().unwrap().push("reset");
+    }
+    fn disconnected(&self) {
+        self.log.lock().unwrap().push("disconnected");
+    }
+    fn handle(&self, _queue: u16, batch: &mut Batch) {
+        if self.leave.load(Ordering::SeqCst) {
+            return;
+        }
+        while let Some(request) = batch.next() {
+            self.block.pass();
+            match &self.keep {
+                Some(kept) => kept.lock().unwrap().send(request).unwrap(),
+                None => {
+                    let written = invert(&request);
+                    batch.complete(request, written);
+                }
+            }
+        }
+    }
+}
+
+/// Remembers all events.
+#[derive(Default)]
+struct Events(Mutex<Vec<Event>>);
+
+impl Observer for Events {
+    fn event(&self, event: Event) {
+        self.0.lock().unwrap().push(event);
+    }
+}
+
+impl Events {
+    fn any(&self, wanted: impl Fn(&Event) -> bool) -> bool {
+        self.0.lock().unwrap().iter().any(wanted)
+    }
+}
+
+struct Served {
+    backend: Backend,
+    device: Arc<Mirror>,
+    events: Arc<Events>,
+    directory: Directory,
+}
+
+impl Served {
+    fn new(device: Mirror) -> Self {
+        Self::with(device, |_| ())
+    }
+
+    fn with(device: Mirror, change: impl FnOnce(&mut Options)) -> Self {
+        let directory = Directory::new();
+        let mut options =
+            Options::new(Endpoint::Listen(ListenOptions::new(directory.join("device.sock"))));
+        change(&mut options);
+        let (device, events) = (Arc::new(device), Arc::new(Events::default()));
+        let backend = Backend::start(
+            Arc::clone(&device) as Arc<dyn Device>,
+            options,
+            Arc::clone(&events) as Arc<dyn Observer>,
+        )
+        .unwrap();
+        Self { backend, device, events, directory }
+    }
+
+    /// A device that hands every request to the test.
+    fn keeping() -> (Self, Receiver<Request>) {
+        let (keep, kept) = mpsc::channel();
+        (Self::new(Mirror { keep: Some(Mutex::new(keep)), ..Mirror::default() }), kept)
+    }
+
+    fn driver(&self) -> Driver {
+        Driver::new(&self.directory.join("device.sock"), self.device.num_queues())
+    }
+}
+
+/// A front-end with rings that run.
+struct Driver {
+    client: Client,
+    memory: Arc<GuestMemory>,
+    rings: Vec<SplitRing>,
+}
+
+const MIB: u64 = 1 << 20;
+
+impl Driver {
+    fn connect(socket: &Path, queues: u16) -> Self {
+        let regions = [(0, MIB), (2 * MIB, MIB), (4 * MIB, MIB)];
+        let specs = regions.map(|(guest, size)| RegionSpec { guest: GuestAddr(guest), size });
+        let memory = Arc::new(GuestMemory::new(&specs).unwrap());
+        let mut client = Client::connect(socket, LIMIT).unwrap();
+        let negotiated = client.negotiate(&Wanted::default()).unwrap();
+        client.set_features(negotiated.features).unwrap();
+        client.set_memory(&memory).unwrap();
+        let mut at = GuestAddr(0);
+        let rings = (0..queues)
+            .map(|_| {
+                let layout = RingLayout::at(at, RING);
+                at = GuestAddr(layout.end().0.next_multiple_of(4096));
+                SplitRing::new(&memory, layout, true).unwrap()
+            })
+            .collect();
+        Self { client, memory, rings }
+    }
+
+    fn new(socket: &Path, queues: u16) -> Self {
+        let mut driver = Self::connect(socket, queues);
+        driver.start();
+        driver
+    }
+
+    fn start(&mut self) {
+        for (index, ring) in (0..).zip(&self.rings) {
+            self.client.start_ring(index, ring).unwrap();
+            self.client.set_vring_enable(index, true).unwrap();
+        }
+    }
+
+    /// Puts a request into ring `queue`, its buffers at `at` in guest memory; not yet published.
+    fn push(&mut self, queue: usize, head: u16, data: &[u8], at: u64) {
+        self.memory.write(GuestAddr(at), data).unwrap();
+        let len = data.len() as u32;
+        let ring = &mut self.rings[queue];
+        let readable = Descriptor { addr: at, len, flags: NEXT, next: head + 1 };
+        let writable = Descriptor { addr: at + 2048, len, flags: WRITE, next: 0 };
+        ring.set_descriptor(head, readable);
+        ring.set_descriptor(head + 1, writable);
+        ring.push(head);
+    }
+
+    fn used(&mut self, queue: usize) -> Used {
+        let ring = &mut self.rings[queue];
+        loop {
+            if let Some(used) = ring.pop().unwrap() {
+                return used;
+            }
+            assert!(ring.wait(LIMIT, self.client.as_fd()).unwrap(), "no request came back");
+        }
+    }
+
+    /// One request there and back.
+    fn ask(&mut self, queue: usize, data: &[u8]) -> Vec<u8> {
+        let at = MIB / 2;
+        self.push(queue, 0, data, at);
+        self.rings[queue].publish();
+        let used = self.used(queue);
+        assert_eq!(used, Used { head: 0, len: data.len() as u32 });
+        let mut answer = vec![0; data.len()];
+        self.memory.read(GuestAddr(at + 2048), &mut answer).unwrap();
+        answer
+    }
+}
+
+fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + LIMIT;
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what} did not come about");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn guest_mappings() -> usize {
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    maps.lines().filter(|line| line.contains("/memfd:")).count()
+}
+
+#[test]
+fn a_request_is_answered_through_the_socket() {
+    let served = Served::new(Mirror::default());
+    let mut driver = served.driver();
+    assert!(served.backend.wait_running(Some(LIMIT)));
+    assert_eq!(driver.ask(0, &[1, 2, 3]), [254, 253, 252]);
+    assert_eq!(served.backend.counters().requests, 1);
+}
+
+#[test]
+fn a_front_end_that_comes_back_is_served_again() {
+    let served = Served::new(Mirror::default());
+    for _ in 0..3 {
+        assert_eq!(served.driver().ask(0, b"abc"), [!b'a', !b'b', !b'c']);
+    }
+    eventually("the third disconnect", || {
+        let log = served.device.log.lock().unwrap();
+        log.iter().filter(|&&entry| entry == "disconnected").count() == 3
+    });
+    assert_eq!(served.backend.state(), State::Listening);
+    assert_eq!(served.backend.counters().sessions, 3);
+}
+
+#[test]
+fn a_second_front_end_waits_until_the_first_has_left() {
+    let served = Served::new(Mirror::default());
+    let mut first = served.driver();
+    let socket = served.directory.join("device.sock");
+    let second = thread::spawn(move || Driver::new(&socket, 1).ask(0, &[7]));
+    assert_eq!(first.ask(0, &[1]), [254]);
+    drop(first);
+    assert_eq!(second.join().unwrap(), [248]);
+}
+
+#[test]
+fn all_queues_are_served_by_one_thread_as_by_one_each() {
+    for threads in [Threads::PerQueue, Threads::Count(1.try_into().unwrap())] {
+        let device = Mirror { queues: 4, ..Mirror::default() };
+        let served = Served::with(device, |options| options.threads = threads);
+        let mut driver = served.driver();
+        for queue in 0..4 {
+            assert_eq!(driver.ask(queue, &[queue as u8]), [!(queue as u8)]);
+        }
+    }
+}
+
+#[test]
+fn requests_come_back_in_any_order_from_any_thread() {
+    let (served, kept) = Served::keeping();
+    let mut driver = served.driver();
+    for n in 0..16 {
+        driver.push(0, 2 * n, &[n as u8], MIB / 2 + 4096 * u64::from(n));
+    }
+    driver.rings[0].publish();
+    let mut requests: Vec<_> = (0..16).map(|_| kept.recv_timeout(LIMIT).unwrap()).collect();
+    requests.reverse();
+    let threads: Vec<_> = requests
+        .into_iter()
+        .map(|request| {
+            thread::spawn(move || {
+                let written = invert(&request);
+                request.complete(written).unwrap();
+            })
+        })
+        .collect();
+    let heads: HashSet<_> = (0..16).map(|_| driver.used(0).head).collect();
+    assert_eq!(heads, (0..16).map(|n| 2 * n).collect());
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+}
+
+#[test]
+fn stopping_a_ring_waits_for_its_requests() {
+    let (served, kept) = Served::keeping();
+    let mut driver = served.driver();
+    driver.push(0, 0, b"late", MIB / 2);
+    driver.rings[0].publish();
+    let request = kept.recv_timeout(LIMIT).unwrap();
+    let (asked, heard) = mpsc::channel();
+    let stopper = thread::spawn(move || {
+        asked.send(()).unwrap();
+        let base = driver.client.vring_base(0).unwrap();
+        // The used entry was written before the answer was.
+        assert_eq!(driver.rings[0].pop().unwrap(), Some(Used { head: 0, len: 4 }));
+        base
+    });
+    heard.recv().unwrap();
+    let written = invert(&request);
+    request.complete(written).unwrap();
+    assert_eq!(stopper.join().unwrap(), 1);
+}
+
+#[test]
+fn a_ring_that_does_not_drain_ends_the_connection_within_the_limit() {
+    let (keep, kept) = mpsc::channel();
+    let device = Mirror { keep: Some(Mutex::new(keep)), ..Mirror::default() };
+    let served = Served::with(device, |o| o.drain = Duration::from_millis(100));
+    let mut driver = served.driver();
+    driver.push(0, 0, b"kept", MIB / 2);
+    driver.rings[0].publish();
+    let request = kept.recv_timeout(LIMIT).unwrap();
+    assert!(driver.client.vring_base(0).is_err());
+    assert!(request.complete(4).is_err());
+    assert!(served.events.any(|e| matches!(e, Event::Stuck(s) if s.requests == 1)));
+    assert_eq!(served.driver().client.vring_base(0).unwrap(), 0);
+}
+
+#[test]
+fn stop_returns_within_its_limit_and_says_what_is_stuck() {
+    let served = Served::new(Mirror { queues: 2, ..Mirror::default() });
+    let mut driver = served.driver();
+    served.device.block.set(true);
+    driver.push(0, 0, b"stuck", MIB / 2);
+    driver.rings[0].publish();
+    eventually("the callback", || served.backend.counters().in_flight == 1);
+    let stuck = served.backend.stop(Duration::from_millis(100));
+    assert_eq!(stuck, [Stuck { queue: 0, requests: 1 }]);
+    assert_eq!(served.backend.state(), State::Stopped);
+    assert!(!served.directory.join("device.sock").exists());
+    served.device.block.set(false);
+}
+
+#[test]
+fn a_region_stays_mapped_until_the_last_request_in_it_is_answered() {
+    let (served, kept) = Served::keeping();
+    let mut driver = served.driver();
+    driver.push(0, 0, b"held", 2 * MIB);
+    driver.rings[0].publish();
+    let request = kept.recv_timeout(LIMIT).unwrap();
+    let memory = Arc::clone(&driver.memory);
+    let (asked, heard) = mpsc::channel();
+    let remover = thread::spawn(move || {
+        asked.send(()).unwrap();
+        driver.client.remove_region(&memory.regions()[1]).unwrap();
+        driver
+    });
+    heard.recv().unwrap();
+    let written = invert(&request);
+    assert_eq!(written, 4);
+    request.complete(written).unwrap();
+    let mut driver = remover.join().unwrap();
+    assert_eq!(driver.used(0), Used { head: 0, len: 4 });
+    // What the other regions hold is served on.
+    driver.push(0, 2, b"next", 4 * MIB);
+    driver.rings[0].publish();
+    let request = kept.recv_timeout(LIMIT).unwrap();
+    request.complete(0).unwrap();
+    assert_eq!(driver.used(0), Used { head: 2, len: 0 });
+    // A chain in the removed region breaks the ring.
+    driver.push(0, 4, b"gone", 2 * MIB);
+    driver.rings[0].publish();
+    eventually("the broken ring", || driver.rings[0].error_signalled());
+}
+
+#[test]
+fn memory_can_be_replaced_while_rings_run() {
+    let served = Served::new(Mirror::default());
+    let mut driver = served.driver();
+    let mappings = guest_mappings();
+    for n in 0..200 {
+        driver.client.set_memory_table(&driver.memory.clone()).unwrap();
+        assert_eq!(driver.ask(0, &[n]), [!n]);
+    }
+    eventually("the old tables' end", || guest_mappings() <= mappings);
+}
+
+#[test]
+fn a_broken_ring_leaves_the_others_alone_and_comes_back_after_a_stop() {
+    let served = Served::new(Mirror { queues: 2, ..Mirror::default() });
+    let mut driver = served.driver();
+    driver.rings[0].set_available_index(RING + 1);
+    driver.rings[0].kick();
+    eventually("the error signal", || driver.rings[0].error_signalled());
+    assert_eq!(driver.ask(1, &[9]), [246]);
+    eventually("needs-reset", || driver.client.status().unwrap() & 0x40 != 0);
+    driver.client.vring_base(0).unwrap();
+    let layout = *driver.rings[0].layout();
+    driver.rings[0] = SplitRing::new(&driver.memory, layout, true).unwrap();
+    driver.client.start_ring(0, &driver.rings[0]).unwrap();
+    assert_eq!(driver.ask(0, &[9]), [246]);
+    assert!(served.events.any(|e| matches!(e, Event::QueueBroken { queue: 0, .. })));
+}
+
+#[test]
+fn what_the_device_leaves_is_offered_again_at_the_next_kick() {
+    let served = Served::new(Mirror::default());
+    let mut driver = served.driver();
+    served.device.leave.store(true, Ordering::SeqCst);
+    driver.push(0, 0, &[1], MIB / 2);
+    driver.rings[0].publish();
+    eventually("the kick", || served.backend.counters().kicks > 0);
+    served.device.leave.store(false, Ordering::SeqCst);
+    driver.rings[0].kick();
+    assert_eq!(driver.used(0), Used { head: 0, len: 1 });
+}
+
+#[test]
+fn buffers_that_wait_when_a_ring_is_enabled_need_no_kick() {
+    let served = Served::new(Mirror::default());
+    let mut driver = Driver::connect(&served.directory.join("device.sock"), 1);
+    let layout = *driver.rings[0].layout();
+    driver.client.start_ring(0, &driver.rings[0]).unwrap();
+    driver.push(0, 0, &[1], MIB / 2);
+    // Published behind the ring's back: no kick is sent.
+    driver.rings[0].set_available_index(1);
+    assert_eq!(served.backend.state(), State::Paused);
+    driver.client.set_vring_enable(0, true).unwrap();
+    eventually("the answer", || driver.rings[0].used_index() == 1);
+    assert_eq!(layout.size, RING);
+}
+
+#[test]
+fn a_disabled_ring_is_left_alone_and_keeps_its_place() {
+    let served = Served::new(Mirror::default());
+    let mut driver = served.driver();
+    for n in 0..50 {
+        driver.client.set_vring_enable(0, false).unwrap();
+        driver.push(0, 0, &[n], MIB / 2);
+        driver.rings[0].publish();
+        assert_eq!(driver.rings[0].pop().unwrap(), None);
+        driver.client.set_vring_enable(0, true).unwrap();
+        assert_eq!(driver.used(0), Used { head: 0, len: 1 });
+    }
+}
+
+#[test]
+fn no_kick_is_lost_when_the_kick_descriptor_is_replaced() {
+    let served = Served::new(Mirror::default());
+    let mut driver = served.driver();
+    let descriptors = || fs::read_dir("/proc/self/fd").unwrap().count();
+    let before = descriptors();
+    for n in 0..1000_u32 {
+        let data = n.to_le_bytes();
+        driver.push(0, 0, &data, MIB / 2);
+        driver.rings[0].publish();
+        driver.client.set_vring_kick(0, Some(driver.rings[0].kick_fd())).unwrap();
+        assert_eq!(driver.used(0), Used { head: 0, len: 4 });
+    }
+    // Other tests of this program open and close descriptors at the same time.
+    eventually("the old descriptors' end", || descriptors() < before + 100);
+}
+
+#[test]
+fn a_ring_without_a_kick_descriptor_is_polled() {
+    let served = Served::new(Mirror::default());
+    let mut driver = Driver::connect(&served.directory.join("device.sock"), 1);
+    let ring = &driver.rings[0];
+    driver.client.set_vring_num(0, RING.into()).unwrap();
+    driver.client.set_vring_addr(&ring.addresses(0)).unwrap();
+    driver.client.set_vring_call(0, Some(ring.call_fd())).unwrap();
+    driver.client.set_vring_kick(0, None).unwrap();
+    driver.client.set_vring_enable(0, true).unwrap();
+    for n in 0..20 {
+        driver.push(0, 0, &[n], MIB / 2);
+        driver.rings[0].publish();
+        assert_eq!(driver.used(0), Used { head: 0, len: 1 });
+    }
+}
+
+#[test]
+fn the_device_hears_of_its_life_in_order() {
+    let served = Served::new(Mirror { queues: 2, ..Mirror::default() });
+    let mut driver = served.driver();
+    driver.client.vring_base(0).unwrap();
+    driver.client.vring_base(1).unwrap();
+    driver.client.reset_device().unwrap();
+    drop(driver);
+    served.backend.stop(LIMIT);
+    let log = served.device.log.lock().unwrap().clone();
+    assert_eq!(log, ["started", "stopped", "reset", "disconnected"]);
+}
+
+#[test]
+fn the_front_end_is_told_of_a_changed_configuration() {
+    let served = Served::new(Mirror::default());
+    let mut driver = served.driver();
+    assert_eq!(driver.client.config(2, 4).unwrap(), [3, 4, 5, 6]);
+    assert_eq!(driver.client.config(6, 4).unwrap(), [7, 8, 0, 0]);
+    served.backend.notify_config();
+    let event = driver.client.wait_event(LIMIT).unwrap();
+    assert!(event.is_some());
+}
+
+#[test]
+fn a_reset_stops_the_rings_and_keeps_memory() {
+    let served = Served::new(Mirror::default());
+    let mut driver = served.driver();
+    assert_eq!(driver.ask(0, &[1]), [254]);
+    driver.client.reset_device().unwrap();
+    assert_eq!(served.backend.state(), State::Negotiating);
+    let layout = *driver.rings[0].layout();
+    driver.rings[0] = SplitRing::new(&driver.memory, layout, true).unwrap();
+    driver.start();
+    assert_eq!(driver.ask(0, &[1]), [254]);
+}
+
+#[test]
+fn the_second_round_of_a_ring_starts_where_the_first_ended() {
+    let served = Served::new(Mirror::default());
+    let mut driver = served.driver();
+    for round in 1..5 {
+        assert_eq!(driver.ask(0, &[3]), [252]);
+        assert_eq!(driver.client.vring_base(0).unwrap(), round);
+        driver.client.start_ring(0, &driver.rings[0]).unwrap();
+    }
+}
+
+#[test]
+fn a_processor_that_does_not_exist_is_refused_at_once() {
+    let directory = Directory::new();
+    let mut options = Options::new(Endpoint::Listen(ListenOptions::new(directory.join("s"))));
+    options.cpus = vec![100_000];
+    let started = Backend::start(Arc::new(Mirror::default()), options, Arc::new(Events::default()));
+    assert_eq!(started.unwrap_err().to_string(), "this process may not run on processor 100000");
+}
