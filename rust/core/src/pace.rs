@@ -37,7 +37,11 @@ impl Pace {
         } else {
             limit
         };
-        self.0.store(next, Ordering::Relaxed);
+        // Steady paces are only read, so that queues whose paces share a cache line do not disturb
+        // each other.
+        if next != limit {
+            self.0.store(next, Ordering::Relaxed);
+        }
     }
 }
 

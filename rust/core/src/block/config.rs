@@ -249,7 +249,8 @@ fn check(disk: &Geometry, options: &BlockOptions) -> Result<(), InvalidBlock> {
     let (logical, physical) = (disk.block_size, disk.physical_block_size);
     let block = (512..=65536).contains(&logical) && logical.is_power_of_two();
     // The exponent between the two is a byte, and no disk needs more than 2^15 times.
-    let larger = physical.is_power_of_two() && physical >= logical && physical / logical <= 1 << 15;
+    let times = physical.checked_div(logical).unwrap_or(0);
+    let larger = physical.is_power_of_two() && (1..=1 << 15).contains(&times);
     let queues = (1..=MAX_QUEUES).contains(&options.num_queues);
     let ring = (2..=MAX_RING).contains(&options.queue_size) && options.queue_size.is_power_of_two();
     let rules = [

@@ -1,12 +1,14 @@
 //! A disk in this process, and the device that serves it.
 
 use std::io;
+use std::time::Instant;
 
 use super::config::{BlockOptions, Geometry, InvalidBlock};
 use super::core::BlockCore;
 use super::numbers::{BlkOp, ByteRange, Status, VIRTIO_ID};
 use super::request::BlockRequest;
 use crate::device::{ConfigRefused, Device};
+use crate::pace::Pace;
 use crate::request::Batch;
 
 /// Where the data of a block device is. All requests have been checked: ranges lie inside the
@@ -46,6 +48,8 @@ pub trait Disk: Send + Sync + 'static {
 pub struct BlockDevice<D> {
     core: BlockCore,
     disk: D,
+    /// One for each queue.
+    paces: Box<[Pace]>,
 }
 
 impl<D: Disk> BlockDevice<D> {
@@ -54,7 +58,9 @@ impl<D: Disk> BlockDevice<D> {
     /// # Errors
     /// A number that breaks the rule beside its field in [`Geometry`] or [`BlockOptions`].
     pub fn new(disk: D, options: &BlockOptions) -> Result<Self, InvalidBlock> {
-        Ok(Self { core: BlockCore::new(&disk.geometry(), options)?, disk })
+        let core = BlockCore::new(&disk.geometry(), options)?;
+        let paces = (0..core.num_queues()).map(|_| Pace::default()).collect();
+        Ok(Self { core, disk, paces })
     }
 
     /// What it serves.
@@ -74,6 +80,21 @@ impl<D: Disk> BlockDevice<D> {
     /// Not a multiple of 512.
     pub fn resize(&self, size: u64) -> Result<(), InvalidBlock> {
         self.core.resize(size)
+    }
+
+    #[inline]
+    fn serve(&self, batch: &mut Batch) {
+        while let Some(request) = self.core.next(batch) {
+            if request.op() == BlkOp::GetId {
+                self.core.finish_id(request, batch);
+                continue;
+            }
+            let status = match self.carry_out(&request) {
+                Ok(()) => Status::Ok,
+                Err(error) => Status::from(&error),
+            };
+            request.finish(status, batch);
+        }
     }
 
     /// Carries out one request other than that for the serial number.
@@ -144,17 +165,20 @@ impl<D: Disk> Device for BlockDevice<D> {
         self.core.reset();
     }
 
-    fn handle(&self, _queue: u16, batch: &mut Batch) {
-        while let Some(request) = self.core.next(batch) {
-            if request.op() == BlkOp::GetId {
-                self.core.finish_id(request, batch);
-                continue;
+    fn batch_limit(&self, queue: u16) -> u16 {
+        self.paces.get(usize::from(queue)).map_or(u16::MAX, Pace::limit)
+    }
+
+    fn handle(&self, queue: u16, batch: &mut Batch) {
+        let requests = batch.len();
+        match self.paces.get(usize::from(queue)) {
+            // A single request holds up no other: the clock is not asked.
+            Some(pace) if requests > 1 || pace.limit() < u16::MAX => {
+                let start = Instant::now();
+                self.serve(batch);
+                pace.took(requests, start.elapsed());
             }
-            let status = match self.carry_out(&request) {
-                Ok(()) => Status::Ok,
-                Err(error) => Status::from(&error),
-            };
-            request.finish(status, batch);
+            _ => self.serve(batch),
         }
     }
 }

@@ -114,16 +114,25 @@ impl<I: Image> FileDisk<I> {
         self.image.size().map_err(|e| HostError::new("measure the disk image", e))
     }
 
-    /// Runs a call that makes data durable, unless one has failed before.
-    fn durably<T>(&self, call: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    #[inline]
+    fn write_cached(&self, request: &BlockRequest) -> io::Result<()> {
+        all_written(request, self.image.write(request, false)?)
+    }
+
+    fn write_durably(&self, request: &BlockRequest) -> io::Result<()> {
         self.still_sound()?;
-        let done = call();
-        if let Err(error) = &done
-            && may_lose_data(error)
-        {
-            self.failed.store(true, Ordering::SeqCst);
+        match self.image.write(request, true) {
+            Ok(written) => all_written(request, written),
+            // A file system that cannot do both in one call.
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                self.write_cached(request)?;
+                self.flush()
+            }
+            Err(error) => {
+                self.failed.fetch_or(may_lose_data(&error), Ordering::SeqCst);
+                Err(error)
+            }
         }
-        done
     }
 
     fn still_sound(&self) -> io::Result<()> {
@@ -177,12 +186,7 @@ impl<I: Image> Disk for FileDisk<I> {
 
     #[inline]
     fn write(&self, request: &BlockRequest, durable: bool) -> io::Result<()> {
-        let written = if durable {
-            self.durably(|| self.image.write(request, true))?
-        } else {
-            self.image.write(request, false)?
-        };
-        if written == request.length() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+        if durable { self.write_durably(request) } else { self.write_cached(request) }
     }
 
     fn flush(&self) -> io::Result<()> {
@@ -202,6 +206,12 @@ impl<I: Image> Disk for FileDisk<I> {
         self.make_zero(range, unmap)?;
         if durable { self.flush() } else { Ok(()) }
     }
+}
+
+/// Fewer bytes than all only where the file takes no more.
+#[inline]
+fn all_written(request: &BlockRequest, written: u64) -> io::Result<()> {
+    if written == request.length() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
 }
 
 /// Whether a call that failed says that data is gone which was taken before. Space that runs out

@@ -18,6 +18,9 @@ mod numbers;
 mod parse;
 mod request;
 
+#[cfg(test)]
+mod tests;
+
 pub use config::{BlockConfig, BlockOptions, Geometry, InvalidBlock};
 pub use core::{BlockCore, Refusals};
 pub use disk::{BlockDevice, Disk};
