@@ -183,7 +183,9 @@ def nbdkit(socket: Path, image: Path) -> list[str]:
 CONTENDERS = {
     "null": Contender("null device, Rust", our_null, vhost_client(False)),
     "file": Contender("FileDisk, Rust", our_file, vhost_client(True), True),
-    "per-request": Contender("RAM disk, Python per request", ours("PerRequest"), vhost_client(True), True),
+    "per-request": Contender(
+        "RAM disk, Python per request", ours("PerRequest"), vhost_client(True), True
+    ),
     "on_batch": Contender("RAM disk, Python per batch", ours("Batched"), vhost_client(True), True),
     "qsd-null": Contender(
         "qemu-storage-daemon null-co",
@@ -205,7 +207,12 @@ CONTENDERS = {
     "nbdkit": Contender("nbdkit Python plugin", nbdkit, fio_client),
 }
 
-PROGRAMS = {"qemu-storage-daemon": "qemu-utils", "nbdkit": "nbdkit nbdkit-plugin-python", "fio": "fio", "taskset": "util-linux"}
+PROGRAMS = {
+    "qemu-storage-daemon": "qemu-utils",
+    "nbdkit": "nbdkit nbdkit-plugin-python",
+    "fio": "fio",
+    "taskset": "util-linux",
+}
 
 
 def missing_packages() -> list[str]:

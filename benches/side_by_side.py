@@ -49,11 +49,41 @@ class Mark:
 
 
 MARKS = (
-    Mark("Python per request : nbdkit's Python plugin, IOPS", "iops", "per-request", "nbdkit", 15.0, True),
-    Mark("Python per batch : Python per request, IOPS", "iops", "on_batch", "per-request", 1.5, True),
-    Mark("FileDisk : qemu-storage-daemon threads, CPU a request", "cpu_us", "file", "qsd-file", 0.6, False),
-    Mark("FileDisk : qemu-storage-daemon io_uring, CPU a request", "cpu_us", "file", "qsd-uring", 0.6, False),
-    Mark("null : qemu-storage-daemon null-co, CPU a request", "cpu_us", "null", "qsd-null", 0.6, False),
+    Mark(
+        "Python per request : nbdkit's Python plugin, IOPS",
+        "iops",
+        "per-request",
+        "nbdkit",
+        15.0,
+        True,
+    ),
+    Mark(
+        "Python per batch : Python per request, IOPS", "iops", "on_batch", "per-request", 1.5, True
+    ),
+    Mark(
+        "FileDisk : qemu-storage-daemon threads, CPU a request",
+        "cpu_us",
+        "file",
+        "qsd-file",
+        0.6,
+        False,
+    ),
+    Mark(
+        "FileDisk : qemu-storage-daemon io_uring, CPU a request",
+        "cpu_us",
+        "file",
+        "qsd-uring",
+        0.6,
+        False,
+    ),
+    Mark(
+        "null : qemu-storage-daemon null-co, CPU a request",
+        "cpu_us",
+        "null",
+        "qsd-null",
+        0.6,
+        False,
+    ),
 )
 
 
@@ -64,14 +94,20 @@ def run(load: Load, rounds: int, names: list[str], folder: Path, image: Path) ->
         for name in names if number % 2 == 0 else reversed(names):
             result = measure(CONTENDERS[name], load, folder, image)
             results[name].append(result)
-            print(f"  {load.name}, round {number + 1}: {name} {result.iops:,.0f} IOPS", file=sys.stderr)
+            print(
+                f"  {load.name}, round {number + 1}: {name} {result.iops:,.0f} IOPS",
+                file=sys.stderr,
+            )
     return results
 
 
 def table(load: Load, rounds: Rounds) -> str:
-    lines = [f"{load.name}, 4 KiB random reads, medians of {len(next(iter(rounds.values())))} rounds"]
+    lines = [
+        f"{load.name}, 4 KiB random reads, medians of {len(next(iter(rounds.values())))} rounds"
+    ]
     lines.append(f"{'':40} {'IOPS':>12} {'CPU us':>8} {'p50 us':>8} {'p99 us':>8}")
     for name, results in rounds.items():
+
         def median(figure: str, results: list[Result] = results) -> float:
             return statistics.median(getattr(r, figure) for r in results)
 
@@ -94,7 +130,9 @@ def main() -> int:
     if packages := missing_packages():
         raise SystemExit(f"make bench needs Debian's packages {' '.join(packages)}")
     names = options.only or list(CONTENDERS)
-    loads = [Load(depth, options.seconds, polls) for depth in options.depth for polls in (True, False)]
+    loads = [
+        Load(depth, options.seconds, polls) for depth in options.depth for polls in (True, False)
+    ]
     report: dict[str, object] = {"machine": platform.platform(), "cpus": os.cpu_count()}
     missed = 0
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
@@ -105,7 +143,9 @@ def main() -> int:
             rounds = run(load, options.rounds, names, Path(folder), image)
             print(table(load, rounds), end="\n\n")
             report[load.name] = {name: [asdict(r) for r in rs] for name, rs in rounds.items()}
-            marks = [m for m in MARKS if load.depth == 32 and m.ours in rounds and m.theirs in rounds]
+            marks = [
+                m for m in MARKS if load.depth == 32 and m.ours in rounds and m.theirs in rounds
+            ]
             for mark in marks:
                 print(mark.line(rounds))
             missed += sum(not mark.holds(rounds) for mark in marks)

@@ -39,8 +39,9 @@ UNSAFE_PYTHON = re.compile(r"buffer\.rs")
 
 FOREIGN = ("pyo3", "PyO3")
 NOISE = ("print", "println", "eprint", "eprintln", "dbg")
-IMPORTS_CORE = {"server.py", "errors.py"}
-"""The Python files that may import the extension module, relative to the package."""
+IMPORTS_CORE = {"__init__.py", "server.py", "errors.py"}
+"""The Python files that may import the extension module, relative to the package; `__init__` is the
+typed façade."""
 
 
 def arrows_crossed(source: str, path: str) -> Iterator[str]:

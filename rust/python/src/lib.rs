@@ -1,9 +1,43 @@
-//! The extension module `vhost_user._core`.
+//! The extension module `vhost_user._core`: the core of the package with Python's face.
+//!
+//! It knows no protocol and no ring. A worker thread attaches to the interpreter once for its
+//! life and enters it once per batch; nobody waits with the interpreter held; the core never
+//! waits for the interpreter.
+
+mod backend;
+mod block;
+mod block_request;
+mod buffer;
+mod device;
+mod error;
+mod log;
+mod report;
+mod request;
+mod ticket;
+mod turn;
 
 use pyo3::prelude::*;
 
 /// The Rust core of `vhost_user`.
 #[pymodule]
-fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add("__version__", env!("CARGO_PKG_VERSION"))
+mod _core {
+    #[pymodule_export]
+    use super::backend::Backend;
+    #[pymodule_export]
+    use super::block_request::BlockRequest;
+    #[pymodule_export]
+    use super::request::{Queue, QueueRequest};
+
+    use super::*;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+
+    /// Hands over the log records that wait, and ends the thread that does so.
+    #[pyfunction]
+    fn end_logging(py: Python<'_>) {
+        py.detach(super::log::end);
+    }
 }

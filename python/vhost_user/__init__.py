@@ -1,0 +1,94 @@
+"""virtio devices in Python on a Rust core: vhost-user back-ends.
+
+``import vhost_user as vu``; write a device class, then ``vu.serve(Device(...), socket=path)``.
+
+Importing this loads nothing and starts nothing: names are looked up at their first use.
+"""
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from . import devices as devices
+    from . import testing as testing
+    from ._core import BlockRequest as BlockRequest
+    from ._core import Queue as Queue
+    from ._core import Request as Request
+    from .devices.base import Device as Device
+    from .devices.block import BlkOp as BlkOp
+    from .devices.block import BlockDevice as BlockDevice
+    from .devices.block import FileDisk as FileDisk
+    from .devices.block import NullDisk as NullDisk
+    from .devices.rng import Rng as Rng
+    from .errors import GuestError as GuestError
+    from .errors import MappingError as MappingError
+    from .errors import NegotiationError as NegotiationError
+    from .errors import ProtocolError as ProtocolError
+    from .errors import RequestError as RequestError
+    from .errors import StaleRequestError as StaleRequestError
+    from .errors import VhostUserError as VhostUserError
+    from .server import Backend as Backend
+    from .server import serve as serve
+
+__all__ = [
+    "Backend",
+    "BlkOp",
+    "BlockDevice",
+    "BlockRequest",
+    "Device",
+    "FileDisk",
+    "GuestError",
+    "MappingError",
+    "NegotiationError",
+    "NullDisk",
+    "ProtocolError",
+    "Queue",
+    "Request",
+    "RequestError",
+    "Rng",
+    "StaleRequestError",
+    "VhostUserError",
+    "__version__",
+    "devices",
+    "serve",
+    "testing",
+]
+
+__version__: Final = "0.1.0"
+
+_HOMES: Final = {
+    "Backend": "server",
+    "BlkOp": "devices.block",
+    "BlockDevice": "devices.block",
+    "BlockRequest": "_core",
+    "Device": "devices.base",
+    "FileDisk": "devices.block",
+    "GuestError": "errors",
+    "MappingError": "errors",
+    "NegotiationError": "errors",
+    "NullDisk": "devices.block",
+    "ProtocolError": "errors",
+    "Queue": "_core",
+    "Request": "_core",
+    "RequestError": "errors",
+    "Rng": "devices.rng",
+    "StaleRequestError": "errors",
+    "VhostUserError": "errors",
+    "serve": "server",
+}
+
+
+def __getattr__(name: str) -> object:
+    from importlib import import_module
+
+    if name in ("devices", "testing"):
+        return import_module(f"{__name__}.{name}")
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""Device classes. They know no sockets and no threads."""

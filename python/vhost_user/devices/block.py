@@ -1,0 +1,175 @@
+"""Disks: VIRTIO 1.3, "Block Device"."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
+
+from .base import Device
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .. import BlockRequest
+
+BlkOp: TypeAlias = Literal["read", "write", "flush", "discard", "write_zeroes", "get_id"]
+
+SECTOR = 512
+"""Bytes of a sector: the unit of all virtio-blk addresses."""
+
+MAX_SERIAL = 20
+"""Bytes of a serial number."""
+
+
+class _Block(Device):
+    """What all disks have."""
+
+    device_id: ClassVar[int] = 2
+
+    def __init__(
+        self,
+        *,
+        size: int,
+        block_size: int = 512,
+        read_only: bool = False,
+        num_queues: int = 1,
+        queue_size: int = 256,
+        serial: str = "",
+    ) -> None:
+        """A disk of ``size`` bytes, a multiple of 512, in blocks of ``block_size`` bytes.
+
+        ``serial``: at most 20 bytes that the guest can ask for.
+        """
+        super().__init__(num_queues=num_queues, queue_size=queue_size)
+        _check_size(size)
+        if not SECTOR <= block_size <= 1 << 16 or block_size & (block_size - 1):
+            raise ValueError(f"block_size is a power of two from 512 to 65536, not {block_size}")
+        if len(serial.encode()) > MAX_SERIAL:
+            raise ValueError(f"serial has at most {MAX_SERIAL} bytes: {serial!r}")
+        self.size = size
+        self.block_size = block_size
+        self.read_only = read_only
+        self.serial = serial
+
+    def resize(self, size: int) -> None:
+        """Changes the size; if served, the driver is told and goes by it from now on."""
+        _check_size(size)
+        if self.served_by is not None:
+            self.served_by.resize(size)
+        self.size = size
+
+
+class BlockDevice(_Block):
+    """A disk whose data is in Python.
+
+    The smallest needs ``read`` and, unless it is read-only, ``write``. Each request has been
+    checked: it lies inside the disk, and a read-only disk is asked to change nothing.
+
+    Return means done. ``OSError`` fails the request with an I/O error, ``NotImplementedError`` as
+    unsupported; any other exception is a bug: it fails the request too, and is logged.
+
+    ``flush``, ``discard`` and ``write_zeroes`` are offered to the driver if they are overridden.
+    Without ``flush`` the driver takes it that what ``write`` returned from is on stable storage.
+
+    A class that overrides ``on_batch`` gets all requests there, and none by the other callbacks,
+    except ``flush`` (see there).
+    """
+
+    served_as = "block"
+
+    def read(self, offset: int, buf: memoryview, /) -> None:
+        """Fills all of ``buf`` with the data at ``offset``.
+
+        ``buf`` is writable, of bytes, the driver's own memory if the request is in one piece. It
+        is taken back when this returns. What keeps a slice of it, or a buffer taken from it,
+        keeps the request: it is answered when the last of them is gone.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.read")
+
+    def write(self, offset: int, buf: memoryview, /) -> None:
+        """Takes the data in ``buf``, which is read-only, to ``offset``. See ``read``.
+
+        A hostile driver may change the bytes while they are looked at: copy first, then check.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.write")
+
+    def flush(self) -> None:
+        """Returns when all writes that have returned are on stable storage.
+
+        Also called after each write, or after a batch with writes, when the driver has turned the
+        write cache off or knows nothing of one.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.flush")
+
+    def discard(self, offset: int, length: int, /) -> None:
+        """The driver no longer needs these bytes. Called for each range of a request."""
+        raise NotImplementedError(f"{type(self).__name__}.discard")
+
+    def write_zeroes(self, offset: int, length: int, unmap: bool, /) -> None:
+        """These bytes read as zeroes from now on; with ``unmap`` their space may be given up."""
+        raise NotImplementedError(f"{type(self).__name__}.write_zeroes")
+
+    def on_batch(self, batch: Sequence[BlockRequest], /) -> None:
+        """Handles all requests that were found together, in the driver's order.
+
+        When this returns, each one that was not failed, submitted or deferred is done. An
+        exception fails all that were not answered.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.on_batch")
+
+
+class _RustDisk(_Block):
+    """A disk whose data never passes through Python."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        callbacks = ("read", "write", "flush", "discard", "write_zeroes", "on_batch")
+        lost = [name for name in callbacks if hasattr(cls, name)]
+        if lost:
+            raise TypeError(
+                f"{cls.__name__}.{lost[0]} would never be called: derive from BlockDevice instead"
+            )
+
+
+class FileDisk(_RustDisk):
+    """A disk in a file or a block device of the host. Python is not asked for a request."""
+
+    served_as = "file"
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        read_only: bool = False,
+        num_queues: int = 1,
+        queue_size: int = 256,
+        serial: str = "",
+    ) -> None:
+        """The disk in ``path``, of its size now, cut to a multiple of 512 bytes.
+
+        Raises ``OSError`` if it cannot be opened.
+        """
+        self.path = os.fspath(path)
+        fd = os.open(self.path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
+        try:
+            size = os.lseek(fd, 0, os.SEEK_END)
+        finally:
+            os.close(fd)
+        super().__init__(
+            size=size - size % SECTOR,
+            read_only=read_only,
+            num_queues=num_queues,
+            queue_size=queue_size,
+            serial=serial,
+        )
+
+
+class NullDisk(_RustDisk):
+    """A disk that does nothing: reads leave the driver's memory as it is. For measuring."""
+
+    served_as = "null"
+
+
+def _check_size(size: int) -> None:
+    if not 0 <= size < 1 << 63 or size % SECTOR:
+        raise ValueError(f"size is a multiple of {SECTOR} bytes, not {size}")

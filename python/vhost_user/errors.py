@@ -1,0 +1,33 @@
+"""What can go wrong, by whose fault.
+
+A failure of the host (no such file, no right to the socket) is an ordinary ``OSError``, a wrong
+argument a ``ValueError`` or ``TypeError``.
+"""
+
+
+class VhostUserError(Exception):
+    """The base of the package's own exceptions; itself raised for what cannot be done now."""
+
+
+class NegotiationError(VhostUserError):
+    """The two ends agree on too little. Says which feature, and what to change."""
+
+
+class ProtocolError(VhostUserError):
+    """The peer broke the vhost-user protocol."""
+
+
+class GuestError(VhostUserError):
+    """The driver broke a ring: a bad chain, an address outside its memory."""
+
+
+class RequestError(VhostUserError, OSError):
+    """On the front-end's side: the device has failed a request. ``errno`` says how."""
+
+
+class MappingError(VhostUserError, OSError):
+    """Guest memory could not be mapped."""
+
+
+class StaleRequestError(VhostUserError):
+    """A request was used after it was answered, or after its queue had stopped."""

@@ -1,0 +1,280 @@
+"""Serving a device: ``Backend`` and ``serve``."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Literal, Self, TypeAlias, final
+
+from . import _core, systemd
+from .devices.base import Device
+from .devices.block import BlockDevice
+from .errors import VhostUserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+Path: TypeAlias = str | os.PathLike[str]
+State: TypeAlias = Literal[
+    "new", "listening", "negotiating", "running", "paused", "draining", "stopped"
+]
+
+DRAIN = 5.0
+"""Seconds that requests in flight have when a back-end stops."""
+
+EXIT_LIMIT = 4.0
+"""Seconds for all back-ends that still run when the interpreter exits."""
+
+_running: set[Backend] = set()
+_hooks_set = False
+
+
+@final
+class Backend:
+    """Serves one device to one front-end at a time.
+
+    A context manager that starts and stops it; or ``run()``, which does it all::
+
+        with vu.Backend(disk, socket="disk.sock") as backend:
+            backend.wait_running()
+            ...
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        *,
+        socket: Path | None = None,
+        fd: int | None = None,
+        connect: bool = False,
+        keep_listening: bool = True,
+        mode: int = 0o600,
+        group: str | None = None,
+        threads: int | Literal["per-queue"] = "per-queue",
+        batch: int = 64,
+        poll_us: int = 0,
+        cpus: Sequence[int] | None = None,
+        on_error: Literal["report", "raise", "stop"] = "report",
+    ) -> None:
+        """Nothing happens before ``start``.
+
+        ``socket``: the path to listen at, or with ``connect`` to call until somebody answers. It
+        is used exactly as given. ``mode``, ``group``: who may use it.
+        ``fd``: a socket instead, listening or connected; it is duplicated. With neither, the
+        socket that a service manager hands down (``LISTEN_FDS``).
+        ``keep_listening``: take the next front-end when one has left; else stop.
+        ``threads``: one for each queue, or this many for all.
+        ``batch``: most requests handled at once. ``poll_us``: longest busy polling, in
+        microseconds, before a thread sleeps. ``cpus``: processors to pin threads to, in turns.
+        ``on_error``: what an exception in a callback does besides failing its request: it is
+        logged ("report"), also kept for a front-end in this process to raise ("raise"), or the
+        back-end stops and ``run()`` raises it ("stop").
+        """
+        if not hasattr(device, "queue_size"):
+            name = type(device).__name__
+            raise TypeError(f"{name}.__init__ must call super().__init__()")
+        if socket is not None and fd is not None:
+            raise ValueError("socket and fd exclude each other")
+        if connect and socket is None:
+            raise ValueError("connect needs a socket path")
+        if threads != "per-queue" and threads < 1:
+            raise ValueError(f"threads is a positive number or 'per-queue', not {threads}")
+        if not 1 <= batch <= 32768:
+            raise ValueError(f"batch is 1 to 32768, not {batch}")
+        if poll_us < 0:
+            raise ValueError(f"poll_us is not negative, as {poll_us} is")
+        self.device = device
+        self._socket = None if socket is None else os.fspath(socket)
+        self._fd = fd
+        self._connect = connect
+        self._keep_listening = keep_listening
+        self._mode = mode
+        self._group = group
+        self._threads = 0 if threads == "per-queue" else threads
+        self._batch = batch
+        self._poll_us = poll_us
+        self._cpus = list(cpus or ())
+        self._on_error = on_error
+        self._core: _core.Backend | None = None
+        self._pid = os.getpid()
+
+    @property
+    def state(self) -> State:
+        """Where it stands: new -> listening -> negotiating -> running <-> paused -> draining ->
+        stopped.
+        """
+        core = self._started()
+        return "new" if core is None else core.state
+
+    def start(self) -> Self:
+        """Opens the socket and serves from now on, on threads of its own.
+
+        Raises ``OSError`` if the socket cannot be made, ``VhostUserError`` if it was started
+        before or the device is served already.
+        """
+        if self._started() is not None:
+            raise VhostUserError("a back-end starts once: make another")
+        if self.device.served_by is not None:
+            raise VhostUserError("the device is served by another back-end")
+        _set_hooks()
+        core = self._make()
+        self._core = self.device.served_by = core
+        _running.add(self)
+        systemd.notify("READY=1")
+        return self
+
+    def run(self) -> None:
+        """Serves until SIGTERM or SIGINT, or until it ends by itself.
+
+        At a signal requests in flight have 5 seconds; a second signal ends that. Raises what a
+        callback raised if that ended it. Outside the main thread, where no signal arrives, use
+        ``stop`` from another thread.
+        """
+        from .signals import StopSignals
+
+        with StopSignals() as signals:
+            if self._started() is None:
+                self.start()
+            core = self._required()
+            if signals.wait(core.stopped_fd()):
+                systemd.notify("STOPPING=1")
+                core.request_stop()
+                impatient = signals.wait(core.stopped_fd(), DRAIN + 1)
+                self.stop(drain=0.0 if impatient else DRAIN)
+            else:
+                self.stop()
+        failure = core.take_failure() if self._on_error != "raise" else None
+        if failure is not None and not isinstance(failure, KeyboardInterrupt):
+            raise failure
+
+    def stop(self, *, drain: float = DRAIN) -> None:
+        """Stops: requests in flight have ``drain`` seconds, then the memory is unmapped.
+
+        Returns when it is done; called from a callback, it only asks. What did not finish in time
+        is logged. Stopping twice, or what never started, does nothing.
+        """
+        core = self._started()
+        if core is None:
+            return
+        core.stop(drain)
+        if core.state == "stopped":
+            _running.discard(self)
+            if self.device.served_by is core:
+                self.device.served_by = None
+
+    def wait_running(self, timeout: float | None = None) -> bool:
+        """Waits until a queue is served; false if that does not come in ``timeout`` seconds, or
+        never will.
+        """
+        return self._required().wait_running(timeout)
+
+    def take_failure(self) -> BaseException | None:
+        """Takes the exception that a callback left with ``on_error="raise"``, if one did."""
+        return self._required().take_failure()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+        /,
+    ) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        where = self._socket or (f"fd {self._fd}" if self._fd is not None else "LISTEN_FDS")
+        return f"<Backend {type(self.device).__name__} at {where}: {self.state}>"
+
+    def _started(self) -> _core.Backend | None:
+        """The running core, unless this process is a fork of the one that has it."""
+        if self._core is not None and os.getpid() != self._pid:
+            raise VhostUserError(
+                "this process was forked after the back-end had started: its threads are in the "
+                "parent. Fork first, or start a new process (multiprocessing: 'spawn')"
+            )
+        return self._core
+
+    def _required(self) -> _core.Backend:
+        core = self._started()
+        if core is None:
+            raise VhostUserError("the back-end has not started")
+        return core
+
+    def _make(self) -> _core.Backend:
+        fd = self._fd
+        if self._socket is None and fd is None:
+            fd = systemd.listen_fd()
+            if fd is None:
+                raise ValueError("a back-end needs socket or fd")
+        device = self.device
+        return _core.Backend(
+            device,
+            device.served_as,
+            overrides=_overrides(device),
+            listen=None if self._connect else self._socket,
+            dial=self._socket if self._connect else None,
+            fd=fd,
+            mode=self._mode,
+            group=_group_id(self._group),
+            keep_listening=self._keep_listening,
+            threads=self._threads,
+            batch=self._batch,
+            poll_us=self._poll_us,
+            cpus=self._cpus,
+            drain=DRAIN,
+            on_error=self._on_error,
+            label=self._socket or f"fd {fd}",
+        )
+
+
+def serve(device: Device, *, socket: Path | None = None, fd: int | None = None) -> None:
+    """Serves ``device`` until SIGTERM or SIGINT: the whole of a program.
+
+    Shortens the interpreter's switch interval, so that no request waits long for a thread of the
+    program's own; a ``Backend`` leaves it alone.
+    """
+    sys.setswitchinterval(0.0005)
+    Backend(device, socket=socket, fd=fd).run()
+
+
+def _overrides(device: Device) -> list[str]:
+    """The optional callbacks that the device's class has."""
+    base = BlockDevice if isinstance(device, BlockDevice) else Device
+    names = ("write_config", "flush", "discard", "write_zeroes", "on_batch")
+    has = (name for name in names if getattr(type(device), name, None) is not None)
+    return [name for name in has if getattr(type(device), name) is not getattr(base, name, None)]
+
+
+def _group_id(group: str | None) -> int | None:
+    if group is None:
+        return None
+    if group.isdecimal():
+        return int(group)
+    import grp
+
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise ValueError(f"there is no group {group!r}") from None
+
+
+def _set_hooks() -> None:
+    global _hooks_set
+    if not _hooks_set:
+        _hooks_set = True
+        atexit.register(_stop_all)
+        os.register_at_fork(after_in_child=_running.clear)
+
+
+def _stop_all() -> None:
+    """At exit, with the interpreter still alive: stops what still runs."""
+    deadline = time.monotonic() + EXIT_LIMIT
+    for backend in list(_running):
+        backend.stop(drain=max(0.0, deadline - time.monotonic()))
+    _core.end_logging()

@@ -1,0 +1,65 @@
+"""SIGTERM and SIGINT as something to wait for."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import threading
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from types import FrameType, TracebackType
+
+STOP = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopSignals:
+    """While entered, SIGTERM and SIGINT do nothing but end ``wait``.
+
+    Through the signal wake-up descriptor, so that a wait ends at once whatever other threads do.
+    Only the main thread can have this; in others ``wait`` hears of no signal.
+    """
+
+    def __init__(self) -> None:
+        self._main = threading.current_thread() is threading.main_thread()
+
+    def __enter__(self) -> Self:
+        self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        if self._main:
+            self._former_fd = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+            self._former = {number: signal.signal(number, _nothing) for number in STOP}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+        /,
+    ) -> None:
+        if self._main:
+            for number, handler in self._former.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(self._former_fd)
+        os.close(self._reader)
+        os.close(self._writer)
+
+    def wait(self, fd: int, timeout: float | None = None) -> bool:
+        """Waits until ``fd`` is readable or ``timeout`` seconds are over; true: a signal came."""
+        poll = select.poll()
+        poll.register(self._reader, select.POLLIN)
+        poll.register(fd, select.POLLIN)
+        while True:
+            ready = {number for number, _ in poll.poll(None if timeout is None else timeout * 1000)}
+            if self._reader not in ready:
+                return False
+            # Other signals of the process end up here as well.
+            if any(number in STOP for number in os.read(self._reader, 4096)):
+                return True
+            if fd in ready:
+                return False
+
+
+def _nothing(number: int, frame: FrameType | None) -> None:
+    """The wake-up descriptor has it already."""

@@ -1,0 +1,1 @@
+"""The pytest plugin: fixtures whose names begin with ``vhost_``, none of them automatic."""

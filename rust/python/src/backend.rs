@@ -1,0 +1,261 @@
+//! A running back-end, and what Python may do with it.
+
+use std::num::NonZeroU16;
+use std::os::fd::{AsRawFd, RawFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pyo3::exceptions::{PyOverflowError, PyValueError};
+use pyo3::prelude::*;
+use vhost_user_core::backend::{self, Event, Observer, Options, Stuck, Threads};
+use vhost_user_core::block::{BlockDevice, FileDisk, NullDisk};
+use vhost_user_core::device::Device;
+use vhost_user_core::socket::{Endpoint, ListenOptions};
+
+use crate::block::{PyBlock, options};
+use crate::buffer;
+use crate::device::{QueueDevice, in_callback};
+use crate::error;
+use crate::log::{self, Level, Logger, Record};
+use crate::report::{OnError, Reports};
+
+/// A back-end that has started. It ends with `stop`, or with its last reference.
+#[pyclass(frozen, module = "vhost_user._core")]
+pub(crate) struct Backend {
+    /// `None` only while it is being dropped.
+    core: Option<Arc<backend::Backend>>,
+    served: Served,
+    reports: Arc<Reports>,
+}
+
+/// The device, by who moves its data.
+enum Served {
+    /// `on_queue`.
+    Queue(Arc<QueueDevice>),
+    /// Python callbacks.
+    Block(Arc<PyBlock>),
+    /// A file or a block device of the host.
+    File(Arc<BlockDevice<FileDisk>>),
+    /// Nobody.
+    Null(Arc<BlockDevice<NullDisk>>),
+}
+
+#[pymethods]
+impl Backend {
+    /// Starts to serve `device`, which is a `kind` of device: "queue", "block", "file" or "null".
+    #[new]
+    #[pyo3(signature = (device, kind, *, overrides, listen, dial, fd, mode, group, keep_listening,
+                        threads, batch, poll_us, cpus, drain, on_error, label))]
+    #[allow(clippy::too_many_arguments)] // One keyword for each option; the façade has defaults.
+    fn new(
+        py: Python<'_>,
+        device: &Bound<'_, PyAny>,
+        kind: &str,
+        overrides: Vec<String>,
+        listen: Option<PathBuf>,
+        dial: Option<PathBuf>,
+        fd: Option<RawFd>,
+        mode: u32,
+        group: Option<u32>,
+        keep_listening: bool,
+        threads: u16,
+        batch: u16,
+        poll_us: u64,
+        cpus: Vec<usize>,
+        drain: f64,
+        on_error: &str,
+        label: String,
+    ) -> PyResult<Self> {
+        let endpoint = match (listen, dial, fd) {
+            (Some(path), None, None) => Endpoint::Listen(ListenOptions { path, mode, group }),
+            (None, Some(path), None) => Endpoint::Dial { path },
+            (None, None, Some(fd)) => {
+                Endpoint::Inherited(buffer::descriptor(fd)?.try_clone_to_owned()?)
+            }
+            _ => return Err(PyValueError::new_err("exactly one of listen, dial, fd")),
+        };
+        let options = Options {
+            keep_listening,
+            threads: NonZeroU16::new(threads).map_or(Threads::PerQueue, Threads::Count),
+            batch,
+            poll: Duration::from_micros(poll_us),
+            cpus,
+            drain: seconds(drain)?,
+            ..Options::new(endpoint)
+        };
+        let reports = Arc::new(Reports::new(label.clone(), on_error_of(on_error)?));
+        let served = Served::new(device, kind, &overrides, &reports)?;
+        log::start()?;
+        let observer = Arc::new(Listener { label });
+        let device = served.device();
+        let core = py.detach(|| backend::Backend::start(device, options, observer));
+        let core = Arc::new(core.map_err(|error| error::start(py, &error))?);
+        let weak = Arc::downgrade(&core);
+        reports.set_stop(move || {
+            if let Some(core) = weak.upgrade() {
+                core.request_stop();
+            }
+        });
+        Ok(Self { core: Some(core), served, reports })
+    }
+
+    /// "listening", "negotiating", "running", "paused", "draining" or "stopped".
+    #[getter]
+    fn state(&self) -> String {
+        self.core().state().to_string()
+    }
+
+    /// Waits until a queue is served; false if that does not come in `timeout` seconds.
+    fn wait_running(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
+        let limit = timeout.map(seconds).transpose()?;
+        Ok(py.detach(|| self.core().wait_running(limit)))
+    }
+
+    /// Ends the back-end; returns what did not finish in `drain` seconds, as (queue, requests).
+    fn stop(&self, py: Python<'_>, drain: f64) -> PyResult<Vec<(u16, u32)>> {
+        let drain = seconds(drain)?;
+        if in_callback() {
+            // Nobody waits for himself.
+            py.detach(|| self.core().request_stop());
+            return Ok(Vec::new());
+        }
+        let stuck = py.detach(|| {
+            let stuck = self.core().stop(drain);
+            self.reports.sum_up();
+            log::flush();
+            stuck
+        });
+        Ok(stuck.into_iter().map(|Stuck { queue, requests }| (queue, requests)).collect())
+    }
+
+    /// Asks the back-end to end.
+    fn request_stop(&self) {
+        self.core().request_stop();
+    }
+
+    /// A descriptor that becomes readable when the back-end has ended.
+    fn stopped_fd(&self) -> RawFd {
+        self.core().stopped_fd().as_raw_fd()
+    }
+
+    /// Changes the size of the disk and tells the front-end.
+    fn resize(&self, py: Python<'_>, size: u64) -> PyResult<()> {
+        let done = match &self.served {
+            Served::Block(device) => device.resize(size),
+            Served::File(device) => device.resize(size),
+            Served::Null(device) => device.resize(size),
+            Served::Queue(_) => return Err(error::refused(py, "only a disk has a size")),
+        };
+        done.map_err(|error| error::block(&error))?;
+        py.detach(|| self.core().notify_config());
+        Ok(())
+    }
+
+    /// Replaces the configuration space and tells the front-end.
+    fn set_config(&self, py: Python<'_>, config: Vec<u8>) -> PyResult<()> {
+        match &self.served {
+            Served::Queue(device) => device.set_config(config),
+            _ => return Err(error::refused(py, "a disk's configuration space is its own")),
+        }
+        py.detach(|| self.core().notify_config());
+        Ok(())
+    }
+
+    /// Takes the exception that a callback has left for `run()` or a front-end to raise.
+    fn take_failure(&self, py: Python<'_>) -> Option<Py<PyAny>> {
+        self.reports.take_failure().map(|error| error.into_value(py).into_any())
+    }
+
+    /// Requests, batches, kicks, calls, sessions, in flight: so far.
+    fn counters(&self) -> (u64, u64, u64, u64, u64, u64) {
+        let c = self.core().counters();
+        (c.requests, c.batches, c.kicks, c.calls, c.sessions, c.in_flight)
+    }
+}
+
+impl Backend {
+    fn core(&self) -> &backend::Backend {
+        self.core.as_ref().expect("it is there until it is dropped")
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        let core = self.core.take();
+        // The end waits for workers, and they for the interpreter.
+        let _ = Python::try_attach(|py| py.detach(|| drop(core)));
+    }
+}
+
+impl Served {
+    fn new(
+        device: &Bound<'_, PyAny>,
+        kind: &str,
+        overrides: &[String],
+        reports: &Arc<Reports>,
+    ) -> PyResult<Self> {
+        let reports = Arc::clone(reports);
+        let invalid = |error| error::block(&error);
+        Ok(match kind {
+            "queue" => Self::Queue(Arc::new(QueueDevice::new(device, reports)?)),
+            "block" => Self::Block(Arc::new(PyBlock::new(device, overrides, reports)?)),
+            "file" => {
+                let path: PathBuf = device.getattr("path")?.extract()?;
+                let read_only = device.getattr("read_only")?.extract()?;
+                let disk = FileDisk::open(&path, read_only).map_err(|e| error::host(&e))?;
+                Self::File(Arc::new(BlockDevice::new(disk, &options(device)?).map_err(invalid)?))
+            }
+            "null" => {
+                let disk = NullDisk::new(device.getattr("size")?.extract()?);
+                Self::Null(Arc::new(BlockDevice::new(disk, &options(device)?).map_err(invalid)?))
+            }
+            _ => return Err(PyValueError::new_err(format!("no such kind of device: {kind}"))),
+        })
+    }
+
+    fn device(&self) -> Arc<dyn Device> {
+        match self {
+            Self::Queue(device) => Arc::clone(device) as Arc<dyn Device>,
+            Self::Block(device) => Arc::clone(device) as Arc<dyn Device>,
+            Self::File(device) => Arc::clone(device) as Arc<dyn Device>,
+            Self::Null(device) => Arc::clone(device) as Arc<dyn Device>,
+        }
+    }
+}
+
+/// Puts the core's events into the log.
+#[derive(Debug)]
+struct Listener {
+    label: String,
+}
+
+impl Observer for Listener {
+    fn event(&self, event: Event) {
+        let level = match event.level() {
+            backend::Level::Debug => Level::Debug,
+            backend::Level::Info => Level::Info,
+            backend::Level::Warning => Level::Warning,
+            backend::Level::Error => Level::Error,
+        };
+        let text = format!("{}: {event}", self.label);
+        log::record(Record { logger: Logger::Backend, level, text, exception: None });
+    }
+}
+
+fn on_error_of(word: &str) -> PyResult<OnError> {
+    match word {
+        "report" => Ok(OnError::Report),
+        "raise" => Ok(OnError::Raise),
+        "stop" => Ok(OnError::Stop),
+        _ => Err(PyValueError::new_err(format!(
+            "on_error is \"report\", \"raise\" or \"stop\", not {word:?}"
+        ))),
+    }
+}
+
+fn seconds(value: f64) -> PyResult<Duration> {
+    let clipped = value.max(0.0);
+    Duration::try_from_secs_f64(clipped)
+        .map_err(|_| PyOverflowError::new_err(format!("{value} seconds is not a time to wait")))
+}

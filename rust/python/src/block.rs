@@ -1,0 +1,408 @@
+//! A block device whose data is in Python: per request, or a batch at a time.
+
+use std::fmt;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use pyo3::prelude::*;
+use pyo3::types::PyList;
+use vhost_user_core::block::{
+    BlkOp, BlockCore, BlockOptions, BlockRequest as CoreRequest, Geometry, InvalidBlock, Status,
+    VIRTIO_ID,
+};
+use vhost_user_core::device::{ConfigRefused, Device};
+use vhost_user_core::pace::Pace;
+use vhost_user_core::request::Batch;
+
+use crate::block_request::{BlockRequest, side_of};
+use crate::buffer::{self, Back, Lent, is_unshared};
+use crate::device::{Callee, run_worker};
+use crate::error;
+use crate::log;
+use crate::report::{Context, Fault, Reports};
+use crate::ticket::{Answerable, Origin};
+
+/// A block device with Python callbacks.
+pub(crate) struct PyBlock {
+    callee: Callee,
+    core: BlockCore,
+    /// `on_batch` gets the requests; else `read`, `write` and so on, one by one.
+    batched: bool,
+    /// There is a `flush` to call.
+    flushes: bool,
+    queues: Vec<Mutex<BlockQueue>>,
+    paces: Vec<Pace>,
+}
+
+/// What one queue's worker keeps from batch to batch.
+#[derive(Default)]
+struct BlockQueue {
+    start: u64,
+    calls: Option<Calls>,
+    lent: Lent<CoreRequest>,
+    /// Handed out in this batch.
+    out: Vec<Py<BlockRequest>>,
+    /// To be handed out again.
+    pool: Vec<Py<BlockRequest>>,
+}
+
+/// The callbacks, bound to their object.
+struct Calls {
+    read: Py<PyAny>,
+    write: Py<PyAny>,
+    flush: Py<PyAny>,
+    discard: Py<PyAny>,
+    write_zeroes: Py<PyAny>,
+    on_batch: Py<PyAny>,
+    /// For messages about `read`, `write`, `on_batch`.
+    origins: [Arc<Origin>; 3],
+}
+
+/// A request as a message shows it.
+#[derive(Clone, Copy)]
+struct Shown {
+    op: BlkOp,
+    offset: u64,
+    length: u64,
+    queue: u16,
+}
+
+impl PyBlock {
+    /// Reads what it is from the Python object. `overrides`: the callbacks that its class has.
+    pub(crate) fn new(
+        object: &Bound<'_, PyAny>,
+        overrides: &[String],
+        reports: Arc<Reports>,
+    ) -> PyResult<Self> {
+        let has = |name: &str| overrides.iter().any(|known| known == name);
+        let read_only: bool = object.getattr("read_only")?.extract()?;
+        let block_size: u32 = object.getattr("block_size")?.extract()?;
+        let geometry = Geometry {
+            block_size,
+            physical_block_size: block_size,
+            read_only,
+            flush: has("flush"),
+            discard: has("discard") && !read_only,
+            write_zeroes: has("write_zeroes") && !read_only,
+            ..Geometry::new(object.getattr("size")?.extract()?)
+        };
+        let core = BlockCore::new(&geometry, &options(object)?).map_err(|e| error::block(&e))?;
+        let count = core.num_queues();
+        Ok(Self {
+            callee: Callee::new(object, reports)?,
+            core,
+            batched: has("on_batch"),
+            flushes: geometry.flush,
+            queues: (0..count).map(|_| Mutex::default()).collect(),
+            paces: (0..count).map(|_| Pace::default()).collect(),
+        })
+    }
+
+    /// The disk has `size` bytes from now on.
+    pub(crate) fn resize(&self, size: u64) -> Result<(), InvalidBlock> {
+        self.core.resize(size)
+    }
+
+    fn serve(&self, py: Python<'_>, queue: &mut BlockQueue, batch: &mut Batch) {
+        if let Err(error) = self.prepare(py, queue) {
+            let context = Context { callback: "__getattribute__", request: &"the callbacks" };
+            self.callee.reports.raised(py, error, &context);
+            return;
+        }
+        let BlockQueue { calls: Some(calls), lent, out, pool, .. } = queue else { return };
+        if self.batched {
+            self.serve_batch(py, calls, out, pool, batch);
+            return;
+        }
+        while !self.callee.reports.is_stopping()
+            && let Some(request) = self.core.next(batch)
+        {
+            self.serve_one(py, calls, lent, request, batch);
+        }
+    }
+
+    /// Looks the callbacks up, once for each start of the device.
+    fn prepare(&self, py: Python<'_>, queue: &mut BlockQueue) -> PyResult<()> {
+        let start = self.callee.start_number();
+        if queue.start != start {
+            let method = |name| self.callee.method(py, name);
+            queue.calls = Some(Calls {
+                read: method("read")?,
+                write: method("write")?,
+                flush: method("flush")?,
+                discard: method("discard")?,
+                write_zeroes: method("write_zeroes")?,
+                on_batch: method("on_batch")?,
+                origins: ["read", "write", "on_batch"].map(|name| self.callee.origin(name)),
+            });
+            queue.start = start;
+        }
+        Ok(())
+    }
+
+    fn serve_one(
+        &self,
+        py: Python<'_>,
+        calls: &Calls,
+        lent: &mut Lent<CoreRequest>,
+        request: CoreRequest,
+        batch: &mut Batch,
+    ) {
+        let shown = Shown::new(&request);
+        let result = match shown.op {
+            BlkOp::GetId => return self.core.finish_id(request, batch),
+            BlkOp::Read => return self.transfer(py, calls, lent, request, batch),
+            BlkOp::Write => return self.transfer(py, calls, lent, request, batch),
+            BlkOp::Flush => calls.flush.call0(py).map(drop),
+            BlkOp::Discard => request.ranges().iter().try_for_each(|range| {
+                calls.discard.call1(py, (range.offset, range.length)).map(drop)
+            }),
+            BlkOp::WriteZeroes => self.durably(py, calls, || {
+                request.ranges().iter().try_for_each(|range| {
+                    let arguments = (range.offset, range.length, request.unmap());
+                    calls.write_zeroes.call1(py, arguments).map(drop)
+                })
+            }),
+        };
+        request.finish(self.status(py, result, shown.op.name(), &shown), batch);
+    }
+
+    /// A read or a write: the callback gets a view of the data.
+    fn transfer(
+        &self,
+        py: Python<'_>,
+        calls: &Calls,
+        lent: &mut Lent<CoreRequest>,
+        request: CoreRequest,
+        batch: &mut Batch,
+    ) {
+        let (shown, side) = (Shown::new(&request), side_of(&request));
+        lent.begin(request);
+        let mut call = |method: &Py<PyAny>| {
+            let Some(pane) = lent.pane(py, side)? else { return Ok(()) };
+            let view = buffer::view(py, &pane)?;
+            let result = method.call1(py, (shown.offset, &view));
+            buffer::release(view);
+            result.map(drop)
+        };
+        let (result, origin) = match shown.op {
+            BlkOp::Write => (self.durably(py, calls, || call(&calls.write)), &calls.origins[1]),
+            _ => (call(&calls.read), &calls.origins[0]),
+        };
+        let status = self.status(py, result, shown.op.name(), &shown);
+        let back = lent.end(move |request| {
+            // Its ring may have stopped meanwhile: then it went back when it did.
+            let _ = Answerable::complete(request, status);
+        });
+        match back {
+            Back::Free(request) => Answerable::finish(request, status, batch),
+            Back::Held(hold) => {
+                log::watch(hold, origin.callback.clone(), Arc::clone(&origin.reports));
+            }
+            Back::Nothing => {}
+        }
+    }
+
+    /// Runs what changes the disk; if the driver has turned the write cache off, or never heard
+    /// of one, flushes after it.
+    fn durably(
+        &self,
+        py: Python<'_>,
+        calls: &Calls,
+        change: impl FnOnce() -> PyResult<()>,
+    ) -> PyResult<()> {
+        let before = self.core.write_through();
+        change()?;
+        // Asked again: the flush at the switch may have come too early for this change.
+        if self.flushes && (before || self.core.write_through()) {
+            calls.flush.call0(py)?;
+        }
+        Ok(())
+    }
+
+    fn status(
+        &self,
+        py: Python<'_>,
+        result: PyResult<()>,
+        callback: &'static str,
+        request: &dyn fmt::Display,
+    ) -> Status {
+        let Err(error) = result else { return Status::Ok };
+        match self.callee.reports.raised(py, error, &Context { callback, request }) {
+            Fault::Failed => Status::IoErr,
+            Fault::Unsupported => Status::Unsupported,
+        }
+    }
+
+    fn serve_batch(
+        &self,
+        py: Python<'_>,
+        calls: &Calls,
+        out: &mut Vec<Py<BlockRequest>>,
+        pool: &mut Vec<Py<BlockRequest>>,
+        batch: &mut Batch,
+    ) {
+        let through = self.flushes && self.core.write_through();
+        let mut result = self.fill_batch(py, calls, out, pool, through, batch);
+        if out.is_empty() && result.is_ok() {
+            return;
+        }
+        if result.is_ok() {
+            result = PyList::new(py, out.iter().map(|request| request.bind(py)))
+                .and_then(|list| calls.on_batch.call1(py, (list,)).map(drop));
+        }
+        let count = format_args!("{} requests", out.len()).to_string();
+        let status = self.status(py, result, "on_batch", &count);
+        if out.iter().any(|request| request.get().has_plan(py)) {
+            py.detach(|| out.iter().for_each(|request| request.get().carry_out()));
+        }
+        let durable = if through || (self.flushes && self.core.write_through()) {
+            let flushed = calls.flush.call0(py).map(drop);
+            self.status(py, flushed, "flush", &"after writes, with the write cache off")
+        } else {
+            Status::Ok
+        };
+        for request in out.iter() {
+            request.get().settle(py, batch, |answer, request| match answer.unwrap_or(status) {
+                Status::Ok if request.op() == BlkOp::Write => durable,
+                other => other,
+            });
+        }
+        // What Python code still knows keeps its identity: it is not used again.
+        out.retain(|request| is_unshared(py, request));
+        pool.append(out);
+    }
+
+    /// Moves requests from the batch to Python objects.
+    fn fill_batch(
+        &self,
+        py: Python<'_>,
+        calls: &Calls,
+        out: &mut Vec<Py<BlockRequest>>,
+        pool: &mut Vec<Py<BlockRequest>>,
+        durable: bool,
+        batch: &mut Batch,
+    ) -> PyResult<()> {
+        while let Some(request) = self.core.next(batch) {
+            if request.op() == BlkOp::GetId {
+                self.core.finish_id(request, batch);
+                continue;
+            }
+            let object = match pool.pop() {
+                Some(object) => object,
+                None => Py::new(py, BlockRequest::default())?,
+            };
+            object.get().begin(py, request, durable, &calls.origins[2]);
+            out.push(object);
+        }
+        Ok(())
+    }
+}
+
+impl Device for PyBlock {
+    fn virtio_id(&self) -> u32 {
+        VIRTIO_ID
+    }
+
+    fn features(&self) -> u64 {
+        self.core.features()
+    }
+
+    fn num_queues(&self) -> u16 {
+        self.core.num_queues()
+    }
+
+    fn max_queue_size(&self) -> u16 {
+        self.core.max_queue_size()
+    }
+
+    fn config_len(&self) -> usize {
+        self.core.config_len()
+    }
+
+    fn read_config(&self, offset: usize, out: &mut [u8]) {
+        self.core.read_config(offset, out);
+    }
+
+    fn write_config(&self, offset: usize, data: &[u8]) -> Result<(), ConfigRefused> {
+        self.core.write_config(offset, data, || {
+            if !self.flushes {
+                return Ok(());
+            }
+            let flushed =
+                self.callee.ask("flush", |py| self.callee.method(py, "flush")?.call0(py).map(drop));
+            flushed.ok_or_else(|| io::Error::other("flush raised"))
+        })
+    }
+
+    fn negotiated(&self, features: u64) {
+        self.core.negotiated(features);
+        self.callee.negotiated(features);
+    }
+
+    fn started(&self) {
+        self.callee.started();
+    }
+
+    fn stopped(&self) {
+        self.callee.stopped();
+    }
+
+    fn reset(&self) {
+        self.core.reset();
+    }
+
+    fn disconnected(&self) {
+        self.callee.disconnected();
+    }
+
+    fn run_worker(&self, body: &mut (dyn FnMut() + Send)) {
+        run_worker(body);
+    }
+
+    fn batch_limit(&self, queue: u16) -> u16 {
+        // `on_batch` answers all at once and knows best how long it takes.
+        let pace = self.paces.get(usize::from(queue)).filter(|_| !self.batched);
+        pace.map_or(u16::MAX, Pace::limit)
+    }
+
+    fn handle(&self, queue: u16, batch: &mut Batch) {
+        let index = usize::from(queue);
+        let (Some(state), Some(pace)) = (self.queues.get(index), self.paces.get(index)) else {
+            return;
+        };
+        if self.callee.reports.is_stopping() {
+            return;
+        }
+        self.callee.enter(|py| {
+            let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+            let (requests, begun) = (batch.len(), Instant::now());
+            self.serve(py, &mut state, batch);
+            pace.took(requests, begun.elapsed());
+        });
+    }
+}
+
+impl Shown {
+    fn new(request: &CoreRequest) -> Self {
+        let (op, queue) = (request.op(), request.queue());
+        Self { op, queue, offset: request.offset(), length: request.length() }
+    }
+}
+
+impl fmt::Display for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { op, offset, length, queue } = self;
+        write!(f, "{op} of {length} bytes at offset {offset}, queue {queue}")
+    }
+}
+
+/// The options that a Python block device has as attributes.
+pub(crate) fn options(object: &Bound<'_, PyAny>) -> PyResult<BlockOptions> {
+    Ok(BlockOptions {
+        num_queues: object.getattr("num_queues")?.extract()?,
+        queue_size: object.getattr("queue_size")?.extract()?,
+        serial: object.getattr("serial")?.extract()?,
+    })
+}

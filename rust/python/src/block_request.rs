@@ -1,0 +1,413 @@
+//! `BlockRequest`: a checked block request in the hands of `on_batch`.
+
+use std::io;
+use std::os::fd::{BorrowedFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::sync::MutexExt;
+use pyo3::types::{PyMemoryView, PyString, PyTuple};
+use pyo3::{IntoPyObjectExt, intern};
+use vhost_user_core::block::{BlkOp, BlockRequest as CoreRequest, Status};
+use vhost_user_core::memory::view::Parts;
+use vhost_user_core::request::{Batch, Stopped};
+
+use crate::buffer::{self, Lendable, Lent, Side};
+use crate::error::stale;
+use crate::log;
+use crate::ticket::{Answerable, Origin, Settled, Ticket};
+
+/// From here on copying takes longer than giving up the interpreter and getting it back.
+const LONG_COPY: u64 = 64 << 10;
+
+impl Lendable for CoreRequest {
+    type Answer = Status;
+
+    fn len(&self, side: Side) -> u64 {
+        let data = matches!(self.op(), BlkOp::Read | BlkOp::Write | BlkOp::GetId);
+        if data && side == side_of(self) { self.length() } else { 0 }
+    }
+
+    fn parts(&self, side: Side) -> Parts<'_> {
+        debug_assert!(side == side_of(self), "a block request has data on one side");
+        CoreRequest::parts(self)
+    }
+
+    fn copy_out(&self, out: &mut [u8]) {
+        self.copy_to(0, out);
+    }
+
+    fn copy_in(&self, data: &[u8]) {
+        self.copy_from(0, data);
+    }
+}
+
+impl Answerable for CoreRequest {
+    fn finish(self, status: Status, batch: &mut Batch) {
+        count(&self, status);
+        CoreRequest::finish(self, status, batch);
+    }
+
+    fn complete(self, status: Status) -> Result<(), Stopped> {
+        count(&self, status);
+        CoreRequest::complete(self, status)
+    }
+
+    fn is_live(&self) -> bool {
+        CoreRequest::is_live(self)
+    }
+}
+
+/// The side of a request that its data is on.
+#[inline]
+pub(crate) fn side_of(request: &CoreRequest) -> Side {
+    if request.is_writable() { Side::Writable } else { Side::Readable }
+}
+
+/// A read that went well has all its data, however it was written.
+#[inline]
+fn count(request: &CoreRequest, status: Status) {
+    if status == Status::Ok && request.is_writable() {
+        request.wrote(request.length());
+    }
+}
+
+/// A read, write, flush, discard or write-zeroes request.
+#[pyclass(frozen, module = "vhost_user")]
+#[derive(Default)]
+pub(crate) struct BlockRequest {
+    ticket: Ticket<CoreRequest>,
+    // Copies, so that they can be read at no cost, and after the answer too.
+    op: AtomicU16,
+    queue: AtomicU16,
+    offset: AtomicU64,
+    length: AtomicU64,
+    /// Writes must be on stable storage before they complete.
+    durable: AtomicBool,
+    plan: Mutex<Option<Plan>>,
+}
+
+/// A transfer to be made when the callback has returned.
+#[derive(Clone, Copy)]
+struct Plan {
+    fd: RawFd,
+    at: u64,
+}
+
+#[pymethods]
+impl BlockRequest {
+    /// What is asked for.
+    #[getter]
+    fn op<'py>(&self, py: Python<'py>) -> &Bound<'py, PyString> {
+        match self.operation() {
+            BlkOp::Read => intern!(py, "read"),
+            BlkOp::Write => intern!(py, "write"),
+            BlkOp::Flush => intern!(py, "flush"),
+            BlkOp::Discard => intern!(py, "discard"),
+            BlkOp::WriteZeroes => intern!(py, "write_zeroes"),
+            BlkOp::GetId => intern!(py, "get_id"),
+        }
+    }
+
+    /// First byte on the disk.
+    #[getter]
+    fn offset(&self) -> u64 {
+        self.offset.load(Ordering::Relaxed)
+    }
+
+    /// Bytes.
+    #[getter]
+    fn length(&self) -> u64 {
+        self.length.load(Ordering::Relaxed)
+    }
+
+    /// The vring's number.
+    #[getter]
+    fn queue(&self) -> u16 {
+        self.queue.load(Ordering::Relaxed)
+    }
+
+    /// Write zeroes: whether the space may be given up.
+    #[getter]
+    fn unmap(&self, py: Python<'_>) -> PyResult<bool> {
+        self.look(py, CoreRequest::unmap)
+    }
+
+    /// Discard, write zeroes: all ranges, as (offset, length) in bytes.
+    #[getter]
+    fn ranges(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        let pairs = |r: &CoreRequest| {
+            r.ranges().iter().map(|range| (range.offset, range.length)).collect::<Vec<_>>()
+        };
+        PyTuple::new(py, self.look(py, pairs)?)?.into_py_any(py)
+    }
+
+    /// The data as one view.
+    #[getter]
+    fn data<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyMemoryView>> {
+        let side = self.side();
+        let pane = self.ticket.with(py, |state| state.lent.pane(py, side))?;
+        buffer::view(py, &pane.ok_or_else(|| gone(py))?)
+    }
+
+    /// The data's pieces as they lie in the driver's memory.
+    #[getter]
+    fn segments<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        let side = self.side();
+        let panes = self.ticket.with(py, |state| state.lent.pieces(py, side))?;
+        buffer::views(py, &panes.ok_or_else(|| gone(py))?)
+    }
+
+    /// Copies `src` to the data of a read.
+    #[pyo3(signature = (src, /))]
+    fn copy_from(&self, py: Python<'_>, src: &Bound<'_, PyAny>) -> PyResult<u64> {
+        self.expect(BlkOp::Read, "copy_from")?;
+        buffer::with_bytes(src, |bytes| {
+            self.expect_room(bytes.len())?;
+            self.move_data(py, bytes.len() as u64, |lent| {
+                if let Some(bounce) = lent.bounce() {
+                    bounce[..bytes.len()].copy_from_slice(bytes);
+                    return bytes.len() as u64;
+                }
+                lent.request().map_or(0, |request| request.copy_from(0, bytes)) as u64
+            })
+        })
+    }
+
+    /// Copies the data of a write to `dst`.
+    #[pyo3(signature = (dst, /))]
+    fn copy_to(&self, py: Python<'_>, dst: &Bound<'_, PyAny>) -> PyResult<u64> {
+        self.expect(BlkOp::Write, "copy_to")?;
+        buffer::with_bytes_mut(dst, |bytes| {
+            self.move_data(py, bytes.len() as u64, |lent| {
+                lent.request().map_or(0, |request| request.copy_to(0, bytes)) as u64
+            })
+        })
+    }
+
+    /// Sets each byte of a read's data.
+    #[pyo3(signature = (byte=0, /))]
+    fn fill(&self, py: Python<'_>, byte: u8) -> PyResult<()> {
+        self.expect(BlkOp::Read, "fill")?;
+        self.move_data(py, self.length(), |lent| {
+            if let Some(bounce) = lent.bounce() {
+                bounce.fill(byte);
+            } else if let Some(request) = lent.request() {
+                request.fill(0, u64::MAX, byte);
+            }
+        })
+    }
+
+    /// Reads from a file to the data of a read; returns the bytes read.
+    #[pyo3(signature = (fd, offset=None))]
+    fn preadv(&self, py: Python<'_>, fd: RawFd, offset: Option<u64>) -> PyResult<u64> {
+        self.expect(BlkOp::Read, "preadv")?;
+        let (fd, at) = (buffer::descriptor(fd)?, offset.unwrap_or(self.offset()));
+        Ok(self.ticket.detached(py, |lent| read_file(lent, fd, at))??)
+    }
+
+    /// Writes the data of a write to a file; returns the bytes written.
+    #[pyo3(signature = (fd, offset=None))]
+    fn pwritev(&self, py: Python<'_>, fd: RawFd, offset: Option<u64>) -> PyResult<u64> {
+        self.expect(BlkOp::Write, "pwritev")?;
+        let (fd, at) = (buffer::descriptor(fd)?, offset.unwrap_or(self.offset()));
+        let durable = self.durable.load(Ordering::Relaxed);
+        Ok(self.ticket.detached(py, |lent| write_file(lent, fd, at, durable))??)
+    }
+
+    /// Has the data read from, or written to, a file when the callback has returned, and the
+    /// request answered by how that went.
+    #[pyo3(signature = (fd, offset=None))]
+    fn submit(&self, py: Python<'_>, fd: RawFd, offset: Option<u64>) -> PyResult<()> {
+        if !matches!(self.operation(), BlkOp::Read | BlkOp::Write) {
+            return Err(PyTypeError::new_err(format!("a {} has no data", self.operation())));
+        }
+        buffer::descriptor(fd)?;
+        self.look(py, |_| ())?;
+        let plan = Plan { fd, at: offset.unwrap_or(self.offset()) };
+        *self.plan.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner) = Some(plan);
+        Ok(())
+    }
+
+    /// Answers the request: done.
+    fn complete(&self, py: Python<'_>) -> PyResult<()> {
+        self.ticket.answer(py, Status::Ok)
+    }
+
+    /// Answers the request: failed.
+    #[pyo3(signature = (errno=5))]
+    fn fail(&self, py: Python<'_>, errno: i32) -> PyResult<()> {
+        self.ticket.answer(py, Status::from(&io::Error::from_raw_os_error(errno)))
+    }
+
+    /// Keeps the request past the callback; answer it later, from any thread.
+    fn defer(slf: Bound<'_, Self>) -> PyResult<Bound<'_, Self>> {
+        slf.get().ticket.defer(slf.py())?;
+        Ok(slf)
+    }
+
+    fn __repr__(&self) -> String {
+        let (op, offset, length, queue) =
+            (self.operation(), self.offset(), self.length(), self.queue());
+        format!("<BlockRequest {op} offset={offset} length={length} queue={queue}>")
+    }
+}
+
+impl BlockRequest {
+    /// Takes a request of the batch that is being handled.
+    pub(crate) fn begin(
+        &self,
+        py: Python<'_>,
+        request: CoreRequest,
+        durable: bool,
+        origin: &Arc<Origin>,
+    ) {
+        self.op.store(request.op() as u16, Ordering::Relaxed);
+        self.queue.store(request.queue(), Ordering::Relaxed);
+        self.offset.store(request.offset(), Ordering::Relaxed);
+        self.length.store(request.length(), Ordering::Relaxed);
+        self.durable.store(durable, Ordering::Relaxed);
+        self.ticket.begin(py, request, origin);
+    }
+
+    /// Answers what was not deferred.
+    pub(crate) fn settle(
+        &self,
+        py: Python<'_>,
+        batch: &mut Batch,
+        decide: impl FnOnce(Option<Status>, &CoreRequest) -> Status,
+    ) -> Settled {
+        self.ticket.settle(py, batch, decide)
+    }
+
+    /// Whether `submit` has left something to do.
+    pub(crate) fn has_plan(&self, py: Python<'_>) -> bool {
+        self.plan.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// Does what `submit` asked for. To be called detached, by the worker.
+    pub(crate) fn carry_out(&self) {
+        let plan = self.plan.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(Plan { fd, at }) = plan else { return };
+        let Ok(fd) = buffer::descriptor(fd) else { return };
+        let durable = self.durable.load(Ordering::Relaxed);
+        self.ticket.answer_with(|lent| {
+            let length = lent.request()?.length();
+            let moved = match lent.request()?.op() {
+                BlkOp::Read => read_file(lent, fd, at).map(|read| zero_rest(lent, read)),
+                _ => write_file(lent, fd, at, durable).and_then(|written| {
+                    let whole = written == length;
+                    if whole { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+                }),
+            };
+            Some(moved.map_or_else(|error| Status::from(&error), |()| Status::Ok))
+        });
+    }
+
+    fn operation(&self) -> BlkOp {
+        const ALL: [BlkOp; 6] = [
+            BlkOp::Read,
+            BlkOp::Write,
+            BlkOp::Flush,
+            BlkOp::Discard,
+            BlkOp::WriteZeroes,
+            BlkOp::GetId,
+        ];
+        let number = self.op.load(Ordering::Relaxed);
+        ALL.into_iter().find(|op| *op as u16 == number).unwrap_or(BlkOp::Read)
+    }
+
+    fn side(&self) -> Side {
+        match self.operation() {
+            BlkOp::Read | BlkOp::GetId => Side::Writable,
+            _ => Side::Readable,
+        }
+    }
+
+    fn look<T>(&self, py: Python<'_>, look: impl FnOnce(&CoreRequest) -> T) -> PyResult<T> {
+        let found = self.ticket.with(py, |state| Ok(state.lent.request().map(look)))?;
+        found.ok_or_else(|| gone(py))
+    }
+
+    /// Runs `work` attached if it is short, else detached.
+    fn move_data<T: Send>(
+        &self,
+        py: Python<'_>,
+        bytes: u64,
+        work: impl FnOnce(&mut Lent<CoreRequest>) -> T + Send,
+    ) -> PyResult<T> {
+        if bytes >= LONG_COPY {
+            return self.ticket.detached(py, work);
+        }
+        self.ticket.with(py, |state| Ok(work(&mut state.lent)))
+    }
+
+    fn expect(&self, op: BlkOp, method: &str) -> PyResult<()> {
+        if self.operation() == op {
+            return Ok(());
+        }
+        Err(PyTypeError::new_err(format!("{method} is for a {op}, this is a {}", self.operation())))
+    }
+
+    fn expect_room(&self, bytes: usize) -> PyResult<()> {
+        if bytes as u64 <= self.length() {
+            return Ok(());
+        }
+        Err(PyValueError::new_err(format!("{bytes} bytes for a request of {}", self.length())))
+    }
+}
+
+impl Drop for BlockRequest {
+    fn drop(&mut self) {
+        if let Some(origin) = self.ticket.is_forgotten() {
+            let callback = &origin.callback;
+            log::resource_warning(format!(
+                "{callback}: a deferred {} of {} bytes at {} was dropped without an answer; it fails",
+                self.operation(),
+                self.length(),
+                self.offset()
+            ));
+        }
+    }
+}
+
+fn gone(py: Python<'_>) -> PyErr {
+    stale(py, "the request was answered before")
+}
+
+fn read_file(lent: &mut Lent<CoreRequest>, fd: BorrowedFd<'_>, at: u64) -> io::Result<u64> {
+    let Some(bounce) = lent.bounce() else {
+        return lent.request().map_or(Ok(0), |request| request.preadv(0, u64::MAX, fd, at));
+    };
+    let mut done = 0;
+    while done < bounce.len() {
+        match rustix::io::pread(fd, &mut bounce[done..], at + done as u64) {
+            Ok(0) => break,
+            Ok(read) => done += read,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(done as u64)
+}
+
+fn write_file(
+    lent: &mut Lent<CoreRequest>,
+    fd: BorrowedFd<'_>,
+    at: u64,
+    durable: bool,
+) -> io::Result<u64> {
+    lent.request().map_or(Ok(0), |request| request.pwritev(0, u64::MAX, fd, at, durable))
+}
+
+/// What lies past the end of a file reads as zeroes.
+fn zero_rest(lent: &mut Lent<CoreRequest>, from: u64) {
+    if let Some(bounce) = lent.bounce() {
+        bounce[from as usize..].fill(0);
+    } else if let Some(request) = lent.request() {
+        request.fill(from, u64::MAX, 0);
+    }
+}

@@ -1,0 +1,301 @@
+//! A device whose callbacks are Python: what all kinds of it have in common.
+
+use std::cell::Cell;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+use vhost_user_core::device::{ConfigRefused, Device};
+use vhost_user_core::request::Batch;
+
+use crate::log::Level;
+use crate::report::{Context, Reports};
+use crate::request::Queue;
+use crate::ticket::Origin;
+use crate::turn::Turn;
+
+/// How long a callback of the control leg (`on_start`, `on_stop` ...) waits for a callback that is
+/// running. Without a limit a stuck device could never be stopped.
+const CONTROL_LIMIT: Duration = Duration::from_secs(1);
+
+thread_local! {
+    static IN_CALLBACK: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread is inside a callback of some device.
+pub(crate) fn in_callback() -> bool {
+    IN_CALLBACK.get()
+}
+
+/// The Python object, and the order of calls to it.
+pub(crate) struct Callee {
+    object: Py<PyAny>,
+    /// The class's name, for messages.
+    pub(crate) name: String,
+    turn: Turn,
+    pub(crate) reports: Arc<Reports>,
+    /// Grows with each start, when bound methods are looked up again.
+    starts: AtomicU64,
+}
+
+impl Callee {
+    pub(crate) fn new(object: &Bound<'_, PyAny>, reports: Arc<Reports>) -> PyResult<Self> {
+        let thread_safe = object.getattr("thread_safe")?.is_truthy()?;
+        let name = object.get_type().name()?.to_string();
+        let turn = Turn::new(thread_safe);
+        let starts = AtomicU64::new(1);
+        Ok(Self { object: object.clone().unbind(), name, turn, reports, starts })
+    }
+
+    /// Runs `body` attached to the interpreter, when no other callback runs.
+    pub(crate) fn enter<T>(&self, body: impl FnOnce(Python<'_>) -> T) -> T {
+        let _turn = self.turn.take();
+        let _mark = Mark::set();
+        Python::attach(body)
+    }
+
+    /// Which start this is.
+    pub(crate) fn start_number(&self) -> u64 {
+        self.starts.load(Ordering::Acquire)
+    }
+
+    /// The callback `name`, bound to the object.
+    pub(crate) fn method(&self, py: Python<'_>, name: &str) -> PyResult<Py<PyAny>> {
+        self.object.getattr(py, name)
+    }
+
+    /// What to call the callback `name` in messages.
+    pub(crate) fn origin(&self, name: &str) -> Arc<Origin> {
+        let callback = format!("{}.{name}", self.name);
+        Arc::new(Origin { callback, reports: Arc::clone(&self.reports) })
+    }
+
+    /// Calls `name` on the control leg, where nobody waits for an answer.
+    pub(crate) fn tell(&self, name: &'static str) {
+        self.ask(name, |py| self.object.call_method0(py, name).map(drop));
+    }
+
+    /// Makes a call on the control leg. `None`: it raised, or the device is stuck in another.
+    pub(crate) fn ask<T>(
+        &self,
+        name: &'static str,
+        call: impl FnOnce(Python<'_>) -> PyResult<T>,
+    ) -> Option<T> {
+        let Some(_turn) = self.turn.take_within(CONTROL_LIMIT) else {
+            let text = format!("{name} was not called: another callback does not return");
+            self.reports.say(Level::Error, text, None);
+            return None;
+        };
+        let _mark = Mark::set();
+        let attached = Python::try_attach(|py| {
+            let context = Context { callback: name, request: &"a call from the back-end" };
+            call(py).map_err(|error| self.reports.raised(py, error, &context)).ok()
+        });
+        attached.flatten()
+    }
+
+    pub(crate) fn negotiated(&self, features: u64) {
+        self.ask("negotiated_features", |py| {
+            self.object.setattr(py, "negotiated_features", features)
+        });
+    }
+
+    pub(crate) fn started(&self) {
+        self.starts.fetch_add(1, Ordering::AcqRel);
+        self.tell("on_start");
+    }
+
+    pub(crate) fn stopped(&self) {
+        self.tell("on_stop");
+        self.reports.sum_up();
+    }
+
+    pub(crate) fn disconnected(&self) {
+        self.tell("on_disconnect");
+    }
+}
+
+/// Attaches a worker to the interpreter for its whole life, and gives the interpreter up for all
+/// of it but the callbacks: attaching again is cheap then, since the thread has its state.
+pub(crate) fn run_worker(body: &mut (dyn FnMut() + Send)) {
+    // `None`: the interpreter is on its way out and there is nobody to serve.
+    let _ = Python::try_attach(|py| py.detach(body));
+}
+
+/// Says that a callback runs on this thread.
+struct Mark(bool);
+
+impl Mark {
+    fn set() -> Self {
+        Self(IN_CALLBACK.replace(true))
+    }
+}
+
+impl Drop for Mark {
+    fn drop(&mut self) {
+        IN_CALLBACK.set(self.0);
+    }
+}
+
+/// A device of any type: `on_queue` gets the requests as they are.
+pub(crate) struct QueueDevice {
+    callee: Callee,
+    virtio_id: u32,
+    features: u64,
+    queue_size: u16,
+    config: Mutex<Vec<u8>>,
+    queues: Vec<Mutex<QueueState>>,
+}
+
+/// What one queue's worker keeps from batch to batch.
+#[derive(Default)]
+struct QueueState {
+    start: u64,
+    on_queue: Option<Py<PyAny>>,
+    queue: Option<Py<Queue>>,
+}
+
+impl QueueDevice {
+    /// Reads what it is from the Python object.
+    pub(crate) fn new(object: &Bound<'_, PyAny>, reports: Arc<Reports>) -> PyResult<Self> {
+        let num_queues: u16 = object.getattr("num_queues")?.extract()?;
+        Ok(Self {
+            callee: Callee::new(object, reports)?,
+            virtio_id: object.getattr("device_id")?.extract()?,
+            features: object.getattr("features")?.extract()?,
+            queue_size: object.getattr("queue_size")?.extract()?,
+            config: Mutex::new(object.getattr("config")?.extract()?),
+            queues: (0..num_queues).map(|_| Mutex::default()).collect(),
+        })
+    }
+
+    /// Replaces the configuration space.
+    pub(crate) fn set_config(&self, config: Vec<u8>) {
+        *self.config() = config;
+    }
+
+    fn config(&self) -> MutexGuard<'_, Vec<u8>> {
+        self.config.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn serve(&self, py: Python<'_>, index: u16, state: &mut QueueState, batch: &mut Batch) {
+        if let Err(error) = self.try_serve(py, index, state, batch) {
+            let what = format!("queue {index}");
+            let context = Context { callback: "on_queue", request: &what };
+            self.callee.reports.raised(py, error, &context);
+        }
+    }
+
+    fn try_serve(
+        &self,
+        py: Python<'_>,
+        index: u16,
+        state: &mut QueueState,
+        batch: &mut Batch,
+    ) -> PyResult<()> {
+        self.prepare(py, index, state)?;
+        let (Some(on_queue), Some(queue)) = (&state.on_queue, &state.queue) else { return Ok(()) };
+        queue.get().lend(py, batch);
+        let result = on_queue.call1(py, (queue,));
+        let unanswered = queue.get().take_back(py, batch);
+        if unanswered > 0 && result.is_ok() {
+            self.callee.reports.mistake("on_queue", || {
+                format!(
+                    "on_queue returned with {unanswered} requests neither completed nor deferred: \
+                     they went back to the driver with no byte written"
+                )
+            });
+        }
+        result.map(drop)
+    }
+
+    fn prepare(&self, py: Python<'_>, index: u16, state: &mut QueueState) -> PyResult<()> {
+        let start = self.callee.start_number();
+        if state.start != start {
+            state.on_queue = Some(self.callee.method(py, "on_queue")?);
+            let origin = self.callee.origin("on_queue");
+            state.queue = Some(Py::new(py, Queue::new(index, self.queue_size, origin))?);
+            state.start = start;
+        }
+        Ok(())
+    }
+}
+
+impl Device for QueueDevice {
+    fn virtio_id(&self) -> u32 {
+        self.virtio_id
+    }
+
+    fn features(&self) -> u64 {
+        self.features
+    }
+
+    fn num_queues(&self) -> u16 {
+        // As many as were counted by a u16 when they were made.
+        self.queues.len() as u16
+    }
+
+    fn max_queue_size(&self) -> u16 {
+        self.queue_size
+    }
+
+    fn config_len(&self) -> usize {
+        self.config().len()
+    }
+
+    fn read_config(&self, offset: usize, out: &mut [u8]) {
+        let config = self.config();
+        let bytes = config.get(offset..).unwrap_or_default();
+        let len = bytes.len().min(out.len());
+        out[..len].copy_from_slice(&bytes[..len]);
+    }
+
+    fn write_config(&self, offset: usize, data: &[u8]) -> Result<(), ConfigRefused> {
+        let call = |py: Python<'_>| {
+            let bytes = PyBytes::new(py, data);
+            self.callee.object.call_method1(py, "write_config", (offset, bytes)).map(drop)
+        };
+        let refused = || ConfigRefused(format!("offset {offset}: write_config raised"));
+        self.callee.ask("write_config", call).ok_or_else(refused)
+    }
+
+    fn negotiated(&self, features: u64) {
+        self.callee.negotiated(features);
+    }
+
+    fn started(&self) {
+        self.callee.started();
+    }
+
+    fn stopped(&self) {
+        self.callee.stopped();
+    }
+
+    fn disconnected(&self) {
+        self.callee.disconnected();
+    }
+
+    fn run_worker(&self, body: &mut (dyn FnMut() + Send)) {
+        run_worker(body);
+    }
+
+    fn handle(&self, queue: u16, batch: &mut Batch) {
+        let Some(state) = self.queues.get(usize::from(queue)) else { return };
+        if self.callee.reports.is_stopping() {
+            return;
+        }
+        self.callee.enter(|py| {
+            let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+            self.serve(py, queue, &mut state, batch);
+        });
+    }
+}
+
+impl fmt::Debug for QueueDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "QueueDevice({})", self.callee.name)
+    }
+}

@@ -1,0 +1,80 @@
+//! From the core's errors to Python's exceptions. The only such conversion.
+
+use std::fmt::Display;
+
+use pyo3::exceptions::{PyOSError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::PyType;
+use rustix::io::Errno;
+use vhost_user_core::backend::StartFailed;
+use vhost_user_core::block::InvalidBlock;
+use vhost_user_core::error::HostError;
+use vhost_user_core::socket::SocketError;
+
+/// The class `name` of `vhost_user.errors`. They are written in Python, since some have two bases.
+fn class<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyType>> {
+    static MODULE: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
+    let module =
+        MODULE.get_or_try_init(py, || py.import("vhost_user.errors").map(Bound::unbind))?;
+    Ok(module.bind(py).getattr(name)?.cast_into::<PyType>()?)
+}
+
+/// An exception of a class of `vhost_user.errors`.
+fn raise(py: Python<'_>, name: &str, text: String) -> PyErr {
+    class(py, name).map_or_else(|error| error, |class| PyErr::from_type(class, text))
+}
+
+/// An `OSError` with its number, so that Python picks the subclass.
+fn os_error(errno: Errno, text: &str) -> PyErr {
+    PyOSError::new_err((errno.raw_os_error(), text.to_owned()))
+}
+
+/// `StaleRequestError`: the request is not this caller's any more.
+pub(crate) fn stale(py: Python<'_>, text: &str) -> PyErr {
+    raise(py, "StaleRequestError", text.to_owned())
+}
+
+/// `VhostUserError`: something that cannot be done now.
+pub(crate) fn refused(py: Python<'_>, text: impl Display) -> PyErr {
+    raise(py, "VhostUserError", text.to_string())
+}
+
+/// A failure of the host.
+pub(crate) fn host(error: &HostError) -> PyErr {
+    // The system's words are in the text already; Python puts the number before it.
+    match error.raw_os_error() {
+        Some(errno) => PyOSError::new_err((errno, error.to_string())),
+        None => PyOSError::new_err(error.to_string()),
+    }
+}
+
+/// A failure to make or use a socket.
+pub(crate) fn socket(py: Python<'_>, error: &SocketError) -> PyErr {
+    let text = error.to_string();
+    match error {
+        SocketError::Host(error) => host(error),
+        SocketError::BadPath { .. } | SocketError::NotUnixStream { .. } => {
+            PyValueError::new_err(text)
+        }
+        SocketError::NotASocket { .. } => os_error(Errno::EXIST, &text),
+        SocketError::InUse { .. } => os_error(Errno::ADDRINUSE, &text),
+        SocketError::TimedOut | SocketError::SendStuck { .. } => os_error(Errno::TIMEDOUT, &text),
+        SocketError::PeerGone => os_error(Errno::PIPE, &text),
+        _ => raise(py, "ProtocolError", text),
+    }
+}
+
+/// A back-end that did not start.
+pub(crate) fn start(py: Python<'_>, error: &StartFailed) -> PyErr {
+    match error {
+        StartFailed::Socket(error) => socket(py, error),
+        StartFailed::Host(error) => host(error),
+        StartFailed::NoSuchCpu(_) => PyValueError::new_err(error.to_string()),
+    }
+}
+
+/// A block device that cannot be.
+pub(crate) fn block(error: &InvalidBlock) -> PyErr {
+    PyValueError::new_err(error.to_string())
+}

@@ -1,0 +1,281 @@
+//! What the core and the callbacks have to say, on its way into Python's `logging`.
+//!
+//! Whoever says something puts it into one bounded queue and goes on: nobody in the core ever
+//! waits for the interpreter. One thread, attached to the interpreter for its life and detached
+//! while it waits, hands the records to `logging` in the order in which they came. What does not
+//! fit is counted, and the count is logged.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use pyo3::exceptions::PyResourceWarning;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use crate::report::Reports;
+
+/// Records that may wait. A storm of events is worth its first thousand lines.
+const CAPACITY: usize = 1024;
+
+/// How long a view may keep its request from the driver before somebody is told.
+const HELD_LIMIT: Duration = Duration::from_secs(1);
+
+/// How long [`flush`] waits for the records before it.
+const FLUSH_LIMIT: Duration = Duration::from_secs(2);
+
+/// The levels of Python's `logging`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Level {
+    Debug = 10,
+    Info = 20,
+    Warning = 30,
+    Error = 40,
+}
+
+/// The child of the logger `vhost_user` that a record goes to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Logger {
+    /// The socket, the protocol, the rings.
+    Backend,
+    /// The device's own callbacks.
+    Device,
+}
+
+/// One line for a logger, with the exception that it is about.
+pub(crate) struct Record {
+    pub(crate) logger: Logger,
+    pub(crate) level: Level,
+    pub(crate) text: String,
+    pub(crate) exception: Option<PyErr>,
+}
+
+/// Something that should end soon.
+pub(crate) trait Watched: Send + Sync {
+    /// Whether it has ended.
+    fn is_over(&self) -> bool;
+}
+
+enum Entry {
+    Record(Record),
+    ResourceWarning(String),
+}
+
+struct Watch {
+    deadline: Instant,
+    what: Arc<dyn Watched>,
+    callback: String,
+    reports: Arc<Reports>,
+}
+
+#[derive(Default)]
+struct Queue {
+    entries: VecDeque<Entry>,
+    watches: VecDeque<Watch>,
+    dropped: u64,
+    /// Entries put in and handed over since the process started.
+    put: u64,
+    handed: u64,
+    running: bool,
+    ending: bool,
+}
+
+static QUEUE: Mutex<Option<Queue>> = Mutex::new(None);
+/// Something was put in, or the thread is asked to end.
+static FILLED: Condvar = Condvar::new();
+/// Something was handed over, or the thread has ended.
+static DRAINED: Condvar = Condvar::new();
+
+/// Starts the thread unless it runs.
+pub(crate) fn start() -> std::io::Result<()> {
+    let mut guard = lock();
+    let queue = guard.get_or_insert_default();
+    queue.ending = false;
+    if !queue.running {
+        thread::Builder::new().name("vhost-user-log".into()).spawn(run)?;
+        queue.running = true;
+    }
+    Ok(())
+}
+
+/// Queues a record.
+pub(crate) fn record(record: Record) {
+    put(Entry::Record(record));
+}
+
+/// Queues a `ResourceWarning`.
+pub(crate) fn resource_warning(text: String) {
+    put(Entry::ResourceWarning(text));
+}
+
+/// Warns, or with `on_error="raise"` records an error, if `what` is not over in a second.
+pub(crate) fn watch(what: Arc<dyn Watched>, callback: String, reports: Arc<Reports>) {
+    let deadline = Instant::now() + HELD_LIMIT;
+    let mut guard = lock();
+    let watches = &mut guard.get_or_insert_default().watches;
+    if watches.len() < CAPACITY {
+        watches.push_back(Watch { deadline, what, callback, reports });
+        drop(guard);
+        FILLED.notify_one();
+    }
+}
+
+/// Waits, within a limit, until everything queued so far was handed over. To be called detached.
+pub(crate) fn flush() {
+    let deadline = Instant::now() + FLUSH_LIMIT;
+    let mut guard = lock();
+    let Some(until) = guard.as_ref().map(|queue| queue.put) else { return };
+    while guard.as_ref().is_some_and(|queue| queue.running && queue.handed < until) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return;
+        }
+        guard = DRAINED.wait_timeout(guard, left).unwrap_or_else(PoisonError::into_inner).0;
+    }
+}
+
+/// Hands over what waits and ends the thread, within a limit. To be called detached.
+pub(crate) fn end() {
+    let deadline = Instant::now() + FLUSH_LIMIT;
+    let mut guard = lock();
+    if let Some(queue) = guard.as_mut() {
+        queue.ending = true;
+    }
+    FILLED.notify_all();
+    while guard.as_ref().is_some_and(|queue| queue.running) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return;
+        }
+        guard = DRAINED.wait_timeout(guard, left).unwrap_or_else(PoisonError::into_inner).0;
+    }
+}
+
+fn lock() -> MutexGuard<'static, Option<Queue>> {
+    QUEUE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn put(entry: Entry) {
+    let mut guard = lock();
+    let queue = guard.get_or_insert_default();
+    if queue.entries.len() >= CAPACITY {
+        queue.dropped += 1;
+        // Dropped after the lock: an exception may be in it.
+        drop(guard);
+        drop(entry);
+        return;
+    }
+    queue.entries.push_back(entry);
+    queue.put += 1;
+    drop(guard);
+    FILLED.notify_one();
+}
+
+/// What the thread has to do next.
+enum Work {
+    Hand(Entry, u64),
+    Tell(Watch),
+    End,
+}
+
+fn run() {
+    // `None`: the interpreter is on its way out, nobody reads a log any more.
+    let _ = Python::try_attach(|py| {
+        loop {
+            match py.detach(next) {
+                Work::Hand(entry, dropped) => {
+                    hand_over(py, entry, dropped);
+                    if let Some(queue) = lock().as_mut() {
+                        queue.handed += 1;
+                    }
+                    DRAINED.notify_all();
+                }
+                Work::Tell(watch) => tell(py, watch),
+                Work::End => return,
+            }
+        }
+    });
+    if let Some(queue) = lock().as_mut() {
+        queue.running = false;
+    }
+    DRAINED.notify_all();
+}
+
+fn next() -> Work {
+    let mut guard = lock();
+    loop {
+        let queue = guard.get_or_insert_default();
+        if let Some(entry) = queue.entries.pop_front() {
+            return Work::Hand(entry, std::mem::take(&mut queue.dropped));
+        }
+        if queue.ending {
+            return Work::End;
+        }
+        // In the order of their deadlines, since all have the same limit.
+        while queue.watches.front().is_some_and(|watch| watch.what.is_over()) {
+            queue.watches.pop_front();
+        }
+        let left =
+            queue.watches.front().map(|w| w.deadline.saturating_duration_since(Instant::now()));
+        if left.is_some_and(|left| left.is_zero())
+            && let Some(watch) = queue.watches.pop_front()
+        {
+            return Work::Tell(watch);
+        }
+        let wait = left.unwrap_or(Duration::from_secs(3600));
+        guard = FILLED.wait_timeout(guard, wait).unwrap_or_else(PoisonError::into_inner).0;
+    }
+}
+
+fn hand_over(py: Python<'_>, entry: Entry, dropped: u64) {
+    let result = match entry {
+        Entry::Record(record) => log(py, record),
+        Entry::ResourceWarning(text) => warn(py, &text),
+    };
+    report(py, result);
+    if dropped > 0 {
+        let text = format!("{dropped} log records were dropped: they came too fast");
+        let record =
+            Record { logger: Logger::Backend, level: Level::Warning, text, exception: None };
+        report(py, log(py, record));
+    }
+}
+
+fn log(py: Python<'_>, record: Record) -> PyResult<()> {
+    let name = match record.logger {
+        Logger::Backend => "vhost_user.backend",
+        Logger::Device => "vhost_user.device",
+    };
+    let logger = py.import("logging")?.call_method1("getLogger", (name,))?;
+    let options = PyDict::new(py);
+    if let Some(exception) = record.exception {
+        options.set_item("exc_info", exception.into_value(py))?;
+    }
+    logger.call_method("log", (record.level as u8, "%s", record.text), Some(&options))?;
+    Ok(())
+}
+
+fn warn(py: Python<'_>, text: &str) -> PyResult<()> {
+    py.import("warnings")?.call_method1("warn", (text, py.get_type::<PyResourceWarning>()))?;
+    Ok(())
+}
+
+fn tell(py: Python<'_>, watch: Watch) {
+    let text = format!(
+        "{}: a view of the request's data is still held {HELD_LIMIT:?} after it was answered; the \
+         driver gets it back when the last view is released",
+        watch.callback
+    );
+    if !watch.reports.record_held(py, &text) {
+        report(py, warn(py, &text));
+    }
+}
+
+/// A logging handler or a warnings filter has failed; there is nobody else to tell.
+fn report(py: Python<'_>, result: PyResult<()>) {
+    if let Err(error) = result {
+        error.write_unraisable(py, None);
+    }
+}

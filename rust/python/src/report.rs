@@ -1,0 +1,214 @@
+//! What becomes of an exception in a callback: a status for the driver, a log record, and
+//! whatever `on_error` asks for.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use pyo3::exceptions::{PyBufferError, PyException, PyNotImplementedError, PyOSError};
+use pyo3::prelude::*;
+use pyo3::types::PyType;
+
+use crate::log::{self, Level, Logger, Record};
+
+/// How often repeats of a known kind of error are summed up.
+const SUMMARY_EVERY: Duration = Duration::from_secs(10);
+
+/// Kinds told apart. A device that makes up exception classes gets no table without end.
+const MAX_KINDS: usize = 256;
+
+/// What `on_error` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OnError {
+    /// Log it and go on.
+    Report,
+    /// Also keep it, for the front-end in the same process to raise.
+    Raise,
+    /// Also stop the back-end, and let `run()` raise it.
+    Stop,
+}
+
+/// What the driver is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// The request failed.
+    Failed,
+    /// The device does not do that.
+    Unsupported,
+}
+
+/// Which callback failed, on what. Its text is only made when it is needed.
+pub(crate) struct Context<'a> {
+    pub(crate) callback: &'static str,
+    pub(crate) request: &'a dyn fmt::Display,
+}
+
+/// The errors of one device's callbacks.
+pub(crate) struct Reports {
+    label: String,
+    on_error: OnError,
+    state: Mutex<State>,
+    /// Asks the back-end to stop.
+    stop: OnceLock<Box<dyn Fn() + Send + Sync>>,
+}
+
+#[derive(Default)]
+struct State {
+    kinds: HashMap<(usize, &'static str), Kind>,
+    /// Mistakes that were told.
+    mistakes: HashSet<&'static str>,
+    /// The error that stopped the back-end, or that a front-end may raise.
+    failure: Option<PyErr>,
+    stopping: bool,
+}
+
+struct Kind {
+    name: String,
+    /// Keeps the class alive, so that its address names no other.
+    _class: Py<PyType>,
+    repeats: u64,
+    last_told: Instant,
+}
+
+impl Reports {
+    /// `label` stands before each line.
+    pub(crate) fn new(label: String, on_error: OnError) -> Self {
+        Self { label, on_error, state: Mutex::default(), stop: OnceLock::new() }
+    }
+
+    /// Says how to stop the back-end, once it has started.
+    pub(crate) fn set_stop(&self, stop: impl Fn() + Send + Sync + 'static) {
+        let _ = self.stop.set(Box::new(stop));
+        if self.is_stopping()
+            && let Some(stop) = self.stop.get()
+        {
+            stop();
+        }
+    }
+
+    /// Whether an error has asked for the end: no further callback is wanted.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.lock().stopping
+    }
+
+    /// Takes the error that `run()`, or a front-end in this process, is to raise.
+    pub(crate) fn take_failure(&self) -> Option<PyErr> {
+        self.lock().failure.take()
+    }
+
+    /// Deals with an exception that a callback has raised.
+    pub(crate) fn raised(&self, py: Python<'_>, error: PyErr, context: &Context<'_>) -> Fault {
+        let unsupported = error.is_instance_of::<PyNotImplementedError>(py);
+        let fault = if unsupported { Fault::Unsupported } else { Fault::Failed };
+        if !error.is_instance_of::<PyException>(py) {
+            // KeyboardInterrupt, SystemExit: not a failure of the device but a wish.
+            self.stop_for(error.clone_ref(py));
+            let what = error.value(py).get_type();
+            self.say(Level::Info, format!("{}: {what}: stopping", context.callback), None);
+            return fault;
+        }
+        match self.on_error {
+            OnError::Report => {}
+            OnError::Raise => self.keep(error.clone_ref(py)),
+            OnError::Stop => self.stop_for(error.clone_ref(py)),
+        }
+        let quiet = unsupported || error.is_instance_of::<PyOSError>(py);
+        let level = if quiet { Level::Warning } else { Level::Error };
+        self.tell(py, level, error, context);
+        fault
+    }
+
+    /// Records that a view is held for too long; `false` if a warning is to be given instead.
+    pub(crate) fn record_held(&self, py: Python<'_>, text: &str) -> bool {
+        if self.on_error != OnError::Raise {
+            return false;
+        }
+        let error = PyBufferError::new_err(text.to_owned());
+        self.say(Level::Error, text.to_owned(), Some(error.clone_ref(py)));
+        self.keep(error);
+        true
+    }
+
+    /// Logs something about the device that is no exception.
+    pub(crate) fn say(&self, level: Level, text: String, exception: Option<PyErr>) {
+        let text = format!("{}: {text}", self.label);
+        log::record(Record { logger: Logger::Device, level, text, exception });
+    }
+
+    /// Counts a mistake of the device's that is no exception; logs it the first time.
+    pub(crate) fn mistake(&self, what: &'static str, text: impl FnOnce() -> String) {
+        if self.lock().mistakes.insert(what) {
+            self.say(Level::Warning, text(), None);
+        }
+    }
+
+    /// Logs what was counted and not yet said.
+    pub(crate) fn sum_up(&self) {
+        let mut lines = Vec::new();
+        for ((_, callback), kind) in &mut self.lock().kinds {
+            if kind.repeats > 0 {
+                lines.push(kind.summary(callback));
+            }
+        }
+        for line in lines {
+            self.say(Level::Error, line, None);
+        }
+    }
+
+    /// The first of a kind in full, the others as a number from time to time.
+    fn tell(&self, py: Python<'_>, level: Level, error: PyErr, context: &Context<'_>) {
+        let class = error.get_type(py);
+        let key = (class.as_ptr() as usize, context.callback);
+        let mut state = self.lock();
+        if let Some(kind) = state.kinds.get_mut(&key) {
+            kind.repeats += 1;
+            if kind.last_told.elapsed() >= SUMMARY_EVERY {
+                let line = kind.summary(context.callback);
+                drop(state);
+                self.say(level, line, None);
+            }
+            return;
+        }
+        let known = state.kinds.len();
+        drop(state);
+        let name = class.name().map_or_else(|_| "an exception".into(), |name| name.to_string());
+        let text = format!("{} raised {name}: {}", context.callback, context.request);
+        if known < MAX_KINDS {
+            let last_told = Instant::now();
+            let kind = Kind { name, _class: class.unbind(), repeats: 0, last_told };
+            self.lock().kinds.insert(key, kind);
+        }
+        self.say(level, text, Some(error));
+    }
+
+    /// Keeps the newest error for a front-end to raise.
+    fn keep(&self, error: PyErr) {
+        let former = self.lock().failure.replace(error);
+        // Only now, without the lock: what an exception holds may run code when it goes.
+        drop(former);
+    }
+
+    fn stop_for(&self, error: PyErr) {
+        let mut state = self.lock();
+        state.stopping = true;
+        // The first is the cause; what follows may follow from it.
+        state.failure.get_or_insert(error);
+        drop(state);
+        if let Some(stop) = self.stop.get() {
+            stop();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Kind {
+    fn summary(&mut self, callback: &str) -> String {
+        let repeats = std::mem::take(&mut self.repeats);
+        self.last_told = Instant::now();
+        format!("{callback} raised {} {repeats} more times", self.name)
+    }
+}

@@ -1,0 +1,238 @@
+//! A request in the hands of Python code, from its arrival to its one answer.
+//!
+//! ```text
+//! Idle --begin--> Batch --settle--> Idle            answered by the worker, with its batch
+//!                   |                 ^
+//!                   +--settle, if deferred--> Deferred --answer--> (from any thread)
+//! ```
+//! An answer that is given during the batch is only noted, and carried out by `settle` on the
+//! worker's own thread, where it needs no lock. After that it goes to the ring directly.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use pyo3::prelude::*;
+use pyo3::sync::MutexExt;
+use vhost_user_core::request::{Batch, Stopped};
+
+use crate::buffer::{Back, Lendable, Lent};
+use crate::error::stale;
+use crate::log;
+use crate::report::Reports;
+
+/// A request that can be answered in a batch or later.
+pub(crate) trait Answerable: Lendable {
+    /// Answers on the worker's own thread.
+    fn finish(self, answer: Self::Answer, batch: &mut Batch);
+
+    /// Answers from any thread.
+    fn complete(self, answer: Self::Answer) -> Result<(), Stopped>;
+
+    /// Whether its ring still runs.
+    fn is_live(&self) -> bool;
+}
+
+/// One request and its state. Reused.
+pub(crate) struct Ticket<R: Answerable>(Mutex<State<R>>);
+
+/// What a [`Ticket`] guards.
+pub(crate) struct State<R: Answerable> {
+    pub(crate) lent: Lent<R>,
+    phase: Phase,
+    answer: Option<R::Answer>,
+    deferred: bool,
+    /// For messages: the callback, and where to complain.
+    origin: Option<Arc<Origin>>,
+}
+
+/// Where requests were handed to Python.
+pub(crate) struct Origin {
+    /// As in `RamDisk.on_batch`.
+    pub(crate) callback: String,
+    pub(crate) reports: Arc<Reports>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Idle,
+    Batch,
+    Deferred,
+}
+
+/// What `settle` found.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Settled {
+    /// It is answered, or was before.
+    Done,
+    /// It is not answered, and nobody asked for more time: the default was given.
+    ByDefault,
+    /// It stays with Python.
+    Deferred,
+}
+
+impl<R: Answerable> Default for Ticket<R> {
+    fn default() -> Self {
+        Self(Mutex::new(State {
+            lent: Lent::default(),
+            phase: Phase::Idle,
+            answer: None,
+            deferred: false,
+            origin: None,
+        }))
+    }
+}
+
+impl<R: Answerable> Ticket<R> {
+    /// Takes a request from the batch that is being handled.
+    pub(crate) fn begin(&self, py: Python<'_>, request: R, origin: &Arc<Origin>) {
+        let mut state = self.lock(py);
+        state.lent.begin(request);
+        (state.phase, state.answer, state.deferred) = (Phase::Batch, None, false);
+        if !state.origin.as_ref().is_some_and(|known| Arc::ptr_eq(known, origin)) {
+            state.origin = Some(Arc::clone(origin));
+        }
+    }
+
+    /// Looks at the request.
+    ///
+    /// # Errors
+    /// `StaleRequestError` if it was answered.
+    pub(crate) fn with<T>(
+        &self,
+        py: Python<'_>,
+        look: impl FnOnce(&mut State<R>) -> PyResult<T>,
+    ) -> PyResult<T> {
+        let mut state = self.lock(py);
+        state.open(py)?;
+        look(&mut state)
+    }
+
+    /// Moves data of the request with the interpreter given up, for work that takes long.
+    ///
+    /// # Errors
+    /// `StaleRequestError` if it was answered; what `work` says.
+    pub(crate) fn detached<T: Send>(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&mut Lent<R>) -> T + Send,
+    ) -> PyResult<T> {
+        // The lock is taken and given back inside: nobody waits for the interpreter with it.
+        let done = py.detach(|| {
+            let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            state.is_open().then(|| work(&mut state.lent))
+        });
+        done.ok_or_else(|| stale(py, ANSWERED))
+    }
+
+    /// Answers.
+    ///
+    /// # Errors
+    /// `StaleRequestError` if it was answered before or its ring has stopped.
+    pub(crate) fn answer(&self, py: Python<'_>, answer: R::Answer) -> PyResult<()> {
+        let mut state = self.lock(py);
+        state.open(py)?;
+        state.answer = Some(answer);
+        if state.phase == Phase::Batch {
+            let live = state.lent.request().is_some_and(R::is_live);
+            return if live { Ok(()) } else { Err(stale(py, &Stopped.to_string())) };
+        }
+        state.phase = Phase::Idle;
+        let origin = state.origin.clone();
+        let back = state.lent.end(move |request| {
+            // The ring may have stopped meanwhile: then it went back when it did.
+            let _ = request.complete(answer);
+        });
+        drop(state);
+        match back {
+            Back::Free(request) => request.complete(answer).map_err(|e| stale(py, &e.to_string())),
+            Back::Held(hold) => {
+                watch(hold, origin);
+                Ok(())
+            }
+            Back::Nothing => Ok(()),
+        }
+    }
+
+    /// Notes the answer that `work` comes to, for a worker that is detached from the interpreter
+    /// and about to settle.
+    pub(crate) fn answer_with(&self, work: impl FnOnce(&mut Lent<R>) -> Option<R::Answer>) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.phase == Phase::Batch && state.answer.is_none() {
+            state.answer = work(&mut state.lent);
+        }
+    }
+
+    /// Keeps the request past the callback.
+    pub(crate) fn defer(&self, py: Python<'_>) -> PyResult<()> {
+        self.with(py, |state| {
+            state.deferred = true;
+            Ok(())
+        })
+    }
+
+    /// The callback is over: answers what is to be answered now. `decide` gets the answer that
+    /// was given, if any, and says which it is to be.
+    pub(crate) fn settle(
+        &self,
+        py: Python<'_>,
+        batch: &mut Batch,
+        decide: impl FnOnce(Option<R::Answer>, &R) -> R::Answer,
+    ) -> Settled {
+        let mut state = self.lock(py);
+        if state.phase != Phase::Batch {
+            return Settled::Done;
+        }
+        let settled = match state.answer {
+            Some(_) => Settled::Done,
+            None if state.deferred => {
+                state.phase = Phase::Deferred;
+                return Settled::Deferred;
+            }
+            None => Settled::ByDefault,
+        };
+        let Some(request) = state.lent.request() else { return Settled::Done };
+        let answer = decide(state.answer, request);
+        state.phase = Phase::Idle;
+        let origin = state.origin.clone();
+        let back = state.lent.end(move |request| {
+            let _ = request.complete(answer);
+        });
+        drop(state);
+        match back {
+            Back::Free(request) => request.finish(answer, batch),
+            Back::Held(hold) => watch(hold, origin),
+            Back::Nothing => {}
+        }
+        settled
+    }
+
+    /// Whether a deferred request is still without an answer.
+    pub(crate) fn is_forgotten(&mut self) -> Option<Arc<Origin>> {
+        let state = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let forgotten = state.phase == Phase::Deferred;
+        if forgotten { state.origin.take() } else { None }
+    }
+
+    fn lock(&self, py: Python<'_>) -> MutexGuard<'_, State<R>> {
+        // Gives up the interpreter while it waits, if it has to.
+        self.0.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a method of an answered request says.
+const ANSWERED: &str = "the request was answered before";
+
+impl<R: Answerable> State<R> {
+    fn is_open(&self) -> bool {
+        self.phase != Phase::Idle && self.answer.is_none()
+    }
+
+    fn open(&self, py: Python<'_>) -> PyResult<()> {
+        if self.is_open() { Ok(()) } else { Err(stale(py, ANSWERED)) }
+    }
+}
+
+fn watch(hold: Arc<crate::buffer::Hold>, origin: Option<Arc<Origin>>) {
+    if let Some(origin) = origin {
+        log::watch(hold, origin.callback.clone(), Arc::clone(&origin.reports));
+    }
+}

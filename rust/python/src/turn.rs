@@ -1,0 +1,85 @@
+//! Whose turn it is to call a device that takes one call at a time.
+
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// A lock that can be waited for with a limit. It is taken *before* attaching to the interpreter:
+/// a callback that waits for something gives up the interpreter, but not its turn.
+#[derive(Debug, Default)]
+pub(crate) struct Turn {
+    /// Calls may overlap: there is nothing to wait for.
+    free_for_all: bool,
+    taken: Mutex<bool>,
+    given_back: Condvar,
+}
+
+/// Gives the turn back when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Taken<'a>(&'a Turn);
+
+impl Turn {
+    /// `thread_safe`: the device takes any number of calls at once.
+    pub(crate) fn new(thread_safe: bool) -> Self {
+        Self { free_for_all: thread_safe, ..Self::default() }
+    }
+
+    /// Waits for the turn.
+    pub(crate) fn take(&self) -> Taken<'_> {
+        if !self.free_for_all {
+            let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+            while *taken {
+                taken = self.given_back.wait(taken).unwrap_or_else(PoisonError::into_inner);
+            }
+            *taken = true;
+        }
+        Taken(self)
+    }
+
+    /// Waits for the turn, but no longer than `limit`.
+    pub(crate) fn take_within(&self, limit: Duration) -> Option<Taken<'_>> {
+        if !self.free_for_all {
+            let deadline = Instant::now() + limit;
+            let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+            while *taken {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return None;
+                }
+                let waited = self.given_back.wait_timeout(taken, left);
+                taken = waited.unwrap_or_else(PoisonError::into_inner).0;
+            }
+            *taken = true;
+        }
+        Some(Taken(self))
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        if !self.0.free_for_all {
+            *self.0.taken.lock().unwrap_or_else(PoisonError::into_inner) = false;
+            self.0.given_back.notify_one();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_taken_turn_is_waited_for_no_longer_than_the_limit() {
+        let turn = Turn::new(false);
+        let taken = turn.take();
+        assert!(turn.take_within(Duration::from_millis(1)).is_none());
+        drop(taken);
+        assert!(turn.take_within(Duration::from_millis(1)).is_some());
+    }
+
+    #[test]
+    fn a_thread_safe_device_is_never_waited_for() {
+        let turn = Turn::new(true);
+        let _one = turn.take();
+        let _other = turn.take();
+    }
+}
