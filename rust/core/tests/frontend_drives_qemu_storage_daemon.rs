@@ -1,17 +1,13 @@
 //! The built-in front-end against a back-end that shares no code with it: the vhost-user-blk
 //! export of qemu-storage-daemon (Debian package `qemu-utils`).
 
-#[path = "support/directory.rs"]
-mod directory;
-#[path = "support/storage_daemon.rs"]
-mod storage_daemon;
+mod support;
 
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use directory::Directory;
-use storage_daemon::StorageDaemon;
+use support::{Directory, StorageDaemon};
 use vhost_user_core::frontend::block::{Op, feature};
 use vhost_user_core::frontend::load::{self, Access, Limit, LoadOptions, Pattern, Verify};
 use vhost_user_core::frontend::{BlockDriver, BlockOptions, BlockStatus, Client, FrontendError};

@@ -1,13 +1,13 @@
 //! The project's two ends on one socket.
 
-#[path = "support/directory.rs"]
-mod directory;
+#[allow(dead_code)] // Each test program uses a part of it.
+mod support;
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use directory::Directory;
+use support::Directory;
 use vhost_user_core::backend::{Backend, Event, Observer, Options};
 use vhost_user_core::block::{self, BlockDevice, FileDisk};
 use vhost_user_core::frontend::block::Op;
