@@ -134,6 +134,25 @@ impl Driver {
         self.answer(&chain)
     }
 
+    /// Makes a request available again and again without laying it out anew, and has `device`
+    /// handle it each time.
+    pub(super) fn repeat(
+        &mut self,
+        device: &dyn Device,
+        read: &[u8],
+        writable: usize,
+        mut go_on: impl FnMut(Answer) -> bool,
+    ) {
+        let chain = self.lay_out(read, writable, &[]);
+        loop {
+            self.make_available(&chain);
+            self.work(device);
+            if !go_on(self.answer(&chain)) {
+                return;
+            }
+        }
+    }
+
     /// Lays out a request, makes it available and pops it, as a worker would hand it over.
     pub(super) fn pop(&mut self, read: &[u8], writable: usize) -> Request {
         let chain = self.lay_out(read, writable, &[]);
