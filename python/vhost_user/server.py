@@ -25,7 +25,7 @@ State: TypeAlias = Literal[
 DRAIN = 5.0
 """Seconds that requests in flight have when a back-end stops."""
 
-EXIT_LIMIT = 4.0
+EXIT_LIMIT = 3.0
 """Seconds for all back-ends that still run when the interpreter exits."""
 
 _running: set[Backend] = set()

@@ -39,7 +39,7 @@ TESTS_MAY_NAME = {"block": {"ring", "address"}}
 end of what the module serves."""
 
 UNSAFE_CORE = re.compile(r"sys/\w+\.rs|memory/view\.rs|xen/linux\.rs")
-UNSAFE_PYTHON = re.compile(r"buffer\.rs")
+UNSAFE_PYTHON = re.compile(r"(buffer|call)\.rs")
 """The files of each crate in which `unsafe` may stand, relative to `src`."""
 
 FOREIGN = ("pyo3", "PyO3")

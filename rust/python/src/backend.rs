@@ -4,11 +4,11 @@ use std::num::NonZeroU16;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pyo3::exceptions::{PyOverflowError, PyValueError};
 use pyo3::prelude::*;
-use vhost_user_core::backend::{self, Event, Observer, Options, Stuck, Threads};
+use vhost_user_core::backend::{self, Event, Observer, Options, State, Stuck, Threads};
 use vhost_user_core::block::{BlockDevice, FileDisk, NullDisk};
 use vhost_user_core::device::Device;
 use vhost_user_core::socket::{Endpoint, ListenOptions};
@@ -20,6 +20,9 @@ use crate::error;
 use crate::log::{self, Level, Logger, Record};
 use crate::report::{OnError, Reports};
 
+/// How long a wait goes on before signals are looked at, as every wait of Python does.
+const SIGNAL_CHECK: Duration = Duration::from_millis(50);
+
 /// A back-end that has started. It ends with `stop`, or with its last reference.
 #[pyclass(frozen, module = "vhost_user._core")]
 pub(crate) struct Backend {
@@ -27,6 +30,8 @@ pub(crate) struct Backend {
     core: Option<Arc<backend::Backend>>,
     served: Served,
     reports: Arc<Reports>,
+    /// The process that has the threads.
+    process: u32,
 }
 
 /// The device, by who moves its data.
@@ -97,7 +102,7 @@ impl Backend {
                 core.request_stop();
             }
         });
-        Ok(Self { core: Some(core), served, reports })
+        Ok(Self { core: Some(core), served, reports, process: std::process::id() })
     }
 
     /// "listening", "negotiating", "running", "paused", "draining" or "stopped".
@@ -109,7 +114,17 @@ impl Backend {
     /// Waits until a queue is served; false if that does not come in `timeout` seconds.
     fn wait_running(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
         let limit = timeout.map(seconds).transpose()?;
-        Ok(py.detach(|| self.core().wait_running(limit)))
+        let until = limit.and_then(|limit| Instant::now().checked_add(limit));
+        loop {
+            let left = until.map_or(SIGNAL_CHECK, |t| t.saturating_duration_since(Instant::now()));
+            if py.detach(|| self.core().wait_running(Some(left.min(SIGNAL_CHECK)))) {
+                return Ok(true);
+            }
+            if left.is_zero() || self.core().state() == State::Stopped {
+                return Ok(false);
+            }
+            py.check_signals()?;
+        }
     }
 
     /// Ends the back-end; returns what did not finish in `drain` seconds, as (queue, requests).
@@ -183,6 +198,11 @@ impl Backend {
 impl Drop for Backend {
     fn drop(&mut self) {
         let core = self.core.take();
+        if std::process::id() != self.process {
+            // A fork: the threads that would be waited for are in the parent.
+            std::mem::forget(core);
+            return;
+        }
         // The end waits for workers, and they for the interpreter.
         let _ = Python::try_attach(|py| py.detach(|| drop(core)));
     }

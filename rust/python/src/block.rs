@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use pyo3::prelude::*;
-use pyo3::types::PyList;
+use pyo3::types::{PyBool, PyList};
 use vhost_user_core::block::{
     BlkOp, BlockCore, BlockOptions, BlockRequest as CoreRequest, Geometry, InvalidBlock, Status,
     VIRTIO_ID,
@@ -17,6 +17,7 @@ use vhost_user_core::request::Batch;
 
 use crate::block_request::{BlockRequest, side_of};
 use crate::buffer::{self, Back, Lent, is_unshared};
+use crate::call::call;
 use crate::device::{Callee, run_worker};
 use crate::error;
 use crate::log;
@@ -154,14 +155,18 @@ impl PyBlock {
             BlkOp::GetId => return self.core.finish_id(request, batch),
             BlkOp::Read => return self.transfer(py, calls, lent, request, batch),
             BlkOp::Write => return self.transfer(py, calls, lent, request, batch),
-            BlkOp::Flush => calls.flush.call0(py).map(drop),
+            // Without a callback there is no cache: what was written is where it should be.
+            BlkOp::Flush if !self.flushes => Ok(()),
+            BlkOp::Flush => call(py, &calls.flush, []).map(drop),
             BlkOp::Discard => request.ranges().iter().try_for_each(|range| {
-                calls.discard.call1(py, (range.offset, range.length)).map(drop)
+                let (offset, length) = (number(py, range.offset), number(py, range.length));
+                call(py, &calls.discard, [&offset, &length]).map(drop)
             }),
             BlkOp::WriteZeroes => self.durably(py, calls, || {
+                let unmap = PyBool::new(py, request.unmap());
                 request.ranges().iter().try_for_each(|range| {
-                    let arguments = (range.offset, range.length, request.unmap());
-                    calls.write_zeroes.call1(py, arguments).map(drop)
+                    let (offset, length) = (number(py, range.offset), number(py, range.length));
+                    call(py, &calls.write_zeroes, [&offset, &length, &unmap]).map(drop)
                 })
             }),
         };
@@ -179,16 +184,18 @@ impl PyBlock {
     ) {
         let (shown, side) = (Shown::new(&request), side_of(&request));
         lent.begin(request);
-        let mut call = |method: &Py<PyAny>| {
+        let mut hand_over = |method: &Py<PyAny>| {
             let Some(pane) = lent.pane(py, side)? else { return Ok(()) };
             let view = buffer::view(py, &pane)?;
-            let result = method.call1(py, (shown.offset, &view));
+            let result = call(py, method, [&number(py, shown.offset), view.as_any()]);
             buffer::release(view);
             result.map(drop)
         };
         let (result, origin) = match shown.op {
-            BlkOp::Write => (self.durably(py, calls, || call(&calls.write)), &calls.origins[1]),
-            _ => (call(&calls.read), &calls.origins[0]),
+            BlkOp::Write => {
+                (self.durably(py, calls, || hand_over(&calls.write)), &calls.origins[1])
+            }
+            _ => (hand_over(&calls.read), &calls.origins[0]),
         };
         let status = self.status(py, result, shown.op.name(), &shown);
         let back = lent.end(move |request| {
@@ -216,7 +223,7 @@ impl PyBlock {
         change()?;
         // Asked again: the flush at the switch may have come too early for this change.
         if self.flushes && (before || self.core.write_through()) {
-            calls.flush.call0(py)?;
+            call(py, &calls.flush, [])?;
         }
         Ok(())
     }
@@ -250,7 +257,7 @@ impl PyBlock {
         }
         if result.is_ok() {
             result = PyList::new(py, out.iter().map(|request| request.bind(py)))
-                .and_then(|list| calls.on_batch.call1(py, (list,)).map(drop));
+                .and_then(|list| call(py, &calls.on_batch, [list.as_any()]).map(drop));
         }
         let count = format_args!("{} requests", out.len()).to_string();
         let status = self.status(py, result, "on_batch", &count);
@@ -258,7 +265,7 @@ impl PyBlock {
             py.detach(|| out.iter().for_each(|request| request.get().carry_out()));
         }
         let durable = if through || (self.flushes && self.core.write_through()) {
-            let flushed = calls.flush.call0(py).map(drop);
+            let flushed = call(py, &calls.flush, []).map(drop);
             self.status(py, flushed, "flush", &"after writes, with the write cache off")
         } else {
             Status::Ok
@@ -396,6 +403,13 @@ impl fmt::Display for Shown {
         let Self { op, offset, length, queue } = self;
         write!(f, "{op} of {length} bytes at offset {offset}, queue {queue}")
     }
+}
+
+/// An offset or a length, as Python has it.
+#[inline]
+fn number(py: Python<'_>, value: u64) -> Bound<'_, PyAny> {
+    let Ok(value) = value.into_pyobject(py);
+    value.into_any()
 }
 
 /// The options that a Python block device has as attributes.

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use pyo3::types::PyBytes;
 use vhost_user_core::device::{ConfigRefused, Device};
 use vhost_user_core::request::Batch;
 
+use crate::call::call;
 use crate::log::Level;
 use crate::report::{Context, Reports};
 use crate::request::Queue;
@@ -37,6 +38,8 @@ pub(crate) struct Callee {
     pub(crate) name: String,
     turn: Turn,
     pub(crate) reports: Arc<Reports>,
+    /// The control leg has waited in vain.
+    stuck: AtomicBool,
     /// Grows with each start, when bound methods are looked up again.
     starts: AtomicU64,
 }
@@ -46,8 +49,8 @@ impl Callee {
         let thread_safe = object.getattr("thread_safe")?.is_truthy()?;
         let name = object.get_type().name()?.to_string();
         let turn = Turn::new(thread_safe);
-        let starts = AtomicU64::new(1);
-        Ok(Self { object: object.clone().unbind(), name, turn, reports, starts })
+        let (stuck, starts) = (AtomicBool::new(false), AtomicU64::new(1));
+        Ok(Self { object: object.clone().unbind(), name, turn, reports, stuck, starts })
     }
 
     /// Runs `body` attached to the interpreter, when no other callback runs.
@@ -75,7 +78,7 @@ impl Callee {
 
     /// Calls `name` on the control leg, where nobody waits for an answer.
     pub(crate) fn tell(&self, name: &'static str) {
-        self.ask(name, |py| self.object.call_method0(py, name).map(drop));
+        self.ask(name, |py| call(py, &self.method(py, name)?, []).map(drop));
     }
 
     /// Makes a call on the control leg. `None`: it raised, or the device is stuck in another.
@@ -84,11 +87,15 @@ impl Callee {
         name: &'static str,
         call: impl FnOnce(Python<'_>) -> PyResult<T>,
     ) -> Option<T> {
-        let Some(_turn) = self.turn.take_within(CONTROL_LIMIT) else {
+        // Once is enough to wait for a callback that does not return.
+        let limit = if self.stuck.load(Ordering::Relaxed) { Duration::ZERO } else { CONTROL_LIMIT };
+        let turn = self.turn.take_within(limit);
+        self.stuck.store(turn.is_none(), Ordering::Relaxed);
+        if turn.is_none() {
             let text = format!("{name} was not called: another callback does not return");
             self.reports.say(Level::Error, text, None);
             return None;
-        };
+        }
         let _mark = Mark::set();
         let attached = Python::try_attach(|py| {
             let context = Context { callback: name, request: &"a call from the back-end" };
@@ -199,7 +206,7 @@ impl QueueDevice {
         self.prepare(py, index, state)?;
         let (Some(on_queue), Some(queue)) = (&state.on_queue, &state.queue) else { return Ok(()) };
         queue.get().lend(py, batch);
-        let result = on_queue.call1(py, (queue,));
+        let result = call(py, on_queue, [queue.bind(py).as_any()]);
         let unanswered = queue.get().take_back(py, batch);
         if unanswered > 0 && result.is_ok() {
             self.callee.reports.mistake("on_queue", || {
@@ -255,8 +262,9 @@ impl Device for QueueDevice {
 
     fn write_config(&self, offset: usize, data: &[u8]) -> Result<(), ConfigRefused> {
         let call = |py: Python<'_>| {
-            let bytes = PyBytes::new(py, data);
-            self.callee.object.call_method1(py, "write_config", (offset, bytes)).map(drop)
+            let offset = offset.into_pyobject(py)?.into_any();
+            let bytes = PyBytes::new(py, data).into_any();
+            call(py, &self.callee.method(py, "write_config")?, [&offset, &bytes]).map(drop)
         };
         let refused = || ConfigRefused(format!("offset {offset}: write_config raised"));
         self.callee.ask("write_config", call).ok_or_else(refused)

@@ -8,6 +8,7 @@ mod backend;
 mod block;
 mod block_request;
 mod buffer;
+mod call;
 mod device;
 mod error;
 mod log;

@@ -14,6 +14,7 @@ use pyo3::exceptions::PyResourceWarning;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
+use crate::call::call_with;
 use crate::report::Reports;
 
 /// Records that may wait. A storm of events is worth its first thousand lines.
@@ -249,17 +250,18 @@ fn log(py: Python<'_>, record: Record) -> PyResult<()> {
         Logger::Device => "vhost_user.device",
     };
     let logger = py.import("logging")?.call_method1("getLogger", (name,))?;
+    let arguments = (record.level as u8, "%s", record.text).into_pyobject(py)?;
     let options = PyDict::new(py);
     if let Some(exception) = record.exception {
         options.set_item("exc_info", exception.into_value(py))?;
     }
-    logger.call_method("log", (record.level as u8, "%s", record.text), Some(&options))?;
-    Ok(())
+    call_with(&logger.getattr("log")?, &arguments, &options).map(drop)
 }
 
 fn warn(py: Python<'_>, text: &str) -> PyResult<()> {
-    py.import("warnings")?.call_method1("warn", (text, py.get_type::<PyResourceWarning>()))?;
-    Ok(())
+    let arguments = (text, py.get_type::<PyResourceWarning>()).into_pyobject(py)?;
+    let warn = py.import("warnings")?.getattr("warn")?;
+    call_with(&warn, &arguments, &PyDict::new(py)).map(drop)
 }
 
 fn tell(py: Python<'_>, watch: Watch) {

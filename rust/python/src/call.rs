@@ -1,0 +1,78 @@
+//! Calls of Python code from the package's own threads.
+//!
+//! When the interpreter exits while such a thread is inside Python code, CPython before 3.14 ends
+//! the thread with `pthread_exit` at its next attempt to get the interpreter back. That unwinds
+//! its stack by force, and Rust aborts the process when the unwinding comes to a call that was
+//! declared not to unwind, as all calls of PyO3 are. So the calls here are declared to unwind, and
+//! hold a guard that parks the thread for ever instead: what CPython does itself from 3.14 on.
+//! The process exits meanwhile, with its own exit code.
+#![allow(unsafe_code)] // Calls that may unwind have to be declared here.
+
+use std::mem;
+use std::ptr;
+use std::thread;
+
+use pyo3::ffi::PyObject;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyTuple};
+
+unsafe extern "C-unwind" {
+    fn PyObject_CallFunctionObjArgs(callable: *mut PyObject, ...) -> *mut PyObject;
+    fn PyObject_Call(
+        callable: *mut PyObject,
+        args: *mut PyObject,
+        kwargs: *mut PyObject,
+    ) -> *mut PyObject;
+}
+
+/// Parks its thread for ever when it is dropped, which happens in a forced unwinding only.
+struct Park;
+
+impl Drop for Park {
+    fn drop(&mut self) {
+        loop {
+            thread::park();
+        }
+    }
+}
+
+/// Most arguments of [`call`].
+const MOST: usize = 3;
+
+/// Calls `callable` with at most three positional arguments, and no tuple made for them.
+#[inline]
+pub(crate) fn call<'py, const N: usize>(
+    py: Python<'py>,
+    callable: &Py<PyAny>,
+    arguments: [&Bound<'py, PyAny>; N],
+) -> PyResult<Bound<'py, PyAny>> {
+    const { assert!(N <= MOST) };
+    let mut raw = [ptr::null_mut(); MOST];
+    for (slot, argument) in raw.iter_mut().zip(arguments) {
+        *slot = argument.as_ptr();
+    }
+    let [a, b, c] = raw;
+    let end = ptr::null_mut::<PyObject>();
+    let park = Park;
+    // SAFETY: the thread is attached; all objects are alive while they are borrowed here; the
+    // first null ends the arguments and there is one at the end in any case.
+    let result = unsafe { PyObject_CallFunctionObjArgs(callable.as_ptr(), a, b, c, end) };
+    mem::forget(park);
+    // SAFETY: the result is a new reference, or null with an exception set.
+    unsafe { Bound::from_owned_ptr_or_err(py, result) }
+}
+
+/// Calls `callable` with any arguments.
+pub(crate) fn call_with<'py>(
+    callable: &Bound<'py, PyAny>,
+    arguments: &Bound<'py, PyTuple>,
+    keywords: &Bound<'py, PyDict>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let park = Park;
+    // SAFETY: the thread is attached; all objects are alive while they are borrowed here and have
+    // the types that the call wants.
+    let result = unsafe { PyObject_Call(callable.as_ptr(), arguments.as_ptr(), keywords.as_ptr()) };
+    mem::forget(park);
+    // SAFETY: the result is a new reference, or null with an exception set.
+    unsafe { Bound::from_owned_ptr_or_err(callable.py(), result) }
+}
