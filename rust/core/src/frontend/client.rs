@@ -198,3 +198,7 @@ pub(super) fn read<P: Payload>(message: FrontendMessage, payload: &[u8]) -> Resu
 pub(super) fn copy(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
     Ok(fd.try_clone_to_owned().map_err(|e| HostError::new("copy a descriptor", e))?)
 }
+
+#[cfg(test)]
+#[path = "client_tests.rs"]
+mod tests;

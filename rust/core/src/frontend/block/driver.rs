@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::super::BackendEvent;
 use super::super::client::Client;
@@ -174,14 +174,17 @@ impl BlockDriver {
     /// Waits until the device says that its configuration space changed, and reads it again.
     /// `false`: it did not within `timeout`.
     pub fn wait_config_change(&mut self, timeout: Duration) -> Result<bool> {
-        match self.client.wait_event(timeout)? {
-            Some(BackendEvent::ConfigChange) => {
+        let until = Instant::now() + timeout;
+        while let Some(event) =
+            self.client.wait_event(until.saturating_duration_since(Instant::now()))?
+        {
+            if event == BackendEvent::ConfigChange {
                 let bytes = self.client.config(0, BlockConfig::LEN)?;
                 self.config = BlockConfig::new(&bytes, self.negotiated.features);
-                Ok(true)
+                return Ok(true);
             }
-            Some(BackendEvent::Other(_)) | None => Ok(false),
         }
+        Ok(false)
     }
 
     /// Connects again to the same path, as after a restart of the back-end: new connection, new

@@ -262,3 +262,7 @@ fn slot_bytes(layout: &QueueLayout, data: u64, slots: u64) -> Result<u32> {
     }
     u32::try_from(bytes).map_err(|_| FrontendError::range(format!("a request of {bytes} bytes")))
 }
+
+#[cfg(test)]
+#[path = "queue_tests.rs"]
+mod tests;
