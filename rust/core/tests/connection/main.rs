@@ -3,5 +3,7 @@
 
 mod model;
 mod orders;
+mod property;
+mod random;
 mod rules;
 mod support;

@@ -1,1 +1,399 @@
+//! A second, small state machine, written from the specification and apart from the crate: given
+//! the raw bytes of a message it says what must be answered, what the back-end must be asked to
+//! do and what the state is afterwards.
 
+use super::support::*;
+
+pub(crate) const QUEUES: usize = 3;
+pub(crate) const SLOTS: u64 = 4;
+const VERSION_1: u64 = 1 << 32;
+const BIT_30: u64 = 1 << 30;
+
+/// A message as sent, and how the back-end will behave if it is asked to act.
+#[derive(Clone, Debug)]
+pub(crate) struct Message {
+    pub(crate) number: u32,
+    pub(crate) flags: u32,
+    pub(crate) payload: Vec<u8>,
+    pub(crate) fds: usize,
+    /// The back-end fails.
+    pub(crate) fails: bool,
+    /// Where a ring would be stopped.
+    pub(crate) base: u16,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Ring {
+    size: u32,
+    parts: Option<[u64; 3]>,
+    pub(crate) base: u32,
+    pub(crate) started: bool,
+    pub(crate) enabled: bool,
+    stopped_once: bool,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Model {
+    pub(crate) features: u64,
+    pub(crate) protocol: u64,
+    pub(crate) rings: [Ring; QUEUES],
+    pub(crate) channel: bool,
+    enable_at_start: bool,
+    regions: u64,
+    written_status: u8,
+    reset_needed: bool,
+}
+
+/// How a message says that it was refused.
+#[derive(Clone, Copy)]
+enum Refused {
+    /// 1, if an acknowledgement was asked for.
+    Ack,
+    /// It cannot say it.
+    Close,
+    /// No payload.
+    Empty,
+    /// This number.
+    Code(u64),
+}
+
+/// Needs no protocol feature.
+const FREE: u64 = 0;
+/// Needs something that this back-end never offers.
+const NEVER: u64 = 1 << 63;
+
+/// Number, least and most payload bytes, least and most descriptors, protocol feature, refusal.
+type Row = (u32, (usize, usize), (usize, usize), u64, Refused);
+
+const ROWS: [Row; 44] = [
+    (1, (0, 0), (0, 0), FREE, Refused::Close),
+    (2, (8, 8), (0, 0), FREE, Refused::Ack),
+    (3, (0, 0), (0, 0), FREE, Refused::Ack),
+    (4, (0, 0), (0, 0), FREE, Refused::Ack),
+    (5, (40, 8 + 32 * 32), (1, 32), FREE, Refused::Ack),
+    (6, (16, 16), (1, 1), NEVER, Refused::Close),
+    (7, (0, 0), (1, 1), NEVER, Refused::Ack),
+    (8, (8, 8), (0, 0), FREE, Refused::Ack),
+    (9, (40, 40), (0, 0), FREE, Refused::Ack),
+    (10, (8, 8), (0, 0), FREE, Refused::Ack),
+    (11, (8, 8), (0, 0), FREE, Refused::Close),
+    (12, (8, 8), (0, 1), FREE, Refused::Ack),
+    (13, (8, 8), (0, 1), FREE, Refused::Ack),
+    (14, (8, 8), (0, 1), FREE, Refused::Ack),
+    (15, (0, 0), (0, 0), FREE, Refused::Close),
+    (16, (8, 8), (0, 0), FREE, Refused::Ack),
+    (17, (0, 0), (0, 0), 1 << 0, Refused::Close),
+    (18, (8, 8), (0, 0), FREE, Refused::Ack),
+    (19, (8, 8), (0, 0), NEVER, Refused::Ack),
+    (20, (8, 8), (0, 0), NEVER, Refused::Ack),
+    (21, (0, 8), (1, 1), 1 << 5, Refused::Ack),
+    (22, (32, 32), (0, 0), NEVER, Refused::Code(1)),
+    (23, (8, 8), (0, 0), NEVER, Refused::Ack),
+    (24, (12, 4096), (0, 0), 1 << 9, Refused::Empty),
+    (25, (12, 4096), (0, 0), 1 << 9, Refused::Ack),
+    (26, (0, 4096), (0, 0), NEVER, Refused::Close),
+    (27, (8, 8), (0, 0), NEVER, Refused::Ack),
+    (28, (0, 0), (0, 0), NEVER, Refused::Empty),
+    (29, (0, 0), (0, 0), NEVER, Refused::Ack),
+    (30, (0, 0), (0, 0), NEVER, Refused::Code(1)),
+    (31, (20, 24), (0, 0), NEVER, Refused::Close),
+    (32, (20, 24), (1, 1), NEVER, Refused::Ack),
+    (33, (0, 0), (1, 1), NEVER, Refused::Ack),
+    (34, (0, 0), (0, 0), 1 << 13, Refused::Ack),
+    (35, (8, 8), (0, 0), NEVER, Refused::Ack),
+    (36, (0, 0), (0, 0), 1 << 15, Refused::Close),
+    (37, (40, 40), (1, 1), 1 << 15, Refused::Ack),
+    (38, (40, 40), (0, 1), 1 << 15, Refused::Ack),
+    (39, (8, 8), (0, 0), 1 << 16, Refused::Ack),
+    (40, (0, 0), (0, 0), 1 << 16, Refused::Close),
+    (41, (16, 16), (0, 0), NEVER, Refused::Empty),
+    (42, (8, 8), (1, 1), NEVER, Refused::Code(0x101)),
+    (43, (0, 0), (0, 0), NEVER, Refused::Code(1)),
+    (44, (0, 0), (0, 0), NEVER, Refused::Close),
+];
+
+/// What a message that is not refused leads to: its answer, if it has one of its own, and what
+/// the back-end is asked to do.
+type Effect = (Option<Vec<u8>>, Option<Deed>);
+
+impl Model {
+    /// What must come back, and what the back-end must be asked to do; the state moves on.
+    pub(crate) fn expect(&mut self, message: &Message) -> (Said, Option<Deed>) {
+        if message.flags != PLAIN && message.flags != NEED_REPLY {
+            return (Said::Closed, None);
+        }
+        let mut next = self.clone();
+        let effect = next.admit(message).and_then(|()| next.apply(message));
+        let Some((answer, deed)) = effect else {
+            return (refusal(message), None);
+        };
+        if deed.is_some() && message.fails {
+            return (refusal(message), deed);
+        }
+        *self = next;
+        let said = match answer {
+            Some(payload) => Said::Reply(payload),
+            None if message.flags == NEED_REPLY => ack(),
+            None => Said::Nothing,
+        };
+        (said, deed)
+    }
+
+    pub(crate) fn status(&self) -> u8 {
+        self.written_status | if self.reset_needed { 0x40 } else { 0 }
+    }
+
+    pub(crate) fn reset_needed(&mut self) {
+        self.reset_needed = true;
+    }
+
+    /// Fresh, negotiated, memory set, started, stopped, broken: as far as the connection has got.
+    pub(crate) fn stage(&self) -> usize {
+        let any = |test: fn(&Ring) -> bool| self.rings.iter().any(test);
+        match () {
+            () if self.reset_needed => 5,
+            () if any(|ring| ring.started) => 3,
+            () if any(|ring| ring.stopped_once) => 4,
+            () if self.regions > 0 => 2,
+            () if self.features != 0 || self.protocol != 0 => 1,
+            () => 0,
+        }
+    }
+
+    fn admit(&self, message: &Message) -> Option<()> {
+        let &(_, bytes, fds, needs, _) = ROWS.iter().find(|row| row.0 == message.number)?;
+        let fits = self.protocol & needs == needs
+            && (bytes.0..=bytes.1).contains(&message.payload.len())
+            && (fds.0..=fds.1).contains(&message.fds);
+        fits.then_some(())
+    }
+
+    fn apply(&mut self, message: &Message) -> Option<Effect> {
+        let payload = &message.payload[..];
+        match message.number {
+            1 => answer(word(OFFERED)),
+            2 => self.features(quad(payload, 0), message.flags),
+            3 | 4 => nothing(),
+            5 => self.table(payload, message.fds),
+            8 => {
+                let num = long(payload, 4);
+                let fits = num.is_power_of_two() && num <= u32::from(MAX_QUEUE_SIZE);
+                self.stopped_ring(payload)?.size = fits.then_some(num)?;
+                nothing()
+            }
+            9 => self.addresses(payload),
+            10 => {
+                let base = long(payload, 4);
+                self.stopped_ring(payload)?.base = (base <= 0xffff).then_some(base)?;
+                nothing()
+            }
+            11 => self.base(long(payload, 0), message.base),
+            12 => self.kick(payload, message.fds),
+            13 => {
+                let (index, fd) = vring_fd(payload, message.fds)?;
+                deed(Deed::Call { index, fd })
+            }
+            14 => {
+                let (index, fd) = vring_fd(payload, message.fds)?;
+                deed(Deed::Error { index, fd })
+            }
+            15 => answer(word(PROTOCOL)),
+            16 => {
+                let protocol = quad(payload, 0);
+                self.protocol = (protocol & !PROTOCOL == 0).then_some(protocol)?;
+                nothing()
+            }
+            17 => answer(word(QUEUES as u64)),
+            18 => {
+                let (index, num) = (long(payload, 0), long(payload, 4));
+                let enabled = [false, true].into_iter().nth(num as usize)?;
+                self.rings.get_mut(index as usize)?.enabled = enabled;
+                deed(Deed::Enable { index: index as u16, enabled })
+            }
+            21 => {
+                self.channel = matches!(payload.len(), 0 | 8).then_some(true)?;
+                deed(Deed::Channel)
+            }
+            24 => {
+                let (offset, data) = config_range(payload, 0x1000)?;
+                let size = data.len() as u32;
+                let bytes = config_bytes(offset, size);
+                let reply = config(offset, long(payload, 8), &bytes);
+                Some((Some(reply), Some(Deed::ReadConfig { offset, size })))
+            }
+            25 => {
+                let (offset, data) = config_range(payload, CONFIG_LEN as u64)?;
+                deed(Deed::WriteConfig { offset, data: data.to_vec() })
+            }
+            34 => {
+                self.reset();
+                deed(Deed::Reset)
+            }
+            36 => answer(word(SLOTS)),
+            37 => {
+                let region = good_region(payload, 8)?;
+                self.regions = (self.regions < SLOTS).then_some(self.regions + 1)?;
+                deed(Deed::AddRegion(region))
+            }
+            38 => {
+                let [guest, size, user, _] = good_region(payload, 8)?;
+                self.regions = self.regions.checked_sub(1)?;
+                deed(Deed::RemoveRegion([guest, size, user]))
+            }
+            39 => self.set_status(quad(payload, 0)),
+            40 => answer(word(self.status().into())),
+            number => panic!("message {number} needs what is never offered"),
+        }
+    }
+
+    fn features(&mut self, features: u64, flags: u32) -> Option<Effect> {
+        if features & !OFFERED != 0 {
+            return None;
+        }
+        if self.features == 0 && flags == PLAIN && features < VERSION_1 {
+            return nothing();
+        }
+        let running = self.rings.iter().any(|ring| ring.started);
+        if features & VERSION_1 == 0 || (running && features != self.features) {
+            return None;
+        }
+        let enable_all = features & BIT_30 == 0;
+        self.features = features;
+        self.enable_at_start = enable_all;
+        if enable_all {
+            self.rings.iter_mut().for_each(|ring| ring.enabled = true);
+        }
+        deed(Deed::Features { features, enable_all })
+    }
+
+    fn table(&mut self, payload: &[u8], fds: usize) -> Option<Effect> {
+        let count = long(payload, 0) as usize;
+        if count == 0 || count != fds || payload.len() != 8 + 32 * count {
+            return None;
+        }
+        self.regions = count as u64;
+        let regions = (0..count).map(|n| good_region(payload, 8 + 32 * n)).collect::<Option<_>>();
+        deed(Deed::SetMemory(regions?))
+    }
+
+    fn addresses(&mut self, payload: &[u8]) -> Option<Effect> {
+        let ring = self.rings.get_mut(long(payload, 0) as usize)?;
+        let parts = [quad(payload, 8), quad(payload, 24), quad(payload, 16)];
+        let aligned = parts[0] & 15 == 0 && parts[1] & 1 == 0 && parts[2] & 3 == 0;
+        let changed = ring.parts != Some(parts);
+        if long(payload, 4) != 0 || !aligned || (ring.started && changed) {
+            return None;
+        }
+        ring.parts = Some(parts);
+        nothing()
+    }
+
+    fn base(&mut self, index: u32, stopped_at: u16) -> Option<Effect> {
+        let ring = self.rings.get_mut(index as usize)?;
+        if !ring.started {
+            return answer(state(index, ring.base));
+        }
+        ring.started = false;
+        ring.stopped_once = true;
+        ring.base = stopped_at.into();
+        let stop = Deed::Stop { index: index as u16 };
+        Some((Some(state(index, stopped_at.into())), Some(stop)))
+    }
+
+    fn kick(&mut self, payload: &[u8], fds: usize) -> Option<Effect> {
+        let (index, fd) = vring_fd(payload, fds)?;
+        let can_start = self.regions > 0 && self.features & VERSION_1 != 0;
+        let enable_at_start = self.enable_at_start;
+        let ring = &mut self.rings[usize::from(index)];
+        if ring.started {
+            return deed(Deed::ReplaceKick { index, fd });
+        }
+        if ring.size == 0 || !can_start {
+            return None;
+        }
+        ring.started = true;
+        ring.enabled |= enable_at_start;
+        deed(Deed::Start {
+            index,
+            size: ring.size as u16,
+            parts: ring.parts?,
+            base: ring.base as u16,
+            enabled: ring.enabled,
+            features: self.features & DEVICE_FEATURES,
+        })
+    }
+
+    fn set_status(&mut self, value: u64) -> Option<Effect> {
+        let byte = u8::try_from(value).ok()?;
+        if byte == 0 {
+            self.reset();
+            return deed(Deed::Status(0));
+        }
+        let unhappy = if self.features & VERSION_1 == 0 { 0x8 } else { 0 };
+        self.written_status = byte & !unhappy;
+        deed(Deed::Status(byte & !unhappy))
+    }
+
+    fn reset(&mut self) {
+        self.rings = Default::default();
+        self.written_status = 0;
+        self.reset_needed = false;
+    }
+
+    fn stopped_ring(&mut self, payload: &[u8]) -> Option<&mut Ring> {
+        self.rings.get_mut(long(payload, 0) as usize).filter(|ring| !ring.started)
+    }
+}
+
+fn refusal(message: &Message) -> Said {
+    let row = ROWS.iter().find(|row| row.0 == message.number);
+    match row.map_or(Refused::Ack, |row| row.4) {
+        Refused::Ack if message.flags == NEED_REPLY => nack(),
+        Refused::Ack | Refused::Close => Said::Closed,
+        Refused::Empty => Said::Refused(vec![]),
+        Refused::Code(code) => Said::Refused(word(code)),
+    }
+}
+
+fn nothing() -> Option<Effect> {
+    Some((None, None))
+}
+
+fn answer(payload: Vec<u8>) -> Option<Effect> {
+    Some((Some(payload), None))
+}
+
+fn deed(deed: Deed) -> Option<Effect> {
+    Some((None, Some(deed)))
+}
+
+fn long(payload: &[u8], offset: usize) -> u32 {
+    u32::from_ne_bytes(payload[offset..offset + 4].try_into().unwrap())
+}
+
+fn quad(payload: &[u8], offset: usize) -> u64 {
+    u64::from_ne_bytes(payload[offset..offset + 8].try_into().unwrap())
+}
+
+/// The index of an existing ring, and whether there is a descriptor.
+fn vring_fd(payload: &[u8], fds: usize) -> Option<(u16, bool)> {
+    let value = quad(payload, 0);
+    let (index, without) = (value & 0xff, value & 0x100 != 0);
+    let good = value < 0x200 && index < QUEUES as u64 && without == (fds == 0);
+    good.then_some((index as u16, fds == 1))
+}
+
+fn good_region(payload: &[u8], at: usize) -> Option<RawRegion> {
+    let raw @ [guest, size, user, offset] = [0, 8, 16, 24].map(|n| quad(payload, at + n));
+    let ends = [guest, user, offset].map(|start| u128::from(start) + u128::from(size));
+    let good = size > 0 && size <= 1 << 46 && ends.iter().all(|end| *end < 1 << 64);
+    good.then_some(raw)
+}
+
+fn config_range(payload: &[u8], limit: u64) -> Option<(u32, &[u8])> {
+    let (offset, size, flags) = (long(payload, 0), long(payload, 4), long(payload, 8));
+    let data = &payload[12..];
+    let end = u64::from(offset) + u64::from(size);
+    let good = size > 0 && size as usize == data.len() && end <= limit && flags < 4;
+    good.then_some((offset, data))
+}
