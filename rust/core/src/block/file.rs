@@ -221,11 +221,12 @@ fn may_lose_data(error: &io::Error) -> bool {
     error.raw_os_error().is_none_or(|number| !harmless.contains(&number))
 }
 
-/// `false` for what this image cannot do, so that the caller does it in another way.
+/// `false` for what this image cannot do, so that the caller does it in another way. A range that
+/// is no whole number of a block device's blocks is invalid to it.
 fn supported(done: io::Result<()>) -> io::Result<bool> {
-    match done {
-        Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(false),
-        done => done.map(|()| true),
+    match done.as_ref().map_err(io::Error::kind) {
+        Err(io::ErrorKind::Unsupported | io::ErrorKind::InvalidInput) => Ok(false),
+        _ => done.map(|()| true),
     }
 }
 

@@ -8,6 +8,7 @@ mod image;
 mod layout;
 mod refusals;
 mod space;
+mod switch;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
