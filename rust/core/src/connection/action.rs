@@ -158,7 +158,7 @@ pub enum Action {
         /// The bytes.
         data: Vec<u8>,
     },
-    /// The driver's status byte changed; 0 resets the device.
+    /// The driver wrote its status byte; 0 resets the device.
     Status(u8),
     /// Stop all rings and put the device into its initial state; memory stays mapped.
     Reset,

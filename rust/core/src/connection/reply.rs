@@ -27,10 +27,17 @@ impl Request {
     /// The request had no effect: said in the message's own error form, or with a non-zero
     /// acknowledgement if one was asked for, or by closing the connection.
     pub(super) fn refuse(self, why: Refusal) -> Step {
-        let why = Refusal(format!("{}: {why}", self.name()));
         match self.error_payload() {
             Some(payload) => Step::Refuse { reply: self.reply(payload), why },
             None => Step::Close(why),
+        }
+    }
+
+    /// The reason with the message's name in front.
+    pub(super) fn named(self, why: Refusal) -> Refusal {
+        match self.message {
+            Some(message) => Refusal(format!("{}: {why}", message.name())),
+            None => Refusal(format!("message {}: {why}", self.number)),
         }
     }
 
@@ -41,13 +48,6 @@ impl Request {
             Answer::Always { error: ErrorForm::None, .. } => None,
             Answer::Always { error: ErrorForm::Empty, .. } => Some(Vec::new()),
             Answer::Always { error: ErrorForm::Value(value), .. } => Some(value.to_bytes()),
-        }
-    }
-
-    fn name(self) -> String {
-        match self.message {
-            Some(message) => message.name().to_owned(),
-            None => format!("message {}", self.number),
         }
     }
 
@@ -68,7 +68,7 @@ mod tests {
     fn refusal(number: u32, need_reply: bool) -> Option<(u32, Vec<u8>)> {
         match request(number, need_reply).refuse(Refusal("why".to_owned())) {
             Step::Refuse { reply, why } => {
-                assert!(why.0.ends_with(": why"));
+                assert_eq!(why.0, "why");
                 assert_eq!(reply.header.request, number);
                 Some((reply.header.flags.bits(), reply.payload))
             }
@@ -103,6 +103,13 @@ mod tests {
             let error_and_no_fd = vec![1, 1, 0, 0, 0, 0, 0, 0];
             assert_eq!(refusal(42, need_reply), Some((0x5, error_and_no_fd)));
         }
+    }
+
+    #[test]
+    fn a_reason_names_its_message() {
+        let why = Refusal("size 3".to_owned());
+        assert_eq!(request(8, false).named(why.clone()).0, "SET_VRING_NUM: size 3");
+        assert_eq!(request(45, false).named(why).0, "message 45: size 3");
     }
 
     #[test]

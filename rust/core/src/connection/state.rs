@@ -115,6 +115,7 @@ impl Connection {
             return Step::Close(Refusal("an outcome came without an action".to_owned()));
         };
         match outcome {
+            // The back-end has named the message itself.
             Outcome::Failed(why) => request.refuse(why),
             outcome => {
                 let handled = self.commit(commit, outcome);
@@ -247,7 +248,7 @@ impl Connection {
                 self.pending = Some(Pending { request, commit });
                 Step::Act(action)
             }
-            Err(why) => request.refuse(why),
+            Err(why) => request.refuse(request.named(why)),
         }
     }
 
@@ -270,8 +271,8 @@ impl Connection {
             Commit::Regions(count) => self.regions = count,
             Commit::Start { index, enabled } => self.change(index, |ring| ring.start(enabled)),
             Commit::Enable { index, enabled } => self.change(index, |ring| ring.enable(enabled)),
-            Commit::Status(0) | Commit::Reset => self.reset(),
             Commit::Status(byte) => self.status.set(byte),
+            Commit::Reset => self.reset(),
             Commit::BackendChannel => self.backend_channel = true,
             Commit::Stop { .. } | Commit::ReadConfig { .. } => {
                 return Err(Refusal("the back-end reported no result".to_owned()));

@@ -41,8 +41,12 @@ impl Connection {
         let value: u64 = read(frame)?;
         let byte = u8::try_from(value)
             .map_err(|_| Refusal(format!("status {value:#x} is more than 8 bits")))?;
-        let byte = if self.has_required_features() { byte } else { byte & !FEATURES_OK };
-        Ok(Verdict::Act(Action::Status(byte), Commit::Status(byte)))
+        let commit = match byte {
+            0 => Commit::Reset,
+            _ if self.has_required_features() => Commit::Status(byte),
+            _ => Commit::Status(byte & !FEATURES_OK),
+        };
+        Ok(Verdict::Act(Action::Status(byte), commit))
     }
 
     /// All rings stopped, disabled and forgotten, status 0. Features, memory and the back-end's

@@ -331,7 +331,7 @@ impl Model {
         }
         let unhappy = if self.features & VERSION_1 == 0 { 0x8 } else { 0 };
         self.written_status = byte & !unhappy;
-        deed(Deed::Status(byte & !unhappy))
+        deed(Deed::Status(byte))
     }
 
     fn reset(&mut self) {

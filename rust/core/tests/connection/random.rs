@@ -138,7 +138,7 @@ impl Random {
             GET_CONFIG | SET_CONFIG => self.config(),
             ADD_MEM_REG => (single(self.region()), 1),
             REM_MEM_REG => (single(self.region()), usize::from(self.chance(20))),
-            SET_STATUS => (word(self.pick(&[0, 1, 3, 0xb, 0xf, 0x80, 0x100])), 0),
+            SET_STATUS => (word(self.pick(&[0, 1, 3, 8, 0xb, 0xf, 0x80, 0x100])), 0),
             7 | 33 => (vec![], 1),
             19 | 20 | 23 | 27 | 35 => (word(0), 0),
             32 => (vec![0; 24], 1),

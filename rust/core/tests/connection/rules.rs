@@ -716,6 +716,18 @@ fn features_ok_does_not_stick_without_the_required_features() {
 }
 
 #[test]
+fn a_status_of_which_nothing_sticks_is_not_a_reset() {
+    let mut peer = Peer::new(offer(1));
+    peer.ask(SET_PROTOCOL_FEATURES, word(PROTOCOL));
+    peer.ask(SET_VRING_ENABLE, state(0, 1));
+    peer.deeds.clear();
+    assert_eq!(peer.ask(SET_STATUS, word(0x8)), ack());
+    assert_eq!(peer.connection.status(), 0);
+    assert!(peer.connection.ring(0).unwrap().is_enabled());
+    assert_eq!(peer.deeds, [Deed::Status(0x8)]);
+}
+
+#[test]
 fn a_reset_stops_and_forgets_the_rings_and_keeps_memory_and_features() {
     for (number, payload, deed) in
         [(RESET_DEVICE, vec![], Deed::Reset), (SET_STATUS, word(0), Deed::Status(0))]
