@@ -250,7 +250,7 @@ fn protocol_features_that_were_not_offered_are_refused() {
 }
 
 /// Payload bytes and descriptors with which each message would be well formed.
-const WELL_FORMED: [(u32, usize, usize); 27] = [
+const WELL_FORMED: [(u32, usize, usize); 29] = [
     (6, 16, 1),
     (7, 0, 1),
     (17, 0, 0),
@@ -278,6 +278,8 @@ const WELL_FORMED: [(u32, usize, usize); 27] = [
     (40, 0, 0),
     (41, 16, 0),
     (42, 8, 1),
+    (43, 0, 0),
+    (44, 0, 0),
 ];
 
 #[test]
@@ -292,7 +294,7 @@ fn messages_of_features_that_were_not_negotiated_are_refused() {
 
 #[test]
 fn messages_of_features_that_are_never_offered_are_refused_after_full_negotiation() {
-    let never = [6, 7, 19, 20, 22, 23, 26, 27, 28, 29, 30, 31, 32, 33, 35, 41, 42];
+    let never = [6, 7, 19, 20, 22, 23, 26, 27, 28, 29, 30, 31, 32, 33, 35, 41, 42, 43, 44];
     for (number, bytes, fds) in WELL_FORMED.into_iter().filter(|row| never.contains(&row.0)) {
         let mut peer = Peer::negotiated();
         peer.deeds.clear();
