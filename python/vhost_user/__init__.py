@@ -11,8 +11,11 @@ if TYPE_CHECKING:
     from . import devices as devices
     from . import testing as testing
     from ._core import BlockRequest as BlockRequest
+    from ._core import Frontend as Frontend
+    from ._core import LoadReport as LoadReport
     from ._core import Queue as Queue
     from ._core import Request as Request
+    from ._core import VirtioBlkDriver as VirtioBlkDriver
     from .devices.base import Device as Device
     from .devices.block import BlkOp as BlkOp
     from .devices.block import BlockDevice as BlockDevice
@@ -36,7 +39,9 @@ __all__ = [
     "BlockRequest",
     "Device",
     "FileDisk",
+    "Frontend",
     "GuestError",
+    "LoadReport",
     "MappingError",
     "NegotiationError",
     "NullDisk",
@@ -47,6 +52,7 @@ __all__ = [
     "Rng",
     "StaleRequestError",
     "VhostUserError",
+    "VirtioBlkDriver",
     "__version__",
     "devices",
     "serve",
@@ -62,7 +68,9 @@ _HOMES: Final = {
     "BlockRequest": "_core",
     "Device": "devices.base",
     "FileDisk": "devices.block",
+    "Frontend": "_core",
     "GuestError": "errors",
+    "LoadReport": "_core",
     "MappingError": "errors",
     "NegotiationError": "errors",
     "NullDisk": "devices.block",
@@ -73,6 +81,7 @@ _HOMES: Final = {
     "Rng": "devices.rng",
     "StaleRequestError": "errors",
     "VhostUserError": "errors",
+    "VirtioBlkDriver": "_core",
     "serve": "server",
 }
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from os import PathLike
-from typing import Literal, Self, TypeAlias, final
+from typing import Any, Literal, Self, TypeAlias, final
 
 from typing_extensions import Buffer
 
@@ -137,3 +137,154 @@ class Backend:
     def set_config(self, config: bytes, /) -> None: ...
     def take_failure(self) -> BaseException | None: ...
     def counters(self) -> tuple[int, int, int, int, int, int]: ...
+
+class Frontend:
+    """A connection to a back-end, negotiated and with no ring."""
+
+    def __new__(
+        cls,
+        socket: str | PathLike[str] | None = None,
+        *,
+        fd: int | None = None,
+        timeout: float = 5.0,
+    ) -> Self:
+        """Connects to ``socket``, or takes over a connected socket ``fd``, and negotiates.
+
+        ``OSError`` if nobody answers in ``timeout`` seconds, which also limits each later
+        exchange; ``NegotiationError``, ``ProtocolError``.
+        """
+    @classmethod
+    def connect(cls, socket: str | PathLike[str], **options: Any) -> Self:
+        """Connects to ``socket``; ``options`` as the class takes them."""
+    @property
+    def features(self) -> int:
+        """The feature bits that both ends accepted."""
+    @property
+    def offered_features(self) -> int:
+        """The feature bits that the back-end offers."""
+    @property
+    def protocol_features(self) -> int:
+        """The protocol feature bits that both ends accepted."""
+    @property
+    def offered_protocol_features(self) -> int:
+        """The protocol feature bits that the back-end offers."""
+    @property
+    def num_queues(self) -> int | None:
+        """Virtqueues of the device; None if the back-end does not tell."""
+    @property
+    def max_mem_slots(self) -> int | None:
+        """Memory regions that the back-end takes; None if it does not tell."""
+    @property
+    def peer(self) -> str:
+        """Who is at the other end."""
+    def config(self, offset: int, length: int) -> bytes:
+        """Bytes of the device's configuration space."""
+    def reconnect(self) -> Self:
+        """Closes the connection and makes a new one to the same socket, with fresh rings."""
+    def close(self) -> None:
+        """Stops the rings and closes the connection."""
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *_exception: object) -> None: ...
+
+class VirtioBlkDriver(Frontend):
+    """A disk at the other end of the socket: memory, rings and requests."""
+
+    def __new__(
+        cls,
+        socket: str | PathLike[str] | None = None,
+        *,
+        fd: int | None = None,
+        memory: int = 67108864,
+        num_queues: int = 1,
+        queue_size: int = 128,
+        timeout: float = 5.0,
+    ) -> Self:
+        """As ``Frontend``, and starts ``num_queues`` rings in ``memory`` bytes of its own."""
+    @property
+    def size(self) -> int:
+        """Bytes of the disk."""
+    @property
+    def read_only(self) -> bool:
+        """Whether the disk is read-only."""
+    def pread(self, n: int, offset: int) -> bytes:
+        """Reads ``n`` bytes at ``offset``, both multiples of 512. ``RequestError`` if the device
+        fails it.
+        """
+    def pwrite(self, data: Buffer, offset: int) -> int:
+        """Writes ``data`` at ``offset``, both multiples of 512; returns its length."""
+    def flush(self) -> None:
+        """Has all writes put on stable storage."""
+    def discard(self, offset: int, length: int) -> None:
+        """Says that these bytes are no longer needed."""
+    def write_zeroes(self, offset: int, length: int, *, unmap: bool = False) -> None:
+        """Makes these bytes zeroes; with ``unmap`` their space may be given up."""
+    def set_writeback(self, on: bool) -> None:
+        """Turns the device's write cache on or off."""
+    def serial(self) -> str:
+        """The disk's serial number."""
+    def wait_config_change(self, timeout: float = 5.0) -> bool:
+        """Waits until the device says that its configuration has changed; False if it does not in
+        ``timeout`` seconds. ``size`` is up to date then.
+        """
+    def prepare_load(self, seed: int = 1) -> None:
+        """Writes a pattern to the whole disk, for ``run_load`` to check."""
+    def run_load(
+        self,
+        access: Literal["read", "write", "randread", "randwrite"] = "randread",
+        *,
+        block_bytes: int = 4096,
+        depth: int = 32,
+        seconds: float | None = None,
+        ops: int | None = None,
+        warm_up: float = 0.0,
+        polling: bool = False,
+        cpus: Sequence[int] = [],
+        verify: Literal["none", "sampled", "all"] = "sampled",
+        seed: int = 1,
+    ) -> LoadReport:
+        """Runs a closed-loop load of ``depth`` requests in flight on each queue and measures it.
+
+        For ``seconds``, one by default, or ``ops`` requests. ``polling``: the driver looks at its
+        rings all the time instead of sleeping. ``cpus``: processors for its threads, in turns.
+        """
+
+@final
+class LoadReport:
+    """What came of a load."""
+
+    @property
+    def ops(self) -> int:
+        """Requests answered."""
+    @property
+    def bytes(self) -> int:
+        """Bytes moved."""
+    @property
+    def elapsed(self) -> float:
+        """Seconds."""
+    @property
+    def iops(self) -> float:
+        """Requests a second."""
+    @property
+    def errors(self) -> int:
+        """Requests that failed."""
+    @property
+    def verified(self) -> int:
+        """Requests whose data was checked."""
+    @property
+    def mismatches(self) -> int:
+        """Requests whose data was wrong."""
+    @property
+    def first_mismatch(self) -> int | None:
+        """Where on the disk the first wrong byte is."""
+    @property
+    def kicks(self) -> int:
+        """Notifications sent to the back-end."""
+    @property
+    def calls(self) -> int:
+        """Notifications from the back-end."""
+    @property
+    def p50(self) -> float:
+        """Half of the requests took no longer, in seconds."""
+    @property
+    def p99(self) -> float:
+        """99 of 100 took no longer, in seconds."""

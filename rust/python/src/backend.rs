@@ -274,7 +274,8 @@ fn on_error_of(word: &str) -> PyResult<OnError> {
     }
 }
 
-fn seconds(value: f64) -> PyResult<Duration> {
+/// Seconds as Python gives them; negative ones are none.
+pub(crate) fn seconds(value: f64) -> PyResult<Duration> {
     let clipped = value.max(0.0);
     Duration::try_from_secs_f64(clipped)
         .map_err(|_| PyOverflowError::new_err(format!("{value} seconds is not a time to wait")))

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use pyo3::exceptions::{PyOSError, PyValueError};
+use pyo3::exceptions::{PyConnectionError, PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use vhost_user_core::backend::StartFailed;
 use vhost_user_core::block::InvalidBlock;
 use vhost_user_core::error::HostError;
+use vhost_user_core::frontend::{BlockStatus, FrontendError};
 use vhost_user_core::socket::SocketError;
 
 /// The class `name` of `vhost_user.errors`. They are written in Python, since some have two bases.
@@ -72,6 +73,40 @@ pub(crate) fn start(py: Python<'_>, error: &StartFailed) -> PyErr {
         StartFailed::Host(error) => host(error),
         StartFailed::NoSuchCpu(_) => PyValueError::new_err(error.to_string()),
     }
+}
+
+/// What went wrong at a front-end.
+pub(crate) fn frontend(py: Python<'_>, error: &FrontendError) -> PyErr {
+    let text = error.to_string();
+    match error {
+        FrontendError::Connect { source: SocketError::Host(source), .. } => {
+            match source.raw_os_error() {
+                Some(errno) => PyOSError::new_err((errno, text)),
+                None => PyConnectionError::new_err(text),
+            }
+        }
+        FrontendError::Connect { .. } => PyConnectionError::new_err(text),
+        FrontendError::Closed { .. } => os_error(Errno::CONNRESET, &text),
+        FrontendError::TimedOut { .. } => os_error(Errno::TIMEDOUT, &text),
+        FrontendError::NotOffered { .. } => raise(py, "NegotiationError", text),
+        FrontendError::Socket { .. }
+        | FrontendError::Refused { .. }
+        | FrontendError::BadReply { .. }
+        | FrontendError::Ring { .. } => raise(py, "ProtocolError", text),
+        FrontendError::Request { status, .. } => request(py, *status, text),
+        FrontendError::OutOfRange { .. } => PyValueError::new_err(text),
+        FrontendError::Host(source) => host(source),
+    }
+}
+
+/// The device said no.
+fn request(py: Python<'_>, status: BlockStatus, text: String) -> PyErr {
+    let errno = match status {
+        BlockStatus::Unsupported => Errno::OPNOTSUPP,
+        BlockStatus::IoError | BlockStatus::Other(_) => Errno::IO,
+    };
+    let arguments = (errno.raw_os_error(), text);
+    class(py, "RequestError").map_or_else(|error| error, |c| PyErr::from_type(c, arguments))
 }
 
 /// A block device that cannot be.

@@ -10,7 +10,10 @@ mod block_request;
 mod buffer;
 mod call;
 mod device;
+mod driver;
 mod error;
+mod frontend;
+mod load;
 mod log;
 mod report;
 mod request;
@@ -26,6 +29,12 @@ mod _core {
     use super::backend::Backend;
     #[pymodule_export]
     use super::block_request::BlockRequest;
+    #[pymodule_export]
+    use super::driver::VirtioBlkDriver;
+    #[pymodule_export]
+    use super::frontend::Frontend;
+    #[pymodule_export]
+    use super::load::LoadReport;
     #[pymodule_export]
     use super::request::{Queue, QueueRequest};
 

@@ -1,0 +1,100 @@
+"""A disk and a driver for it, at the two ends of a real socket."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .. import Backend, RequestError, VirtioBlkDriver
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from typing_extensions import Buffer
+
+    from .. import Device
+
+
+class TestedDisk(VirtioBlkDriver):
+    """A driver whose errors are raised from the device's own, if that is in the same process."""
+
+    __test__ = False
+    backend: Backend
+    """The back-end that serves the disk."""
+
+    def pread(self, n: int, offset: int) -> bytes:
+        """Reads ``n`` bytes at ``offset``."""
+        with self._cause():
+            return super().pread(n, offset)
+
+    def pwrite(self, data: Buffer, offset: int) -> int:
+        """Writes ``data`` at ``offset``."""
+        with self._cause():
+            return super().pwrite(data, offset)
+
+    def flush(self) -> None:
+        """Has all writes put on stable storage."""
+        with self._cause():
+            super().flush()
+
+    def discard(self, offset: int, length: int) -> None:
+        """Says that these bytes are no longer needed."""
+        with self._cause():
+            super().discard(offset, length)
+
+    def write_zeroes(self, offset: int, length: int, *, unmap: bool = False) -> None:
+        """Makes these bytes zeroes."""
+        with self._cause():
+            super().write_zeroes(offset, length, unmap=unmap)
+
+    @contextmanager
+    def _cause(self) -> Iterator[None]:
+        try:
+            yield
+        except (RequestError, TimeoutError) as error:
+            raise error from self.backend.take_failure()
+
+
+class BlkFactory(Protocol):
+    """Serves a disk and connects a driver to it, until the test is over."""
+
+    def __call__(
+        self,
+        device: Device,
+        /,
+        *,
+        num_queues: int = 1,
+        queue_size: int = 128,
+        timeout: float = 5.0,
+        **backend: Any,
+    ) -> TestedDisk:
+        """The driver of ``device``. ``backend``: options of ``Backend``."""
+
+
+@contextmanager
+def blk(
+    device: Device,
+    *,
+    num_queues: int = 1,
+    queue_size: int = 128,
+    timeout: float = 5.0,
+    **backend: Any,
+) -> Iterator[TestedDisk]:
+    """Serves ``device`` on a socket of its own and gives a driver that is connected to it.
+
+    What a callback raises is raised by the driver's method, as the ``__cause__`` of its
+    ``RequestError``. ``backend``: options of ``Backend``.
+    """
+    options = {"on_error": "raise", **backend}
+    with tempfile.TemporaryDirectory(prefix="vhost-") as directory:
+        socket = Path(directory, "blk")
+        with (
+            Backend(device, socket=socket, **options) as running,
+            TestedDisk(
+                socket, num_queues=num_queues, queue_size=queue_size, timeout=timeout
+            ) as driver,
+        ):
+            driver.backend = running
+            yield driver

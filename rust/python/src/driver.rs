@@ -1,0 +1,150 @@
+//! `VirtioBlkDriver`: a disk at the other end of the socket.
+
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+use vhost_user_core::frontend::{BlockDriver, BlockOptions, FrontendError};
+
+use crate::backend::seconds as seconds_of;
+use crate::buffer;
+use crate::error;
+use crate::frontend::{Frontend, Target};
+use crate::load::{self, LoadReport};
+
+/// A block device at the other end: memory, rings, and requests.
+#[pyclass(frozen, subclass, extends = Frontend, module = "vhost_user")]
+pub(crate) struct VirtioBlkDriver;
+
+#[pymethods]
+impl VirtioBlkDriver {
+    /// Connects to `socket`, or takes over a connected socket `fd`, and starts the rings.
+    #[new]
+    #[pyo3(signature = (socket=None, *, fd=None, memory=64 << 20, num_queues=1, queue_size=128,
+                        timeout=5.0))]
+    fn new(
+        py: Python<'_>,
+        socket: Option<PathBuf>,
+        fd: Option<RawFd>,
+        memory: u64,
+        num_queues: u16,
+        queue_size: u16,
+        timeout: f64,
+    ) -> PyResult<PyClassInitializer<Self>> {
+        let timeout = seconds_of(timeout)?;
+        let options =
+            BlockOptions { memory, num_queues, queue_size, timeout, ..BlockOptions::default() };
+        let target = Target::new(socket.clone(), fd)?;
+        let driver = py.detach(|| match target {
+            Target::Path(path) => BlockDriver::connect(&path, options),
+            Target::Stream(stream) => BlockDriver::from_stream(stream, options),
+        });
+        let driver = driver.map_err(|e| error::frontend(py, &e))?;
+        let base = Frontend::block(driver, socket, timeout);
+        Ok(PyClassInitializer::from(base).add_subclass(Self))
+    }
+
+    /// Bytes of the disk.
+    #[getter]
+    fn size(slf: &Bound<'_, Self>) -> PyResult<u64> {
+        driver(slf, |driver| Ok(driver.size()))
+    }
+
+    /// Whether the disk is read-only.
+    #[getter]
+    fn read_only(slf: &Bound<'_, Self>) -> PyResult<bool> {
+        driver(slf, |driver| Ok(driver.read_only()))
+    }
+
+    /// Reads `n` bytes at `offset`; both multiples of 512.
+    fn pread<'py>(slf: &Bound<'py, Self>, n: usize, offset: u64) -> PyResult<Bound<'py, PyBytes>> {
+        PyBytes::new_with(slf.py(), n, |out| driver(slf, |driver| driver.pread(out, offset)))
+    }
+
+    /// Writes `data` at `offset`; both multiples of 512. Returns the bytes written: all.
+    fn pwrite(slf: &Bound<'_, Self>, data: &Bound<'_, PyAny>, offset: u64) -> PyResult<usize> {
+        buffer::with_bytes(data, |bytes| {
+            driver(slf, |driver| driver.pwrite(bytes, offset))?;
+            Ok(bytes.len())
+        })
+    }
+
+    /// Has all writes put on stable storage.
+    fn flush(slf: &Bound<'_, Self>) -> PyResult<()> {
+        driver(slf, BlockDriver::flush)
+    }
+
+    /// Says that these bytes are no longer needed.
+    fn discard(slf: &Bound<'_, Self>, offset: u64, length: u64) -> PyResult<()> {
+        driver(slf, |driver| driver.discard(offset, length))
+    }
+
+    /// Makes these bytes zeroes; with `unmap` their space may be given up.
+    #[pyo3(signature = (offset, length, *, unmap=false))]
+    fn write_zeroes(slf: &Bound<'_, Self>, offset: u64, length: u64, unmap: bool) -> PyResult<()> {
+        driver(slf, |driver| driver.write_zeroes(offset, length, unmap))
+    }
+
+    /// Turns the device's write cache on or off.
+    fn set_writeback(slf: &Bound<'_, Self>, on: bool) -> PyResult<()> {
+        driver(slf, |driver| driver.set_writeback(on))
+    }
+
+    /// The disk's serial number.
+    fn serial(slf: &Bound<'_, Self>) -> PyResult<String> {
+        driver(slf, BlockDriver::id)
+    }
+
+    /// Waits until the device says that its configuration has changed; false if it does not in
+    /// `timeout` seconds. `size` is up to date then.
+    #[pyo3(signature = (timeout=5.0))]
+    fn wait_config_change(slf: &Bound<'_, Self>, timeout: f64) -> PyResult<bool> {
+        let timeout = seconds_of(timeout)?;
+        driver(slf, |driver| driver.wait_config_change(timeout))
+    }
+
+    /// Writes a pattern to the whole disk, for `run_load` to check.
+    #[pyo3(signature = (seed=1))]
+    fn prepare_load(slf: &Bound<'_, Self>, seed: u64) -> PyResult<()> {
+        driver(slf, |driver| load::prepare(driver, seed))
+    }
+
+    /// Runs a load and measures it.
+    #[pyo3(signature = (access="randread", *, block_bytes=4096, depth=32, seconds=None, ops=None,
+                        warm_up=0.0, polling=false, cpus=vec![], verify="sampled", seed=1))]
+    #[allow(clippy::too_many_arguments)] // One keyword for each option.
+    fn run_load(
+        slf: &Bound<'_, Self>,
+        access: &str,
+        block_bytes: u32,
+        depth: u16,
+        seconds: Option<f64>,
+        ops: Option<u64>,
+        warm_up: f64,
+        polling: bool,
+        cpus: Vec<usize>,
+        verify: &str,
+        seed: u64,
+    ) -> PyResult<LoadReport> {
+        let options = vhost_user_core::frontend::LoadOptions {
+            access: load::access(access)?,
+            block_bytes,
+            depth,
+            limit: load::limit(seconds, ops)?,
+            warm_up: seconds_of(warm_up)?,
+            polling,
+            cpus,
+            verify: load::verify(verify)?,
+            seed,
+        };
+        driver(slf, |driver| load::run(driver, &options))
+    }
+}
+
+fn driver<T: Send>(
+    this: &Bound<'_, VirtioBlkDriver>,
+    work: impl FnOnce(&mut BlockDriver) -> Result<T, FrontendError> + Send,
+) -> PyResult<T> {
+    this.as_super().get().driver(this.py(), work)
+}

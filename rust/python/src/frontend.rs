@@ -1,0 +1,244 @@
+//! `Frontend`: the other end of the socket.
+//!
+//! All waiting happens detached from the interpreter, and the lock of the one connection is only
+//! waited for detached.
+
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyType};
+use vhost_user_core::frontend::{BlockDriver, Client, FrontendError, Negotiated, Wanted};
+use vhost_user_core::socket::Stream;
+
+use crate::buffer;
+use crate::error;
+
+/// A connection to a back-end, negotiated and with no ring.
+#[pyclass(frozen, subclass, module = "vhost_user")]
+pub(crate) struct Frontend {
+    end: Mutex<End>,
+    path: Option<PathBuf>,
+    timeout: Duration,
+}
+
+/// What holds the connection.
+enum End {
+    Plain(Box<Client>, Negotiated),
+    Block(Box<BlockDriver>),
+    Closed,
+}
+
+/// Where the back-end is.
+pub(crate) enum Target {
+    Path(PathBuf),
+    Stream(Stream),
+}
+
+#[pymethods]
+impl Frontend {
+    /// Connects to `socket`, or takes over a connected socket `fd`, and negotiates.
+    #[new]
+    #[pyo3(signature = (socket=None, *, fd=None, timeout=5.0))]
+    fn new(
+        py: Python<'_>,
+        socket: Option<PathBuf>,
+        fd: Option<RawFd>,
+        timeout: f64,
+    ) -> PyResult<Self> {
+        let timeout = crate::backend::seconds(timeout)?;
+        let target = Target::new(socket.clone(), fd)?;
+        let end = py.detach(|| plain(target, timeout)).map_err(|e| error::frontend(py, &e))?;
+        Ok(Self { end: Mutex::new(end), path: socket, timeout })
+    }
+
+    /// Connects to `socket`; options as the class takes them.
+    #[classmethod]
+    #[pyo3(signature = (socket, **options))]
+    fn connect<'py>(
+        class: &Bound<'py, PyType>,
+        socket: &Bound<'py, PyAny>,
+        options: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        class.call((socket,), options)
+    }
+
+    /// The feature bits that both ends accepted.
+    #[getter]
+    fn features(&self, py: Python<'_>) -> PyResult<u64> {
+        self.negotiated(py, |n| n.features)
+    }
+
+    /// The feature bits that the back-end offers.
+    #[getter]
+    fn offered_features(&self, py: Python<'_>) -> PyResult<u64> {
+        self.negotiated(py, |n| n.offered)
+    }
+
+    /// The protocol features that both ends accepted.
+    #[getter]
+    fn protocol_features(&self, py: Python<'_>) -> PyResult<u64> {
+        self.negotiated(py, |n| n.protocol.bits())
+    }
+
+    /// The protocol features that the back-end offers.
+    #[getter]
+    fn offered_protocol_features(&self, py: Python<'_>) -> PyResult<u64> {
+        self.negotiated(py, |n| n.offered_protocol.bits())
+    }
+
+    /// Virtqueues of the device; `None` if the back-end does not tell.
+    #[getter]
+    fn num_queues(&self, py: Python<'_>) -> PyResult<Option<u64>> {
+        self.negotiated(py, |n| n.num_queues)
+    }
+
+    /// Memory regions that the back-end takes; `None` if it does not tell.
+    #[getter]
+    fn max_mem_slots(&self, py: Python<'_>) -> PyResult<Option<u64>> {
+        self.negotiated(py, |n| n.max_mem_slots)
+    }
+
+    /// Who is at the other end.
+    #[getter]
+    fn peer(&self, py: Python<'_>) -> PyResult<String> {
+        self.client(py, |client| Ok(client.peer()))
+    }
+
+    /// Reads `length` bytes of the device's configuration space.
+    fn config(&self, py: Python<'_>, offset: u32, length: u32) -> PyResult<Vec<u8>> {
+        self.client(py, |client| client.config(offset, length))
+    }
+
+    /// Closes the connection and makes a new one.
+    fn reconnect(slf: Bound<'_, Self>) -> PyResult<Bound<'_, Self>> {
+        let (py, this) = (slf.py(), slf.get());
+        let done = py.detach(|| {
+            let mut end = this.end.lock().unwrap_or_else(PoisonError::into_inner);
+            match &mut *end {
+                End::Block(driver) => driver.reconnect(),
+                _ => {
+                    // The back-end takes one front-end at a time: the old one leaves first.
+                    *end = End::Closed;
+                    let target = Target::new(this.path.clone(), None).map_err(|_| no_path())?;
+                    *end = plain(target, this.timeout)?;
+                    Ok(())
+                }
+            }
+        });
+        done.map_err(|e| error::frontend(py, &e))?;
+        Ok(slf)
+    }
+
+    /// Closes the connection. Closing twice does nothing.
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| {
+            let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
+            let old = std::mem::replace(&mut *end, End::Closed);
+            if let End::Block(mut driver) = old {
+                // A ring that is stopped in good order leaves no request behind. If the back-end
+                // is gone there is nothing to stop.
+                let _ = driver.stop();
+            }
+        });
+    }
+
+    fn __enter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
+        slf
+    }
+
+    #[pyo3(signature = (*_exception))]
+    fn __exit__(&self, py: Python<'_>, _exception: &Bound<'_, PyAny>) {
+        self.close(py);
+    }
+}
+
+impl Frontend {
+    /// A connection with a block driver on it.
+    pub(crate) fn block(driver: BlockDriver, path: Option<PathBuf>, timeout: Duration) -> Self {
+        Self { end: Mutex::new(End::Block(Box::new(driver))), path, timeout }
+    }
+
+    /// Uses the connection, detached.
+    fn with<T: Send>(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&mut End) -> Result<T, FrontendError> + Send,
+    ) -> PyResult<T> {
+        let done = py.detach(|| {
+            let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
+            if matches!(*end, End::Closed) { None } else { Some(work(&mut end)) }
+        });
+        match done {
+            Some(done) => done.map_err(|e| error::frontend(py, &e)),
+            None => Err(PyValueError::new_err("the connection is closed")),
+        }
+    }
+
+    fn client<T: Send>(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&mut Client) -> Result<T, FrontendError> + Send,
+    ) -> PyResult<T> {
+        self.with(py, |end| match end {
+            End::Plain(client, _) => work(client),
+            End::Block(driver) => work(driver.client()),
+            End::Closed => Err(no_path()),
+        })
+    }
+
+    fn negotiated<T: Send>(
+        &self,
+        py: Python<'_>,
+        look: impl FnOnce(&Negotiated) -> T + Send,
+    ) -> PyResult<T> {
+        self.with(py, |end| match end {
+            End::Plain(_, negotiated) => Ok(look(negotiated)),
+            End::Block(driver) => Ok(look(driver.negotiated())),
+            End::Closed => Err(no_path()),
+        })
+    }
+
+    /// Uses the connection as the block driver that it is.
+    pub(crate) fn driver<T: Send>(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&mut BlockDriver) -> Result<T, FrontendError> + Send,
+    ) -> PyResult<T> {
+        self.with(py, |end| match end {
+            End::Block(driver) => work(driver),
+            _ => Err(no_path()),
+        })
+    }
+}
+
+impl Target {
+    pub(crate) fn new(path: Option<PathBuf>, fd: Option<RawFd>) -> PyResult<Self> {
+        match (path, fd) {
+            (Some(path), None) => Ok(Self::Path(path)),
+            (None, Some(fd)) => {
+                let fd = buffer::descriptor(fd)?.try_clone_to_owned()?;
+                Ok(Self::Stream(Stream::new(fd)))
+            }
+            _ => Err(PyValueError::new_err("exactly one of socket and fd")),
+        }
+    }
+}
+
+fn plain(target: Target, timeout: Duration) -> Result<End, FrontendError> {
+    let mut client = match target {
+        Target::Path(path) => Client::connect(&path, timeout)?,
+        Target::Stream(stream) => Client::from_stream(stream, timeout),
+    };
+    let negotiated = client.negotiate(&Wanted::default())?;
+    Ok(End::Plain(Box::new(client), negotiated))
+}
+
+fn no_path() -> FrontendError {
+    FrontendError::OutOfRange {
+        why: "a connection that was handed down cannot be made again".into(),
+    }
+}

@@ -1,0 +1,101 @@
+//! The load generator's options and report.
+
+use std::time::Duration;
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use vhost_user_core::frontend::load::{self, Access, Limit, Verify};
+use vhost_user_core::frontend::{BlockDriver, FrontendError, LoadOptions, Pattern};
+
+/// What came of a load.
+#[pyclass(frozen, get_all, module = "vhost_user")]
+pub(crate) struct LoadReport {
+    /// Requests answered.
+    ops: u64,
+    /// Bytes moved.
+    bytes: u64,
+    /// Seconds.
+    elapsed: f64,
+    /// Requests a second.
+    iops: f64,
+    /// Requests that failed.
+    errors: u64,
+    /// Requests whose data was checked.
+    verified: u64,
+    /// Requests whose data was wrong.
+    mismatches: u64,
+    /// The first wrong byte's offset on the disk.
+    first_mismatch: Option<u64>,
+    /// Notifications sent to the back-end.
+    kicks: u64,
+    /// Notifications from the back-end.
+    calls: u64,
+    /// Half of the requests took no longer, in seconds.
+    p50: f64,
+    /// 99 of 100 took no longer, in seconds.
+    p99: f64,
+}
+
+#[pymethods]
+impl LoadReport {
+    fn __repr__(&self) -> String {
+        let Self { ops, iops, errors, mismatches, .. } = self;
+        format!("<LoadReport {ops} ops, {iops:.0}/s, {errors} errors, {mismatches} mismatches>")
+    }
+}
+
+pub(crate) fn prepare(driver: &mut BlockDriver, seed: u64) -> Result<(), FrontendError> {
+    Pattern { seed }.prepare(driver)
+}
+
+pub(crate) fn run(
+    driver: &mut BlockDriver,
+    options: &LoadOptions,
+) -> Result<LoadReport, FrontendError> {
+    let report = load::run(driver, options)?;
+    Ok(LoadReport {
+        ops: report.ops,
+        bytes: report.bytes,
+        elapsed: report.elapsed.as_secs_f64(),
+        iops: report.iops(),
+        errors: report.errors,
+        verified: report.verified,
+        mismatches: report.mismatches,
+        first_mismatch: report.first_mismatch,
+        kicks: report.kicks,
+        calls: report.calls,
+        p50: report.p50.as_secs_f64(),
+        p99: report.p99.as_secs_f64(),
+    })
+}
+
+pub(crate) fn access(word: &str) -> PyResult<Access> {
+    match word {
+        "read" => Ok(Access::Read),
+        "write" => Ok(Access::Write),
+        "randread" => Ok(Access::RandRead),
+        "randwrite" => Ok(Access::RandWrite),
+        _ => Err(PyValueError::new_err(format!(
+            "access {word:?} is none of read, write, randread, randwrite"
+        ))),
+    }
+}
+
+pub(crate) fn verify(word: &str) -> PyResult<Verify> {
+    match word {
+        "none" => Ok(Verify::None),
+        "sampled" => Ok(Verify::Sampled),
+        "all" => Ok(Verify::All),
+        _ => Err(PyValueError::new_err(format!("verify {word:?} is none of none, sampled, all"))),
+    }
+}
+
+/// One of the two; a second without either.
+pub(crate) fn limit(seconds: Option<f64>, ops: Option<u64>) -> PyResult<Limit> {
+    match (seconds, ops) {
+        (None, None) => Ok(Limit::Time(Duration::from_secs(1))),
+        (Some(seconds), None) => Ok(Limit::Time(crate::backend::seconds(seconds)?)),
+        (None, Some(ops)) => Ok(Limit::Ops(ops)),
+        _ => Err(PyValueError::new_err("seconds and ops exclude each other")),
+    }
+}
