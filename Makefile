@@ -22,7 +22,7 @@ WHEELS := $(CARGO_TARGET_DIR)/wheels
 
 TOOLS := $(VENV)/.tools
 PACKAGE := $(VENV)/.package
-SOURCES := Cargo.toml Cargo.lock pyproject.toml README.md \
+SOURCES := Cargo.toml Cargo.lock pyproject.toml $(wildcard README.md) \
     $(shell find rust python -type f ! -name '*.pyc' ! -path 'rust/*/tests/*')
 
 .DELETE_ON_ERROR:
@@ -57,7 +57,7 @@ test-guest: guest-deps build ## Runs a Linux guest in QEMU on devices of the pac
 
 bench: build ## Measures side by side with other back-ends; needs two free cores.
 	.ci/deps bench
-	$(BIN)/python -m benches
+	$(BIN)/python -m benches.side_by_side
 
 deps: ## Installs the system packages that the tests need, or says which are missing.
 	.ci/deps test

@@ -1,4 +1,4 @@
-"""The same RAM disk for nbdkit's Python plugin: `nbdkit python benches/nbdkit_ramdisk.py size=N`."""
+"""The same RAM disk for nbdkit's Python plugin: `nbdkit python nbdkit_ramdisk.py size=N`."""
 
 # mypy: ignore-errors
 API_VERSION = 2

@@ -109,7 +109,7 @@ def table(load: Load, rounds: Rounds) -> str:
     for name, results in rounds.items():
 
         def median(figure: str, results: list[Result] = results) -> float:
-            return statistics.median(getattr(r, figure) for r in results)
+            return float(statistics.median(getattr(r, figure) for r in results))
 
         lines.append(
             f"{CONTENDERS[name].name:40} {median('iops'):12,.0f} {median('cpu_us'):8.2f}"
