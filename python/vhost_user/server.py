@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+import threading  # noqa: F401 - see below
 import time
 from typing import TYPE_CHECKING, Literal, Self, TypeAlias, final
 
@@ -16,6 +17,9 @@ from .errors import VhostUserError
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
+
+# The thread that imports `threading` first passes for the main thread, and the interpreter waits
+# for it at its end. That must not be the one which hands over log records.
 
 Path: TypeAlias = str | os.PathLike[str]
 State: TypeAlias = Literal[
