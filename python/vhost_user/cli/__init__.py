@@ -1,0 +1,112 @@
+"""The command ``vhost-user``.
+
+Each command is a module here with ``configure(parser)`` and ``run(options)``; only the one that
+is asked for is imported.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from .exits import Exit, Failure
+from .streams import flush_out, keep_standard_descriptors, note, out
+
+COMMANDS = {
+    "blk": "serve an image file as a block device",
+    "run": "serve a device class from a Python file or module",
+    "info": "tell what the back-end at a socket offers",
+    "bench": "measure the block device at a socket",
+    "demo": "serve three disks, drive them and check every byte",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status."""
+    keep_standard_descriptors()
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        status = _dispatch(given)
+        flush_out()
+        return status
+    except Failure as failure:
+        if "--debug" in given:
+            _show_trace(failure)
+        note(f"vhost-user: {failure}")
+        return failure.status
+    except KeyboardInterrupt:
+        return Exit.INTERRUPTED
+
+
+def _dispatch(arguments: list[str]) -> int:
+    command = arguments[0] if arguments else ""
+    if "--print-capabilities" in arguments:
+        from .capabilities import show
+
+        return show(arguments)
+    if command in ("-h", "--help", "help"):
+        out(_help())
+        return Exit.OK
+    if command == "--version":
+        out(f"vhost-user {_version()}")
+        return Exit.OK
+    if command not in COMMANDS:
+        raise Failure(_unknown(command), status=Exit.USAGE)
+    return _run(command, arguments[1:])
+
+
+def _run(command: str, arguments: list[str]) -> int:
+    from .parser import Parser
+
+    module = importlib.import_module(f".{command}", __name__)
+    # A target of `run` has a help of its own, which `run` shows.
+    summary = COMMANDS[command]
+    parser = Parser(command, f"{summary[0].upper()}{summary[1:]}.", add_help=command != "run")
+    module.configure(parser)
+    parser.add_argument("--debug", action="store_true", help="show errors with their traceback")
+    try:
+        options = parser.parse_intermixed_args(arguments)
+    except SystemExit:  # argparse has shown the help.
+        return Exit.OK
+    status: int = module.run(options)
+    return status
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {summary}" for name, summary in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: vhost-user COMMAND [options]",
+            "",
+            "Virtio devices as vhost-user back-ends.",
+            "",
+            *lines,
+            "",
+            "vhost-user COMMAND --help         a command's options",
+            "vhost-user --version              the version",
+            "vhost-user --print-capabilities   what the command can do, for management tools",
+        ]
+    )
+
+
+def _unknown(command: str) -> str:
+    if not command:
+        return f"a command is needed: {', '.join(COMMANDS)} (see vhost-user --help)"
+    from .parser import did_you_mean
+
+    kind = "option" if command.startswith("-") else "command"
+    hint = did_you_mean(command, [*COMMANDS, "--help", "--version", "--print-capabilities"])
+    return f"unknown {kind} {command}{hint or ' (see vhost-user --help)'}"
+
+
+def _version() -> str:
+    from vhost_user import __version__
+
+    return __version__
+
+
+def _show_trace(failure: Failure) -> None:
+    import traceback
+
+    if failure.__cause__ is not None:
+        note("".join(traceback.format_exception(failure.__cause__)).rstrip())

@@ -1,0 +1,130 @@
+"""``vhost-user bench``: measures the block device at a socket."""
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from .client import add_options, connected, interruptible
+from .exits import Exit, Failure
+from .parser import checked
+from .sizes import about, format_size, parse_size
+from .streams import note, out
+from .table import render
+
+if TYPE_CHECKING:
+    from vhost_user import LoadReport
+
+PATTERNS = ("randread", "randwrite", "read", "write")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Says what the command takes."""
+    add_options(parser)
+    parser.description = f"{parser.description} Writing overwrites what is on the disk."
+    size = checked(parse_size)
+    parser.add_argument("--rw", choices=PATTERNS, default=PATTERNS[0], help="access (randread)")
+    parser.add_argument("--bs", type=size, default=4096, metavar="SIZE", help="request size (4k)")
+    parser.add_argument(
+        "--iodepth", type=size, default=32, metavar="N", help="requests in flight a queue (32)"
+    )
+    parser.add_argument(
+        "--numjobs", type=size, default=1, metavar="N", help="queues, each with its thread (1)"
+    )
+    parser.add_argument(
+        "--runtime", type=float, default=10.0, metavar="S", help="seconds to measure (10)"
+    )
+    parser.add_argument(
+        "--poll", action="store_true", help="busy-wait for answers instead of sleeping"
+    )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="first fill the whole disk with a pattern, then check what is read; overwrites it",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command."""
+    _check(options)
+    with connected(options.socket, options.timeout) as fd, interruptible():
+        report = measure(fd, options)
+    result = summary(options, report)
+    out(json.dumps(result, indent=2) if options.json else _for_people(options, result))
+    if report.errors or report.mismatches:
+        what = f"{report.errors} requests failed, {report.mismatches} read wrong data"
+        raise Failure(f"{options.socket}: {what}")
+    return Exit.OK
+
+
+def measure(fd: int, options: argparse.Namespace) -> "LoadReport":
+    """Drives the device at the other end of ``fd``."""
+    from vhost_user import VirtioBlkDriver
+
+    with VirtioBlkDriver(fd=fd, timeout=options.timeout, num_queues=options.numjobs) as driver:
+        if options.verify:
+            note(f"writing a pattern to {format_size(driver.size)}")
+            driver.prepare_load()
+        return driver.run_load(
+            options.rw,
+            block_bytes=options.bs,
+            depth=options.iodepth,
+            seconds=options.runtime,
+            polling=options.poll,
+            verify="sampled" if options.verify else "none",
+        )
+
+
+def summary(options: argparse.Namespace, report: "LoadReport") -> dict[str, Any]:
+    """What is printed: names that stay, units in the names."""
+    return {
+        "socket": options.socket,
+        "rw": options.rw,
+        "block_size": options.bs,
+        "iodepth": options.iodepth,
+        "numjobs": options.numjobs,
+        "seconds": report.elapsed,
+        "operations": report.ops,
+        "bytes": report.bytes,
+        "iops": report.iops,
+        "bytes_per_second": report.bytes / report.elapsed,
+        "latency_p50_us": report.p50 * 1e6,
+        "latency_p99_us": report.p99 * 1e6,
+        "kicks": report.kicks,
+        "calls": report.calls,
+        "verified": report.verified,
+        "errors": report.errors,
+        "mismatches": report.mismatches,
+    }
+
+
+def _check(options: argparse.Namespace) -> None:
+    for name, least in (("bs", 512), ("iodepth", 1), ("numjobs", 1)):
+        if getattr(options, name) < least:
+            problem = f"--{name} is {getattr(options, name)}, at least {least} is needed"
+            raise Failure(problem, status=Exit.USAGE)
+    if options.bs % 512:
+        raise Failure(f"--bs is {options.bs}, not a multiple of 512", status=Exit.USAGE)
+    if not options.runtime > 0:
+        raise Failure(f"--runtime is {options.runtime:g}, not above 0", status=Exit.USAGE)
+
+
+def _for_people(options: argparse.Namespace, result: dict[str, Any]) -> str:
+    title = (
+        f"{options.socket}: {options.rw}, {format_size(options.bs)}, {options.iodepth} in flight, "
+        f"{options.numjobs} queue{'s' if options.numjobs > 1 else ''}, {result['seconds']:.1f} s"
+    )
+    rows = [
+        ("requests/s", f"{result['iops']:,.0f}"),
+        ("throughput", f"{about(result['bytes_per_second'])}/s"),
+        ("latency p50", f"{result['latency_p50_us']:.1f} us"),
+        ("latency p99", f"{result['latency_p99_us']:.1f} us"),
+        ("requests a kick", _ratio(result["operations"], result["kicks"])),
+        ("requests a call", _ratio(result["operations"], result["calls"])),
+    ]
+    if options.verify:
+        rows.append(("verified", f"{result['verified']:,}"))
+    return f"{title}\n{render(rows)}"
+
+
+def _ratio(operations: int, notifications: int) -> str:
+    return f"{operations / notifications:.1f}" if notifications else "none sent"

@@ -1,0 +1,64 @@
+"""``vhost-user blk``: serves an image file as a block device."""
+
+import argparse
+from pathlib import Path
+
+from .exits import Failure, one_line
+from .parser import checked
+from .serve import add_options, endpoint, serve, until_signalled
+from .sizes import parse_size
+
+HINTS: dict[type[Exception], str] = {
+    FileNotFoundError: "make one with: truncate --size 1G {path}",
+    PermissionError: "check the file's mode, or add --read-only",
+    BlockingIOError: "another process uses the image: end it first",
+}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Says what the command takes."""
+    add_options(parser)
+    disk = parser.add_argument_group("the disk")
+    disk.add_argument(
+        "--blk-file",
+        "--image",
+        required=True,
+        type=Path,
+        metavar="PATH",
+        help="raw image file, or block device",
+    )
+    disk.add_argument("--read-only", action="store_true", help="refuse writes")
+    disk.add_argument(
+        "--num-queues", type=checked(parse_size), default=1, metavar="N", help="request queues (1)"
+    )
+    disk.add_argument(
+        "--queue-size",
+        type=checked(parse_size),
+        default=256,
+        metavar="N",
+        help="entries of the largest queue, a power of two (256)",
+    )
+    disk.add_argument("--serial", default="", metavar="TEXT", help="up to 20 bytes")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command."""
+    endpoint(options)
+    return until_signalled(lambda: serve(_disk(options), options))
+
+
+def _disk(options: argparse.Namespace) -> object:
+    from vhost_user import FileDisk
+
+    try:
+        return FileDisk(
+            options.blk_file,
+            read_only=options.read_only,
+            num_queues=options.num_queues,
+            queue_size=options.queue_size,
+            serial=options.serial,
+        )
+    except (OSError, ValueError) as error:
+        hint = HINTS.get(type(error))
+        advice = f"; {hint.format(path=options.blk_file)}" if hint else ""
+        raise Failure(f"{one_line(error)}{advice}") from error

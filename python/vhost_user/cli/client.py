@@ -1,0 +1,79 @@
+"""What all commands that talk to a back-end have in common."""
+
+import argparse
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .exits import Exit, Failure, one_line
+
+TIMEOUT = 5.0
+"""Seconds that a back-end has for each answer, and to take the connection."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of every client command."""
+    parser.add_argument("socket", metavar="SOCKET", help="where the back-end listens")
+    parser.add_argument("--json", action="store_true", help="print JSON, with fixed names")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=TIMEOUT,
+        metavar="S",
+        help=f"longest wait for the connection and for each answer ({TIMEOUT:g} s)",
+    )
+
+
+@contextmanager
+def connected(path: str, timeout: float) -> Iterator[int]:
+    """A connection to the back-end at ``path``, as a descriptor.
+
+    Errors of the body that are the back-end's fault end the command with the right status.
+    """
+    from socket import AF_UNIX, socket
+
+    from vhost_user import RequestError, VhostUserError
+
+    with socket(AF_UNIX) as stream:
+        try:
+            stream.settimeout(timeout)
+            stream.connect(path)
+        except OSError as error:
+            what = f"cannot connect to {path}: {one_line(error)}; does a back-end listen there?"
+            raise Failure(what, status=Exit.UNREACHABLE) from error
+        try:
+            yield stream.fileno()
+        except RequestError as error:
+            raise Failure(f"{path}: {one_line(error)}") from error
+        except TimeoutError as error:
+            what = f"{path}: {one_line(error)}; is another front-end connected?"
+            raise Failure(what, status=Exit.UNREACHABLE) from error
+        except (VhostUserError, ConnectionError) as error:
+            raise Failure(f"{path}: {one_line(error)}", status=Exit.PROTOCOL) from error
+        except (OSError, ValueError) as error:
+            raise Failure(f"{path}: {one_line(error)}") from error
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Lets Ctrl-C end the process while its main thread is away in the core.
+
+    The interpreter would see the signal only when the core returns. Nothing is lost by leaving at
+    once: the kernel closes the connection, and the back-end takes the next one.
+    """
+    receive, send = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    os.set_blocking(receive, True)
+
+    def watch() -> None:
+        if signal.SIGINT in os.read(receive, 1):
+            os._exit(Exit.INTERRUPTED)
+
+    threading.Thread(target=watch, daemon=True).start()
+    before = signal.set_wakeup_fd(send, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(send)

@@ -1,0 +1,183 @@
+"""``vhost-user demo``: serves disks, drives them through their sockets and checks every byte.
+
+Each disk is served by a process of its own, as in production; this one is the front-end.
+"""
+
+import argparse
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .exits import Exit, Failure, one_line
+from .parser import checked
+from .sizes import about, parse_size
+from .streams import note, out
+from .table import render
+
+if TYPE_CHECKING:
+    from vhost_user import LoadReport, VirtioBlkDriver
+
+SIZE = 64 << 20
+PIECE = 1 << 20
+"""Bytes written and read at a time by the check of the whole disk."""
+
+FLUSH = 1 << 9
+"""VIRTIO 1.3, "Block Device", "Feature bits": the disk has a write cache to flush."""
+
+START_LIMIT = 10.0
+END_LIMIT = 5.0
+"""Seconds for a server to listen, and to end when it is asked to."""
+
+EXAMPLES = "vhost_user.examples"
+
+
+class Disk:
+    """One disk of the demo: what it is called in the table, and the command that serves it."""
+
+    def __init__(self, name: str, command: list[str]) -> None:
+        self.name = name
+        self.command = command
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Says what the command takes."""
+    parser.add_argument(
+        "--device",
+        metavar="TARGET",
+        help="drive this block device instead, FILE.py:Class as for vhost-user run; it is "
+        "overwritten",
+    )
+    parser.add_argument(
+        "settings", nargs="*", metavar="key=value", help="the options of that device"
+    )
+    parser.add_argument(
+        "--size",
+        type=checked(parse_size),
+        default=SIZE,
+        metavar="SIZE",
+        help="size of the disks (64M); for a device that has an option of that name",
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=1.0, metavar="S", help="seconds to measure a disk (1)"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command."""
+    if options.settings and not options.device:
+        raise Failure("key=value needs --device", status=Exit.USAGE)
+    rows: list[Sequence[str]] = [("", "operations", "bytes", "requests/s", "checked")]
+    with tempfile.TemporaryDirectory(prefix="vhost-user-demo-") as directory:
+        for disk in _disks(options, Path(directory)):
+            if sys.stderr is not None and sys.stderr.isatty():
+                note(f"{disk.name} ...")
+            with _served(disk, Path(directory, "disk.sock")) as socket:
+                report = drive(disk.name, socket, options.seconds)
+            rows.append(_row(disk.name, report))
+    out(render(rows))
+    out("every byte read was the byte written")
+    return Exit.OK
+
+
+def drive(name: str, socket: Path, seconds: float) -> "LoadReport":
+    """Checks the whole disk at ``socket``, then measures it, checking what is read."""
+    from vhost_user import VhostUserError, VirtioBlkDriver
+
+    try:
+        with VirtioBlkDriver(socket) as driver:
+            check_whole_disk(name, driver)
+            driver.prepare_load()
+            report = driver.run_load("randread", seconds=seconds, verify="all")
+    except (VhostUserError, OSError) as error:
+        raise Failure(f"{name}: {one_line(error)}") from error
+    if report.mismatches:
+        wrong = f"{report.mismatches} of {report.verified} requests read wrong data"
+        raise Failure(f"{name}: wrong data: {wrong}, the first at byte {report.first_mismatch}")
+    if report.errors:
+        raise Failure(f"{name}: {report.errors} of {report.ops} requests failed")
+    return report
+
+
+def check_whole_disk(name: str, driver: "VirtioBlkDriver") -> None:
+    """Writes random bytes to all of the disk, flushes, reads it back and compares checksums."""
+    written = []
+    for offset, length in _pieces(driver.size):
+        data = os.urandom(length)
+        driver.pwrite(data, offset)
+        written.append(hashlib.sha256(data).digest())
+    if driver.features & FLUSH:
+        driver.flush()
+    for (offset, length), checksum in zip(_pieces(driver.size), written, strict=True):
+        if hashlib.sha256(driver.pread(length, offset)).digest() != checksum:
+            where = f"bytes {offset} to {offset + length - 1}"
+            raise Failure(f"{name}: wrong data: {where} are not what was written there")
+
+
+def _pieces(size: int) -> Iterator[tuple[int, int]]:
+    return ((offset, min(PIECE, size - offset)) for offset in range(0, size, PIECE))
+
+
+def _disks(options: argparse.Namespace, directory: Path) -> list[Disk]:
+    if options.device:
+        return [Disk(options.device, _run_command(options.device, options.settings, options.size))]
+    image = directory / "disk.img"
+    with open(image, "wb") as file:
+        file.truncate(options.size)
+    size = [f"size={options.size}"]
+    return [
+        Disk("Python, a call a request", ["run", f"{EXAMPLES}.ramdisk:RamDisk", *size]),
+        Disk("Python, a call a batch", ["run", f"{EXAMPLES}.batched:BatchedRamDisk", *size]),
+        Disk("Rust, a file", ["blk", "--blk-file", str(image)]),
+    ]
+
+
+def _run_command(device: str, settings: list[str], size: int) -> list[str]:
+    from .settings import parameters
+    from .target import load
+
+    sized = any(word.startswith("size=") for word in settings)
+    if not sized and "size" in parameters(load(device)):
+        settings = [*settings, f"size={size}"]
+    return ["run", device, *settings]
+
+
+@contextmanager
+def _served(disk: Disk, socket: Path) -> Iterator[Path]:
+    """Serves a disk in another process while the body runs."""
+    command = [sys.executable, "-m", "vhost_user", *disk.command, "--socket-path", str(socket)]
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as server:
+        try:
+            _wait_until_listening(disk, server)
+            yield socket
+        finally:
+            _end(server)
+
+
+def _wait_until_listening(disk: Disk, server: subprocess.Popen[str]) -> None:
+    """Reads the server's first line: it comes when the socket is there."""
+    assert server.stderr is not None
+    line = server.stderr.readline()
+    if not line.startswith("listening on "):
+        raise Failure(f"{disk.name}: the server did not start: {line.strip() or 'it said nothing'}")
+
+
+def _end(server: subprocess.Popen[str]) -> None:
+    server.terminate()
+    try:
+        server.wait(END_LIMIT)
+    except subprocess.TimeoutExpired:
+        server.kill()
+
+
+def _row(name: str, report: "LoadReport") -> tuple[str, ...]:
+    # What is in flight when the time is over is checked, but not counted.
+    checked = "all" if report.verified >= report.ops else f"{report.verified:,}"
+    return (name, f"{report.ops:,}", about(report.bytes), f"{report.iops:,.0f}", checked)

@@ -1,0 +1,61 @@
+"""The parser of one command's options."""
+
+import argparse
+import difflib
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn, TypeVar
+
+from .exits import Exit, Failure
+
+T = TypeVar("T")
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a wrong command line as a :class:`Failure` of one line."""
+
+    def __init__(self, command: str, summary: str, **options: Any) -> None:
+        super().__init__(
+            prog=f"vhost-user {command}",
+            description=summary,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **options,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the command with ``message``."""
+        raise Failure(f"{message} (see {self.prog} --help)", status=Exit.USAGE)
+
+
+class Once(argparse.Action):
+    """Stores a value, and refuses a second one instead of forgetting the first."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Stores ``values``."""
+        if getattr(namespace, self.dest) is not None:
+            parser.error(f"{option_string} is given twice: one command serves one socket")
+        setattr(namespace, self.dest, values)
+
+
+def checked(convert: Callable[[str], T]) -> Callable[[str], T]:
+    """Lets a converter's own ``ValueError`` be what the user reads."""
+
+    def converter(text: str) -> T:
+        try:
+            return convert(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return converter
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A hint at the known word that is most like ``word``, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -1,0 +1,49 @@
+"""``vhost-user run``: serves a device class from a Python file or module."""
+
+import argparse
+
+from .exits import Exit, Failure
+from .serve import add_options, endpoint, serve, until_signalled
+from .settings import describe, make, read_settings
+from .streams import out
+from .target import load
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Says what the command takes."""
+    parser.add_argument(
+        "target",
+        nargs="?",
+        help="FILE.py:Class or package.module:Class; :Class may be left out if there is only one "
+        "device class. With --help after it, its own options are shown",
+    )
+    parser.add_argument(
+        "settings",
+        nargs="*",
+        metavar="key=value",
+        help="the options of the class, converted as its constructor is annotated",
+    )
+    add_options(parser)
+    parser.add_argument("-h", "--help", action="store_true", help="show this, or the class's help")
+    parser.set_defaults(show_help=parser.format_help)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command."""
+    if options.target is None:
+        if not options.help:
+            raise Failure("a target is needed: FILE.py:Class", status=Exit.USAGE)
+        out(options.show_help().rstrip())
+        return Exit.OK
+    if options.help:
+        out(f"usage: vhost-user run {options.target} [key=value ...] --socket-path PATH\n")
+        out(describe(load(options.target)))
+        out("\nvhost-user run --help tells the options of every device.")
+        return Exit.OK
+    endpoint(options)
+    return until_signalled(lambda: serve(_device(options), options))
+
+
+def _device(options: argparse.Namespace) -> object:
+    target = load(options.target)
+    return make(target, read_settings(target, options.settings))

@@ -1,0 +1,189 @@
+"""What all commands that serve a device have in common."""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from .device_types import BLOCK, type_name
+from .exits import Exit, Failure, one_line
+from .parser import Once, checked
+from .sizes import format_size, parse_size
+from .streams import note
+
+SWITCH_INTERVAL = 0.0005
+"""Seconds after which a Python thread that wants the interpreter gets it. A worker waits that
+long for device code of another thread; the interpreter's own 5 ms would show in every request."""
+
+LEVELS = ("debug", "info", "warning", "error")
+
+
+class Ended(BaseException):
+    """A signal asked for the end before, or after, the back-end itself listens to signals."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of every server."""
+    socket = parser.add_argument_group("the socket (one of the first two is needed)")
+    socket.add_argument(
+        "--socket-path", action=Once, metavar="PATH", help="listen here; used exactly as given"
+    )
+    socket.add_argument(
+        "--fd",
+        action=Once,
+        type=checked(parse_size),
+        metavar="N",
+        help="use this inherited descriptor: a socket that listens or is connected",
+    )
+    socket.add_argument(
+        "--connect", action="store_true", help="dial --socket-path, where a front-end listens"
+    )
+    socket.add_argument(
+        "--mode", type=checked(_mode), metavar="OCTAL", help="the socket file's mode (0600)"
+    )
+    socket.add_argument("--group", metavar="NAME", help="the socket file's group")
+    socket.add_argument("--once", action="store_true", help="end when the first front-end has left")
+    _add_tuning(parser.add_argument_group("threads and errors"))
+
+
+def _add_tuning(tuning: argparse._ArgumentGroup) -> None:
+    tuning.add_argument(
+        "--threads",
+        type=checked(_threads),
+        metavar="N",
+        help="worker threads for all queues together (one for each queue)",
+    )
+    tuning.add_argument(
+        "--cpus", type=checked(_cpus), metavar="LIST", help="pin workers, in turns: 0,2-3"
+    )
+    tuning.add_argument(
+        "--batch", type=checked(parse_size), metavar="N", help="most requests handled at once"
+    )
+    tuning.add_argument(
+        "--poll-us",
+        type=checked(parse_size),
+        metavar="N",
+        help="longest busy polling before a worker sleeps, in microseconds; 0: none",
+    )
+    tuning.add_argument(
+        "--on-error",
+        choices=("report", "stop"),
+        default="report",
+        help="after an exception in the device: report it and go on (default), or stop",
+    )
+    tuning.add_argument(
+        "--log-level", choices=LEVELS, default="warning", help="least level shown (warning)"
+    )
+
+
+def endpoint(options: argparse.Namespace) -> str:
+    """Where the device is to be found, in words. :class:`Failure` if that is not clear."""
+    path, fd = options.socket_path, options.fd
+    if (path is None) == (fd is None):
+        problem = "not both" if path is not None else "one is needed"
+        raise Failure(f"--socket-path PATH or --fd N: {problem}", status=Exit.USAGE)
+    if options.connect and path is None:
+        raise Failure("--connect needs --socket-path", status=Exit.USAGE)
+    if path is not None:
+        return f"calling {path}" if options.connect else f"listening on {path}"
+    try:
+        os.fstat(fd)
+    except OSError as error:
+        what = f"descriptor {fd} is not open here; let the parent process pass it on"
+        raise Failure(what) from error
+    return f"serving descriptor {fd}"
+
+
+def until_signalled(body: Callable[[], int]) -> int:
+    """Runs ``body``, which SIGTERM and SIGINT end quietly."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Ended
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        return body()
+    except Ended:
+        return Exit.OK
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def serve(device: Any, options: argparse.Namespace) -> int:
+    """Serves ``device`` until a signal or the device itself ends it."""
+    from vhost_user import Backend, Device, VhostUserError
+
+    from .log import to_stderr
+
+    if not isinstance(device, Device):
+        raise Failure(f"{type(device).__name__} is not a vhost_user.Device")
+    where = endpoint(options)
+    to_stderr(options.log_level)
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    try:
+        backend = Backend(device, **_backend_options(options)).start()
+    except (OSError, ValueError, VhostUserError) as error:
+        raise Failure(one_line(error)) from error
+    try:
+        note(f"{where}  {summary(device)}")
+        backend.run()
+    except Exception as error:
+        what = f"{type(error).__name__}: {one_line(error)}"
+        raise Failure(f"{type(device).__name__} failed: {what}") from error
+    finally:
+        backend.stop()
+    return Exit.OK
+
+
+def summary(device: Any) -> str:
+    """A device in a few words: ``blk 64 MiB 1 queue``."""
+    words = ["blk" if device.device_id == BLOCK else type_name(device.device_id)]
+    if device.device_id == BLOCK:
+        words.append(format_size(device.size))
+    count = device.num_queues
+    words.append("1 queue" if count == 1 else f"{count} queues")
+    return " ".join(words)
+
+
+def _backend_options(options: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of :class:`vhost_user.Backend`; what was not given has its defaults."""
+    given = {
+        "socket": options.socket_path,
+        "fd": options.fd,
+        "connect": options.connect or None,
+        "keep_listening": False if options.once else None,
+        "mode": options.mode,
+        "group": options.group,
+        "threads": options.threads,
+        "cpus": options.cpus,
+        "batch": options.batch,
+        "poll_us": options.poll_us,
+        "on_error": options.on_error,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _mode(text: str) -> int:
+    try:
+        return int(text, 8)
+    except ValueError:
+        raise ValueError(f"{text!r} is not an octal mode such as 0660") from None
+
+
+def _threads(text: str) -> int | str:
+    return text if text == "per-queue" else parse_size(text)
+
+
+def _cpus(text: str) -> list[int]:
+    """Processor numbers and ranges of them: ``0,2-3``."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise ValueError(f"{text!r} is not a list of processors such as 0,2-3")
+        numbers.extend(range(int(first), int(last or first) + 1))
+    return numbers

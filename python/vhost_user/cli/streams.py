@@ -1,0 +1,58 @@
+"""What the command prints, and the descriptors it prints to."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .exits import Failure
+
+
+def keep_standard_descriptors() -> None:
+    """Opens ``/dev/null`` wherever a standard descriptor is closed.
+
+    Else a socket or a guest's memory would get such a number, and whatever writes to "standard
+    error" would write there.
+    """
+    null = os.open(os.devnull, os.O_RDWR)
+    while null <= 2:
+        os.set_inheritable(null, True)
+        null = os.open(os.devnull, os.O_RDWR)
+    os.close(null)
+
+
+def out(line: str) -> None:
+    """Prints a line of the result."""
+    if sys.stdout is not None:
+        with _writing():
+            sys.stdout.write(line + "\n")
+
+
+def flush_out() -> None:
+    """Sends what was printed on its way, so that a full disk is an error and not silence."""
+    if sys.stdout is not None:
+        with _writing():
+            sys.stdout.flush()
+
+
+def note(line: str) -> None:
+    """Tells the user something, on standard error, whether or not anybody reads it."""
+    if sys.stderr is None:
+        return
+    try:
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
+    except OSError:
+        pass
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        # What is still in the buffer goes nowhere: the interpreter must not try again at its end.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.close(null)
+        raise Failure(f"cannot write the output: {error.strerror}") from error
