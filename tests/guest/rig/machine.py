@@ -82,7 +82,7 @@ class Machine:
             ]
             self._process = subprocess.Popen(
                 command,
-                env=_environment(packages),
+                env=environment(packages),
                 pass_fds=fds,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -211,7 +211,7 @@ def _vhost_user(devices: Sequence[Device]) -> list[str]:
     return command
 
 
-def _environment(packages: Packages) -> dict[str, str]:
+def environment(packages: Packages) -> dict[str, str]:
     """QEMU 7.2 has its software emulation in a module that it looks for by this variable."""
     modules = packages.root / "usr/lib/x86_64-linux-gnu/qemu"
     return dict(os.environ, QEMU_MODULE_DIR=str(modules))
