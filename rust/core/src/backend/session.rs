@@ -23,6 +23,10 @@ use crate::worker::{Command, Manners, Queue, Signal, Worker};
 /// answers, but a device may be in the middle of reading their data.
 const DISCONNECT_DRAIN: Duration = Duration::from_secs(1);
 
+/// How often a wait for requests in flight asks whether it may go on: a second stop may allow less
+/// time than the first.
+const SECOND_THOUGHTS: Duration = Duration::from_millis(50);
+
 /// What an idle worker may take to end when the others have used up the time to drain.
 const LAST_GRACE: Duration = Duration::from_millis(100);
 
@@ -341,7 +345,7 @@ impl<'a> Session<'a> {
     /// Stops rings, all at the same time, and waits for their requests. `None` for a ring:
     /// not all came back within `limit`.
     fn drain_rings(&mut self, indices: &[u16], limit: Duration) -> Vec<Option<u16>> {
-        let deadline = Instant::now() + limit;
+        let begun = Instant::now();
         let ask = |&index: &u16| {
             let (reply, answer) = mpsc::channel();
             self.post(index, Command::Stop(index, reply));
@@ -349,8 +353,7 @@ impl<'a> Session<'a> {
         };
         let answers: Vec<_> = indices.iter().map(ask).collect();
         let hear = |(&index, answer): (&u16, mpsc::Receiver<u16>)| {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let base = answer.recv_timeout(left).ok();
+            let base = self.hear(&answer, begun, limit);
             if base.is_none() {
                 self.report_stuck(index);
                 self.post(index, Command::Abandon(index));
@@ -359,6 +362,20 @@ impl<'a> Session<'a> {
             base
         };
         indices.iter().zip(answers).map(hear).collect()
+    }
+
+    /// Waits for a worker's answer; no longer than a stop that is asked for meanwhile allows.
+    fn hear(&self, answer: &mpsc::Receiver<u16>, begun: Instant, limit: Duration) -> Option<u16> {
+        loop {
+            let stopping = self.shared().is_stopping();
+            let limit = if stopping { limit.min(self.shared().drain()) } else { limit };
+            let left = (begun + limit).saturating_duration_since(Instant::now());
+            match answer.recv_timeout(left.min(SECOND_THOUGHTS)) {
+                Ok(base) => return Some(base),
+                Err(RecvTimeoutError::Timeout) if !left.is_zero() => {}
+                Err(_) => return None,
+            }
+        }
     }
 
     fn ring_has_stopped(&mut self, index: u16, base: Option<u16>) {
@@ -427,9 +444,9 @@ impl<'a> Session<'a> {
         } else {
             drain = drain.min(DISCONNECT_DRAIN);
         }
-        let deadline = Instant::now() + drain;
+        let begun = Instant::now();
         self.drain_rings(&self.started(), drain);
-        let deadline = deadline.max(Instant::now() + LAST_GRACE);
+        let deadline = (begun + drain.min(self.shared().drain())).max(Instant::now() + LAST_GRACE);
         for worker in std::mem::take(&mut self.workers).into_iter().flatten() {
             let thread = worker.thread_id();
             if worker.end(deadline) {
@@ -487,7 +504,6 @@ fn offer(device: &dyn Device) -> Offer {
         max_queue_size: device.max_queue_size(),
         max_memory_slots: MEMORY_SLOTS,
         config_len: device.config_len(),
-        xen: None,
     }
 }
 
@@ -503,7 +519,7 @@ fn layout(setup: &RingSetup) -> SplitLayout {
 }
 
 fn map(message: &str, offer: RegionOffer) -> Result<Arc<Region>, Refusal> {
-    let RegionOffer { range: RegionRange { guest, size, user }, mmap_offset, fd, .. } = offer;
+    let RegionOffer { range: RegionRange { guest, size, user }, mmap_offset, fd } = offer;
     Region::map(guest, user, size, mmap_offset, fd).map_err(|e| {
         Refusal(format!(
             "{message}: the region at guest address {guest}, {size:#x} bytes, file offset {mmap_offset:#x}: {e}"

@@ -8,7 +8,6 @@ use std::os::fd::OwnedFd;
 
 use crate::address::{GuestAddr, UserAddr};
 use crate::wire::Frame;
-use crate::wire::payload::XenMapping;
 
 /// What follows from one message.
 #[derive(Debug)]
@@ -45,10 +44,8 @@ impl std::fmt::Display for Refusal {
 pub struct RegionOffer {
     /// Where and what.
     pub range: RegionRange,
-    /// Bytes from the start of the descriptor's file; 0 with `xen`.
+    /// Bytes from the start of the descriptor's file.
     pub mmap_offset: u64,
-    /// How the hypervisor is to map it; `None`: an ordinary file.
-    pub xen: Option<XenMapping>,
     /// The memory.
     pub fd: OwnedFd,
 }

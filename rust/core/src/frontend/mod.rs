@@ -18,7 +18,6 @@ mod memory;
 mod messages;
 mod split;
 mod window;
-mod xen;
 
 pub use block::{BlockDriver, BlockOptions};
 pub use channel::BackendEvent;
@@ -28,4 +27,3 @@ pub use load::{LoadOptions, LoadReport, Pattern};
 pub use memory::{GuestMemory, Region, RegionSpec};
 pub use messages::{IMPLEMENTED, Negotiated, Wanted};
 pub use split::{Descriptor, INDIRECT, NEXT, RingLayout, SplitRing, Used, WRITE};
-pub use xen::{XenMemory, XenRegion};

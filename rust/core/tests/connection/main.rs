@@ -7,4 +7,3 @@ mod property;
 mod random;
 mod rules;
 mod support;
-mod xen;
