@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use pyo3::prelude::*;
+use pyo3::sync::MutexExt;
 use pyo3::types::PyBytes;
 use vhost_user_core::device::{ConfigRefused, Device};
 use vhost_user_core::request::Batch;
@@ -296,7 +297,9 @@ impl Device for QueueDevice {
             return;
         }
         self.callee.enter(|py| {
-            let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+            // Another worker holds it only if it was given up on while it was in a callback: it
+            // needs the interpreter to come back, so it must not be waited for with that held.
+            let mut state = state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner);
             self.serve(py, queue, &mut state, batch);
         });
     }

@@ -1,0 +1,201 @@
+"""The life of a back-end in a process."""
+
+import os
+import socket as sockets
+import stat
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import vhost_user as vu
+from peer.front_end import FrontEnd
+from peer.process import Holdings, eventually, settles
+
+from .disks import RamDisk
+from .driver import open_driver
+
+
+def test_states_follow_one_another(vhost_socket: Path) -> None:
+    backend = vu.Backend(RamDisk(), socket=vhost_socket)
+    states: list[str] = [backend.state]
+    with backend:
+        states.append(backend.state)
+        assert not backend.wait_running(0)
+        front = FrontEnd.connect(str(vhost_socket)).negotiate()
+        assert eventually(lambda: backend.state == "negotiating")
+        front.share_memory().start_ring()
+        assert backend.wait_running(5)
+        states.append(backend.state)
+        front.close()
+        assert eventually(lambda: backend.state == "listening")
+    states.append(backend.state)
+    assert states == ["new", "listening", "running", "stopped"]
+    assert not backend.wait_running(5)
+    backend.stop()
+
+
+def test_a_front_end_may_come_back(vhost_socket: Path) -> None:
+    device = RamDisk()
+    with vu.Backend(device, socket=vhost_socket), vu.VirtioBlkDriver(vhost_socket) as disk:
+        disk.pwrite(b"r" * 512, 0)
+        for _ in range(3):
+            assert disk.reconnect().pread(512, 0) == b"r" * 512
+
+
+def test_without_keep_listening_the_end_comes_with_the_front_end(vhost_socket: Path) -> None:
+    backend = vu.Backend(RamDisk(), socket=vhost_socket, keep_listening=False).start()
+    with open_driver(vhost_socket) as driver:
+        driver.read(0, 512)
+        driver.wait()
+    backend.run()
+    assert backend.state == "stopped"
+
+
+def test_run_works_in_any_thread_and_ends_with_stop(vhost_socket: Path) -> None:
+    backend = vu.Backend(RamDisk(), socket=vhost_socket)
+    thread = threading.Thread(target=backend.run)
+    thread.start()
+    assert eventually(lambda: backend.state == "listening")
+    backend.stop()
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+def test_a_callback_may_stop_its_own_back_end(vhost_socket: Path) -> None:
+    class Suicidal(RamDisk):
+        def read(self, offset: int, buf: memoryview, /) -> None:
+            backend.stop()
+
+    backend = vu.Backend(Suicidal(), socket=vhost_socket).start()
+    with open_driver(vhost_socket) as driver:
+        driver.read(0, 512)
+        driver.wait()
+        backend.run()
+    assert backend.state == "stopped"
+
+
+@pytest.mark.parametrize("listening", [True, False])
+def test_a_socket_given_by_number_is_served(vhost_socket: Path, listening: bool) -> None:
+    if listening:
+        with sockets.socket(sockets.AF_UNIX) as ours:
+            ours.bind(str(vhost_socket))
+            ours.listen()
+            with vu.Backend(RamDisk(), fd=ours.fileno()), open_driver(vhost_socket) as driver:
+                driver.read(0, 512)
+                driver.wait()
+        return
+    ours, theirs = sockets.socketpair()
+    with (
+        ours,
+        theirs,
+        vu.Backend(RamDisk(), fd=ours.fileno()),
+        vu.VirtioBlkDriver(fd=theirs.fileno()) as disk,
+    ):
+        assert disk.pread(512, 0) == bytes(512)
+
+
+def test_a_back_end_calls_a_front_end_that_listens(vhost_socket: Path) -> None:
+    with sockets.socket(sockets.AF_UNIX) as listener:
+        listener.bind(str(vhost_socket))
+        listener.listen()
+        with vu.Backend(RamDisk(), socket=vhost_socket, connect=True):
+            listener.settimeout(10)
+            connection, _ = listener.accept()
+            with connection, vu.VirtioBlkDriver(fd=connection.fileno()) as disk:
+                assert disk.pread(512, 0) == bytes(512)
+
+
+def test_the_socket_is_the_owner_s_alone(vhost_socket: Path) -> None:
+    with vu.Backend(RamDisk(), socket=vhost_socket):
+        assert stat.S_IMODE(vhost_socket.stat().st_mode) == 0o600
+    with vu.Backend(RamDisk(), socket=vhost_socket, mode=0o660, group=str(os.getgid())):
+        assert stat.S_IMODE(vhost_socket.stat().st_mode) == 0o660
+    with pytest.raises(ValueError, match="no group"):
+        vu.Backend(RamDisk(), socket=vhost_socket, group="no such group").start()
+
+
+def test_wrong_options_are_refused(vhost_socket: Path) -> None:
+    disk, path = RamDisk(), vhost_socket
+    wrong: list[Callable[[], object]] = [
+        lambda: vu.Backend(disk, socket=path, fd=3),
+        lambda: vu.Backend(disk, fd=3, connect=True),
+        lambda: vu.Backend(disk, socket=path, threads=0),
+        lambda: vu.Backend(disk, socket=path, batch=0),
+        lambda: vu.Backend(disk, socket=path, poll_us=-1),
+        lambda: vu.Backend(disk, socket=path, cpus=[4095]).start(),
+        lambda: vu.Backend(disk, socket=path, on_error="ignore").start(),  # type: ignore[arg-type]
+        lambda: vu.Backend(disk).start(),
+        lambda: vu.Backend(disk, socket="x" * 200).start(),
+        lambda: vu.Backend(disk, fd=-1).start(),
+    ]
+    for make in wrong:
+        with pytest.raises(ValueError, match=r"not|other|needs|107"):
+            make()
+    with pytest.raises(OSError, match=r"not a socket"):
+        vu.Backend(disk, socket="/").start()
+    assert disk.served_by is None
+
+
+def test_a_device_has_one_back_end_at_a_time_and_a_back_end_one_start(vhost_socket: Path) -> None:
+    device = RamDisk()
+    with vu.Backend(device, socket=vhost_socket) as backend:
+        with pytest.raises(vu.VhostUserError, match="another"):
+            vu.Backend(device, socket=f"{vhost_socket}2").start()
+        with pytest.raises(vu.VhostUserError, match="once"):
+            backend.start()
+        with pytest.raises(OSError, match="in use"):
+            vu.Backend(RamDisk(), socket=vhost_socket).start()
+    with vu.Backend(device, socket=vhost_socket), open_driver(vhost_socket) as driver:
+        driver.read(0, 512)
+        driver.wait()
+
+
+def test_nothing_is_left_behind(vhost_socket: Path) -> None:
+    def once() -> None:
+        with (
+            vu.Backend(RamDisk(num_queues=2), socket=vhost_socket),
+            vu.VirtioBlkDriver(vhost_socket, num_queues=2) as disk,
+        ):
+            disk.pwrite(bytes(4096), 0)
+
+    once()  # the log's thread stays
+    before = Holdings.of(os.getpid())
+    for _ in range(3):
+        once()
+    assert settles(os.getpid(), before) == ""
+
+
+def test_callbacks_of_a_device_do_not_overlap_unless_it_says_so(vhost_socket: Path) -> None:
+    class Overlapping(RamDisk):
+        inside = 0
+        most = 0
+        both = threading.Barrier(2)
+
+        def read(self, offset: int, buf: memoryview, /) -> None:
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+            if self.thread_safe:
+                self.both.wait(5)
+            else:
+                os.sched_yield()  # gives the interpreter up, with a call in the middle
+                threading.Event().wait(0.001)
+            self.inside -= 1
+
+    class Parallel(Overlapping):
+        thread_safe = True
+        both = threading.Barrier(2)
+
+    for device, most in ((Overlapping(num_queues=2), 1), (Parallel(num_queues=2), 2)):
+        with (
+            vu.Backend(device, socket=vhost_socket),
+            FrontEnd.connect(str(vhost_socket)).start(queues=2) as front,
+        ):
+            drivers = [front.blk(0), front.blk(1)]
+            for driver in drivers:
+                for _ in range(4):
+                    driver.submit(driver.prepare(0, 0, room=512))
+                driver.ring.kick()
+            for driver in drivers:
+                driver.ring.wait(4)
+        assert device.most == most

@@ -1,0 +1,221 @@
+"""Requests that outlive their callback, and requests that are answered twice or too late."""
+
+import gc
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import vhost_user as vu
+
+from .disks import RamDisk
+from .driver import open_driver
+
+
+class Deferring(RamDisk):
+    """Keeps all reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[vu.BlockRequest] = []
+        self.some = threading.Semaphore(0)
+
+    def on_batch(self, batch: Sequence[vu.BlockRequest], /) -> None:
+        for request in batch:
+            if request.op == "read":
+                self.kept.append(request.defer())
+                self.some.release()
+
+    def take(self) -> vu.BlockRequest:
+        assert self.some.acquire(timeout=5)
+        return self.kept.pop()
+
+
+@contextmanager
+def resource_warnings() -> Iterator[list[str]]:
+    """The messages of the `ResourceWarning`s that come from any thread."""
+    messages: list[str] = []
+
+    def note(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+        if category is ResourceWarning:
+            messages.append(str(message))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = note
+        yield messages
+
+
+def test_a_deferred_request_is_answered_later_from_another_thread(vhost_socket: Path) -> None:
+    device = Deferring()
+    with vu.Backend(device, socket=vhost_socket), open_driver(vhost_socket) as driver:
+        for sizes in ((512,), (256, 256)):
+            read = driver.read(0, *sizes)
+            request = device.take()
+            write = driver.write(0, bytes(512))
+            assert driver.wait().head == write.head, "a deferred request holds up no other"
+            request.copy_from(b"d" * 512)
+            request.complete()
+            used = driver.wait()
+            assert (used.head, used.length, read.status) == (read.head, 513, 0)
+            assert read.data == b"d" * 512
+
+
+def test_a_deferred_request_may_fail(vhost_socket: Path) -> None:
+    device = Deferring()
+    with vu.Backend(device, socket=vhost_socket), open_driver(vhost_socket) as driver:
+        read = driver.read(0, 512)
+        device.take().fail()
+        driver.wait()
+        assert read.status == 1
+
+
+def test_views_of_a_deferred_request_hold_its_answer(vhost_socket: Path) -> None:
+    device = Deferring()
+    with vu.Backend(device, socket=vhost_socket), open_driver(vhost_socket) as driver:
+        for sizes in ((512,), (256, 256)):
+            read = driver.read(0, *sizes)
+            request = device.take()
+            view = request.data
+            request.complete()
+            write = driver.write(0, bytes(512))
+            assert driver.wait().head == write.head
+            view[:] = b"v" * 512
+            view.release()
+            assert driver.wait().head == read.head
+            assert read.data == b"v" * 512
+
+
+def test_a_deferred_request_that_is_dropped_fails_and_warns(vhost_socket: Path) -> None:
+    device = Deferring()
+    with (
+        resource_warnings() as messages,
+        vu.Backend(device, socket=vhost_socket),
+        open_driver(vhost_socket) as driver,
+    ):
+        for _ in range(66):  # more than the ring has entries
+            read = driver.read(0, 512)
+            device.take()
+            gc.collect()
+            driver.wait()
+            assert read.status == 1
+    assert len(messages) == 66
+    assert "Deferring.on_batch: a deferred read of 512 bytes at 0" in messages[0]
+
+
+def test_a_request_is_answered_once(vhost_socket: Path) -> None:
+    device = Deferring()
+    with vu.Backend(device, socket=vhost_socket), open_driver(vhost_socket) as driver:
+        read = driver.read(0, 512)
+        request = device.take()
+        request.complete()
+        assert driver.wait().head == read.head
+        uses = (
+            request.complete,
+            request.fail,
+            request.defer,
+            request.fill,
+            lambda: request.data,
+            lambda: request.segments,
+            lambda: request.copy_from(bytes(512)),
+            lambda: request.preadv(0),
+            lambda: request.submit(0),
+        )
+        for use in uses:
+            with pytest.raises(vu.StaleRequestError, match="answered before"):
+                use()
+        assert (request.op, request.offset, request.length) == ("read", 0, 512)
+
+
+def test_an_answer_within_the_batch_is_the_only_one(vhost_blk: vu.testing.BlkFactory) -> None:
+    errors: list[Exception] = []
+
+    class Twice(RamDisk):
+        def on_batch(self, batch: Sequence[vu.BlockRequest], /) -> None:
+            for request in batch:
+                request.fill(1)
+                request.complete()
+                try:
+                    request.fail()
+                except vu.StaleRequestError as error:
+                    errors.append(error)
+
+    assert vhost_blk(Twice()).pread(512, 0) == b"\x01" * 512
+    assert len(errors) == 1
+
+
+def test_of_many_threads_that_answer_one_wins(vhost_socket: Path) -> None:
+    device = Deferring()
+    threads = 8
+    with (
+        ThreadPoolExecutor(threads) as pool,
+        vu.Backend(device, socket=vhost_socket),
+        open_driver(vhost_socket) as driver,
+    ):
+        for _ in range(200):
+            read = driver.read(0, 512)
+            request = device.take()
+            start = threading.Barrier(threads)
+
+            def answer(request: vu.BlockRequest = request, start: object = start) -> bool:
+                assert isinstance(start, threading.Barrier)
+                start.wait()
+                try:
+                    request.complete()
+                except vu.StaleRequestError:
+                    return False
+                return True
+
+            won = [pool.submit(answer) for _ in range(threads)]
+            assert sum(future.result(5) for future in won) == 1
+            assert driver.wait().head == read.head
+        assert driver.ring.used_index == 200
+
+
+def test_an_answer_after_the_stop_raises_and_touches_nothing(vhost_socket: Path) -> None:
+    device = Deferring()
+    backend = vu.Backend(device, socket=vhost_socket).start()
+    with open_driver(vhost_socket) as driver:
+        read = driver.read(0, 512)
+        request = device.take()
+        backend.stop(drain=0.05)
+        request.fill(7)
+        with pytest.raises(vu.StaleRequestError, match="stopped"):
+            request.complete()
+        assert read.untouched
+        assert read.status == 0xA5
+
+
+def test_an_answer_after_the_front_end_left_raises(vhost_socket: Path) -> None:
+    device = Deferring()
+    with vu.Backend(device, socket=vhost_socket):
+        with open_driver(vhost_socket) as driver:
+            driver.read(0, 512)
+            request = device.take()
+        with open_driver(vhost_socket) as driver:
+            write = driver.write(0, bytes(512))
+            assert driver.wait().head == write.head
+            with pytest.raises(vu.StaleRequestError, match="stopped"):
+                request.complete()
+            assert driver.ring.used_index == 1
+
+
+def test_an_object_that_is_still_known_is_not_used_for_another_request(
+    vhost_blk: vu.testing.BlkFactory,
+) -> None:
+    class Collecting(RamDisk):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[vu.BlockRequest] = []
+
+        def on_batch(self, batch: Sequence[vu.BlockRequest], /) -> None:
+            self.seen.extend(batch)
+
+    device = Collecting()
+    disk = vhost_blk(device)
+    for sector in range(5):
+        disk.pread(512, sector * 512)
+    assert [request.offset for request in device.seen] == [0, 512, 1024, 1536, 2048]

@@ -1,0 +1,111 @@
+"""What the core says reaches `logging`, in order and without holding anybody up."""
+
+import logging
+import threading
+from pathlib import Path
+
+import pytest
+import vhost_user as vu
+
+from .disks import RamDisk
+from .driver import open_driver
+
+
+def test_the_course_of_a_session_is_logged_in_order(
+    vhost_socket: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "vhost_user")
+    with vu.Backend(RamDisk(), socket=vhost_socket), open_driver(vhost_socket) as driver:
+        driver.read(0, 512)
+        driver.wait()
+    said = [r.getMessage().removeprefix(f"{vhost_socket}: ") for r in caplog.records]
+    beginnings = [
+        "listening on",
+        "front-end connected",
+        "negotiated features",
+        "queue 0 started",
+        "queue 0 stopped at 1",
+        "front-end disconnected",
+        "stopped",
+    ]
+    assert [next(b for b in beginnings if s.startswith(b)) for s in said] == beginnings
+    assert {r.name for r in caplog.records} == {"vhost_user.backend"}
+
+
+def test_reports_of_callbacks_stand_where_they_happened(
+    vhost_socket: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "vhost_user")
+
+    class Bad(RamDisk):
+        def read(self, offset: int, buf: memoryview, /) -> None:
+            raise ValueError
+
+    with vu.Backend(Bad(), socket=vhost_socket), open_driver(vhost_socket) as driver:
+        driver.read(0, 512)
+        driver.wait()
+        driver.front.stop_ring()
+    said = [r.getMessage() for r in caplog.records]
+    places = [
+        next(i for i, s in enumerate(said) if part in s)
+        for part in ("queue 0 started", "read raised ValueError", "queue 0 stopped")
+    ]
+    assert places == sorted(places)
+
+
+def test_a_handler_that_blocks_holds_up_neither_requests_nor_messages(vhost_socket: Path) -> None:
+    blocked, go_on = threading.Event(), threading.Event()
+
+    class Blocking(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            blocked.set()
+            go_on.wait(20)
+
+    handler = Blocking()
+    logger = logging.getLogger("vhost_user")
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    try:
+        with vu.Backend(RamDisk(), socket=vhost_socket):
+            assert blocked.wait(5)
+            for _ in range(5):
+                with open_driver(vhost_socket) as driver:
+                    driver.read(0, 512)
+                    driver.wait()
+            go_on.set()
+    finally:
+        go_on.set()
+        logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)
+
+
+def test_what_does_not_fit_is_counted(vhost_socket: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """1024 records wait; while the first is handled, more than that come."""
+    blocked, go_on = threading.Event(), threading.Event()
+
+    class Blocking(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            blocked.set()
+            go_on.wait(20)
+
+    class Varied(RamDisk):
+        def on_batch(self, batch: object, /) -> None:
+            raise type("Fresh", (Exception,), {})
+
+    handler = Blocking()
+    logger = logging.getLogger("vhost_user")
+    logger.addHandler(handler)
+    try:
+        with vu.Backend(Varied(), socket=vhost_socket), open_driver(vhost_socket) as driver:
+            for _ in range(1200):
+                driver.read(0, 512)
+                driver.wait()
+            assert blocked.is_set()
+            go_on.set()
+    finally:
+        go_on.set()
+        logger.removeHandler(handler)
+    dropped = [r.getMessage() for r in caplog.records if "dropped" in r.getMessage()]
+    assert len(dropped) == 1
+    told = sum("raised Fresh" in r.getMessage() for r in caplog.records)
+    assert int(dropped[0].split()[0]) + told >= 1200

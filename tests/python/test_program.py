@@ -1,0 +1,283 @@
+"""Programs that serve: signals, exit, fork, service managers."""
+
+import signal
+import socket as sockets
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import vhost_user as vu
+from peer.process import eventually
+
+from .disks import RamDisk
+from .driver import open_driver
+from .programs import finish, line, start
+
+SERVE = """
+class Disk(RamDisk):
+    def on_start(self):
+        print("started", flush=True)
+vu.serve(Disk(), socket=SOCKET)
+print("served", flush=True)
+"""
+
+BUSY = """
+class Disk(RamDisk):
+    def read(self, offset, buf):
+        print("reading", flush=True)
+        while busy:
+            pass
+busy = True
+"""
+
+
+@pytest.fixture
+def programs() -> Iterator[list[subprocess.Popen[str]]]:
+    running: list[subprocess.Popen[str]] = []
+    yield running
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_serve_cleanly(
+    vhost_socket: Path, programs: list[subprocess.Popen[str]], number: signal.Signals
+) -> None:
+    process = start(SERVE, vhost_socket)
+    programs.append(process)
+    assert eventually(vhost_socket.exists)
+    with open_driver(vhost_socket) as driver:
+        assert line(process) == "started"
+        driver.read(0, 512)
+        driver.wait()
+        process.send_signal(number)
+        assert finish(process) == (0, "served\n", "")
+    assert not vhost_socket.exists()
+
+
+def test_a_signal_is_heard_at_once_while_callbacks_run(
+    vhost_socket: Path, programs: list[subprocess.Popen[str]]
+) -> None:
+    """The busy callback ends when the program begins to drain: so the signal came through."""
+    process = start(
+        BUSY
+        + """
+backend = vu.Backend(Disk(), socket=SOCKET).start()
+def watch():
+    global busy
+    while backend.state != "draining":
+        time.sleep(0.001)
+    busy = False
+threading.Thread(target=watch, daemon=True).start()
+backend.run()
+print("ended", flush=True)
+""",
+        vhost_socket,
+    )
+    programs.append(process)
+    assert eventually(vhost_socket.exists)
+    with open_driver(vhost_socket) as driver:
+        read = driver.read(0, 512)
+        assert line(process) == "reading"
+        process.send_signal(signal.SIGINT)
+        assert finish(process, 4.0)[:2] == (0, "ended\n")
+        assert read.status == 0, "the request in flight was answered"
+
+
+def test_a_second_signal_does_not_wait_for_callbacks(
+    vhost_socket: Path, programs: list[subprocess.Popen[str]]
+) -> None:
+    process = start(
+        BUSY
+        + """
+backend = vu.Backend(Disk(), socket=SOCKET).start()
+def watch():
+    while backend.state != "draining":
+        time.sleep(0.001)
+    print("draining", flush=True)
+threading.Thread(target=watch, daemon=True).start()
+backend.run()
+print("ended", flush=True)
+os._exit(9)
+""",
+        vhost_socket,
+    )
+    programs.append(process)
+    assert eventually(vhost_socket.exists)
+    with open_driver(vhost_socket) as driver:
+        driver.read(0, 512)
+        assert line(process) == "reading"
+        process.send_signal(signal.SIGTERM)
+        assert line(process) == "draining"
+        process.send_signal(signal.SIGTERM)
+        assert finish(process, 4.0)[:2] == (9, "ended\n")
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [("", 0), ("sys.exit(7)", 7), ("raise LookupError", 1)],
+    ids=["end", "exit", "raise"],
+)
+@pytest.mark.parametrize(
+    "callback",
+    [
+        "pass",
+        "time.sleep(3600)",
+        "\n        while True: pass",
+        "\n        while True: time.sleep(1e-4)",
+    ],
+    ids=["returns", "sleeps", "spins", "naps"],
+)
+def test_the_interpreter_exits_with_a_device_running(
+    vhost_socket: Path,
+    programs: list[subprocess.Popen[str]],
+    callback: str,
+    end: str,
+    code: int,
+) -> None:
+    process = start(
+        f"""
+entered = threading.Event()
+class Disk(RamDisk):
+    def read(self, offset, buf):
+        entered.set()
+        {callback}
+backend = vu.Backend(Disk(), socket=SOCKET).start()
+opened = open_driver(SOCKET)
+driver = opened.__enter__()
+driver.read(0, 512)
+entered.wait()
+{end}
+""",
+        vhost_socket,
+    )
+    programs.append(process)
+    returned, _, err = finish(process, 8.0)
+    assert returned == code, err
+    assert not vhost_socket.exists()
+
+
+def test_a_fork_of_a_serving_process_is_told_so(
+    vhost_socket: Path, programs: list[subprocess.Popen[str]]
+) -> None:
+    process = start(
+        """
+backend = vu.Backend(RamDisk(), socket=SOCKET).start()
+child = os.fork()
+if child == 0:
+    try:
+        backend.state
+    except vu.VhostUserError as error:
+        print(error, flush=True)
+    sys.exit(5)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+with open_driver(SOCKET) as driver:
+    driver.read(0, 512)
+    driver.wait()
+backend.stop()
+print(backend.state, flush=True)
+""",
+        vhost_socket,
+    )
+    programs.append(process)
+    code, out, err = finish(process)
+    assert code == 0, err
+    told, exited, state = out.splitlines()
+    assert "forked after the back-end had started" in told
+    assert (exited, state) == ("5", "stopped")
+
+
+def test_a_socket_that_is_handed_down_is_served_and_readiness_told(
+    vhost_socket: Path, programs: list[subprocess.Popen[str]]
+) -> None:
+    """As systemd does it: the socket is descriptor 3, `LISTEN_PID` is the process."""
+    with (
+        sockets.socket(sockets.AF_UNIX) as listener,
+        sockets.socket(sockets.AF_UNIX, sockets.SOCK_DGRAM) as manager,
+    ):
+        listener.bind(str(vhost_socket))
+        listener.listen()
+        manager.bind(str(vhost_socket) + ".notify")
+        manager.settimeout(10)
+        program = """
+        os.dup2(int(os.environ["LISTENER"]), 3)
+        os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
+        vu.serve(RamDisk())
+        """
+        process = start(
+            program,
+            vhost_socket,
+            pass_fds=[listener.fileno()],
+            LISTENER=str(listener.fileno()),
+            NOTIFY_SOCKET=f"{vhost_socket}.notify",
+        )
+        programs.append(process)
+        assert manager.recv(100) == b"READY=1"
+        with open_driver(vhost_socket) as driver:
+            driver.read(0, 512)
+            driver.wait()
+        process.send_signal(signal.SIGTERM)
+        assert manager.recv(100) == b"STOPPING=1"
+        assert finish(process)[0] == 0
+
+
+def test_a_stuck_callback_stops_neither_another_device_nor_the_stop(vhost_socket: Path) -> None:
+    """In a process of its own, since the stuck thread stays."""
+    process = start(
+        """
+class Stuck(RamDisk):
+    def read(self, offset, buf):
+        entered.set()
+        time.sleep(3600)
+entered = threading.Event()
+stuck = vu.Backend(Stuck(), socket=SOCKET).start()
+with vu.testing.blk(RamDisk()) as other, open_driver(SOCKET) as driver:
+    driver.read(0, 512)
+    entered.wait()
+    other.pwrite(b"x" * 512, 0)
+    assert other.pread(512, 0) == b"x" * 512
+    begun = time.monotonic()
+    stuck.stop(drain=0.2)
+    print(stuck.state, time.monotonic() - begun < 3, flush=True)
+    assert other.pread(512, 0) == b"x" * 512
+os._exit(0)
+""",
+        vhost_socket,
+    )
+    assert line(process) == "stopped True"
+    assert finish(process)[0] == 0
+
+
+def test_with_thread_safe_a_stuck_queue_leaves_the_others_alone(vhost_socket: Path) -> None:
+    process = start(
+        """
+from peer.front_end import FrontEnd
+class Disk(RamDisk):
+    thread_safe = True
+    def read(self, offset, buf):
+        if offset:
+            entered.set()
+            time.sleep(3600)
+entered = threading.Event()
+vu.Backend(Disk(num_queues=2), socket=SOCKET).start()
+front = FrontEnd.connect(SOCKET).start(queues=2)
+first, second = front.blk(0), front.blk(1)
+first.submit(first.prepare(0, 1, room=512))
+first.ring.kick()
+entered.wait()
+print(second.read(0, 512).status, flush=True)
+os._exit(0)
+""",
+        vhost_socket,
+    )
+    assert line(process) == "0"
+    assert finish(process)[0] == 0
+
+
+def test_the_plugin_s_backends_do_not_keep_signals(vhost_blk: vu.testing.BlkFactory) -> None:
+    """Only `run` takes the signals, and gives them back."""
+    before = signal.getsignal(signal.SIGINT)
+    vhost_blk(RamDisk())
+    assert signal.getsignal(signal.SIGINT) is before

@@ -1,0 +1,305 @@
+"""Who holds a view of a request's data holds the request.
+
+The driver gets it back when it was answered and the last view is gone, so nobody here ever reads
+or overwrites memory that the guest has taken back.
+"""
+
+import ctypes
+import gc
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import vhost_user as vu
+
+from .disks import SIZE, Keeper
+from .driver import OpenDriver, OpenRequest, open_driver
+
+Keep = Callable[[memoryview], object]
+HERE, THERE = 4096, 8192
+"""A read at the first place is kept, one at the second is not."""
+
+
+def slice_of(buf: memoryview) -> object:
+    return buf[10:20]
+
+
+def array_of(buf: memoryview) -> object:
+    return np.frombuffer(buf, np.uint8)
+
+
+def pointer_to(buf: memoryview) -> object:
+    return (ctypes.c_char * len(buf)).from_buffer(buf)
+
+
+def cast_of(buf: memoryview) -> object:
+    return buf.cast("I")
+
+
+KEEPS = pytest.mark.parametrize("keep", [slice_of, array_of, pointer_to, cast_of])
+
+
+class Kept(Keeper):
+    def __init__(self, keep: Keep) -> None:
+        super().__init__()
+        self.keeper = keep
+
+    def keep(self, buf: memoryview) -> object:
+        return self.keeper(buf)
+
+    def read(self, offset: int, buf: memoryview, /) -> None:
+        if offset == THERE:
+            buf[:] = self.mem[offset : offset + len(buf)]
+        else:
+            super().read(offset, buf)
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor() as pool:
+        yield pool
+
+
+@KEEPS
+@pytest.mark.parametrize("sizes", [(1024,), (512, 1024), (1, 510, 513)], ids=str)
+def test_a_kept_view_keeps_its_request(
+    vhost_socket: Path, keep: Keep, sizes: tuple[int, ...]
+) -> None:
+    device = Kept(keep)
+    with vu.Backend(device, socket=vhost_socket), open_driver(vhost_socket) as driver:
+        held = driver.read(HERE, *sizes)
+        free = driver.read(THERE, 512)
+        assert driver.wait().head == free.head, "the request whose view is kept was answered"
+        assert free.data == device.mem[THERE : THERE + 512]
+        device.kept.clear()
+        gc.collect()
+        used = driver.wait()
+        assert (used.head, used.length) == (held.head, sum(sizes) + 1)
+        assert held.status == 0
+        assert held.data == device.mem[HERE : HERE + sum(sizes)]
+
+
+def test_what_is_written_to_a_kept_view_reaches_the_driver(vhost_socket: Path) -> None:
+    device = Kept(lambda buf: buf[:])
+    with vu.Backend(device, socket=vhost_socket), open_driver(vhost_socket) as driver:
+        for sizes in ((1024,), (512, 512)):
+            held = driver.read(HERE, *sizes)
+            assert device.entered.wait(5)
+            device.entered.clear()
+            view = device.kept.pop()
+            assert isinstance(view, memoryview)
+            view[:] = b"late" * 256
+            view.release()
+            assert driver.wait().head == held.head
+            assert held.data == b"late" * 256
+
+
+@KEEPS
+def test_a_kept_view_of_a_write_keeps_its_request(vhost_socket: Path, keep: Keep) -> None:
+    if keep is pointer_to:
+        pytest.skip("ctypes takes no read-only buffer")
+
+    class Writes(Kept):
+        def write(self, offset: int, buf: memoryview, /) -> None:
+            self.kept.append(self.keep(buf))
+
+    device = Writes(keep)
+    with vu.Backend(device, socket=vhost_socket), open_driver(vhost_socket) as driver:
+        held = driver.write(0, b"w" * 512)
+        free = driver.read(THERE, 512)
+        assert driver.wait().head == free.head
+        assert bytes(device.kept[0])[:1] == b"w"  # type: ignore[call-overload]
+        device.kept.clear()
+        gc.collect()
+        assert driver.wait().head == held.head
+
+
+def test_the_error_of_a_callback_waits_for_the_view_too(vhost_socket: Path) -> None:
+    class Failing(Kept):
+        def read(self, offset: int, buf: memoryview, /) -> None:
+            super().read(offset, buf)
+            if offset == HERE:
+                raise OSError("lost")
+
+    device = Failing(slice_of)
+    with vu.Backend(device, socket=vhost_socket), open_driver(vhost_socket) as driver:
+        held, free = driver.read(HERE, 512), driver.read(THERE, 512)
+        assert driver.wait().head == free.head
+        device.kept.clear()
+        assert driver.wait().head == held.head
+        assert held.status == 1
+
+
+def test_a_view_handed_to_another_thread_is_good_until_it_is_released(
+    vhost_blk: vu.testing.BlkFactory, pool: ThreadPoolExecutor
+) -> None:
+    filling = threading.Event()
+
+    class Handing(Keeper):
+        def read(self, offset: int, buf: memoryview, /) -> None:
+            pool.submit(self.fill, buf[:])
+
+        def fill(self, view: memoryview) -> None:
+            filling.wait(5)
+            view[:] = b"t" * len(view)
+            view.release()
+
+    disk = vhost_blk(Handing())
+    reading = pool.submit(disk.pread, 512, 0)
+    filling.set()
+    assert reading.result(5) == b"t" * 512
+
+
+def use(view: object) -> None:
+    """Reads and writes through whatever was kept."""
+    with memoryview(view).cast("B") as flat:  # type: ignore[arg-type]
+        bytes(flat)
+        flat[:] = b"!" * len(flat)
+
+
+@KEEPS
+@pytest.mark.parametrize("sizes", [(1024,), (512, 512)], ids=str)
+def test_at_stop_what_a_view_shows_is_cut_off_from_the_guest(
+    vhost_socket: Path, keep: Keep, sizes: tuple[int, ...]
+) -> None:
+    device = Kept(keep)
+    backend = vu.Backend(device, socket=vhost_socket).start()
+    with open_driver(vhost_socket) as driver:
+        held = hold_one(driver, *sizes)
+        before = held.data
+        backend.stop(drain=0.05)
+        assert backend.state == "stopped"
+        use(device.kept[0])
+        assert held.data == before
+        assert held.status == 0xA5, "an answer after the stop"
+        device.kept.clear()
+        gc.collect()
+        assert held.data == before
+
+
+def hold_one(driver: OpenDriver, *sizes: int) -> OpenRequest:
+    """A read whose callback has returned and whose view is kept."""
+    held, free = driver.read(HERE, *sizes), driver.read(THERE, 512)
+    assert driver.wait().head == free.head
+    return held
+
+
+def test_the_front_end_may_leave_while_a_view_is_held(vhost_socket: Path) -> None:
+    device = Kept(slice_of)
+    with vu.Backend(device, socket=vhost_socket):
+        with open_driver(vhost_socket) as driver:
+            hold_one(driver, 512)
+        with open_driver(vhost_socket) as driver:
+            free = driver.read(THERE, 512)
+            assert driver.wait().head == free.head
+            use(device.kept[0])
+            device.kept.clear()
+            assert driver.ring.used_index == 1
+
+
+def test_a_view_held_for_long_is_warned_of_by_the_callback_s_name(vhost_socket: Path) -> None:
+    device = Kept(slice_of)
+    warned = threading.Event()
+    messages: list[str] = []
+
+    def note(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+        if category is ResourceWarning:
+            messages.append(str(message))
+            warned.set()
+
+    with (
+        warnings.catch_warnings(),
+        vu.Backend(device, socket=vhost_socket),
+        open_driver(vhost_socket) as driver,
+    ):
+        warnings.simplefilter("always")
+        warnings.showwarning = note
+        held = hold_one(driver, 512)
+        assert warned.wait(5)
+        device.kept.clear()
+        assert driver.wait().head == held.head
+    assert len(messages) == 1
+    assert "Kept.read" in messages[0]
+
+
+def test_a_view_held_for_long_is_an_error_in_tests(vhost_blk: vu.testing.BlkFactory) -> None:
+    device = Kept(slice_of)
+    disk = vhost_blk(device, timeout=2.0)
+    with pytest.raises(TimeoutError) as caught:
+        disk.pread(512, HERE)
+    assert isinstance(caught.value.__cause__, BufferError)
+    assert "Kept.read" in str(caught.value.__cause__)
+    device.kept.clear()
+
+
+def test_the_object_behind_a_view_gives_no_new_one_after_the_answer(
+    vhost_blk: vu.testing.BlkFactory,
+) -> None:
+    device = Kept(lambda buf: buf.obj)
+    disk = vhost_blk(device)
+    assert disk.pread(512, HERE) == device.mem[HERE : HERE + 512]
+    (pane,) = device.kept
+    with pytest.raises(BufferError, match="answered"):
+        memoryview(pane)  # type: ignore[arg-type]
+    assert disk.pread(512, 512) == device.mem[512:1024]
+
+
+def test_the_pieces_of_a_request_give_no_view_after_the_answer(vhost_socket: Path) -> None:
+    kept: list[object] = []
+
+    class Pieces(Keeper):
+        def on_batch(self, batch: object, /) -> None:
+            for request in batch:  # type: ignore[attr-defined]
+                kept.extend(piece.obj for piece in request.segments)
+                request.fill(1)
+
+    with vu.Backend(Pieces(), socket=vhost_socket), open_driver(vhost_socket) as driver:
+        read = driver.read(0, 512, 512)
+        assert driver.wait().head == read.head
+        assert read.data == b"\x01" * 1024
+    assert len(kept) == 2
+    for pane in kept:
+        with pytest.raises(BufferError, match="answered"):
+            memoryview(pane)  # type: ignore[arg-type]
+
+
+def test_data_in_pieces_shows_nothing_of_an_earlier_request(vhost_socket: Path) -> None:
+    """The private copy of such data is used again, but not what was in it."""
+
+    class Lazy(Keeper):
+        def read(self, offset: int, buf: memoryview, /) -> None:
+            if offset == HERE:
+                buf[:] = b"s" * len(buf)
+
+    with vu.Backend(Lazy(), socket=vhost_socket), open_driver(vhost_socket) as driver:
+        first = driver.read(HERE, 512, 512)
+        driver.wait()
+        second = driver.read(THERE, 512, 512)
+        driver.wait()
+        assert (first.data, second.data) == (b"s" * 1024, bytes(1024))
+
+
+def test_no_view_reaches_past_its_request(vhost_socket: Path) -> None:
+    class Over(Keeper):
+        def read(self, offset: int, buf: memoryview, /) -> None:
+            with pytest.raises(IndexError):
+                buf[len(buf)] = 0
+            with pytest.raises(ValueError, match="different structures"):
+                buf[:] = bytes(SIZE)
+            self.entered.set()
+            raise OSError
+
+    device = Over()
+    with vu.Backend(device, socket=vhost_socket), open_driver(vhost_socket) as driver:
+        for sizes in ((512,), (256, 256)):
+            device.entered.clear()
+            read = driver.read(0, *sizes)
+            driver.wait()
+            assert device.entered.is_set()
+            assert read.status == 1
+            if len(sizes) == 1:
+                assert read.untouched
