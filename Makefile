@@ -13,7 +13,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3,$(shell \
     2>/dev/null)))
 PYTEST_ARGS ?=
 
-# One target directory for everything, whoever sets it: the peers' own workspace has a corner of it.
+# One target directory for everything, the peers' own workspace too, whoever sets it.
 export CARGO_TARGET_DIR := $(abspath $(or $(CARGO_TARGET_DIR),target))
 # The extension module is always built for the interpreter that will load it, so that clippy and
 # the wheel share what they compile.
@@ -24,9 +24,10 @@ TOOLS := $(VENV)/.tools
 PACKAGE := $(VENV)/.package
 SOURCES := Cargo.toml Cargo.lock pyproject.toml $(wildcard README.md) \
     $(shell find rust python -type f ! -name '*.pyc' ! -path 'rust/*/tests/*')
+PEERS := tests/peers/std
 
 .DELETE_ON_ERROR:
-.PHONY: help build demo test lint test-rust test-python test-guest guest-deps bench deps clean
+.PHONY: help build demo test lint test-rust test-peers test-python test-guest guest-deps bench deps clean
 
 help: ## Shows this list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -36,18 +37,23 @@ build: $(PACKAGE) ## Leaves .venv with a release build of the package installed.
 demo: build ## Serves a RAM disk, drives it through its socket and checks every byte.
 	$(BIN)/vhost-user demo
 
-test: lint test-rust deps guest-deps build ## Runs every check and every test.
+test: lint test-rust test-peers deps guest-deps build ## Runs every check and every test.
 	$(BIN)/pytest -n 2 --dist loadgroup $(PYTEST_ARGS) tests
 
 lint: $(TOOLS) ## Checks format, lints and types, with warnings as errors.
 	$(CARGO) fmt --all --check
+	$(CARGO) fmt --manifest-path $(PEERS)/Cargo.toml --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --locked --manifest-path $(PEERS)/Cargo.toml --all-targets -- -D warnings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test-rust: ## Runs the core's own tests.
+test-rust: deps ## Runs the core's own tests.
 	$(CARGO) test --locked -p vhost-user-core
+
+test-peers: ## Drives the core with the front-end of another project.
+	$(CARGO) test --locked --manifest-path $(PEERS)/Cargo.toml
 
 test-python: deps build ## Runs the Python suites but for those that start a guest.
 	$(BIN)/pytest -n 2 --dist loadgroup $(PYTEST_ARGS) --ignore tests/guest tests

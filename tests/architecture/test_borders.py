@@ -17,6 +17,7 @@ def test_the_check_reads_the_sources() -> None:
     paths = {path for _, path in borders.sources(CORE, "*.rs")}
     assert {"lib.rs", "ring/split.rs", "memory/view.rs", "wire/mod.rs", "backend/mod.rs"} <= paths
     assert (BINDING / "lib.rs").is_file()
+    assert (PACKAGE / "server.py").is_file()
 
 
 def test_every_module_has_a_row_in_the_table() -> None:

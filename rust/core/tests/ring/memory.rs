@@ -423,3 +423,21 @@ fn memory_that_lost_its_file_fails_a_transfer_and_not_the_process() {
     let wrote = buffers.readable().write_to(0, 0x1000, file.as_fd(), 0, false).unwrap_err();
     assert_eq!(wrote.raw_os_error(), Some(14), "EFAULT: {wrote}");
 }
+
+#[test]
+fn a_transfer_that_fails_midway_has_moved_the_bytes_before() {
+    let (region, guest) = region(0x1000, 0x2000);
+    let memory = Arc::new(Memory::new(vec![region]).unwrap());
+    let mut buffers = Buffers::default();
+    buffers.begin(&memory);
+    buffers.add(GuestAddr(0x1000), 0x2000, Access::DeviceReadable).unwrap();
+    rustix::io::pwrite(&guest, b"kept", 0xffc).unwrap();
+    rustix::fs::ftruncate(&guest, 0x1000).unwrap();
+    let file = memfd(0);
+    let error = buffers.readable().write_to(0, 0x2000, file.as_fd(), 0, false).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(14), "EFAULT: {error}");
+    let file = File::from(file);
+    let mut end = [0; 4];
+    rustix::io::pread(&file, &mut end, 0xffc).unwrap();
+    assert_eq!((file.metadata().unwrap().len(), &end), (0x1000, b"kept"));
+}

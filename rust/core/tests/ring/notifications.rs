@@ -1,6 +1,8 @@
 //! No wake-up is lost: a driver and a device that sleep whenever they may, on two threads.
 
+use std::hint;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread;
 use std::time::Duration;
@@ -99,6 +101,77 @@ fn no_wake_up_is_lost_with_flags() {
     for size in [1, 2, 8, 256] {
         run(size, false, 30_000);
     }
+}
+
+/// Two threads that meet, over and over, so closely that their next steps overlap.
+struct Meeting([AtomicU32; 2]);
+
+impl Meeting {
+    fn meet(&self, who: usize) {
+        let round = self.0[who].load(Ordering::Relaxed) + 1;
+        self.0[who].store(round, Ordering::Release);
+        for turn in 0_u32.. {
+            if self.0[1 - who].load(Ordering::Acquire) >= round {
+                return;
+            }
+            if turn % 1024 == 1023 { thread::yield_now() } else { hint::spin_loop() }
+        }
+    }
+}
+
+/// Who leaves, by a failed assertion too, is waited for no longer.
+struct Leave<'a>(&'a Meeting, usize);
+
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        self.0.0[self.1].store(u32::MAX, Ordering::Release);
+    }
+}
+
+/// The two moments in which a wake-up can be lost, with both sides in them at once: the device
+/// asks for kicks while the driver makes a buffer available, and the driver asks for a
+/// notification while the device gives one back. Each time one of the two must see the other.
+fn run_into_each_other(event_idx: bool, rounds: u32) {
+    let mut driver = Driver::new(&guest(), 4, event_idx, 0xfff0);
+    let mut ring = driver.start_device(0xfff0);
+    let meeting = Meeting([AtomicU32::new(0), AtomicU32::new(0)]);
+    let saw = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let _leave = Leave(&meeting, 0);
+            for _ in 0..rounds {
+                ring.disable_kicks();
+                meeting.meet(0);
+                saw.store(ring.enable_kicks(0).unwrap(), Ordering::Relaxed);
+                meeting.meet(0);
+                let (head, _) = pop(&mut ring).unwrap().unwrap();
+                ring.push(head, 0);
+                meeting.meet(0);
+                saw.store(ring.publish(), Ordering::Relaxed);
+                meeting.meet(0);
+            }
+        });
+        let _leave = Leave(&meeting, 1);
+        for round in 0..rounds {
+            driver.add(&[Piece { at: DATA, len: 1, writable: false }], Form::Direct);
+            meeting.meet(1);
+            let kick = driver.expose();
+            meeting.meet(1);
+            assert!(kick || saw.load(Ordering::Relaxed), "round {round}: no kick, no look");
+            driver.disarm();
+            meeting.meet(1);
+            let look = driver.arm();
+            meeting.meet(1);
+            assert!(look || saw.load(Ordering::Relaxed), "round {round}: no call, no look");
+            driver.collect();
+        }
+    });
+}
+
+#[test]
+fn sides_that_run_into_each_other_see_each_other() {
+    run_into_each_other(true, 10_000);
+    run_into_each_other(false, 10_000);
 }
 
 #[test]
