@@ -69,7 +69,7 @@ deps: ## Installs the system packages that the tests need, or says which are mis
 	.ci/deps test
 
 guest-deps: ## Downloads QEMU and a Debian kernel for the guest into .cache, installing nothing.
-	$(PYTHON) -m tests.guest.rig fetch
+	PYTHONPATH=tests $(PYTHON) -m guest.rig fetch
 
 clean: ## Removes what the build and the tests left.
 	$(CARGO) clean
