@@ -38,14 +38,13 @@ def main() -> None:
 
 def load(driver: vu.VirtioBlkDriver, options: argparse.Namespace, seconds: float) -> vu.LoadReport:
     """Random reads of 4 KiB."""
-    verify = "sampled" if options.verify else "none"
     return driver.run_load(
         "randread",
         block_bytes=4096,
         depth=options.depth,
         seconds=seconds,
         polling=options.poll,
-        verify=verify,
+        verify="sampled" if options.verify else "none",
     )
 
 

@@ -126,7 +126,7 @@ def vhost_user(contender: Contender, setting: Setting, load: Load, pid: int) -> 
 
 
 def fio(contender: Contender, setting: Setting, load: Load, pid: int) -> Result:
-    """fio's NBD engine; it always polls its socket."""
+    """The NBD engine of fio; it always polls its socket."""
     before = cpu_seconds(pid)
     command = [
         *("fio", "--name=bench", "--ioengine=nbd", f"--uri=nbd+unix:///?socket={setting.socket}"),
@@ -163,12 +163,11 @@ def our_file(setting: Setting) -> list[str]:
 
 def storage_daemon(node: str) -> Callable[[Setting], list[str]]:
     """qemu-storage-daemon with an I/O thread, at its default polling."""
+    export = "type=vhost-user-blk,id=export,node-name=disk,writable=on,iothread=io"
     return lambda setting: [
         *("qemu-storage-daemon", "--object", "iothread,id=io"),
         *("--blockdev", node.format(image=setting.image, size=setting.size) + ",node-name=disk"),
-        "--export",
-        "type=vhost-user-blk,id=export,node-name=disk,writable=on,iothread=io,"
-        f"addr.type=unix,addr.path={setting.socket}",
+        *("--export", f"{export},addr.type=unix,addr.path={setting.socket}"),
     ]
 
 

@@ -13,9 +13,11 @@ class PerRequest(vu.BlockDevice):
         self.mem = memoryview(bytearray(size))
 
     def read(self, offset: int, buf: memoryview) -> None:
+        """Fills `buf`."""
         buf[:] = self.mem[offset : offset + len(buf)]
 
     def write(self, offset: int, buf: memoryview) -> None:
+        """Takes `buf`."""
         self.mem[offset : offset + len(buf)] = buf
 
 
@@ -27,6 +29,7 @@ class Batched(vu.BlockDevice):
         self.mem = memoryview(bytearray(size))
 
     def on_batch(self, batch: Sequence[vu.BlockRequest]) -> None:
+        """Answers all of `batch`."""
         mem = self.mem
         for request in batch:
             start = request.offset
