@@ -211,6 +211,9 @@ CONTENDERS = {
     "per-batch": Contender(
         "RAM disk, Python per batch", ours(f"{DEVICES}:Batched"), RAM, verified=True
     ),
+    "per-batch-looped": Contender(
+        "RAM disk, Python per batch, in a loop", ours(f"{DEVICES}:Looped"), RAM, verified=True
+    ),
     "nbdkit": Contender("RAM disk, nbdkit's Python plugin", nbdkit, RAM, nbd=True),
 }
 

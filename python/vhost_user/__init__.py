@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from . import devices as devices
     from . import testing as testing
+    from ._core import BlockBatch as BlockBatch
     from ._core import BlockRequest as BlockRequest
     from ._core import Frontend as Frontend
     from ._core import LoadReport as LoadReport
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Backend",
     "BlkOp",
+    "BlockBatch",
     "BlockDevice",
     "BlockRequest",
     "Device",
@@ -64,6 +66,7 @@ __version__: Final = "0.1.0"
 _HOMES: Final = {
     "Backend": "server",
     "BlkOp": "devices.block",
+    "BlockBatch": "_core",
     "BlockDevice": "devices.block",
     "BlockRequest": "_core",
     "Device": "devices.base",
