@@ -4,9 +4,21 @@ from collections.abc import Iterator, Sequence
 from os import PathLike
 from typing import Any, Literal, Self, TypeAlias, final, overload
 
-from typing_extensions import Buffer
+from typing_extensions import Buffer, disjoint_base
 
 from .devices.base import Device
+
+__all__ = [
+    "Backend",
+    "BlockRequest",
+    "Frontend",
+    "LoadReport",
+    "Queue",
+    "Request",
+    "VirtioBlkDriver",
+    "__version__",
+    "end_logging",
+]
 
 __version__: str
 
@@ -173,6 +185,7 @@ class Backend:
     def take_failure(self) -> BaseException | None: ...
     def counters(self) -> tuple[int, int, int, int, int, int]: ...
 
+@disjoint_base
 class Frontend:
     """A connection to a back-end, negotiated and with no ring."""
 
@@ -273,7 +286,7 @@ class VirtioBlkDriver(Frontend):
         ops: int | None = None,
         warm_up: float = 0.0,
         polling: bool = False,
-        cpus: Sequence[int] = [],
+        cpus: Sequence[int] | None = None,
         verify: Literal["none", "sampled", "all"] = "sampled",
         seed: int = 1,
     ) -> LoadReport:

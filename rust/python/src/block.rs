@@ -189,6 +189,11 @@ impl PyBlock {
             let view = buffer::view(py, &pane)?;
             let result = call(py, method, [&number(py, shown.offset), view.as_any()]);
             buffer::release(view);
+            if let Err(error) = &result
+                && lent.is_viewed()
+            {
+                forget_locals(py, error);
+            }
             result.map(drop)
         };
         let (result, origin) = match shown.op {
@@ -396,6 +401,18 @@ impl fmt::Display for Shown {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { op, offset, length, queue } = self;
         write!(f, "{op} of {length} bytes at offset {offset}, queue {queue}")
+    }
+}
+
+/// Empties the frames that an exception came through. They hold the callback's variables, and with
+/// them views of the request, for as long as somebody keeps the exception: a log, a debugger.
+#[cold]
+fn forget_locals(py: Python<'_>, error: &PyErr) {
+    let cleared = error.traceback(py).map(|traceback| {
+        py.import("traceback")?.call_method1("clear_frames", (traceback,)).map(drop)
+    });
+    if let Some(Err(error)) = cleared {
+        error.write_unraisable(py, None);
     }
 }
 
