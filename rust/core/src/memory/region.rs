@@ -12,6 +12,11 @@ use super::view::Segment;
 use crate::address::{GuestAddr, UserAddr};
 use crate::sys::mmap::Mapping;
 
+/// Largest region: 32 TiB, a quarter of what a process can address on x86-64 with four levels of
+/// page tables. So a table and the one that replaces it fit side by side, and a sparse file cannot
+/// take the address space that everything else in this process needs.
+const MAX_SIZE: u64 = 1 << 45;
+
 /// A mapped region. The mapping goes with the last reference.
 #[derive(Debug)]
 pub struct Region {
@@ -44,7 +49,7 @@ pub enum RegionError {
         /// Bytes that offset and size ask for.
         needed: u128,
     },
-    /// The region does not fit this process.
+    /// The region is larger than any that is taken.
     TooLarge(u64),
     /// The system refused.
     System(&'static str, std::io::Error),
@@ -59,6 +64,9 @@ impl Region {
         offset: u64,
         fd: OwnedFd,
     ) -> Result<Arc<Self>, RegionError> {
+        if size > MAX_SIZE {
+            return Err(RegionError::TooLarge(size));
+        }
         let page = check_file(&fd, offset, size)?;
         let lead = offset % page;
         let bytes = size.checked_add(lead).and_then(|n| n.checked_next_multiple_of(page));
@@ -137,7 +145,9 @@ impl fmt::Display for RegionError {
             Self::FileTooShort { file, needed } => {
                 write!(f, "its file has {file:#x} bytes, offset and size ask for {needed:#x}")
             }
-            Self::TooLarge(size) => write!(f, "{size:#x} bytes do not fit this process"),
+            Self::TooLarge(size) => {
+                write!(f, "{size:#x} bytes are more than the {MAX_SIZE:#x} that a region may have")
+            }
             Self::System(what, error) => write!(f, "cannot {what}: {error}"),
         }
     }
