@@ -6,7 +6,9 @@ use std::fmt;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use pyo3::exceptions::{PyBufferError, PyException, PyNotImplementedError, PyOSError};
+use pyo3::exceptions::{
+    PyBufferError, PyKeyboardInterrupt, PyNotImplementedError, PyOSError, PySystemExit,
+};
 use pyo3::prelude::*;
 use pyo3::types::PyType;
 
@@ -101,8 +103,10 @@ impl Reports {
     pub(crate) fn raised(&self, py: Python<'_>, error: PyErr, context: &Context<'_>) -> Fault {
         let unsupported = error.is_instance_of::<PyNotImplementedError>(py);
         let fault = if unsupported { Fault::Unsupported } else { Fault::Failed };
-        if !error.is_instance_of::<PyException>(py) {
-            // KeyboardInterrupt, SystemExit: not a failure of the device but a wish.
+        if error.is_instance_of::<PyKeyboardInterrupt>(py)
+            || error.is_instance_of::<PySystemExit>(py)
+        {
+            // Not a failure of the device but a wish.
             self.stop_for(error.clone_ref(py));
             let what = error.value(py).get_type();
             self.say(Level::Info, format!("{}: {what}: stopping", context.callback), None);
