@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import threading
+import time
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
@@ -50,14 +51,15 @@ class StopSignals:
         poll = select.poll()
         poll.register(self._reader, select.POLLIN)
         poll.register(fd, select.POLLIN)
+        until = None if timeout is None else time.monotonic() + timeout
         while True:
-            ready = {number for number, _ in poll.poll(None if timeout is None else timeout * 1000)}
-            if self._reader not in ready:
-                return False
+            left = None if until is None else max(0.0, until - time.monotonic()) * 1000
+            ready = {number for number, _ in poll.poll(left)}
+            # One byte at a time: a second signal may have come at once, and is another wait's.
             # Other signals of the process end up here as well.
-            if any(number in STOP for number in os.read(self._reader, 4096)):
+            if self._reader in ready and os.read(self._reader, 1)[0] in STOP:
                 return True
-            if fd in ready:
+            if fd in ready or not ready:
                 return False
 
 
