@@ -1,35 +1,33 @@
-"""The same RAM disk for nbdkit's Python plugin: `nbdkit python THIS_FILE size=BYTES`.
+"""The same RAM disk for nbdkit's Python plugin: `nbdkit python nbdkit_ramdisk.py size=N`."""
 
-The functions' names and arguments are nbdkit's.
-"""
-
+# mypy: ignore-errors
 API_VERSION = 2
 
-mem = memoryview(bytearray())
+mem = memoryview(b"")
 
 
-def config(key: str, value: str) -> None:
-    """Takes `size=BYTES`."""
+def config(key, value):
     global mem
     if key == "size":
         mem = memoryview(bytearray(int(value)))
 
 
-def open(readonly: bool) -> int:
-    """Opens a connection; there is nothing to keep for it."""
-    return int(readonly)
+def config_complete():
+    if not len(mem):
+        raise RuntimeError("size=BYTES is missing")
 
 
-def get_size(handle: int) -> int:
-    """Bytes of the disk."""
+def open(readonly):
+    return 1
+
+
+def get_size(h):
     return len(mem)
 
 
-def pread(handle: int, buf: memoryview, offset: int, flags: int) -> None:
-    """Fills `buf`."""
+def pread(h, buf, offset, flags):
     buf[:] = mem[offset : offset + len(buf)]
 
 
-def pwrite(handle: int, buf: memoryview, offset: int, flags: int) -> None:
-    """Takes `buf`."""
+def pwrite(h, buf, offset, flags):
     mem[offset : offset + len(buf)] = buf

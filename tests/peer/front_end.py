@@ -61,7 +61,8 @@ class FrontEnd:
             wanted = WANTED if protocol is None else protocol
             self.protocol = self.protocol_offered & wanted
             channel.command(Request.SET_PROTOCOL_FEATURES, wire.u64(self.protocol))
-        self.features = self.offered & (~UNWANTED | also) & ~never
+        # Plain integers: the complement of an IntFlag has only the bits that the class knows.
+        self.features = self.offered & (~int(UNWANTED) | int(also)) & ~int(never)
         self.change(Request.SET_FEATURES, wire.u64(self.features))
         return self
 

@@ -185,17 +185,16 @@ class SplitRing:
         os.eventfd_write(self.kick_fd, 1)
 
     def wait(self, count: int = 1, seconds: float = 5.0) -> list[Used]:
-        """Waits until the device has used `count` more chains, and takes them back."""
+        """Waits, from call to call, until `count` more chains are used; takes them back."""
         deadline = time.monotonic() + seconds
         poll = select.poll()
         poll.register(self.call_fd, select.POLLIN)
         while (self.used_index - self.seen) & 0xFFFF < count:
-            left = deadline - time.monotonic()
-            if left <= 0:
+            left = max(0.0, deadline - time.monotonic())
+            if not poll.poll(left * 1000):
                 done = (self.used_index - self.seen) & 0xFFFF
-                raise Timeout(f"{done} of {count} chains used after {seconds} s")
-            if poll.poll(left * 1000):
-                drain(self.call_fd)
+                raise Timeout(f"no call within {seconds} s; {done} of {count} chains are used")
+            drain(self.call_fd)
         return self.take(count)
 
     def take(self, count: int) -> list[Used]:
@@ -207,6 +206,12 @@ class SplitRing:
             entries.append(entry)
             self.seen = (self.seen + 1) & 0xFFFF
         return entries
+
+    def reset(self) -> None:
+        """Sets both indexes to 0, for a ring that is stopped."""
+        self.available_index = self.seen = self._used_index[0] = 0
+        self._free = list(range(self.size))
+        self._chains.clear()
 
     def is_broken(self, seconds: float = 5.0) -> bool:
         """Waits for the device to signal the error descriptor."""

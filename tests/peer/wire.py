@@ -4,17 +4,20 @@ Source: QEMU "Vhost-user Protocol", "Message Specification". Integers are in nat
 """
 
 import array
+import fcntl
 import os
 import select
 import socket
 import struct
+import termios
 import time
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from .numbers import Flag, Request
+from .numbers import Flag
 
 HEADER = struct.Struct("=III")
+U32 = struct.Struct("=I")
 U64 = struct.Struct("=Q")
 STATE = struct.Struct("=II")
 VRING_ADDR = struct.Struct("=IIQQQQ")
@@ -97,7 +100,9 @@ class Channel:
     def connect(cls, path: str) -> "Channel":
         """Dials a listening back-end."""
         dialled = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        dialled.settimeout(ANSWER_SECONDS)
+        # A socket with a timeout of Python's would not wait for a place in the listen queue.
+        limit = struct.pack("@ll", int(ANSWER_SECONDS), 0)
+        dialled.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         try:
             dialled.connect(path)
         except OSError:
@@ -149,7 +154,7 @@ class Channel:
         """Receives one frame and insists on a reply to `request`: flags are exactly 0x5."""
         message = self.receive()
         if (message.request, message.flags) != (request, Flag.VERSION | Flag.REPLY):
-            raise AssertionError(f"no reply to {Request(request).name}: {message}")
+            raise AssertionError(f"no reply to request {request}: {message}")
         return message.payload
 
     def receive(self) -> Message:
@@ -178,9 +183,21 @@ class Channel:
                 self.descriptors.extend(array.array("i", rights[:whole]))
         return part
 
+    def is_taken(self) -> bool:
+        """The back-end has taken from the socket all bytes that were sent."""
+        left = array.array("i", [0])
+        fcntl.ioctl(self.socket, termios.TIOCOUTQ, left)
+        return left[0] == 0
+
     def silent(self) -> bool:
         """Nothing has arrived that was not asked for, and the connection is open."""
         return not select.select([self.socket], [], [], 0)[0]
+
+    def is_open(self) -> bool:
+        """The back-end has not hung up."""
+        poll = select.poll()
+        poll.register(self.socket, select.POLLRDHUP)
+        return not poll.poll(0)
 
     def is_closed(self, seconds: float = ANSWER_SECONDS) -> bool:
         """Waits for the back-end to close. Any frame that arrives instead is an error."""

@@ -10,8 +10,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from rig.cpio import Cpio
-
+from .cpio import Cpio
 from .packages import Packages
 
 MODULES = ("virtio_pci", "virtio_blk", "virtio_rng", "virtio_console", "virtio_net", "ext4")

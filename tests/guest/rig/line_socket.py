@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 
-from rig.deadline import Deadline
+from .deadline import Deadline
 
 
 class LineSocket:

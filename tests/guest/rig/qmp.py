@@ -7,8 +7,7 @@ import socket
 from collections.abc import Mapping
 from typing import Any
 
-from rig.deadline import Deadline
-
+from .deadline import Deadline
 from .line_socket import LineSocket
 
 

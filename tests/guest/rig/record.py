@@ -15,8 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rig.deadline import Deadline
-
+from .deadline import Deadline
 from .machine import Device, Machine
 from .packages import Packages
 from .qmp import Qmp

@@ -1,0 +1,133 @@
+"""Packages from Debian's archive, downloaded and unpacked without being installed.
+
+apt runs with its state, lists and sources in the cache directory and believes that nothing is
+installed. So it needs no root, reads nothing of the host's package database, and names every
+library that a program needs: the unpacked tree runs on its own C library.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+MIRROR = os.environ.get("DEBIAN_MIRROR", "http://deb.debian.org/debian")
+SECURITY_MIRROR = os.environ.get("DEBIAN_SECURITY_MIRROR", "http://deb.debian.org/debian-security")
+ARCHITECTURE = "amd64"
+
+
+class ArchiveError(Exception):
+    """apt is missing, the archive cannot be reached, or a package is not there."""
+
+
+class Archive:
+    """One suite of the archive, seen through a private apt.
+
+    ``suite`` is ``bookworm`` or ``bookworm-backports``; with backports, newer packages win.
+    ``directory`` holds apt's state and is made when missing.
+    """
+
+    def __init__(self, suite: str, directory: Path) -> None:
+        self.suite = suite
+        self.directory = directory
+        if platform.machine() != "x86_64":
+            raise ArchiveError(
+                "the guest tests run Debian's amd64 programs and need an x86-64 host"
+            )
+        if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
+            raise ArchiveError(
+                "the guest tests take QEMU and a kernel from Debian's archive and need "
+                "apt-get and dpkg-deb: apt-get install apt dpkg"
+            )
+        self._write_configuration()
+
+    def update(self) -> None:
+        """Fetch the lists of packages."""
+        self._run("apt-get", "update", "-qq", "-o", "APT::Update::Error-Mode=any")
+
+    def closure(self, packages: Sequence[str]) -> list[str]:
+        """``packages`` and all that they depend on, each as ``name=version``."""
+        plan = self._run("apt-get", "install", "--simulate", "--no-install-recommends", *packages)
+        return [
+            f"{name}={version}"
+            for name, version in re.findall(r"^Inst (\S+) \((\S+)", plan, re.MULTILINE)
+        ]
+
+    def dependency(self, package: str, pattern: str) -> str:
+        """The direct dependency of ``package`` whose name matches ``pattern``."""
+        shown = self._run("apt-cache", "show", "--no-all-versions", self.candidate(package))
+        match = re.search(rf"^Depends:.*?\b({pattern})", shown, re.MULTILINE)
+        if match is None:
+            raise ArchiveError(f"{package} in {self.suite} depends on no {pattern}")
+        return match[1]
+
+    def candidate(self, package: str) -> str:
+        """The version of ``package`` that this suite would install, as ``name=version``."""
+        policy = self._run("apt-cache", "policy", package)
+        match = re.search(r"Candidate: (\S+)", policy)
+        if match is None or match[1] == "(none)":
+            raise ArchiveError(f"{self.suite} has no package {package}")
+        return f"{package}={match[1]}"
+
+    def unpack(self, packages: Sequence[str], root: Path) -> None:
+        """Download ``packages`` alone, without dependencies, and unpack them into ``root``."""
+        downloads = self.directory / "downloads"
+        downloads.mkdir(exist_ok=True)
+        root.mkdir(parents=True, exist_ok=True)
+        self._run("apt-get", "download", "-qq", *packages, cwd=downloads)
+        for package in sorted(downloads.glob("*.deb")):
+            self._run("dpkg-deb", "--extract", str(package), str(root))
+            package.unlink()
+
+    def _run(self, *command: str, cwd: Path | None = None) -> str:
+        environment = dict(os.environ, APT_CONFIG=str(self._configuration), LC_ALL="C")
+        done = subprocess.run(
+            command, cwd=cwd, env=environment, capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            raise ArchiveError(
+                f"{' '.join(command)} ended with {done.returncode} "
+                f"(archive: {MIRROR}, {SECURITY_MIRROR}):\n{done.stderr[-2000:]}"
+            )
+        return done.stdout
+
+    @property
+    def _configuration(self) -> Path:
+        return self.directory / "apt.conf"
+
+    def _write_configuration(self) -> None:
+        for name in ("lists/partial", "cache/archives/partial", "state"):
+            (self.directory / name).mkdir(parents=True, exist_ok=True)
+        (self.directory / "status").touch()
+        suites = [(MIRROR, "bookworm"), (SECURITY_MIRROR, "bookworm-security")]
+        if self.suite != "bookworm":
+            suites.append((MIRROR, self.suite))
+        (self.directory / "sources.list").write_text(
+            "".join(f"deb [signed-by={KEYRING}] {url} {suite} main\n" for url, suite in suites)
+        )
+        directory = self.directory
+        backports = self.suite != "bookworm"
+        preference = f'APT::Default-Release "{self.suite}";' if backports else ""
+        self._configuration.write_text(
+            f"""\
+APT::Architecture "{ARCHITECTURE}";
+APT::Architectures {{ "{ARCHITECTURE}"; }};
+{preference}
+APT::Sandbox::User "";
+Acquire::Languages "none";
+Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
+Dir::State "{directory}/state";
+Dir::State::lists "{directory}/lists";
+Dir::State::status "{directory}/status";
+Dir::Cache "{directory}/cache";
+Dir::Etc::sourcelist "{directory}/sources.list";
+Dir::Etc::sourceparts "/dev/null";
+Dir::Etc::preferencesparts "/dev/null";
+Dir::Etc::preferences "/dev/null";
+"""
+        )

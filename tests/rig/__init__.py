@@ -1,1 +1,0 @@
-"""What the virtual machines of the tests share: Debian's packages, and archives to boot from."""

@@ -1,1 +1,0 @@
-"""What Xen and Linux do, shown without the package: the ground that its tests stand on."""
