@@ -233,7 +233,7 @@ class Backend:
             cpus=self._cpus,
             drain=DRAIN,
             on_error=self._on_error,
-            label=self._socket or f"fd {fd}",
+            label=_printable(self._socket) if self._socket else f"fd {fd}",
         )
 
 
@@ -253,6 +253,11 @@ def _overrides(device: Device) -> list[str]:
     names = ("write_config", "flush", "discard", "write_zeroes", "on_batch")
     has = (name for name in names if getattr(type(device), name, None) is not None)
     return [name for name in has if getattr(type(device), name) is not getattr(base, name, None)]
+
+
+def _printable(path: str) -> str:
+    """A path for log records. It may hold bytes that are no text."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def _group_id(group: str | None) -> int | None:

@@ -1,6 +1,7 @@
 """``vhost-user info``."""
 
 import json
+import os
 import socket
 import struct
 import threading
@@ -53,6 +54,14 @@ def test_people_get_the_same_in_lines(image: str) -> None:
     assert "  capacity_sectors: 2048" in lines
     assert any("RO," in line for line in lines)
     assert max(map(len, lines)) <= 100
+
+
+def test_a_socket_whose_name_is_no_text_is_shown_all_the_same(ram: str) -> None:
+    name = os.fsdecode(b"\xff.sock")
+    with Server("run", ram, "size=64K", "--socket-path", name):
+        result = run("info", name)
+    assert (result.status, result.err) == (0, "")
+    assert result.out.startswith("\\udcff.sock\n")
 
 
 def test_another_device_is_not_read_as_a_disk() -> None:

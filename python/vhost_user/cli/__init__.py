@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from .exits import Exit, Failure
-from .streams import flush_out, keep_standard_descriptors, note, out
+from .streams import flush_out, keep_standard_descriptors, note, out, show_any_name
 
 COMMANDS = {
     "blk": "serve an image file as a block device",
@@ -23,6 +23,7 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
     keep_standard_descriptors()
+    show_any_name()
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         status = _dispatch(given)

@@ -1,5 +1,6 @@
 """What the command prints, and the descriptors it prints to."""
 
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,12 @@ def keep_standard_descriptors() -> None:
         os.set_inheritable(null, True)
         null = os.open(os.devnull, os.O_RDWR)
     os.close(null)
+
+
+def show_any_name() -> None:
+    """Lets names of files be printed that are no text."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def out(line: str) -> None:
