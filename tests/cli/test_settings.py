@@ -1,7 +1,7 @@
 """``key=value`` words against a constructor's annotations."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 from vhost_user.cli.exits import Exit, Failure
@@ -33,6 +33,7 @@ def every_kind(  # type: ignore[no-untyped-def]
     mode: Literal["fast", "safe"] = "safe",
     key: bytes = b"",
     names: list[str] | None = None,
+    bounded: Annotated[int, "positive"] = 1,
 ) -> dict[str, Any]:
     return locals()
 
@@ -74,6 +75,7 @@ def test_values_are_converted_as_annotated_and_through_base_classes() -> None:
         ("text_or_path=x", Path("x")),
         ("mode=fast", "fast"),
         ("key=c0ffee", b"\xc0\xff\xee"),
+        ("bounded=1K", 1024),
     ],
 )
 def test_each_kind_of_annotation(word: str, value: object) -> None:
@@ -96,7 +98,7 @@ def test_each_kind_of_annotation(word: str, value: object) -> None:
         (["path"], "Derived: 'path' is not of the form key=value"),
         (["ratio=half"], "Derived: ratio: 'half' is not a number"),
         (["sync=maybe"], "Derived: sync: 'maybe' is neither true nor false"),
-        (["self=1"], "Derived: no option 'self'; did you mean serial?"),
+        (["self=1"], "Derived: no option 'self'; it takes path, ratio, sync, size, serial, queues"),
     ],
 )
 def test_what_does_not_fit_is_a_usage_error_that_says_why(words: list[str], problem: str) -> None:

@@ -1,10 +1,12 @@
 """Which device ``vhost-user run`` serves."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from .command import Server, run
+from .command import LIMIT, Server, run
 
 
 def help_of(target: str) -> str:
@@ -35,6 +37,21 @@ def test_the_only_device_class_of_a_file_needs_no_name(ram: str) -> None:
 def test_a_module_on_the_path_will_do() -> None:
     assert "size=  int  required" in help_of("vhost_user.examples.ramdisk:RamDisk")
     assert "Random bytes" in help_of("vhost_user.examples.rng")
+
+
+def test_a_module_in_this_directory_will_do_for_the_installed_command_too(ram: str) -> None:
+    script = Path(sys.executable).parent / "vhost-user"
+    words = [str(script), "run", "ram:Ram", "--help"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=LIMIT, check=True)
+    assert "A disk in memory." in done.stdout
+
+
+@pytest.mark.parametrize("name", ["vhost_user.py", "argparse.py"])
+def test_a_file_may_have_the_name_of_a_module_in_use(ram: str, name: str) -> None:
+    Path("device").mkdir()
+    path = Path(ram).rename(f"device/{name}")
+    with Server("run", f"{path}:Ram", "size=64K", "--socket-path", "s.sock") as server:
+        assert server.first_line == "listening on s.sock  blk 64 KiB 1 queue"
 
 
 def test_a_file_can_import_what_lies_beside_it(ram: str) -> None:

@@ -11,7 +11,6 @@ from .sizes import parse_size
 HINTS: dict[type[Exception], str] = {
     FileNotFoundError: "make one with: truncate --size 1G {path}",
     PermissionError: "check the file's mode, or add --read-only",
-    BlockingIOError: "another process uses the image: end it first",
 }
 
 

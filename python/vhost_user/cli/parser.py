@@ -57,5 +57,5 @@ def checked(convert: Callable[[str], T]) -> Callable[[str], T]:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A hint at the known word that is most like ``word``, or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1)
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.65)
     return f"; did you mean {close[0]}?" if close else ""

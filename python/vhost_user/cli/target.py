@@ -40,7 +40,7 @@ def load(text: str) -> Target:
     if not place:
         raise Failure(f"{text}: write FILE.py:Class or package.module:Class", status=Exit.USAGE)
     try:
-        module = _from_file(Path(place)) if _is_file(place) else importlib.import_module(place)
+        module = _from_file(Path(place)) if _is_file(place) else _from_module(place)
     except Failure:
         raise
     except (Exception, SystemExit) as error:
@@ -58,15 +58,23 @@ def _is_file(place: str) -> bool:
 def _from_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise Failure(f"{path}: no such file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    # A file may be called as a module that is in use, by its stem; that one must stay.
+    name = path.stem if path.stem not in sys.modules else f"{path.stem}_of_user"
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise Failure(f"{path}: not a Python file; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
     # As for a script: what lies beside the file can be imported, and classes find their module.
     sys.path.insert(0, str(path.resolve().parent))
-    sys.modules[path.stem] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def _from_module(name: str) -> ModuleType:
+    # Also from here, as with `python -m`.
+    sys.path.insert(0, "")
+    return importlib.import_module(name)
 
 
 def _named(module: ModuleType, place: str, name: str) -> object:

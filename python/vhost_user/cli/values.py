@@ -5,7 +5,7 @@ import os
 import types
 import typing
 from pathlib import Path
-from typing import Any, Literal, Union
+from typing import Annotated, Any, Literal, Union
 
 from .sizes import parse_size
 
@@ -25,6 +25,8 @@ def type_text(kind: Any) -> str:
     """How a type is called in help and errors."""
     if isinstance(kind, type) and not typing.get_args(kind):
         return kind.__name__
+    if typing.get_origin(kind) is Annotated:
+        return type_text(typing.get_args(kind)[0])
     if typing.get_origin(kind) is Literal:
         return "|".join(map(str, typing.get_args(kind)))
     if typing.get_origin(kind) in (Union, types.UnionType):
@@ -35,6 +37,8 @@ def type_text(kind: Any) -> str:
 def convert(text: str, kind: Any) -> Any:
     """``text`` as a value of the type ``kind``. ``ValueError`` if it is none."""
     origin = typing.get_origin(kind)
+    if origin is Annotated:
+        return convert(text, typing.get_args(kind)[0])
     if origin in (Union, types.UnionType):
         return _first_that_fits(text, typing.get_args(kind))
     if origin is Literal:
