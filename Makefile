@@ -27,7 +27,8 @@ SOURCES := Cargo.toml Cargo.lock pyproject.toml $(wildcard README.md) \
 PEERS := tests/peers/std
 
 .DELETE_ON_ERROR:
-.PHONY: help build demo test lint test-rust test-peers test-python test-guest guest-deps bench deps clean
+.PHONY: help build demo test lint test-rust test-peers test-python test-guest guest-deps \
+    test-xen xen-deps bench deps clean
 
 help: ## Shows this list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -37,7 +38,7 @@ build: $(PACKAGE) ## Leaves .venv with a release build of the package installed.
 demo: build ## Serves a RAM disk, drives it through its socket and checks every byte.
 	$(BIN)/vhost-user demo
 
-test: lint test-rust test-peers deps guest-deps build ## Runs every check and every test.
+test: lint test-rust test-peers deps guest-deps xen-deps build ## Runs every check and every test.
 	$(BIN)/pytest -n 2 --dist loadgroup $(PYTEST_ARGS) tests
 
 lint: $(TOOLS) ## Checks format, lints and types, with warnings as errors.
@@ -55,11 +56,14 @@ test-rust: deps ## Runs the core's own tests.
 test-peers: ## Drives the core with the front-end of another project.
 	$(CARGO) test --locked --manifest-path $(PEERS)/Cargo.toml
 
-test-python: deps build ## Runs the Python suites but for those that start a guest.
-	$(BIN)/pytest -n 2 --dist loadgroup $(PYTEST_ARGS) --ignore tests/guest tests
+test-python: deps build ## Runs the Python suites but for those that start a machine.
+	$(BIN)/pytest -n 2 --dist loadgroup $(PYTEST_ARGS) --ignore tests/guest --ignore tests/xen tests
 
 test-guest: guest-deps build ## Runs a Linux guest in QEMU on devices of the package.
 	$(BIN)/pytest $(PYTEST_ARGS) tests/guest
+
+test-xen: xen-deps build ## Runs the package's Xen support in dom0 of a real hypervisor in QEMU.
+	$(BIN)/pytest -n 2 $(PYTEST_ARGS) tests/xen
 
 bench: build ## Measures side by side with other back-ends; needs two free cores.
 	.ci/deps bench
@@ -69,7 +73,10 @@ deps: ## Installs the system packages that the tests need, or says which are mis
 	.ci/deps test
 
 guest-deps: ## Downloads QEMU and a Debian kernel for the guest into .cache, installing nothing.
-	$(PYTHON) -m tests.guest.rig fetch
+	PYTHONPATH=tests $(PYTHON) -m guest.rig fetch
+
+xen-deps: ## Downloads Xen, kernels for dom0 and QEMU into .cache, installing nothing.
+	PYTHONPATH=tests $(PYTHON) -m xen.rig fetch
 
 clean: ## Removes what the build and the tests left.
 	$(CARGO) clean

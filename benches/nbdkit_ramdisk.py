@@ -1,33 +1,35 @@
-"""The same RAM disk for nbdkit's Python plugin: `nbdkit python nbdkit_ramdisk.py size=N`."""
+"""The same RAM disk for nbdkit's Python plugin: `nbdkit python THIS_FILE size=BYTES`.
 
-# mypy: ignore-errors
+The functions' names and arguments are nbdkit's.
+"""
+
 API_VERSION = 2
 
-mem = memoryview(b"")
+mem = memoryview(bytearray())
 
 
-def config(key, value):
+def config(key: str, value: str) -> None:
+    """Takes `size=BYTES`."""
     global mem
     if key == "size":
         mem = memoryview(bytearray(int(value)))
 
 
-def config_complete():
-    if not len(mem):
-        raise RuntimeError("size=BYTES is missing")
+def open(readonly: bool) -> int:
+    """Opens a connection; there is nothing to keep for it."""
+    return int(readonly)
 
 
-def open(readonly):
-    return 1
-
-
-def get_size(h):
+def get_size(handle: int) -> int:
+    """Bytes of the disk."""
     return len(mem)
 
 
-def pread(h, buf, offset, flags):
+def pread(handle: int, buf: memoryview, offset: int, flags: int) -> None:
+    """Fills `buf`."""
     buf[:] = mem[offset : offset + len(buf)]
 
 
-def pwrite(h, buf, offset, flags):
+def pwrite(handle: int, buf: memoryview, offset: int, flags: int) -> None:
+    """Takes `buf`."""
     mem[offset : offset + len(buf)] = buf

@@ -2,11 +2,23 @@
 
 from collections.abc import Iterator, Sequence
 from os import PathLike
-from typing import Any, Literal, Self, TypeAlias, final
+from typing import Any, Literal, Self, TypeAlias, final, overload
 
-from typing_extensions import Buffer
+from typing_extensions import Buffer, disjoint_base
 
 from .devices.base import Device
+
+__all__ = [
+    "Backend",
+    "BlockRequest",
+    "Frontend",
+    "LoadReport",
+    "Queue",
+    "Request",
+    "VirtioBlkDriver",
+    "__version__",
+    "end_logging",
+]
 
 __version__: str
 
@@ -44,10 +56,14 @@ class BlockRequest:
     @property
     def segments(self) -> tuple[memoryview, ...]:
         """The data's pieces as they lie in the driver's memory."""
-    def copy_from(self, src: Buffer, /) -> int:
-        """Copies bytes to a read's data; returns how many. ``ValueError`` if they are too many."""
-    def copy_to(self, dst: Buffer, /) -> int:
-        """Copies a write's data to ``dst``, as far as both go; returns how many bytes."""
+    def copy_from(self, src: Buffer, start: int | None = None, /) -> int:
+        """Copies ``src`` to a read's data, or with ``start`` what the read asks for from there on;
+        returns how many bytes. ``ValueError`` if they are too many, or ``src`` ends before.
+        """
+    def copy_to(self, dst: Buffer, start: int | None = None, /) -> int:
+        """Copies a write's data to ``dst``, as far as both go, or with ``start`` all of it to
+        there; returns how many bytes. ``ValueError`` if ``dst`` ends before.
+        """
     def fill(self, byte: int = 0, /) -> None:
         """Sets each byte of a read's data."""
     def preadv(self, fd: int, offset: int | None = None) -> int:
@@ -67,6 +83,37 @@ class BlockRequest:
         """Keeps the request past ``on_batch``: answer it later, from any thread. Dropped without
         an answer it fails, with a ``ResourceWarning``.
         """
+
+@final
+class BlockBatch(Sequence[BlockRequest]):
+    """The requests that ``on_batch`` got, in the order in which the driver made them available.
+
+    A sequence; and what moves the data of all its reads or all its writes at once, which costs
+    next to nothing for each. The driver has no order in mind for requests in flight.
+    """
+
+    @overload
+    def __getitem__(self, index: int, /) -> BlockRequest: ...
+    @overload
+    def __getitem__(self, index: slice, /) -> list[BlockRequest]: ...
+    def __len__(self) -> int: ...
+    def index(self, request: object, /) -> int:  # type: ignore[override]
+        """Where ``request`` stands. ``ValueError`` if it is not of this batch."""
+    def count(self, request: object, /) -> int:
+        """1 if ``request`` is of this batch, else 0."""
+    def copy_from(self, src: Buffer, /) -> None:
+        """Copies to each read its bytes of ``src``, which holds the disk from its first byte on.
+        ``ValueError`` if it ends before one of them; nothing is copied then.
+        """
+    def copy_to(self, dst: Buffer, /) -> None:
+        """Copies each write to its place in ``dst``; as ``copy_from``."""
+    def preadv(self, fd: int, start: int = 0) -> None:
+        """Reads each read's data from a file that holds the disk from byte ``start`` on, with the
+        interpreter given up. A read that fails is answered so and the others go on. What lies
+        past the end of the file reads as zeroes.
+        """
+    def pwritev(self, fd: int, start: int = 0) -> None:
+        """Writes each write's data to a file, as ``preadv``."""
 
 @final
 class Request:
@@ -138,6 +185,7 @@ class Backend:
     def take_failure(self) -> BaseException | None: ...
     def counters(self) -> tuple[int, int, int, int, int, int]: ...
 
+@disjoint_base
 class Frontend:
     """A connection to a back-end, negotiated and with no ring."""
 
@@ -238,7 +286,7 @@ class VirtioBlkDriver(Frontend):
         ops: int | None = None,
         warm_up: float = 0.0,
         polling: bool = False,
-        cpus: Sequence[int] = [],
+        cpus: Sequence[int] | None = None,
         verify: Literal["none", "sampled", "all"] = "sampled",
         seed: int = 1,
     ) -> LoadReport:

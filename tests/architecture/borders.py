@@ -23,7 +23,7 @@ MAY_NAME = {
     "ring": {"memory", "address"},
     "request": {"memory", "sys"},
     "pace": set(),
-    "device": {"request"},
+    "device": {"request", "pace"},
     "block": {"device", "request", "pace", "memory", "sys", "error"},
     "worker": {"device", "request", "ring", "memory", "sys", "address", "error"},
     "backend": {

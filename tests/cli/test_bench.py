@@ -54,6 +54,15 @@ def test_more_queues_than_there_are_is_an_error_with_both_numbers(image: str) ->
     assert result.err.count("\n") == 1
 
 
+def test_a_read_only_disk_is_not_written(image: str) -> None:
+    with Server("blk", "--blk-file", image, "--read-only", "--socket-path", "d.sock"):
+        for also in (["--rw", "write"], ["--rw", "randwrite"], ["--verify"]):
+            result = run("bench", "d.sock", "--runtime", "0.1", *also)
+            problem = "d.sock is read-only: it can only be read, without --verify"
+            assert result == (1, "", f"vhost-user: {problem}\n")
+        assert run("bench", "d.sock", "--runtime", "0.1").status == 0
+
+
 FORGETFUL = """
 from ram import Ram
 

@@ -1,15 +1,20 @@
 """``vhost-user demo``: what it shows, and that it sees wrong data."""
 
 import re
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
+from peer.process import eventually
 
-from .command import run
+from .command import LIMIT, command, run
 
 QUICK = ["--seconds", "0.1", "--size", "2M"]
 
 DEVICES = """
+import sys
+
 from ram import Ram
 
 
@@ -39,7 +44,14 @@ class Failing(Ram):
 
 class Unmade(Ram):
     def __init__(self, size):
+        print("making", file=sys.stderr)
         raise RuntimeError("no room")
+
+
+class Talkative(Ram):
+    def __init__(self, size):
+        print("hello", file=sys.stderr)
+        super().__init__(size)
 
 
 def other():
@@ -53,13 +65,13 @@ def test_three_disks_are_driven_and_every_byte_is_checked() -> None:
     result = run("demo", *QUICK)
     assert (result.status, result.err) == (0, "")
     *table, last = result.out.splitlines()
-    assert table[0].split() == ["operations", "bytes", "requests/s", "checked"]
-    row = re.compile(r"(.*?) {2,}([\d,]+) {2,}[\d.]+ \wiB {2,}([\d,]+)  +all")
+    assert table[0].split() == ["operations", "bytes", "requests/s"]
+    row = re.compile(r"(.*?) {2,}([\d,]+) {2,}[\d.]+ \wiB {2,}([\d,]+)")
     found = [row.fullmatch(line) for line in table[1:]]
     names = [match[1] for match in found if match]
     assert names == ["Python, a call a request", "Python, a call a batch", "Rust, a file"]
     assert all(int(match[2].replace(",", "")) > 0 for match in found if match)
-    assert last == "every byte read was the byte written"
+    assert last == "all data read was the data written"
 
 
 def test_a_device_of_ones_own_is_driven(ram: str) -> None:
@@ -68,6 +80,8 @@ def test_a_device_of_ones_own_is_driven(ram: str) -> None:
     assert result.out.splitlines()[1].startswith("ram.py:Ram  ")
     result = run("demo", "--device", "ram.py", "size=64K", "serial=x", "--seconds", "0.1")
     assert result.status == 0
+    Path("devices.py").write_text(DEVICES)
+    assert run("demo", "--device", "devices.py:Talkative", *QUICK).status == 0
 
 
 @pytest.mark.parametrize(
@@ -76,7 +90,10 @@ def test_a_device_of_ones_own_is_driven(ram: str) -> None:
         ("Slipped", r"wrong data: bytes \d+ to \d+ are not what was written there"),
         ("Rotten", r"wrong data: \d+ of \d+ requests read wrong data, the first at byte \d+"),
         ("Failing", r"read at offset \d+ failed: I/O error \(1\)"),
-        ("Unmade", r"the server did not start: .*RuntimeError: no room"),
+        (
+            "Unmade",
+            r"the server did not start: Unmade\(size=2097152\) failed: RuntimeError: no room",
+        ),
         ("other", r".+"),
     ],
 )
@@ -92,4 +109,18 @@ def test_a_device_that_is_no_good_disk_is_status_1_and_said(
 def test_nothing_is_left_behind(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
     monkeypatch.setenv("TMPDIR", str(directory))
     assert run("demo", *QUICK).status == 0
+    assert list(directory.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_demo_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch, directory: Path, number: signal.Signals
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(directory))
+    with subprocess.Popen(command("demo", "--seconds", "2")) as demo:
+        assert eventually(lambda: any(directory.glob("*/disk.sock")), LIMIT)
+        (server,) = Path(f"/proc/{demo.pid}/task/{demo.pid}/children").read_text().split()
+        demo.send_signal(number)
+        assert demo.wait(LIMIT) == 130
+    assert not Path(f"/proc/{server}").exists()
     assert list(directory.iterdir()) == []

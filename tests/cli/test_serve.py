@@ -107,6 +107,28 @@ def test_a_request_in_flight_is_finished_before_the_end() -> None:
         assert server.wait().status == 0
 
 
+WAITING = """
+import vhost_user as vu
+
+
+class Waiting(vu.BlockDevice):
+    def __init__(self) -> None:
+        with open("entered", "wb"):
+            pass
+        open("gate", "rb")
+"""
+
+
+def test_a_signal_ends_a_server_that_still_makes_its_device() -> None:
+    Path("waiting.py").write_text(WAITING)
+    os.mkfifo("entered")
+    os.mkfifo("gate")
+    with subprocess.Popen(command("run", "waiting.py", "--socket-path", "w.sock")) as process:
+        Path("entered").read_bytes()
+        process.terminate()
+        assert process.wait(LIMIT) == 0
+
+
 FAILING = """
 import vhost_user as vu
 
@@ -165,6 +187,21 @@ def test_log_records_come_from_the_level_that_was_asked_for(ram: str) -> None:
     with Server(*words) as server:
         write_and_read("ram.sock")
         assert server.end().err == ""
+
+
+def test_workers_are_tuned_as_asked(image: str) -> None:
+    cpu = min(os.sched_getaffinity(0))
+    words = ["blk", "--blk-file", image, "--num-queues", "3", "--socket-path", "d.sock"]
+    options = ["--threads", "2", "--cpus", f"{cpu}", "--batch", "1", "--poll-us", "100"]
+    with Server(*words, *options) as server, FrontEnd.connect("d.sock").start(queues=3) as peer:
+        for index in range(3):
+            assert peer.blk(index).read(0, SECTOR).status == Status.OK
+        tasks = Path(f"/proc/{server.process.pid}/task").iterdir()
+        workers = [t for t in tasks if (t / "comm").read_text().startswith("vhost-user q")]
+        assert len(workers) == 2
+        assert {frozenset(os.sched_getaffinity(int(t.name))) for t in workers} == {frozenset([cpu])}
+    result = run(*words, "--cpus", "9999")
+    assert result == (1, "", "vhost-user: this process may not run on processor 9999\n")
 
 
 # The socket.
@@ -259,6 +296,23 @@ def test_a_connected_socket_is_served_until_its_end(ram: str) -> None:
             with FrontEnd(Channel(ours)).start() as peer:
                 check_data(peer)
             assert server.wait() == (0, "", "")
+
+
+def test_a_service_managers_socket_is_served(ram: str) -> None:
+    words = " ".join(command("run", ram, "size=64K"))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("given.sock")
+        listener.listen()
+        fd = listener.fileno()
+        script = f"exec 3<&{fd} {fd}<&-; export LISTEN_FDS=1 LISTEN_PID=$$; exec {words}"
+        with subprocess.Popen(
+            ["bash", "-c", script], pass_fds=[fd], stderr=subprocess.PIPE, text=True
+        ) as process:
+            write_and_read("given.sock")
+            process.terminate()
+            _, said = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0
+    assert said == "listening where the service manager does  blk 64 KiB 1 queue\n"
 
 
 def test_a_descriptor_that_is_not_open_is_an_error(ram: str) -> None:

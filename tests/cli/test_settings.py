@@ -169,3 +169,12 @@ def test_without_a_catch_all_base_classes_are_not_looked_at() -> None:
             super().__init__(size=size)
 
     assert list(parameters(of(Closed))) == ["size"]
+
+
+def test_a_parameter_without_a_type_has_that_of_its_namesake_in_a_base_class() -> None:
+    class Plain(Base):
+        def __init__(self, size, serial="x", other=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN204
+            super().__init__(size=size, serial=serial)
+
+    values = read_settings(of(Plain), ["size=4k", "serial=7", "other=7"])
+    assert values == {"size": 4096, "serial": "7", "other": "7"}

@@ -75,6 +75,20 @@ def test_settings_may_stand_before_and_after_options(ram: str) -> None:
         assert server.first_line == "listening on s.sock  blk 64 KiB 1 queue"
 
 
+UNREADY = """
+import vhost_user as vu
+
+
+class NoSuper(vu.BlockDevice):
+    def __init__(self):
+        pass
+
+
+class NoType(vu.Device):
+    pass
+"""
+
+
 @pytest.mark.parametrize(
     ("target", "status", "problem"),
     [
@@ -96,6 +110,8 @@ def test_settings_may_stand_before_and_after_options(ram: str) -> None:
         ("empty.py", 2, "empty.py: say which device class, as in empty.py:Class (there: none)"),
         ("ram.py:dict", 1, "ram.py has no dict"),
         ("empty.py:make", 1, "int is not a vhost_user.Device"),
+        ("unready.py:NoSuper", 1, "NoSuper.__init__ must call super().__init__()"),
+        ("unready.py:NoType", 1, "cannot serve NoType: AttributeError: "),
     ],
 )
 def test_a_target_that_cannot_be_served_is_one_line(
@@ -106,6 +122,7 @@ def test_a_target_that_cannot_be_served_is_one_line(
     Path("exits.py").write_text("raise SystemExit(3)\n")
     Path("two.py").write_text("from ram import Ram\nclass A(Ram): pass\nclass B(Ram): pass\n")
     Path("empty.py").write_text("make = int\n")
+    Path("unready.py").write_text(UNREADY)
     result = run("run", target, "--socket-path", "s.sock")
     assert (result.status, result.out) == (status, "")
     assert problem in result.err

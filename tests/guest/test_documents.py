@@ -7,8 +7,8 @@ import pytest
 from docs.document import Reader, blocks
 from docs.qemu import stand_in
 
-from .rig.machine import FIRMWARE_DIRECTORIES, environment
-from .rig.packages import Packages
+from .rig.machine import environment
+from .rig.packages import FIRMWARE_DIRECTORIES, Packages
 
 PROJECT = Path(__file__).parents[2]
 DOCUMENTS = ["README.md", "docs/start.md"]

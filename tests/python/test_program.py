@@ -281,3 +281,27 @@ def test_the_plugin_s_backends_do_not_keep_signals(vhost_blk: vu.testing.BlkFact
     before = signal.getsignal(signal.SIGINT)
     vhost_blk(RamDisk())
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_thousand_signals_a_second_disturb_no_request(
+    vhost_socket: Path, programs: list[subprocess.Popen[str]]
+) -> None:
+    """Each system call of each thread may be interrupted; none is short or fails for it."""
+    process = start(
+        """
+signal.signal(signal.SIGALRM, lambda *_: None)
+image = SOCKET + ".image"
+with open(image, "wb") as file:
+    file.truncate(8 << 20)
+with vu.testing.blk(vu.FileDisk(image)) as disk, vu.testing.blk(RamDisk(8 << 20)) as ram:
+    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+    for driver in disk, ram:
+        driver.prepare_load()
+        report = driver.run_load(ops=5000, verify="all")
+        print(report.errors, report.mismatches, report.verified >= 5000, flush=True)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+""",
+        vhost_socket,
+    )
+    programs.append(process)
+    assert finish(process, 60)[:2] == (0, "0 0 True\n0 0 True\n")

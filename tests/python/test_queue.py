@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import vhost_user as vu
+from peer import wire
 from peer.front_end import FrontEnd
+from peer.numbers import Request
 from peer.ring import Segment
 
 
@@ -219,3 +221,26 @@ def test_a_device_needs_its_base_and_sane_numbers() -> None:
     for make in wrong:
         with pytest.raises(ValueError, match=r"not|others"):
             make()
+
+
+def test_the_driver_writes_the_configuration_where_the_device_takes_it(
+    vhost_socket: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    written: list[tuple[int, bytes]] = []
+
+    class Taking(Upper):
+        def write_config(self, offset: int, data: bytes, /) -> None:
+            if offset:
+                raise ValueError(offset)
+            written.append((offset, data))
+
+    with serving(Taking(), vhost_socket) as front:
+        write = wire.config(0, 2, b"ab")
+        assert not front.is_refused(Request.SET_CONFIG, write)
+        assert front.is_refused(Request.SET_CONFIG, wire.config(1, 2, b"ab"))
+    assert written == [(0, b"ab")]
+    assert [r.getMessage().split(": ")[1] for r in caplog.records if r.exc_info] == [
+        "write_config raised ValueError"
+    ]
+    with serving(Upper(), vhost_socket) as front:
+        assert front.is_refused(Request.SET_CONFIG, write)

@@ -303,3 +303,20 @@ def test_no_view_reaches_past_its_request(vhost_socket: Path) -> None:
             assert read.status == 1
             if len(sizes) == 1:
                 assert read.untouched
+
+
+def test_the_variables_of_a_callback_that_raised_hold_no_request(
+    vhost_blk: vu.testing.BlkFactory,
+) -> None:
+    """The exception is kept, by the log and for the test; the frames it came through are not."""
+
+    class Slicing(Keeper):
+        def read(self, offset: int, buf: memoryview, /) -> None:
+            head = buf[:16]
+            head[0] = 1
+            raise LookupError
+
+    disk = vhost_blk(Slicing())
+    with pytest.raises(vu.RequestError) as caught:
+        disk.pread(512, 0)
+    assert isinstance(caught.value.__cause__, LookupError)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vhost_user import LoadReport
 
 PATTERNS = ("randread", "randwrite", "read", "write")
+WRITING = ("randwrite", "write")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +61,13 @@ def measure(fd: int, options: argparse.Namespace) -> "LoadReport":
     """Drives the device at the other end of ``fd``."""
     from vhost_user import VirtioBlkDriver
 
-    with VirtioBlkDriver(fd=fd, timeout=options.timeout, num_queues=options.numjobs) as driver:
+    # A power of two with room for all that is in flight.
+    entries = max(128, 1 << (options.iodepth - 1).bit_length())
+    with VirtioBlkDriver(
+        fd=fd, timeout=options.timeout, num_queues=options.numjobs, queue_size=entries
+    ) as driver:
+        if driver.read_only and (options.verify or options.rw in WRITING):
+            raise Failure(f"{options.socket} is read-only: it can only be read, without --verify")
         if options.verify:
             note(f"writing a pattern to {format_size(driver.size)}")
             driver.prepare_load()

@@ -67,8 +67,9 @@ def interruptible() -> Iterator[None]:
     os.set_blocking(receive, True)
 
     def watch() -> None:
-        if signal.SIGINT in os.read(receive, 1):
-            os._exit(Exit.INTERRUPTED)
+        with open(receive, "rb", buffering=0) as signals:
+            if signal.SIGINT in signals.read(1):
+                os._exit(Exit.INTERRUPTED)
 
     threading.Thread(target=watch, daemon=True).start()
     before = signal.set_wakeup_fd(send, warn_on_full_buffer=False)

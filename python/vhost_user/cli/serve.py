@@ -27,16 +27,16 @@ class Ended(BaseException):
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of every server."""
-    socket = parser.add_argument_group("the socket (one of the first two is needed)")
+    socket = parser.add_argument_group("the socket")
     socket.add_argument(
-        "--socket-path", action=Once, metavar="PATH", help="listen here; used exactly as given"
+        "--socket-path", action=Once, metavar="PATH", help="listen here; the path is used as given"
     )
     socket.add_argument(
         "--fd",
         action=Once,
         type=checked(parse_size),
         metavar="N",
-        help="use this inherited descriptor: a socket that listens or is connected",
+        help="instead, use this inherited descriptor: a socket that listens or is connected",
     )
     socket.add_argument(
         "--connect", action="store_true", help="dial --socket-path, where a front-end listens"
@@ -82,19 +82,26 @@ def _add_tuning(tuning: argparse._ArgumentGroup) -> None:
 def endpoint(options: argparse.Namespace) -> str:
     """Where the device is to be found, in words. :class:`Failure` if that is not clear."""
     path, fd = options.socket_path, options.fd
-    if (path is None) == (fd is None):
-        problem = "not both" if path is not None else "one is needed"
-        raise Failure(f"--socket-path PATH or --fd N: {problem}", status=Exit.USAGE)
+    if path is not None and fd is not None:
+        raise Failure("--socket-path PATH or --fd N: not both", status=Exit.USAGE)
     if options.connect and path is None:
         raise Failure("--connect needs --socket-path", status=Exit.USAGE)
     if path is not None:
         return f"calling {path}" if options.connect else f"listening on {path}"
+    if fd is not None:
+        _check_open(fd)
+        return f"serving descriptor {fd}"
+    if os.environ.get("LISTEN_PID") == str(os.getpid()):
+        return "listening where the service manager does"
+    raise Failure("--socket-path PATH or --fd N: one is needed", status=Exit.USAGE)
+
+
+def _check_open(fd: int) -> None:
     try:
         os.fstat(fd)
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         what = f"descriptor {fd} is not open here; let the parent process pass it on"
         raise Failure(what) from error
-    return f"serving descriptor {fd}"
 
 
 def until_signalled(body: Callable[[], int]) -> int:
@@ -128,6 +135,9 @@ def serve(device: Any, options: argparse.Namespace) -> int:
         backend = Backend(device, **_backend_options(options)).start()
     except (OSError, ValueError, VhostUserError) as error:
         raise Failure(one_line(error)) from error
+    except Exception as error:  # The class is not what it should be.
+        what = f"{type(error).__name__}: {one_line(error)}"
+        raise Failure(f"cannot serve {type(device).__name__}: {what}") from error
     try:
         note(f"{where}  {summary(device)}")
         backend.run()
@@ -142,7 +152,7 @@ def serve(device: Any, options: argparse.Namespace) -> int:
 def summary(device: Any) -> str:
     """A device in a few words: ``blk 64 MiB 1 queue``."""
     words = ["blk" if device.device_id == BLOCK else type_name(device.device_id)]
-    if device.device_id == BLOCK:
+    if hasattr(device, "size"):
         words.append(format_size(device.size))
     count = device.num_queues
     words.append("1 queue" if count == 1 else f"{count} queues")
@@ -169,9 +179,12 @@ def _backend_options(options: argparse.Namespace) -> dict[str, Any]:
 
 def _mode(text: str) -> int:
     try:
-        return int(text, 8)
+        mode = int(text, 8)
     except ValueError:
-        raise ValueError(f"{text!r} is not an octal mode such as 0660") from None
+        mode = -1
+    if not 0 <= mode <= 0o777:
+        raise ValueError(f"{text!r} is not an octal mode such as 0660")
+    return mode
 
 
 def _threads(text: str) -> int | str:
@@ -183,7 +196,8 @@ def _cpus(text: str) -> list[int]:
     numbers: list[int] = []
     for part in text.split(","):
         first, dash, last = part.partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        ends = [first, last] if dash else [first, first]
+        if not all(end.isdecimal() for end in ends) or int(ends[0]) > int(ends[1]):
             raise ValueError(f"{text!r} is not a list of processors such as 0,2-3")
-        numbers.extend(range(int(first), int(last or first) + 1))
+        numbers.extend(range(int(ends[0]), int(ends[1]) + 1))
     return numbers

@@ -12,15 +12,23 @@ from .values import convert, effective_type, type_text
 
 
 def parameters(target: Target) -> dict[str, Parameter]:
-    """What the target takes, by name; with ``**options``, also what its base classes take."""
+    """What the target takes, by name; with ``**options``, also what its base classes take.
+
+    A parameter that is not annotated is what the base classes say of one of its name.
+    """
     found: dict[str, Parameter] = {}
+    is_open = True
     for function in _functions(target.factory):
         taken = list(_signature(function, target).parameters.values())
         for parameter in taken:
-            if parameter.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD):
-                found.setdefault(parameter.name, parameter)
-        if not any(parameter.kind is Parameter.VAR_KEYWORD for parameter in taken):
-            break
+            if parameter.kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD):
+                continue
+            if parameter.name not in found and is_open:
+                found[parameter.name] = parameter
+            elif parameter.name in found and not _says_its_type(found[parameter.name]):
+                named = found[parameter.name]
+                found[parameter.name] = named.replace(annotation=parameter.annotation)
+        is_open = is_open and any(p.kind is Parameter.VAR_KEYWORD for p in taken)
     found.pop("self", None)
     return found
 
@@ -76,6 +84,10 @@ def _functions(factory: object) -> Iterable[Any]:
     if not inspect.isclass(factory):
         return [factory]
     return [vars(base)["__init__"] for base in factory.__mro__ if "__init__" in vars(base)]
+
+
+def _says_its_type(parameter: Parameter) -> bool:
+    return parameter.annotation is not Parameter.empty or parameter.default is not Parameter.empty
 
 
 def _signature(function: Any, target: Target) -> inspect.Signature:

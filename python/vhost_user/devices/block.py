@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 from .base import Device
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from .. import BlockRequest
+    from .. import BlockBatch
 
 BlkOp: TypeAlias = Literal["read", "write", "flush", "discard", "write_zeroes", "get_id"]
 
@@ -109,8 +107,11 @@ class BlockDevice(_Block):
         """These bytes read as zeroes from now on; with ``unmap`` their space may be given up."""
         raise NotImplementedError(f"{type(self).__name__}.write_zeroes")
 
-    def on_batch(self, batch: Sequence[BlockRequest], /) -> None:
+    def on_batch(self, batch: BlockBatch, /) -> None:
         """Handles all requests that were found together, in the driver's order.
+
+        ``batch`` is a sequence of requests, and moves the data of all its reads or writes at
+        once. An override may as well take a ``Sequence[BlockRequest]``.
 
         When this returns, each one that was not failed, submitted or deferred is done. An
         exception fails all that were not answered.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::pace::half;
 use crate::request::Batch;
 
 /// A configuration write that the device did not take.
@@ -67,12 +68,11 @@ pub trait Device: Send + Sync + 'static {
         body();
     }
 
-    /// Most requests to hand over at once, below the back-end's own limit. A device that answers
-    /// one after the other, and slowly, names few ([`crate::pace::Pace`]): the driver sees the
-    /// answers of a batch only when all of it is done.
-    fn batch_limit(&self, queue: u16) -> u16 {
+    /// How many of the requests that are available to hand over at once; the back-end's own limit
+    /// holds too. See [`crate::pace`].
+    fn batch_limit(&self, queue: u16, available: u16) -> u16 {
         let _ = queue;
-        u16::MAX
+        half(available)
     }
 
     /// Handles what the driver made available on `queue`. Requests that are left in the batch

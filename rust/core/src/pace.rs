@@ -1,14 +1,27 @@
-//! How many requests to take at once from a device that answers them one after the other.
+//! How many requests to hand to a device at once.
 //!
-//! All answers of a batch reach the driver together. That is what makes quick devices quick; but
-//! when one answer takes milliseconds, the first would wait for the last. So the batch shrinks
-//! until it takes about [`GOAL`], and grows again when it takes less.
+//! All answers of a batch reach the driver together, and that is what makes quick devices quick.
+//! But a driver that waits for the last of them does nothing meanwhile: [`half`] of what is there
+//! keeps both ends busy. And when one answer takes milliseconds, the first should not wait for the
+//! last: the batch of a [`Pace`] shrinks until it takes about [`GOAL`], and grows again when it
+//! takes less.
 
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 /// How long a batch may take: longer than a wake-up costs by far, shorter than a slow disk.
 pub const GOAL: Duration = Duration::from_micros(500);
+
+/// Requests that are handed over together in any case: a batch costs more than they do.
+const WHOLE: u16 = 16;
+
+/// Half of what is available, so that the driver deals with one half of the answers while the
+/// device works on the other. With 32 requests in flight, on two processors, it was measured to
+/// save a quarter of the time of a null device.
+#[inline]
+pub fn half(available: u16) -> u16 {
+    (available / 2).max(WHOLE)
+}
 
 /// The pace of one queue. Used by one thread at a time; shared only to be read.
 #[derive(Debug)]
@@ -24,6 +37,11 @@ impl Pace {
     /// Most requests to take now; at least 1.
     pub fn limit(&self) -> u16 {
         self.0.load(Ordering::Relaxed)
+    }
+
+    /// Whether batches of any size meet the goal.
+    pub fn is_quick(&self) -> bool {
+        self.limit() == u16::MAX
     }
 
     /// A batch of `requests` took `time`.

@@ -449,6 +449,33 @@ fn what_the_device_leaves_is_offered_again_at_the_next_kick() {
 }
 
 #[test]
+fn a_device_that_leaves_requests_is_not_asked_again_and_again() {
+    let device = Mirror { queues: 2, ..Mirror::default() };
+    let served = Served::with(device, |o| o.threads = Threads::Count(1.try_into().unwrap()));
+    let mut driver = served.driver();
+    served.device.leave.store(true, Ordering::SeqCst);
+    for n in 0..RING / 2 {
+        driver.push(0, 2 * n, &[1], MIB / 2 + 4096 * u64::from(n % 8));
+    }
+    driver.rings[0].publish();
+    eventually("the kick", || served.backend.counters().kicks > 0);
+    // Many times as long as a look takes.
+    let asked = served.backend.counters().batches;
+    driver.push(1, 0, &[7], 4 * MIB);
+    for _ in 0..50 {
+        driver.client.features().unwrap();
+    }
+    assert!(served.backend.counters().batches <= asked + 2);
+    served.device.leave.store(false, Ordering::SeqCst);
+    driver.rings[1].publish();
+    assert_eq!(driver.used(1), Used { head: 0, len: 1 });
+    driver.rings[0].kick();
+    for n in 0..RING / 2 {
+        assert_eq!(driver.used(0), Used { head: 2 * n, len: 1 });
+    }
+}
+
+#[test]
 fn buffers_that_wait_when_a_ring_is_enabled_need_no_kick() {
     let served = Served::new(Mirror::default());
     let mut driver = Driver::connect(&served.directory.join("device.sock"), 1);

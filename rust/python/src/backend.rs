@@ -155,6 +155,7 @@ impl Backend {
     }
 
     /// Changes the size of the disk and tells the front-end.
+    #[pyo3(signature = (size, /))]
     fn resize(&self, py: Python<'_>, size: u64) -> PyResult<()> {
         let done = match &self.served {
             Served::Block(device) => device.resize(size),
@@ -168,6 +169,7 @@ impl Backend {
     }
 
     /// Replaces the configuration space and tells the front-end.
+    #[pyo3(signature = (config, /))]
     fn set_config(&self, py: Python<'_>, config: Vec<u8>) -> PyResult<()> {
         match &self.served {
             Served::Queue(device) => device.set_config(config),
@@ -218,7 +220,7 @@ impl Served {
         let reports = Arc::clone(reports);
         let invalid = |error| error::block(&error);
         Ok(match kind {
-            "queue" => Self::Queue(Arc::new(QueueDevice::new(device, reports)?)),
+            "queue" => Self::Queue(Arc::new(QueueDevice::new(device, overrides, reports)?)),
             "block" => Self::Block(Arc::new(PyBlock::new(device, overrides, reports)?)),
             "file" => {
                 let path: PathBuf = device.getattr("path")?.extract()?;

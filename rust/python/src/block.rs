@@ -6,16 +6,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyList};
+use pyo3::sync::MutexExt;
+use pyo3::types::PyBool;
 use vhost_user_core::block::{
     BlkOp, BlockCore, BlockOptions, BlockRequest as CoreRequest, Geometry, InvalidBlock, Status,
     VIRTIO_ID,
 };
 use vhost_user_core::device::{ConfigRefused, Device};
-use vhost_user_core::pace::Pace;
+use vhost_user_core::pace::{Pace, half};
 use vhost_user_core::request::Batch;
 
-use crate::block_request::{BlockRequest, side_of};
+use crate::block_batch::BlockBatch;
+use crate::block_request::side_of;
 use crate::buffer::{self, Back, Lent, is_unshared};
 use crate::call::call;
 use crate::device::{Callee, run_worker};
@@ -42,10 +44,8 @@ struct BlockQueue {
     start: u64,
     calls: Option<Calls>,
     lent: Lent<CoreRequest>,
-    /// Handed out in this batch.
-    out: Vec<Py<BlockRequest>>,
     /// To be handed out again.
-    pool: Vec<Py<BlockRequest>>,
+    spare: Option<Py<BlockBatch>>,
 }
 
 /// The callbacks, bound to their object.
@@ -111,9 +111,9 @@ impl PyBlock {
             self.callee.reports.raised(py, error, &context);
             return;
         }
-        let BlockQueue { calls: Some(calls), lent, out, pool, .. } = queue else { return };
+        let BlockQueue { calls: Some(calls), lent, spare, .. } = queue else { return };
         if self.batched {
-            self.serve_batch(py, calls, out, pool, batch);
+            self.serve_batch(py, calls, spare, batch);
             return;
         }
         while !self.callee.reports.is_stopping()
@@ -189,6 +189,11 @@ impl PyBlock {
             let view = buffer::view(py, &pane)?;
             let result = call(py, method, [&number(py, shown.offset), view.as_any()]);
             buffer::release(view);
+            if let Err(error) = &result
+                && lent.is_viewed()
+            {
+                forget_locals(py, error);
+            }
             result.map(drop)
         };
         let (result, origin) = match shown.op {
@@ -246,64 +251,52 @@ impl PyBlock {
         &self,
         py: Python<'_>,
         calls: &Calls,
-        out: &mut Vec<Py<BlockRequest>>,
-        pool: &mut Vec<Py<BlockRequest>>,
+        spare: &mut Option<Py<BlockBatch>>,
         batch: &mut Batch,
     ) {
         let through = self.flushes && self.core.write_through();
-        let mut result = self.fill_batch(py, calls, out, pool, through, batch);
-        if out.is_empty() && result.is_ok() {
-            return;
-        }
-        if result.is_ok() {
-            result = PyList::new(py, out.iter().map(|request| request.bind(py)))
-                .and_then(|list| call(py, &calls.on_batch, [list.as_any()]).map(drop));
-        }
-        let count = format_args!("{} requests", out.len()).to_string();
-        let status = self.status(py, result, "on_batch", &count);
-        if out.iter().any(|request| request.get().has_plan(py)) {
-            py.detach(|| out.iter().for_each(|request| request.get().carry_out()));
-        }
-        let durable = if through || (self.flushes && self.core.write_through()) {
-            let flushed = call(py, &calls.flush, []).map(drop);
-            self.status(py, flushed, "flush", &"after writes, with the write cache off")
-        } else {
-            Status::Ok
+        let object = match spare.take().map_or_else(|| Py::new(py, BlockBatch::default()), Ok) {
+            Ok(object) => object,
+            Err(error) => {
+                self.status(py, Err(error), "on_batch", &"a batch");
+                return;
+            }
         };
-        for request in out.iter() {
-            request.get().settle(py, batch, |answer, request| match answer.unwrap_or(status) {
+        let requests = object.get();
+        let mut served = Vec::new();
+        let mut count = 0;
+        requests.begin(py, through, &calls.origins[2], || {
+            loop {
+                let request = self.core.next(batch)?;
+                if request.op() != BlkOp::GetId {
+                    count += 1;
+                    return Some(request);
+                }
+                served.push(request);
+            }
+        });
+        served.into_iter().for_each(|request| self.core.finish_id(request, batch));
+        if count > 0 {
+            let result = call(py, &calls.on_batch, [object.bind(py).as_any()]).map(drop);
+            let status = self.status(py, result, "on_batch", &format_args!("{count} requests"));
+            requests.carry_out(py);
+            let durable = self.flush_after(py, calls, through);
+            requests.settle(py, batch, |answer, request| match answer.unwrap_or(status) {
                 Status::Ok if request.op() == BlkOp::Write => durable,
                 other => other,
             });
         }
         // What Python code still knows keeps its identity: it is not used again.
-        out.retain(|request| is_unshared(py, request));
-        pool.append(out);
+        *spare = Some(object).filter(|object| is_unshared(py, object));
     }
 
-    /// Moves requests from the batch to Python objects.
-    fn fill_batch(
-        &self,
-        py: Python<'_>,
-        calls: &Calls,
-        out: &mut Vec<Py<BlockRequest>>,
-        pool: &mut Vec<Py<BlockRequest>>,
-        durable: bool,
-        batch: &mut Batch,
-    ) -> PyResult<()> {
-        while let Some(request) = self.core.next(batch) {
-            if request.op() == BlkOp::GetId {
-                self.core.finish_id(request, batch);
-                continue;
-            }
-            let object = match pool.pop() {
-                Some(object) => object,
-                None => Py::new(py, BlockRequest::default())?,
-            };
-            object.get().begin(py, request, durable, &calls.origins[2]);
-            out.push(object);
+    /// With the write cache off, writes are answered by how a flush went.
+    fn flush_after(&self, py: Python<'_>, calls: &Calls, through: bool) -> Status {
+        if !(through || (self.flushes && self.core.write_through())) {
+            return Status::Ok;
         }
-        Ok(())
+        let flushed = call(py, &calls.flush, []).map(drop);
+        self.status(py, flushed, "flush", &"after writes, with the write cache off")
     }
 }
 
@@ -368,10 +361,14 @@ impl Device for PyBlock {
         run_worker(body);
     }
 
-    fn batch_limit(&self, queue: u16) -> u16 {
-        // `on_batch` answers all at once and knows best how long it takes.
-        let pace = self.paces.get(usize::from(queue)).filter(|_| !self.batched);
-        pace.map_or(u16::MAX, Pace::limit)
+    fn batch_limit(&self, queue: u16, available: u16) -> u16 {
+        let Some(pace) = self.paces.get(usize::from(queue)) else { return available };
+        match self.batched {
+            false => half(available).min(pace.limit()),
+            true if pace.is_quick() => half(available),
+            // One round trip for all of them, most likely: the more the better.
+            true => available,
+        }
     }
 
     fn handle(&self, queue: u16, batch: &mut Batch) {
@@ -383,7 +380,9 @@ impl Device for PyBlock {
             return;
         }
         self.callee.enter(|py| {
-            let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+            // Another worker holds it only if it was given up on while it was in a callback: it
+            // needs the interpreter to come back, so it must not be waited for with that held.
+            let mut state = state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner);
             let (requests, begun) = (batch.len(), Instant::now());
             self.serve(py, &mut state, batch);
             pace.took(requests, begun.elapsed());
@@ -402,6 +401,18 @@ impl fmt::Display for Shown {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { op, offset, length, queue } = self;
         write!(f, "{op} of {length} bytes at offset {offset}, queue {queue}")
+    }
+}
+
+/// Empties the frames that an exception came through. They hold the callback's variables, and with
+/// them views of the request, for as long as somebody keeps the exception: a log, a debugger.
+#[cold]
+fn forget_locals(py: Python<'_>, error: &PyErr) {
+    let cleared = error.traceback(py).map(|traceback| {
+        py.import("traceback")?.call_method1("clear_frames", (traceback,)).map(drop)
+    });
+    if let Some(Err(error)) = cleared {
+        error.write_unraisable(py, None);
     }
 }
 

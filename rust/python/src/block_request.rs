@@ -1,6 +1,7 @@
 //! `BlockRequest`: a checked block request in the hands of `on_batch`.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
@@ -21,7 +22,7 @@ use crate::log;
 use crate::ticket::{Answerable, Origin, Settled, Ticket};
 
 /// From here on copying takes longer than giving up the interpreter and getting it back.
-const LONG_COPY: u64 = 64 << 10;
+pub(crate) const LONG_COPY: u64 = 64 << 10;
 
 impl Lendable for CoreRequest {
     type Answer = Status;
@@ -161,30 +162,39 @@ impl BlockRequest {
         buffer::views(py, &panes.ok_or_else(|| gone(py))?)
     }
 
-    /// Copies `src` to the data of a read.
-    #[pyo3(signature = (src, /))]
-    fn copy_from(&self, py: Python<'_>, src: &Bound<'_, PyAny>) -> PyResult<u64> {
+    /// Copies `src` to the data of a read: all of it, or as much as the read asks for from
+    /// `start` on.
+    #[pyo3(signature = (src, start=None, /))]
+    fn copy_from(
+        &self,
+        py: Python<'_>,
+        src: &Bound<'_, PyAny>,
+        start: Option<u64>,
+    ) -> PyResult<u64> {
         self.expect(BlkOp::Read, "copy_from")?;
         buffer::with_bytes(src, |bytes| {
+            let bytes = match start {
+                Some(start) => &bytes[self.part(start, bytes.len())?],
+                None => bytes,
+            };
             self.expect_room(bytes.len())?;
-            self.move_data(py, bytes.len() as u64, |lent| {
-                if let Some(bounce) = lent.bounce() {
-                    bounce[..bytes.len()].copy_from_slice(bytes);
-                    return bytes.len() as u64;
-                }
-                lent.request().map_or(0, |request| request.copy_from(0, bytes)) as u64
-            })
+            self.take_bytes(py, bytes)
         })
     }
 
-    /// Copies the data of a write to `dst`.
-    #[pyo3(signature = (dst, /))]
-    fn copy_to(&self, py: Python<'_>, dst: &Bound<'_, PyAny>) -> PyResult<u64> {
+    /// Copies the data of a write to `dst`: to its beginning, or all of the data to `start`.
+    #[pyo3(signature = (dst, start=None, /))]
+    fn copy_to(&self, py: Python<'_>, dst: &Bound<'_, PyAny>, start: Option<u64>) -> PyResult<u64> {
         self.expect(BlkOp::Write, "copy_to")?;
         buffer::with_bytes_mut(dst, |bytes| {
-            self.move_data(py, bytes.len() as u64, |lent| {
-                lent.request().map_or(0, |request| request.copy_to(0, bytes)) as u64
-            })
+            let bytes = match start {
+                Some(start) => {
+                    let part = self.part(start, bytes.len())?;
+                    &mut bytes[part]
+                }
+                None => bytes,
+            };
+            self.give_bytes(py, bytes)
         })
     }
 
@@ -214,7 +224,7 @@ impl BlockRequest {
     fn pwritev(&self, py: Python<'_>, fd: RawFd, offset: Option<u64>) -> PyResult<u64> {
         self.expect(BlkOp::Write, "pwritev")?;
         let (fd, at) = (buffer::descriptor(fd)?, offset.unwrap_or(self.offset()));
-        let durable = self.durable.load(Ordering::Relaxed);
+        let durable = self.is_durable();
         Ok(self.ticket.detached(py, |lent| write_file(lent, fd, at, durable))??)
     }
 
@@ -283,6 +293,47 @@ impl BlockRequest {
         self.ticket.settle(py, batch, decide)
     }
 
+    /// Notes an answer for when the callback has returned.
+    pub(crate) fn note(&self, py: Python<'_>, status: Status) {
+        // It was just taken from its batch: nobody can have answered it.
+        let _ = self.ticket.answer(py, status);
+    }
+
+    /// Copies this read's bytes of a whole disk, unless it was answered.
+    pub(crate) fn copy_part_from(&self, py: Python<'_>, disk: &[u8]) -> PyResult<()> {
+        if !self.ticket.is_open(py) {
+            return Ok(());
+        }
+        self.take_bytes(py, &disk[self.part(self.offset(), disk.len())?]).map(drop)
+    }
+
+    /// Copies this write's data to its place in a whole disk, unless it was answered.
+    pub(crate) fn copy_part_to(&self, py: Python<'_>, disk: &mut [u8]) -> PyResult<()> {
+        if !self.ticket.is_open(py) {
+            return Ok(());
+        }
+        let part = self.part(self.offset(), disk.len())?;
+        self.give_bytes(py, &mut disk[part]).map(drop)
+    }
+
+    /// Moves data from or to a file that holds the disk from `start` on; answers if that fails.
+    pub(crate) fn transfer(
+        &self,
+        py: Python<'_>,
+        file: BorrowedFd<'_>,
+        start: u64,
+    ) -> PyResult<()> {
+        if !self.ticket.is_open(py) {
+            return Ok(());
+        }
+        let at = start.saturating_add(self.offset());
+        let (read, durable) = (self.operation() == BlkOp::Read, self.is_durable());
+        let moved = self.ticket.detached(py, |lent| {
+            if read { read_whole(lent, file, at) } else { write_whole(lent, file, at, durable) }
+        })?;
+        moved.or_else(|error| self.ticket.answer(py, Status::from(&error)))
+    }
+
     /// Whether `submit` has left something to do.
     pub(crate) fn has_plan(&self, py: Python<'_>) -> bool {
         self.plan.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner).is_some()
@@ -293,21 +344,16 @@ impl BlockRequest {
         let plan = self.plan.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(Plan { fd, at }) = plan else { return };
         let Ok(fd) = buffer::descriptor(fd) else { return };
-        let durable = self.durable.load(Ordering::Relaxed);
+        let (read, durable) = (self.operation() == BlkOp::Read, self.is_durable());
         self.ticket.answer_with(|lent| {
-            let length = lent.request()?.length();
-            let moved = match lent.request()?.op() {
-                BlkOp::Read => read_file(lent, fd, at).map(|read| zero_rest(lent, read)),
-                _ => write_file(lent, fd, at, durable).and_then(|written| {
-                    let whole = written == length;
-                    if whole { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
-                }),
-            };
+            lent.request()?;
+            let moved =
+                if read { read_whole(lent, fd, at) } else { write_whole(lent, fd, at, durable) };
             Some(moved.map_or_else(|error| Status::from(&error), |()| Status::Ok))
         });
     }
 
-    fn operation(&self) -> BlkOp {
+    pub(crate) fn operation(&self) -> BlkOp {
         const ALL: [BlkOp; 6] = [
             BlkOp::Read,
             BlkOp::Write,
@@ -318,6 +364,40 @@ impl BlockRequest {
         ];
         let number = self.op.load(Ordering::Relaxed);
         ALL.into_iter().find(|op| *op as u16 == number).unwrap_or(BlkOp::Read)
+    }
+
+    fn is_durable(&self) -> bool {
+        self.durable.load(Ordering::Relaxed)
+    }
+
+    /// The request's length of a buffer, from `start` on.
+    fn part(&self, start: u64, len: usize) -> PyResult<Range<usize>> {
+        let length = self.length();
+        let end = start.checked_add(length).and_then(|end| usize::try_from(end).ok());
+        match end.filter(|&end| end <= len) {
+            Some(end) => Ok(end - length as usize..end),
+            None => Err(PyValueError::new_err(format!(
+                "{length} bytes at {start} end past the {len} bytes of the buffer"
+            ))),
+        }
+    }
+
+    /// Copies no more than `length` bytes to a read's data.
+    fn take_bytes(&self, py: Python<'_>, bytes: &[u8]) -> PyResult<u64> {
+        self.move_data(py, bytes.len() as u64, |lent| {
+            if let Some(bounce) = lent.bounce() {
+                bounce[..bytes.len()].copy_from_slice(bytes);
+                return bytes.len() as u64;
+            }
+            lent.request().map_or(0, |request| request.copy_from(0, bytes)) as u64
+        })
+    }
+
+    /// Copies a write's data, as far as there is room.
+    fn give_bytes(&self, py: Python<'_>, bytes: &mut [u8]) -> PyResult<u64> {
+        self.move_data(py, bytes.len() as u64, |lent| {
+            lent.request().map_or(0, |request| request.copy_to(0, bytes)) as u64
+        })
     }
 
     fn side(&self) -> Side {
@@ -403,7 +483,23 @@ fn write_file(
     lent.request().map_or(Ok(0), |request| request.pwritev(0, u64::MAX, fd, at, durable))
 }
 
-/// What lies past the end of a file reads as zeroes.
+/// Reads all of a read's data. What lies past the end of the file reads as zeroes.
+fn read_whole(lent: &mut Lent<CoreRequest>, fd: BorrowedFd<'_>, at: u64) -> io::Result<()> {
+    read_file(lent, fd, at).map(|read| zero_rest(lent, read))
+}
+
+/// Writes all of a write's data.
+fn write_whole(
+    lent: &mut Lent<CoreRequest>,
+    fd: BorrowedFd<'_>,
+    at: u64,
+    durable: bool,
+) -> io::Result<()> {
+    let length = lent.request().map_or(0, CoreRequest::length);
+    let written = write_file(lent, fd, at, durable)?;
+    if written == length { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+}
+
 fn zero_rest(lent: &mut Lent<CoreRequest>, from: u64) {
     if let Some(bounce) = lent.bounce() {
         bounce[from as usize..].fill(0);

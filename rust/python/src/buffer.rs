@@ -258,6 +258,11 @@ impl<R: Lendable> Lent<R> {
         Ok(Some(panes))
     }
 
+    /// Whether views of it are left.
+    pub(crate) fn is_viewed(&self) -> bool {
+        !self.hold.is_free()
+    }
+
     /// Takes the request back. If views of it are left, it stays and `finish` gets it from
     /// whoever lets go of the last one.
     #[inline]

@@ -154,6 +154,8 @@ pub(crate) struct QueueDevice {
     virtio_id: u32,
     features: u64,
     queue_size: u16,
+    /// There is a `write_config` to call.
+    takes_config: bool,
     config: Mutex<Vec<u8>>,
     queues: Vec<Mutex<QueueState>>,
 }
@@ -167,14 +169,19 @@ struct QueueState {
 }
 
 impl QueueDevice {
-    /// Reads what it is from the Python object.
-    pub(crate) fn new(object: &Bound<'_, PyAny>, reports: Arc<Reports>) -> PyResult<Self> {
+    /// Reads what it is from the Python object. `overrides`: the callbacks that its class has.
+    pub(crate) fn new(
+        object: &Bound<'_, PyAny>,
+        overrides: &[String],
+        reports: Arc<Reports>,
+    ) -> PyResult<Self> {
         let num_queues: u16 = object.getattr("num_queues")?.extract()?;
         Ok(Self {
             callee: Callee::new(object, reports)?,
             virtio_id: object.getattr("device_id")?.extract()?,
             features: object.getattr("features")?.extract()?,
             queue_size: object.getattr("queue_size")?.extract()?,
+            takes_config: overrides.iter().any(|name| name == "write_config"),
             config: Mutex::new(object.getattr("config")?.extract()?),
             queues: (0..num_queues).map(|_| Mutex::default()).collect(),
         })
@@ -262,6 +269,9 @@ impl Device for QueueDevice {
     }
 
     fn write_config(&self, offset: usize, data: &[u8]) -> Result<(), ConfigRefused> {
+        if !self.takes_config {
+            return Err(ConfigRefused(format!("offset {offset}: it is read-only")));
+        }
         let call = |py: Python<'_>| {
             let offset = offset.into_pyobject(py)?.into_any();
             let bytes = PyBytes::new(py, data).into_any();

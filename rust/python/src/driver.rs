@@ -21,7 +21,7 @@ pub(crate) struct VirtioBlkDriver;
 impl VirtioBlkDriver {
     /// Connects to `socket`, or takes over a connected socket `fd`, and starts the rings.
     #[new]
-    #[pyo3(signature = (socket=None, *, fd=None, memory=64 << 20, num_queues=1, queue_size=128,
+    #[pyo3(signature = (socket=None, *, fd=None, memory=67_108_864, num_queues=1, queue_size=128,
                         timeout=5.0))]
     fn new(
         py: Python<'_>,
@@ -112,7 +112,7 @@ impl VirtioBlkDriver {
 
     /// Runs a load and measures it.
     #[pyo3(signature = (access="randread", *, block_bytes=4096, depth=32, seconds=None, ops=None,
-                        warm_up=0.0, polling=false, cpus=vec![], verify="sampled", seed=1))]
+                        warm_up=0.0, polling=false, cpus=None, verify="sampled", seed=1))]
     #[allow(clippy::too_many_arguments)] // One keyword for each option.
     fn run_load(
         slf: &Bound<'_, Self>,
@@ -123,7 +123,7 @@ impl VirtioBlkDriver {
         ops: Option<u64>,
         warm_up: f64,
         polling: bool,
-        cpus: Vec<usize>,
+        cpus: Option<Vec<usize>>,
         verify: &str,
         seed: u64,
     ) -> PyResult<LoadReport> {
@@ -134,7 +134,7 @@ impl VirtioBlkDriver {
             limit: load::limit(seconds, ops)?,
             warm_up: seconds_of(warm_up)?,
             polling,
-            cpus,
+            cpus: cpus.unwrap_or_default(),
             verify: load::verify(verify)?,
             seed,
         };

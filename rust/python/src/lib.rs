@@ -6,6 +6,7 @@
 
 mod backend;
 mod block;
+mod block_batch;
 mod block_request;
 mod buffer;
 mod call;
@@ -27,6 +28,8 @@ use pyo3::prelude::*;
 mod _core {
     #[pymodule_export]
     use super::backend::Backend;
+    #[pymodule_export]
+    use super::block_batch::BlockBatch;
     #[pymodule_export]
     use super::block_request::BlockRequest;
     #[pymodule_export]

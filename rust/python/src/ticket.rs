@@ -123,6 +123,11 @@ impl<R: Answerable> Ticket<R> {
         done.ok_or_else(|| stale(py, ANSWERED))
     }
 
+    /// Whether it is still to be answered.
+    pub(crate) fn is_open(&self, py: Python<'_>) -> bool {
+        self.lock(py).is_open()
+    }
+
     /// Answers.
     ///
     /// # Errors

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 
-from .archive import ArchiveError
+from rig.archive import ArchiveError
+
 from .packages import SUITES, fetch
 from .record import PROTOCOL_FEATURES, dump, record
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python3 -m tests.guest.rig", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python3 -m guest.rig", description=__doc__)
     parser.add_argument("command", choices=["fetch", "record"])
     parser.add_argument("--suite", choices=SUITES, default=SUITES[0])
     parser.add_argument("--features", choices=PROTOCOL_FEATURES, default="all")

@@ -10,7 +10,8 @@ import os
 import subprocess
 from pathlib import Path
 
-from .cpio import Cpio
+from rig.cpio import Cpio
+
 from .packages import Packages
 
 MODULES = ("virtio_pci", "virtio_blk", "virtio_rng", "virtio_console", "virtio_net", "ext4")

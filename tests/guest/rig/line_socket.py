@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 
-from .deadline import Deadline
+from rig.deadline import Deadline
 
 
 class LineSocket:

@@ -18,17 +18,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from .deadline import Deadline
+from rig.deadline import Deadline
+
 from .initramfs import build
 from .line_socket import LineSocket
-from .packages import Packages
+from .packages import FIRMWARE_DIRECTORIES, Packages
 from .qmp import Qmp
 
 BOOT_SECONDS = 120
 """A boot takes about 5 s on an idle machine with two cores."""
 
 KERNEL_ARGUMENTS = "console=ttyS0 quiet panic=-1 oops=panic memhp_default_state=offline"
-FIRMWARE_DIRECTORIES = ("usr/share/qemu", "usr/share/seabios")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,8 @@ import socket
 from collections.abc import Mapping
 from typing import Any
 
-from .deadline import Deadline
+from rig.deadline import Deadline
+
 from .line_socket import LineSocket
 
 

@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .deadline import Deadline
+from rig.deadline import Deadline
+
 from .machine import Device, Machine
 from .packages import Packages
 from .qmp import Qmp

@@ -8,7 +8,7 @@ use super::core::BlockCore;
 use super::numbers::{BlkOp, ByteRange, Status, VIRTIO_ID};
 use super::request::BlockRequest;
 use crate::device::{ConfigRefused, Device};
-use crate::pace::Pace;
+use crate::pace::{Pace, half};
 use crate::request::Batch;
 
 /// Where the data of a block device is. All requests have been checked: ranges lie inside the
@@ -165,8 +165,9 @@ impl<D: Disk> Device for BlockDevice<D> {
         self.core.reset();
     }
 
-    fn batch_limit(&self, queue: u16) -> u16 {
-        self.paces.get(usize::from(queue)).map_or(u16::MAX, Pace::limit)
+    fn batch_limit(&self, queue: u16, available: u16) -> u16 {
+        let limit = self.paces.get(usize::from(queue)).map_or(u16::MAX, Pace::limit);
+        half(available).min(limit)
     }
 
     fn handle(&self, queue: u16, batch: &mut Batch) {

@@ -177,6 +177,11 @@ impl SplitRing {
         Ok(Some(head))
     }
 
+    /// Chains that [`available`](Self::available) counted last and that were not popped.
+    pub fn seen(&self) -> u16 {
+        self.seen_avail.wrapping_sub(self.next_avail)
+    }
+
     /// Puts back the chain that was popped last of those not put back: it stays available.
     pub fn unpop(&mut self, head: u16) {
         self.flip_in_flight(head);

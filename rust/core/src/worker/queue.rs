@@ -147,8 +147,8 @@ impl Queue {
         if hands.bell.is_rung() {
             return Look::Busy;
         }
-        let limit = hands.limit.min(hands.device.batch_limit(self.index)).max(1);
-        let broken = self.pop_batch(available.min(limit), hands.batch);
+        let wanted = hands.device.batch_limit(self.index, available).max(1);
+        let broken = self.pop_batch(available.min(wanted).min(hands.limit), hands.batch);
         if !hands.batch.is_empty() {
             self.counters.in_flight.store(self.in_flight, Ordering::Relaxed);
             hands.device.handle(self.index, hands.batch);
@@ -253,7 +253,8 @@ impl Queue {
         self.left = 0;
         for slot in hands.batch.take_left() {
             self.ring.unpop(slot.head);
-            self.left += 1;
+            // Nothing of what is there now is offered before the next kick.
+            self.left = self.ring.seen();
             self.in_flight -= 1;
             keep(&mut self.spare, &self.ring, slot);
         }

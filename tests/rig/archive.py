@@ -19,6 +19,7 @@ KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 MIRROR = os.environ.get("DEBIAN_MIRROR", "http://deb.debian.org/debian")
 SECURITY_MIRROR = os.environ.get("DEBIAN_SECURITY_MIRROR", "http://deb.debian.org/debian-security")
 ARCHITECTURE = "amd64"
+"""What the host's programs are taken for."""
 
 
 class ArchiveError(Exception):
@@ -29,20 +30,23 @@ class Archive:
     """One suite of the archive, seen through a private apt.
 
     ``suite`` is ``bookworm`` or ``bookworm-backports``; with backports, newer packages win.
-    ``directory`` holds apt's state and is made when missing.
+    ``directory`` holds apt's state and is made when missing. ``architecture`` is Debian's name of
+    the machine that the packages are for.
     """
 
-    def __init__(self, suite: str, directory: Path) -> None:
+    def __init__(self, suite: str, directory: Path, architecture: str = ARCHITECTURE) -> None:
         self.suite = suite
         self.directory = directory
+        self.architecture = architecture
         if platform.machine() != "x86_64":
             raise ArchiveError(
-                "the guest tests run Debian's amd64 programs and need an x86-64 host"
+                "the tests with a virtual machine run Debian's amd64 programs and need an "
+                "x86-64 host"
             )
         if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
             raise ArchiveError(
-                "the guest tests take QEMU and a kernel from Debian's archive and need "
-                "apt-get and dpkg-deb: apt-get install apt dpkg"
+                "the tests with a virtual machine take QEMU and a kernel from Debian's archive "
+                "and need apt-get and dpkg-deb: apt-get install apt dpkg"
             )
         self._write_configuration()
 
@@ -115,8 +119,8 @@ class Archive:
         preference = f'APT::Default-Release "{self.suite}";' if backports else ""
         self._configuration.write_text(
             f"""\
-APT::Architecture "{ARCHITECTURE}";
-APT::Architectures {{ "{ARCHITECTURE}"; }};
+APT::Architecture "{self.architecture}";
+APT::Architectures {{ "{self.architecture}"; }};
 {preference}
 APT::Sandbox::User "";
 Acquire::Languages "none";

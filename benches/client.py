@@ -1,0 +1,62 @@
+"""The client of a vhost-user server: one run of the load generator, as JSON on stdout.
+
+`python -m benches.client SOCKET PID DEPTH SECONDS [--poll] [--verify]`; PID is the server's, whose
+processor time is read just before and just after the run.
+"""
+
+import argparse
+import json
+import os
+
+import vhost_user as vu
+
+WARM_UP_SECONDS = 0.2
+
+
+def main() -> None:
+    """Runs the client."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("socket")
+    parser.add_argument("pid", type=int)
+    parser.add_argument("depth", type=int)
+    parser.add_argument("seconds", type=float)
+    parser.add_argument("--poll", action="store_true")
+    parser.add_argument("--verify", action="store_true")
+    options = parser.parse_args()
+    with vu.VirtioBlkDriver(options.socket) as driver:
+        if options.verify:
+            driver.prepare_load()
+        load(driver, options, WARM_UP_SECONDS)
+        before = cpu_seconds(options.pid)
+        report = load(driver, options, options.seconds)
+        cpu = cpu_seconds(options.pid) - before
+    if report.errors or report.mismatches:
+        raise SystemExit(f"{report.errors} requests failed, {report.mismatches} read wrong data")
+    latency = {"p50_us": report.p50 * 1e6, "p99_us": report.p99 * 1e6}
+    print(json.dumps({"iops": report.iops, "cpu_us": cpu * 1e6 / report.ops, **latency}))
+
+
+def load(driver: vu.VirtioBlkDriver, options: argparse.Namespace, seconds: float) -> vu.LoadReport:
+    """Random reads of 4 KiB."""
+    return driver.run_load(
+        "randread",
+        block_bytes=4096,
+        depth=options.depth,
+        seconds=seconds,
+        polling=options.poll,
+        verify="sampled" if options.verify else "none",
+    )
+
+
+def cpu_seconds(pid: int) -> float:
+    """Time on a processor of all threads of a process, from its scheduler statistics."""
+    folder = f"/proc/{pid}/task"
+    total = 0
+    for thread in os.listdir(folder):
+        with open(f"{folder}/{thread}/schedstat") as file:
+            total += int(file.read().split()[0])
+    return total / 1e9
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""What the package promises: ratios of two contenders' figures, taken within one round each."""
+
+import statistics
+from dataclasses import dataclass
+
+from benches.contender import Result
+
+#: The results of each contender, one a round.
+Rounds = dict[str, list[Result]]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """The ratio of `figure` of `ours` to that of `theirs`, at least or at most `limit`."""
+
+    name: str
+    figure: str
+    ours: str
+    theirs: str
+    at_least: float | None = None
+    at_most: float | None = None
+
+    def ratios(self, rounds: Rounds) -> list[float]:
+        """One a round."""
+        pairs = zip(rounds[self.ours], rounds[self.theirs], strict=True)
+        return [getattr(ours, self.figure) / getattr(theirs, self.figure) for ours, theirs in pairs]
+
+    def holds(self, rounds: Rounds) -> bool:
+        """Whether the median ratio is on the right side."""
+        median = statistics.median(self.ratios(rounds))
+        if self.at_least is not None:
+            return median >= self.at_least
+        return self.at_most is not None and median <= self.at_most
+
+    def line(self, rounds: Rounds) -> str:
+        """For the table: the median, the spread, the limit, the verdict."""
+        ratios = self.ratios(rounds)
+        limit = f">= {self.at_least}" if self.at_least is not None else f"<= {self.at_most}"
+        spread = f"({min(ratios):.2f} to {max(ratios):.2f})"
+        verdict = "holds" if self.holds(rounds) else "MISSED"
+        median = statistics.median(ratios)
+        return f"{self.name:58} {median:7.2f}  {spread:18} {limit:8} {verdict}"
+
+
+MARKS = (
+    Mark(
+        "Python per request : nbdkit's Python, IOPS", "iops", "per-request", "nbdkit", at_least=15
+    ),
+    Mark("Python per batch : per request, IOPS", "iops", "per-batch", "per-request", at_least=1.5),
+    Mark("FileDisk : storage daemon threads, CPU", "cpu_us", "file", "qsd-threads", at_most=0.6),
+    Mark("FileDisk : storage daemon io_uring, CPU", "cpu_us", "file", "qsd-uring", at_most=0.6),
+    Mark("null device : storage daemon null-co, CPU", "cpu_us", "null", "qsd-null", at_most=0.6),
+)

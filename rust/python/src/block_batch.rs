@@ -1,0 +1,300 @@
+//! `BlockBatch`: the requests that `on_batch` gets, one by one as a sequence, or as a whole.
+//!
+//! A request becomes a Python object when somebody looks at it. What moves the data of all reads
+//! or all writes at once makes no object and enters the interpreter once.
+
+use std::os::fd::{BorrowedFd, RawFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use pyo3::exceptions::{PyIndexError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::sync::MutexExt;
+use pyo3::types::{PyList, PySlice};
+use vhost_user_core::block::{BlkOp, BlockRequest as CoreRequest, Status};
+use vhost_user_core::request::Batch;
+
+use crate::block_request::BlockRequest;
+use crate::buffer::{self, is_unshared};
+use crate::ticket::{Answerable, Origin};
+
+/// See the module.
+#[pyclass(frozen, sequence, module = "vhost_user")]
+#[derive(Default)]
+pub(crate) struct BlockBatch(Mutex<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    entries: Vec<Entry>,
+    /// Objects to be handed out again.
+    pool: Vec<Py<BlockRequest>>,
+    origin: Option<Arc<Origin>>,
+    /// Writes must be on stable storage before they complete.
+    durable: bool,
+}
+
+/// One request of the batch.
+enum Entry {
+    /// Not looked at; answered with this status, or as the callback ends.
+    Plain(CoreRequest, Option<Status>),
+    /// In the hands of Python.
+    Object(Py<BlockRequest>),
+}
+
+#[pymethods]
+impl BlockBatch {
+    fn __len__(&self, py: Python<'_>) -> usize {
+        self.lock(py).entries.len()
+    }
+
+    fn __getitem__<'py>(
+        &self,
+        py: Python<'py>,
+        index: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let mut inner = self.lock(py);
+        if let Ok(slice) = index.cast::<PySlice>() {
+            let range = slice.indices(inner.entries.len().cast_signed())?;
+            let places = (0..range.slicelength.cast_signed()).map(|n| range.start + n * range.step);
+            let objects = places
+                .map(|place| inner.object(py, place.cast_unsigned()))
+                .collect::<PyResult<Vec<_>>>()?;
+            return Ok(PyList::new(py, objects)?.into_any());
+        }
+        let (index, len) = (index.extract::<isize>()?, inner.entries.len());
+        let place = if index < 0 { index + len.cast_signed() } else { index };
+        Ok(inner.object(py, place.cast_unsigned())?.into_bound(py).into_any())
+    }
+
+    /// Where a request stands in the batch.
+    fn index(&self, py: Python<'_>, request: &Bound<'_, PyAny>) -> PyResult<usize> {
+        let inner = self.lock(py);
+        let same = |entry: &Entry| matches!(entry, Entry::Object(o) if o.is(request));
+        let place = inner.entries.iter().position(same);
+        place.ok_or_else(|| PyValueError::new_err("the request is not in this batch"))
+    }
+
+    /// How often a request stands in the batch: once or not at all.
+    fn count(&self, py: Python<'_>, request: &Bound<'_, PyAny>) -> usize {
+        usize::from(self.index(py, request).is_ok())
+    }
+
+    /// Copies to each read its bytes of `src`, which holds the disk from its first byte on.
+    #[pyo3(signature = (src, /))]
+    fn copy_from(&self, py: Python<'_>, src: &Bound<'_, PyAny>) -> PyResult<()> {
+        buffer::with_bytes(src, |disk| {
+            let mut inner = self.lock(py);
+            inner.check_ranges(BlkOp::Read, disk.len())?;
+            inner.each_plain(py, BlkOp::Read, |request, _| {
+                request.copy_from(0, &disk[range(request)]);
+            });
+            inner.each_object(BlkOp::Read, |object| object.copy_part_from(py, disk))
+        })
+    }
+
+    /// Copies each write to its place in `dst`, which holds the disk from its first byte on.
+    #[pyo3(signature = (dst, /))]
+    fn copy_to(&self, py: Python<'_>, dst: &Bound<'_, PyAny>) -> PyResult<()> {
+        buffer::with_bytes_mut(dst, |disk| {
+            let mut inner = self.lock(py);
+            inner.check_ranges(BlkOp::Write, disk.len())?;
+            inner.each_plain(py, BlkOp::Write, |request, _| {
+                request.copy_to(0, &mut disk[range(request)]);
+            });
+            inner.each_object(BlkOp::Write, |object| object.copy_part_to(py, disk))
+        })
+    }
+
+    /// Reads each read's data from a file that holds the disk from `start` on. A read that fails
+    /// is answered so; the others go on.
+    #[pyo3(signature = (fd, start=0))]
+    fn preadv(&self, py: Python<'_>, fd: RawFd, start: u64) -> PyResult<()> {
+        self.transfer(py, BlkOp::Read, fd, start)
+    }
+
+    /// Writes each write's data to a file that holds the disk from `start` on, as `preadv`.
+    #[pyo3(signature = (fd, start=0))]
+    fn pwritev(&self, py: Python<'_>, fd: RawFd, start: u64) -> PyResult<()> {
+        self.transfer(py, BlkOp::Write, fd, start)
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> String {
+        format!("<BlockBatch of {} requests>", self.__len__(py))
+    }
+}
+
+impl BlockBatch {
+    /// Takes the requests of a batch.
+    pub(crate) fn begin(
+        &self,
+        py: Python<'_>,
+        durable: bool,
+        origin: &Arc<Origin>,
+        next: impl FnMut() -> Option<CoreRequest>,
+    ) {
+        let mut inner = self.lock(py);
+        inner.durable = durable;
+        if !inner.origin.as_ref().is_some_and(|known| Arc::ptr_eq(known, origin)) {
+            inner.origin = Some(Arc::clone(origin));
+        }
+        inner.entries.extend(std::iter::from_fn(next).map(|request| Entry::Plain(request, None)));
+    }
+
+    /// Carries out what `submit` asked for, detached from the interpreter.
+    pub(crate) fn carry_out(&self, py: Python<'_>) {
+        let mut inner = self.lock(py);
+        let planned = |entry: &Entry| matches!(entry, Entry::Object(o) if o.get().has_plan(py));
+        if !inner.entries.iter().any(planned) {
+            return;
+        }
+        let entries = &mut inner.entries;
+        py.detach(|| {
+            for entry in entries {
+                if let Entry::Object(object) = entry {
+                    object.get().carry_out();
+                }
+            }
+        });
+    }
+
+    /// Answers all that was not deferred. `decide` gets the answer that was given, if any.
+    pub(crate) fn settle(
+        &self,
+        py: Python<'_>,
+        batch: &mut Batch,
+        decide: impl Fn(Option<Status>, &CoreRequest) -> Status,
+    ) {
+        let mut inner = self.lock(py);
+        let Inner { entries, pool, .. } = &mut *inner;
+        for entry in entries.drain(..) {
+            match entry {
+                Entry::Plain(request, answer) => {
+                    let status = decide(answer, &request);
+                    Answerable::finish(request, status, batch);
+                }
+                Entry::Object(object) => {
+                    object.get().settle(py, batch, &decide);
+                    // What Python code still knows keeps its identity: it is not used again.
+                    if is_unshared(py, &object) {
+                        pool.push(object);
+                    }
+                }
+            }
+        }
+    }
+
+    fn transfer(&self, py: Python<'_>, op: BlkOp, fd: RawFd, start: u64) -> PyResult<()> {
+        let file = buffer::descriptor(fd)?;
+        let mut inner = self.lock(py);
+        let durable = inner.durable;
+        inner.each_plain_detached(py, op, |request, answer| {
+            let moved = move_file(request, file, start, durable);
+            *answer = moved.err().map(|error| Status::from(&error)).or(*answer);
+        });
+        inner.each_object(op, |object| object.transfer(py, file, start))
+    }
+
+    fn lock(&self, py: Python<'_>) -> MutexGuard<'_, Inner> {
+        self.0.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    /// The request at `place` as an object, made now if it is the first time.
+    fn object(&mut self, py: Python<'_>, place: usize) -> PyResult<Py<BlockRequest>> {
+        let outside = || PyIndexError::new_err("a batch has no such request");
+        let entry = self.entries.get_mut(place).ok_or_else(outside)?;
+        if let Entry::Object(object) = entry {
+            return Ok(object.clone_ref(py));
+        }
+        let object = match self.pool.pop() {
+            Some(object) => object,
+            None => Py::new(py, BlockRequest::default())?,
+        };
+        let handed_out = Entry::Object(object.clone_ref(py));
+        let origin = self.origin.as_ref().ok_or_else(outside)?;
+        if let Entry::Plain(request, answer) = std::mem::replace(entry, handed_out) {
+            object.get().begin(py, request, self.durable, origin);
+            if let Some(status) = answer {
+                object.get().note(py, status);
+            }
+        }
+        Ok(object)
+    }
+
+    fn check_ranges(&self, op: BlkOp, len: usize) -> PyResult<()> {
+        for entry in &self.entries {
+            let Entry::Plain(request, _) = entry else { continue };
+            if request.op() == op && range(request).end > len {
+                let (length, offset) = (request.length(), request.offset());
+                return Err(PyValueError::new_err(format!(
+                    "a {op} of {length} bytes at {offset} ends past the {len} bytes of the buffer"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves data of all requests that no object stands for, attached if that is short.
+    fn each_plain(
+        &mut self,
+        py: Python<'_>,
+        op: BlkOp,
+        mut work: impl FnMut(&CoreRequest, &mut Option<Status>) + Send,
+    ) {
+        let bytes: u64 = self.plain(op).map(|(request, _)| request.length()).sum();
+        if bytes >= crate::block_request::LONG_COPY {
+            return self.each_plain_detached(py, op, work);
+        }
+        self.plain(op).for_each(|(request, answer)| work(request, answer));
+    }
+
+    fn each_plain_detached(
+        &mut self,
+        py: Python<'_>,
+        op: BlkOp,
+        mut work: impl FnMut(&CoreRequest, &mut Option<Status>) + Send,
+    ) {
+        py.detach(|| self.plain(op).for_each(|(request, answer)| work(request, answer)));
+    }
+
+    fn plain(&mut self, op: BlkOp) -> impl Iterator<Item = (&CoreRequest, &mut Option<Status>)> {
+        self.entries.iter_mut().filter_map(move |entry| match entry {
+            Entry::Plain(request, answer) if request.op() == op => Some((&*request, answer)),
+            _ => None,
+        })
+    }
+
+    fn each_object(
+        &self,
+        op: BlkOp,
+        mut work: impl FnMut(&BlockRequest) -> PyResult<()>,
+    ) -> PyResult<()> {
+        self.entries.iter().try_for_each(|entry| match entry {
+            Entry::Object(object) if object.get().operation() == op => work(object.get()),
+            _ => Ok(()),
+        })
+    }
+}
+
+/// The bytes of the disk that a request is about: within the disk's size, which fits memory.
+fn range(request: &CoreRequest) -> std::ops::Range<usize> {
+    let start = usize::try_from(request.offset()).unwrap_or(usize::MAX);
+    start..start.saturating_add(usize::try_from(request.length()).unwrap_or(usize::MAX))
+}
+
+/// Moves one request's data from or to a file. What lies past its end reads as zeroes.
+fn move_file(
+    request: &CoreRequest,
+    file: BorrowedFd<'_>,
+    start: u64,
+    durable: bool,
+) -> std::io::Result<()> {
+    let at = start.saturating_add(request.offset());
+    if request.is_writable() {
+        let read = request.preadv(0, u64::MAX, file, at)?;
+        request.fill(read, u64::MAX, 0);
+        return Ok(());
+    }
+    let written = request.pwritev(0, u64::MAX, file, at, durable)?;
+    if written == request.length() { Ok(()) } else { Err(std::io::ErrorKind::WriteZero.into()) }
+}

@@ -1,0 +1,37 @@
+"""A guest for each module, and proof at its end that nothing of it is left mapped."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from .guest import Guest
+from .ioctl import device
+
+
+@pytest.fixture(scope="module")
+def guest() -> Iterator[Guest]:
+    with Guest() as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_mapped(guest: Guest) -> Iterator[None]:
+    yield
+    assert guest.grants.in_use() == []
+
+
+@pytest.fixture
+def gntdev() -> Iterator[int]:
+    fd = device("gntdev")
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture
+def privcmd() -> Iterator[int]:
+    fd = device("privcmd")
+    yield fd
+    os.close(fd)

@@ -1,0 +1,1 @@
+"""What Xen and Linux do, shown without the package: the ground that its tests stand on."""

@@ -1,0 +1,139 @@
+"""dom0's root file system, which Linux unpacks into memory.
+
+The base has busybox, CPython and its libraries, ``libxenctrl``, the Xen drivers and pytest; it is
+kept. The overlay has the tests, and the package when there is a wheel of it; it is made for each
+run and appended, as Linux unpacks joined archives in turn and Xen hands dom0 one only.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+import zipfile
+from collections.abc import Iterable
+from importlib.metadata import distribution
+from pathlib import Path
+
+from rig.cpio import Cpio
+
+from .packages import Packages, fetch
+
+TESTS = Path(__file__).resolve().parents[2]
+INIT = Path(__file__).with_name("init.sh")
+MODULES = ("xen-gntdev", "xen-gntalloc", "xen-privcmd", "xen-evtchn")
+DISTRIBUTIONS = ("pytest", "pluggy", "iniconfig", "packaging", "Pygments")
+"""pytest and what it needs, all without compiled parts, so that they run on any architecture."""
+
+SHARED = ("peer", "xen/dom0")
+"""What of the tests goes into dom0."""
+
+FOLDERS = ("lib", "lib64", "usr/lib", "usr/bin/python3.11", "etc/python3.11")
+LEFT_OUT = frozenset(
+    [
+        *("modules", "systemd", "gconv", "krb5", "engines-3", "ossl-modules", "binfmt.d", "mime"),
+        *("xen-4.17", "test", "lib2to3", "distutils", "idlelib", "ensurepip", "pydoc_data"),
+    ]
+)
+"""Folders that no test needs: each megabyte is unpacked under emulation."""
+
+BLOCK = 512
+
+
+def build(packages: Packages, directory: Path, run: str, wheel: Path | None) -> Path:
+    """The archive for one run, in ``directory``; ``run`` is the shell script that dom0 runs."""
+    overlay = Cpio()
+    with tempfile.TemporaryDirectory(dir=directory) as name:
+        stage = Path(name)
+        for part in SHARED:
+            shutil.copytree(TESTS / part, stage / "tests" / part, ignore=_no_caches)
+        (stage / "tests/xen/__init__.py").touch()
+        if wheel is not None:
+            zipfile.ZipFile(wheel).extractall(stage / "site")
+        compile_ahead(stage, "/opt")
+        add_folder(overlay, stage, "opt")
+    overlay.file("opt/run", run.encode())
+    image = directory / "initramfs.cpio"
+    image.write_bytes(_padded(_base(packages).read_bytes()) + overlay.finish())
+    return image
+
+
+def _base(packages: Packages) -> Path:
+    """The part that depends on the packages alone; made again when its recipe is newer."""
+    image = packages.directory / "base.cpio"
+    recipe = [*Path(__file__).parent.iterdir(), packages.directory / "manifest.json"]
+    if image.exists() and all(image.stat().st_mtime > path.stat().st_mtime for path in recipe):
+        return image
+    archive = Cpio()
+    for path in ("proc", "sys", "dev", "tmp", "bin", "sbin", "usr/sbin", "results"):
+        archive.directory(path)
+    archive.character_device("dev/console", 5, 1)
+    archive.file("init", INIT.read_bytes(), mode=0o755)
+    root = packages.tree.root
+    archive.file("bin/busybox", (root / "bin/busybox").read_bytes(), mode=0o755)
+    archive.link("usr/bin/python3", "python3.11")
+    compile_ahead(root / "usr/lib/python3.11", "/usr/lib/python3.11")
+    for name in FOLDERS:
+        if (root / name).exists():
+            add_folder(archive, root / name, name)
+    _add_modules(archive, packages)
+    _add_pytest(archive, packages.directory)
+    partial = image.with_suffix(f".{os.getpid()}")
+    partial.write_bytes(archive.finish())
+    os.replace(partial, image)
+    return image
+
+
+def _add_modules(archive: Cpio, packages: Packages) -> None:
+    archive.file("etc/modules", "\n".join(MODULES).encode())
+    for name in MODULES:
+        module = packages.module_directory / f"drivers/xen/{name}.ko"
+        archive.file(f"lib/modules/{name}.ko", module.read_bytes())
+
+
+def _add_pytest(archive: Cpio, directory: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=directory) as stage:
+        for name in DISTRIBUTIONS:
+            for path in distribution(name).files or ():
+                if ".." not in path.parts and path.suffix != ".pyc":
+                    target = Path(stage, path)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(path.read_binary())
+        compile_ahead(Path(stage), "/usr/lib/python3/dist-packages")
+        add_folder(archive, Path(stage), "usr/lib/python3/dist-packages")
+
+
+def compile_ahead(directory: Path, place: str) -> None:
+    """Byte-compile ``directory``, which will be at ``place``, with dom0's version of CPython.
+
+    Without this dom0 would compile each module that it imports, under emulation.
+    """
+    tree = fetch("amd64").tree
+    flags = ["-q", "--invalidation-mode", "unchecked-hash", "-s", str(directory), "-p", place]
+    subprocess.run(
+        [*tree.program("usr/bin/python3.11"), "-m", "compileall", *flags, str(directory)],
+        env=dict(os.environ, PYTHONHOME=str(tree.root / "usr")),
+        check=True,
+    )
+
+
+def add_folder(archive: Cpio, source: Path, place: str) -> None:
+    """Add the file ``source``, or the folder with all in it, at ``place``."""
+    if source.is_symlink():
+        archive.link(place, os.readlink(source))
+    elif source.is_dir():
+        archive.directory(place)
+        for entry in sorted(source.iterdir()):
+            if entry.name not in LEFT_OUT or entry.is_file():
+                add_folder(archive, entry, f"{place}/{entry.name}")
+    else:
+        archive.file(place, source.read_bytes(), mode=source.stat().st_mode & 0o777)
+
+
+def _no_caches(_: str, names: Iterable[str]) -> set[str]:
+    return {name for name in names if name == "__pycache__"}
+
+
+def _padded(data: bytes) -> bytes:
+    return data + bytes(-len(data) % BLOCK)

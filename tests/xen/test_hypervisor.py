@@ -1,0 +1,72 @@
+"""Boots each kind of dom0, runs the tests of ``dom0`` in it, and passes when all of them do.
+
+``.cache/xen/results/KIND`` keeps ``junit.xml`` and ``console.log`` of the last run.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from .rig.image import build
+from .rig.machine import ARM, PV, PVH, Kind, MachineError, Results, run
+from .rig.packages import DIRECTORY, emulator, fetch
+
+SECONDS = 240
+"""A run takes 20 to 40 s on an idle machine with two cores."""
+
+PYTEST = (
+    "python3 -m pytest -q -ra --rootdir /opt/tests -p no:cacheprovider"
+    " --junitxml=/results/junit.xml"
+)
+
+
+def boot(kind: Kind, script: str, directory: Path, *, seconds: float = SECONDS) -> Results:
+    packages = fetch(kind.architecture)
+    image = build(packages, directory, script, None)
+    try:
+        console = directory / "console.log"
+        return run(kind, packages, emulator(kind.architecture), image, console, seconds=seconds)
+    finally:
+        image.unlink()
+
+
+def failures(junit: bytes) -> list[str]:
+    """The tests in a JUnit report that did not pass, with what they said."""
+    found = []
+    for case in ElementTree.fromstring(junit).iter("testcase"):
+        for outcome in (*case.findall("failure"), *case.findall("error")):
+            found.append(f"{case.get('classname')}::{case.get('name')}\n{outcome.text}")
+    return found
+
+
+@pytest.mark.parametrize("kind", [PV, PVH, ARM], ids=lambda kind: kind.name)
+def test_every_test_in_dom0_passes(kind: Kind) -> None:
+    directory = DIRECTORY / "results" / kind.name
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    results = boot(kind, f"{PYTEST} /opt/tests/xen/dom0/kernel", directory)
+    for name, content in results.files.items():
+        (directory / name).write_bytes(content)
+    failed = failures(results.files["junit.xml"])
+    assert not failed, "\n\n".join(failed)
+    assert results.status == 0, f"pytest ended with {results.status}: see {directory}"
+
+
+def test_the_status_and_the_files_of_the_script_come_out(tmp_path: Path) -> None:
+    results = boot(ARM, "seq 1 30000 >/results/numbers; exit 7", tmp_path)
+    assert results.status == 7
+    assert results.files["numbers"].split() == [b"%d" % n for n in range(1, 30001)]
+
+
+def test_a_dom0_that_crashes_is_an_error_with_its_console(tmp_path: Path) -> None:
+    with pytest.raises(MachineError, match=r"without results(.|\n)*sysrq triggered crash"):
+        boot(ARM, "echo c >/proc/sysrq-trigger", tmp_path)
+
+
+def test_a_dom0_that_hangs_is_an_error_at_the_deadline(tmp_path: Path) -> None:
+    with pytest.raises(MachineError, match=r"no end in 5 s"):
+        boot(ARM, "sleep 1000", tmp_path, seconds=5)
