@@ -82,6 +82,32 @@ def test_the_command_line_page_lists_every_exit_status() -> None:
     assert [int(row[0]) for row in rows("cli.md")] == [int(status) for status in Exit]
 
 
+LIMITS = [
+    # source, constant, its value, what the page says
+    ("core/src/wire/frame.rs", "MAX_PAYLOAD", "4096", "payload of a message | 4 KiB"),
+    ("core/src/wire/frame.rs", "MAX_FDS", "32", "descriptors with a message | 32"),
+    ("core/src/socket/stream.rs", "DEFAULT_DEADLINE", "Duration::from_secs(5)", "its last | 5 s"),
+    ("core/src/wire/payload/region.rs", "MAX_REGIONS", "MAX_FDS", "regions | 32 in a table"),
+    ("core/src/backend/session.rs", "MEMORY_SLOTS", "509", "509 with memory slots"),
+    ("core/src/memory/region.rs", "MAX_SIZE", "1 << 45", "size of a region | 32 TiB"),
+    ("core/src/ring/mod.rs", "MAX_CHAIN", "1024", "descriptors in a chain | 1024"),
+    ("core/src/block/parse.rs", "MAX_SEGMENTS", "32", "ranges of a discard"),
+    ("core/src/socket/listener.rs", "BACKLOG", "128", "in the listen queue of 128"),
+    ("core/src/backend/session.rs", "DISCONNECT_DRAIN", "Duration::from_secs(1)", "disconnect 1 s"),
+    ("python/src/log.rs", "CAPACITY", "1024", "waiting for the log | 1024"),
+]
+
+
+@pytest.mark.parametrize("limit", LIMITS, ids=lambda limit: limit[1])
+def test_the_security_page_has_the_limits_of_the_core(limit: tuple[str, str, str, str]) -> None:
+    source, constant, value, said = limit
+    text = (PROJECT / "rust" / source).read_text()
+    found = re.search(rf"\bconst {constant}: \w+ = (.*);", text)
+    assert found is not None
+    assert found[1] == value
+    assert said in (PROJECT / "docs/security.md").read_text()
+
+
 # The reader itself.
 
 
