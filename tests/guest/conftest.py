@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+import vhost_user as vu
 
+from .disk import DISK_BYTES, RamDisk
 from .rig.machine import Device, Machine
 from .rig.packages import SUITES, Packages, fetch
 
@@ -49,6 +51,18 @@ def boot(packages: Packages, tmp_path: Path, request: pytest.FixtureRequest) -> 
     yield boot
     for machine in machines:
         machine.close()
+
+
+@pytest.fixture
+def disk() -> RamDisk:
+    return RamDisk(DISK_BYTES)
+
+
+@pytest.fixture
+def device(disk: RamDisk, socket_path: Path) -> Iterator[Device]:
+    """The disk served in this process, so that a test can look into its memory."""
+    with vu.Backend(disk, socket=socket_path):
+        yield Device(model="vhost-user-blk-pci", socket=socket_path)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

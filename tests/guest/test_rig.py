@@ -8,13 +8,11 @@ from .conftest import Boot
 from .rig.machine import GuestError
 
 
-def test_what_a_script_prints_comes_back_whole(boot: Boot) -> None:
-    assert boot().sh("seq 1 2000") == "".join(f"{n}\n" for n in range(1, 2001))
-
-
-def test_a_script_that_fails_is_an_error_with_its_output(boot: Boot) -> None:
+def test_a_script_comes_back_with_its_whole_output_and_its_status(boot: Boot) -> None:
+    guest = boot()
+    assert guest.sh("seq 1 2000") == "".join(f"{n}\n" for n in range(1, 2001))
     with pytest.raises(GuestError, match="status 3 from: echo why; exit 3\nwhy"):
-        boot().sh("echo why; exit 3")
+        guest.sh("echo why; exit 3")
 
 
 def test_a_guest_that_panics_is_reported_with_its_console(boot: Boot) -> None:

@@ -25,6 +25,10 @@ from .line_socket import LineSocket
 from .packages import FIRMWARE_DIRECTORIES, Packages
 from .qmp import Qmp
 
+PLUGGED_BYTES = 128 << 20
+PLUGGED_ADDRESS = 4 << 30  # where q35 puts the first module
+MEMORY_BLOCK_BYTES = 128 << 20  # what Linux on x86-64 adds and removes at once
+
 BOOT_SECONDS = 120
 """A boot takes about 5 s on an idle machine with two cores."""
 
@@ -119,6 +123,31 @@ class Machine:
         self.wait_ready(seconds=seconds)
         self.qmp.command("set-action", {"reboot": "shutdown"})
 
+    def pause(self) -> None:
+        """Stop the guest's processors and its devices, as before a migration."""
+        self.qmp.command("stop")
+
+    def resume(self) -> None:
+        """Go on after ``pause``, and once when started with the option ``-S``."""
+        self.qmp.command("cont")
+
+    def plug_memory(self) -> str:
+        """Add ``PLUGGED_BYTES`` of memory; return the guest's directory for it, still offline."""
+        backend = {"qom-type": "memory-backend-memfd", "id": "more", "share": True}
+        self.qmp.command("object-add", {**backend, "size": PLUGGED_BYTES})
+        self.qmp.command("device_add", {"driver": "pc-dimm", "id": "dimm", "memdev": "more"})
+        block = f"/sys/devices/system/memory/memory{PLUGGED_ADDRESS // MEMORY_BLOCK_BYTES}"
+        self.sh(f"until test -e {block}/state; do usleep 10000; done")
+        return block
+
+    def unplug_memory(self, *, seconds: float = 60) -> None:
+        """Take the plugged memory away again; the guest must have it offline."""
+        self.qmp.command("device_del", {"id": "dimm"})
+        deadline = Deadline(seconds)
+        while self.qmp.command("query-memory-devices"):
+            if not deadline.left():
+                raise self._failure(f"the guest kept the memory for {seconds} s")
+
     def power_off(self, *, seconds: float = 60) -> None:
         """Let the guest power itself off and wait until QEMU has ended."""
         self._send("poweroff -f", Deadline(seconds))
@@ -187,7 +216,7 @@ def _base(packages: Packages, cpus: int, memory_mib: int) -> list[str]:
     memory = f"memory-backend-memfd,id=memory,size={memory_mib}M,share=on"
     command += ["-machine", "q35,memory-backend=memory", "-object", memory]
     command += ["-accel", "tcg,thread=multi", "-cpu", "max"]
-    command += ["-m", str(memory_mib), "-smp", str(cpus)]
+    command += ["-m", f"{memory_mib}M,slots=1,maxmem=1G", "-smp", str(cpus)]
     command += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     command += ["-kernel", str(packages.kernel), "-initrd", str(build(packages))]
     return [*command, "-append", KERNEL_ARGUMENTS]

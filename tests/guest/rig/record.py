@@ -15,8 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rig.deadline import Deadline
-
 from .machine import Device, Machine
 from .packages import Packages
 from .qmp import Qmp
@@ -24,9 +22,6 @@ from .tap import Tap
 
 DISK_BYTES = 64 << 20
 GROWN_BYTES = 96 << 20
-PLUGGED_BYTES = 128 << 20
-PLUGGED_ADDRESS = 4 << 30  # where q35 puts the first module
-MEMORY_BLOCK_BYTES = 128 << 20  # what Linux on x86-64 adds and removes at once
 QUEUES = 2
 READ_A_BLOCK = "dd if=/dev/vda of=/dev/null bs=4k count=1 iflag=direct"
 
@@ -70,8 +65,7 @@ def _device() -> str:
 
 def _live(packages: Packages, directory: Path, tap: Tap, monitor: Qmp) -> None:
     device = Device(model=_device(), socket=directory / "tap.sock", reconnect=True)
-    options = ["-S", "-m", "256M,slots=2,maxmem=1G"]
-    with Machine(packages, directory, [device], cpus=QUEUES, options=options) as guest:
+    with Machine(packages, directory, [device], cpus=QUEUES, options=["-S"]) as guest:
         guest.qmp.command("query-status")
         for phase in _life(guest, tap, monitor):
             tap.enter(phase)
@@ -80,7 +74,7 @@ def _live(packages: Packages, directory: Path, tap: Tap, monitor: Qmp) -> None:
 def _life(guest: Machine, tap: Tap, monitor: Qmp) -> Iterator[str]:
     """Each phase by its name, then what happens in it. QEMU has started and connected before."""
     yield "firmware and kernel start"
-    guest.qmp.command("cont")
+    guest.resume()
     guest.wait_ready()
     yield "input and output"
     guest.sh("mkfs.ext4 -q /dev/vda && mount /dev/vda /mnt && cp -a /sbin /mnt && umount /mnt")
@@ -92,17 +86,17 @@ def _life(guest: Machine, tap: Tap, monitor: Qmp) -> Iterator[str]:
         yield "the back-end resizes the disk"
         _resize(guest, monitor)
     yield "memory plugged"
-    _plug_memory(guest)
+    guest.plug_memory()
     yield "memory unplugged"
-    _unplug_memory(guest)
+    guest.unplug_memory()
     yield "driver unbound"
     guest.sh("cd /sys/bus/virtio/drivers/virtio_blk && echo virtio0 >unbind")
     yield "driver bound"
     guest.sh("cd /sys/bus/virtio/drivers/virtio_blk && echo virtio0 >bind")
     yield "virtual machine stopped"
-    guest.qmp.command("stop")
+    guest.pause()
     yield "virtual machine continued"
-    guest.qmp.command("cont")
+    guest.resume()
     guest.sh(READ_A_BLOCK)
     yield "guest reboots"
     guest.reboot()
@@ -116,22 +110,6 @@ def _life(guest: Machine, tap: Tap, monitor: Qmp) -> Iterator[str]:
 def _resize(guest: Machine, monitor: Qmp) -> None:
     monitor.command("block_resize", {"node-name": "disk", "size": GROWN_BYTES})
     guest.sh(f"until grep -qx {GROWN_BYTES >> 9} /sys/block/vda/size; do usleep 10000; done")
-
-
-def _plug_memory(guest: Machine) -> None:
-    backend = {"qom-type": "memory-backend-memfd", "id": "more", "share": True}
-    guest.qmp.command("object-add", {**backend, "size": PLUGGED_BYTES})
-    guest.qmp.command("device_add", {"driver": "pc-dimm", "id": "dimm", "memdev": "more"})
-    block = PLUGGED_ADDRESS // MEMORY_BLOCK_BYTES
-    guest.sh(f"until test -e /sys/devices/system/memory/memory{block}; do usleep 10000; done")
-
-
-def _unplug_memory(guest: Machine) -> None:
-    guest.qmp.command("device_del", {"id": "dimm"})
-    deadline = Deadline(30)
-    while guest.qmp.command("query-memory-devices"):
-        if not deadline.left():
-            raise TimeoutError("the guest did not give the memory back")
 
 
 @contextmanager

@@ -1,0 +1,62 @@
+"""What a virtual machine does to its devices while it runs: each changes the vhost-user session."""
+
+from __future__ import annotations
+
+import hashlib
+
+from .conftest import Boot
+from .disk import DISK_BYTES, RamDisk
+from .rig.machine import Device, Machine
+
+PATTERN_BYTES = 32 << 20
+PAUSES = 20
+
+
+def test_no_request_is_lost_when_the_machine_pauses(
+    boot: Boot, device: Device, disk: RamDisk
+) -> None:
+    guest = boot(device)
+    expected = _make_pattern(guest)
+    guest.sh("(dd if=/tmp/pattern of=/dev/vda bs=4k oflag=direct && touch /tmp/done) &")
+    for _ in range(PAUSES):
+        guest.pause()
+        guest.resume()
+    guest.sh("until test -e /tmp/done; do usleep 1000; done")
+    assert _digest(disk) == expected
+
+
+def test_memory_plugged_while_running_carries_requests(
+    boot: Boot, device: Device, disk: RamDisk
+) -> None:
+    guest = boot(device)
+    block = guest.plug_memory()
+    # Linux takes pages that it can move, like those of a file, from this memory first.
+    guest.sh(f"echo online_movable >{block}/state")
+    expected = _make_pattern(guest)
+    guest.sh("dd if=/tmp/pattern of=/dev/vda bs=1M oflag=direct 2>/dev/null")
+    assert _digest(disk) == expected
+
+    guest.sh(f"echo offline >{block}/state")
+    guest.unplug_memory()
+    guest.sh("echo 3 >/proc/sys/vm/drop_caches")
+    assert guest.sh(f"head -c {PATTERN_BYTES} /dev/vda | sha256sum").split()[0] == expected
+
+
+def test_the_driver_can_leave_the_device_and_come_back(boot: Boot, device: Device) -> None:
+    guest = boot(device)
+    guest.sh("echo mark >/dev/vda && sync")
+    guest.sh("cd /sys/bus/virtio/drivers/virtio_blk && echo virtio0 >unbind")
+    assert guest.sh("ls /sys/block") == ""
+    guest.sh("cd /sys/bus/virtio/drivers/virtio_blk && echo virtio0 >bind")
+    assert guest.sh("head -n 1 /dev/vda") == "mark\n"
+    assert int(guest.sh("cat /sys/block/vda/size")) * 512 == DISK_BYTES
+
+
+def _make_pattern(guest: Machine) -> str:
+    """Fill a file in the guest's memory with random bytes; return their SHA-256."""
+    guest.sh(f"head -c {PATTERN_BYTES} /dev/urandom >/tmp/pattern")
+    return guest.sh("sha256sum </tmp/pattern").split()[0]
+
+
+def _digest(disk: RamDisk) -> str:
+    return hashlib.sha256(disk.mem[:PATTERN_BYTES]).hexdigest()
