@@ -10,6 +10,7 @@ from .devices.base import Device
 
 __all__ = [
     "Backend",
+    "BlockBatch",
     "BlockRequest",
     "Frontend",
     "LoadReport",

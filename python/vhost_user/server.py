@@ -105,15 +105,13 @@ class Backend:
         self._cpus = list(cpus or ())
         self._on_error = on_error
         self._core: _core.Backend | None = None
-        self._pid = os.getpid()
 
     @property
     def state(self) -> State:
         """Where it stands: new -> listening -> negotiating -> running <-> paused -> draining ->
         stopped.
         """
-        core = self._started()
-        return "new" if core is None else core.state
+        return "new" if self._core is None else self._core.state
 
     def start(self) -> Self:
         """Opens the socket and serves from now on, on threads of its own.
@@ -121,9 +119,10 @@ class Backend:
         Raises ``OSError`` if the socket cannot be made, ``VhostUserError`` if it was started
         before or the device is served already.
         """
-        if self._started() is not None:
+        if self._core is not None:
             raise VhostUserError("a back-end starts once: make another")
-        if self.device.served_by is not None:
+        other = self.device.served_by
+        if other is not None and other.state != "stopped":
             raise VhostUserError("the device is served by another back-end")
         _set_hooks()
         core = self._make()
@@ -142,7 +141,7 @@ class Backend:
         from .signals import StopSignals
 
         with StopSignals() as signals:
-            if self._started() is None:
+            if self._core is None:
                 self.start()
             core = self._required()
             if signals.wait(core.stopped_fd()):
@@ -162,7 +161,7 @@ class Backend:
         Returns when it is done; called from a callback, it only asks. What did not finish in time
         is logged. Stopping twice, or what never started, does nothing.
         """
-        core = self._started()
+        core = self._core
         if core is None:
             return
         core.stop(drain)
@@ -197,20 +196,10 @@ class Backend:
         where = self._socket or (f"fd {self._fd}" if self._fd is not None else "LISTEN_FDS")
         return f"<Backend {type(self.device).__name__} at {where}: {self.state}>"
 
-    def _started(self) -> _core.Backend | None:
-        """The running core, unless this process is a fork of the one that has it."""
-        if self._core is not None and os.getpid() != self._pid:
-            raise VhostUserError(
-                "this process was forked after the back-end had started: its threads are in the "
-                "parent. Fork first, or start a new process (multiprocessing: 'spawn')"
-            )
-        return self._core
-
     def _required(self) -> _core.Backend:
-        core = self._started()
-        if core is None:
+        if self._core is None:
             raise VhostUserError("the back-end has not started")
-        return core
+        return self._core
 
     def _make(self) -> _core.Backend:
         fd = self._fd

@@ -199,3 +199,16 @@ def test_callbacks_of_a_device_do_not_overlap_unless_it_says_so(vhost_socket: Pa
             for driver in drivers:
                 driver.ring.wait(4)
         assert device.most == most
+
+
+def test_a_device_is_free_when_its_back_end_has_ended_by_itself(vhost_socket: Path) -> None:
+    device = RamDisk()
+    ended = vu.Backend(device, socket=vhost_socket, keep_listening=False).start()
+    with open_driver(vhost_socket):
+        pass
+    assert eventually(lambda: ended.state == "stopped")
+    with vu.Backend(device, socket=vhost_socket), open_driver(vhost_socket) as driver:
+        driver.read(0, 512)
+        driver.wait()
+        ended.stop()
+        device.resize(2 * device.size)

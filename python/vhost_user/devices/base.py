@@ -20,6 +20,10 @@ MAX_CONFIG = 256
 class Served(Protocol):
     """What a device may ask of the back-end that serves it."""
 
+    @property
+    def state(self) -> str:
+        """Where it stands; "stopped" is final."""
+
     def set_config(self, config: bytes, /) -> None:
         """Replaces the configuration space and tells the front-end."""
 

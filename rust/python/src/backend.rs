@@ -23,6 +23,9 @@ use crate::report::{OnError, Reports};
 /// How long a wait goes on before signals are looked at, as every wait of Python does.
 const SIGNAL_CHECK: Duration = Duration::from_millis(50);
 
+const FORKED: &str = "this process was forked after the back-end had started: its threads are in \
+                      the parent. Fork first, or start a new process (multiprocessing: \"spawn\")";
+
 /// A back-end that has started. It ends with `stop`, or with its last reference.
 #[pyclass(frozen, module = "vhost_user._core")]
 pub(crate) struct Backend {
@@ -107,20 +110,21 @@ impl Backend {
 
     /// "listening", "negotiating", "running", "paused", "draining" or "stopped".
     #[getter]
-    fn state(&self) -> String {
-        self.core().state().to_string()
+    fn state(&self, py: Python<'_>) -> PyResult<String> {
+        Ok(self.core(py)?.state().to_string())
     }
 
     /// Waits until a queue is served; false if that does not come in `timeout` seconds.
     fn wait_running(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
+        let core = self.core(py)?;
         let limit = timeout.map(seconds).transpose()?;
         let until = limit.and_then(|limit| Instant::now().checked_add(limit));
         loop {
             let left = until.map_or(SIGNAL_CHECK, |t| t.saturating_duration_since(Instant::now()));
-            if py.detach(|| self.core().wait_running(Some(left.min(SIGNAL_CHECK)))) {
+            if py.detach(|| core.wait_running(Some(left.min(SIGNAL_CHECK)))) {
                 return Ok(true);
             }
-            if left.is_zero() || self.core().state() == State::Stopped {
+            if left.is_zero() || core.state() == State::Stopped {
                 return Ok(false);
             }
             py.check_signals()?;
@@ -129,14 +133,14 @@ impl Backend {
 
     /// Ends the back-end; returns what did not finish in `drain` seconds, as (queue, requests).
     fn stop(&self, py: Python<'_>, drain: f64) -> PyResult<Vec<(u16, u32)>> {
-        let drain = seconds(drain)?;
+        let (core, drain) = (self.core(py)?, seconds(drain)?);
         if in_callback() {
             // Nobody waits for himself.
-            py.detach(|| self.core().request_stop());
+            py.detach(|| core.request_stop());
             return Ok(Vec::new());
         }
         let stuck = py.detach(|| {
-            let stuck = self.core().stop(drain);
+            let stuck = core.stop(drain);
             self.reports.sum_up();
             log::flush();
             stuck
@@ -145,18 +149,21 @@ impl Backend {
     }
 
     /// Asks the back-end to end.
-    fn request_stop(&self) {
-        self.core().request_stop();
+    fn request_stop(&self, py: Python<'_>) -> PyResult<()> {
+        let core = self.core(py)?;
+        py.detach(|| core.request_stop());
+        Ok(())
     }
 
     /// A descriptor that becomes readable when the back-end has ended.
-    fn stopped_fd(&self) -> RawFd {
-        self.core().stopped_fd().as_raw_fd()
+    fn stopped_fd(&self, py: Python<'_>) -> PyResult<RawFd> {
+        Ok(self.core(py)?.stopped_fd().as_raw_fd())
     }
 
     /// Changes the size of the disk and tells the front-end.
     #[pyo3(signature = (size, /))]
     fn resize(&self, py: Python<'_>, size: u64) -> PyResult<()> {
+        let core = self.core(py)?;
         let done = match &self.served {
             Served::Block(device) => device.resize(size),
             Served::File(device) => device.resize(size),
@@ -164,18 +171,19 @@ impl Backend {
             Served::Queue(_) => return Err(error::refused(py, "only a disk has a size")),
         };
         done.map_err(|error| error::block(&error))?;
-        py.detach(|| self.core().notify_config());
+        py.detach(|| core.notify_config());
         Ok(())
     }
 
     /// Replaces the configuration space and tells the front-end.
     #[pyo3(signature = (config, /))]
     fn set_config(&self, py: Python<'_>, config: Vec<u8>) -> PyResult<()> {
+        let core = self.core(py)?;
         match &self.served {
             Served::Queue(device) => device.set_config(config),
             _ => return Err(error::refused(py, "a disk's configuration space is its own")),
         }
-        py.detach(|| self.core().notify_config());
+        py.detach(|| core.notify_config());
         Ok(())
     }
 
@@ -185,15 +193,19 @@ impl Backend {
     }
 
     /// Requests, batches, kicks, calls, sessions, in flight: so far.
-    fn counters(&self) -> (u64, u64, u64, u64, u64, u64) {
-        let c = self.core().counters();
-        (c.requests, c.batches, c.kicks, c.calls, c.sessions, c.in_flight)
+    fn counters(&self, py: Python<'_>) -> PyResult<(u64, u64, u64, u64, u64, u64)> {
+        let c = self.core(py)?.counters();
+        Ok((c.requests, c.batches, c.kicks, c.calls, c.sessions, c.in_flight))
     }
 }
 
 impl Backend {
-    fn core(&self) -> &backend::Backend {
-        self.core.as_ref().expect("it is there until it is dropped")
+    /// The back-end itself, unless this process is a fork of the one that has its threads.
+    fn core(&self, py: Python<'_>) -> PyResult<&backend::Backend> {
+        if std::process::id() != self.process {
+            return Err(error::refused(py, FORKED));
+        }
+        Ok(self.core.as_ref().expect("it is there until it is dropped"))
     }
 }
 

@@ -66,6 +66,7 @@ impl BlockBatch {
     }
 
     /// Where a request stands in the batch.
+    #[pyo3(signature = (request, /))]
     fn index(&self, py: Python<'_>, request: &Bound<'_, PyAny>) -> PyResult<usize> {
         let inner = self.lock(py);
         let same = |entry: &Entry| matches!(entry, Entry::Object(o) if o.is(request));
@@ -74,6 +75,7 @@ impl BlockBatch {
     }
 
     /// How often a request stands in the batch: once or not at all.
+    #[pyo3(signature = (request, /))]
     fn count(&self, py: Python<'_>, request: &Bound<'_, PyAny>) -> usize {
         usize::from(self.index(py, request).is_ok())
     }
