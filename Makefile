@@ -72,11 +72,11 @@ bench: build ## Measures side by side with other back-ends; needs two free cores
 deps: ## Installs the system packages that the tests need, or says which are missing.
 	.ci/deps test
 
-guest-deps: ## Downloads QEMU and a Debian kernel for the guest into .cache, installing nothing.
-	PYTHONPATH=tests $(PYTHON) -m guest.rig fetch
+guest-deps: $(TOOLS) ## Downloads QEMU and a Debian kernel for the guest into .cache, installing nothing.
+	PYTHONPATH=tests $(BIN)/python -m guest.rig fetch
 
 xen-deps: ## Downloads Xen, kernels for dom0 and QEMU into .cache, installing nothing.
-	PYTHONPATH=tests $(PYTHON) -m xen.rig fetch
+	PYTHONPATH=tests $(BIN)/python -m xen.rig fetch
 
 clean: ## Removes what the build and the tests left.
 	$(CARGO) clean
