@@ -267,12 +267,63 @@ impl Bell {
 
     /// The worker is awake again.
     pub(crate) fn wake(&self) {
-        if !self.asleep.swap(false, Ordering::SeqCst) {
-            self.event.clear();
-        }
+        self.asleep.store(false, Ordering::SeqCst);
+    }
+
+    /// Its event was waited for and came. It may come late, long after whoever rang took the
+    /// worker for asleep: so it is cleared when it is seen and not when it is expected, or a late
+    /// one would keep the worker from ever sleeping again.
+    pub(crate) fn silence(&self) {
+        self.event.clear();
     }
 
     pub(crate) fn event(&self) -> &EventFd {
         &self.event
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+    fn is_signalled(bell: &Bell) -> bool {
+        let mut fds = [PollFd::new(bell.event(), PollFlags::IN)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut fds, Some(&now)).unwrap() == 1
+    }
+
+    #[test]
+    fn a_bell_that_was_rung_keeps_its_worker_awake() {
+        let bell = Bell::new().unwrap();
+        bell.ring();
+        assert!(!bell.fall_asleep());
+        assert!(bell.answer());
+        assert!(bell.fall_asleep());
+    }
+
+    #[test]
+    fn only_a_worker_that_sleeps_costs_a_system_call() {
+        let bell = Bell::new().unwrap();
+        bell.ring();
+        assert!(!is_signalled(&bell));
+        bell.answer();
+        assert!(bell.fall_asleep());
+        bell.ring();
+        assert!(is_signalled(&bell));
+    }
+
+    #[test]
+    fn a_signal_that_comes_late_wakes_a_worker_once() {
+        let bell = Bell::new().unwrap();
+        assert!(bell.fall_asleep());
+        bell.wake();
+        bell.event().signal();
+        assert!(bell.fall_asleep());
+        assert!(is_signalled(&bell));
+        bell.silence();
+        bell.wake();
+        assert!(bell.fall_asleep());
+        assert!(!is_signalled(&bell));
     }
 }

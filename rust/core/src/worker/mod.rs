@@ -286,6 +286,9 @@ impl<'a> Thread<'a> {
         let _ = epoll::wait(&self.mailbox.epoll, spare_capacity(&mut self.events), limit.as_ref());
         for event in &self.events {
             let data = event.data.u64();
+            if data == BELL {
+                self.mailbox.bell.silence();
+            }
             for queue in self.queues.iter_mut().filter(|q| u64::from(q.index) == data) {
                 queue.kicked();
             }
