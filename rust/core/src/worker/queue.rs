@@ -132,7 +132,7 @@ impl Queue {
 
     /// Serves one batch if there is one.
     pub(super) fn look(&mut self, hands: &mut Hands<'_>) -> Look {
-        if !self.enabled || !matches!(self.phase, Phase::Running) {
+        if !self.is_served() {
             return Look::Idle;
         }
         let available = match self.ring.available() {
@@ -168,7 +168,7 @@ impl Queue {
 
     /// Asks for kicks; `true` if there is work already.
     pub(super) fn enable_kicks(&mut self) -> bool {
-        if !self.enabled || !matches!(self.phase, Phase::Running) {
+        if !self.is_served() {
             return false;
         }
         // An index that jumps here is found, and reported, by the look that follows.
@@ -176,7 +176,14 @@ impl Queue {
     }
 
     pub(super) fn disable_kicks(&mut self) {
-        self.ring.disable_kicks();
+        if self.is_served() {
+            self.ring.disable_kicks();
+        }
+    }
+
+    /// Whether the ring may be touched other than to give requests back.
+    fn is_served(&self) -> bool {
+        self.enabled && matches!(self.phase, Phase::Running)
     }
 
     /// There may be something new: requests that were left are offered again.
@@ -187,7 +194,7 @@ impl Queue {
 
     /// A ring that must be looked at by time, for want of a kick descriptor.
     pub(super) fn is_unkicked(&self) -> bool {
-        self.kick.is_none() && self.enabled && matches!(self.phase, Phase::Running)
+        self.kick.is_none() && self.is_served()
     }
 
     /// Goes on in another table of memory.
