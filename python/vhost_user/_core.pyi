@@ -44,6 +44,12 @@ class BlockRequest:
     def queue(self) -> int:
         """The vring's number."""
     @property
+    def durable(self) -> bool:
+        """Whether a write must be on stable storage before it is completed: the driver has turned
+        the write cache off, or was not offered one. ``pwritev`` and ``submit`` see to it, and what
+        is answered with its batch is flushed with it; a deferred write is its keeper's business.
+        """
+    @property
     def unmap(self) -> bool:
         """write_zeroes: whether the space may be given up."""
     @property

@@ -295,3 +295,36 @@ def test_moving_data_checks_direction_and_room(vhost_blk: vu.testing.BlkFactory)
         *(TypeError, ValueError, TypeError, BufferError),
         *(ValueError, TypeError, OverflowError, OverflowError),
     ]
+
+
+def test_with_the_cache_off_a_batch_with_writes_is_flushed_once(
+    vhost_socket: Path,
+) -> None:
+    durable: list[tuple[str, bool]] = []
+
+    class Noting(Calls):
+        def on_batch(self, batch: Sequence[vu.BlockRequest], /) -> None:
+            durable.extend((request.op, request.durable) for request in batch)
+
+    device = Noting()
+    with vu.Backend(device, socket=vhost_socket), vu.VirtioBlkDriver(vhost_socket) as disk:
+        disk.pwrite(bytes(512), 0)
+        assert ("flush",) not in device.calls
+        disk.set_writeback(False)
+        device.calls.clear()
+        disk.pread(512, 0)
+        assert device.calls == []
+        disk.pwrite(bytes(512), 0)
+        assert device.calls == [("flush",)]
+    assert durable == [("write", False), ("read", True), ("write", True)]
+
+
+def test_a_write_is_durable_where_no_flush_is_offered(vhost_blk: vu.testing.BlkFactory) -> None:
+    durable: list[bool] = []
+
+    class Noting(RamDisk):
+        def on_batch(self, batch: Sequence[vu.BlockRequest], /) -> None:
+            durable.extend(request.durable for request in batch)
+
+    vhost_blk(Noting()).pwrite(bytes(512), 0)
+    assert durable == [True]

@@ -254,7 +254,7 @@ impl PyBlock {
         spare: &mut Option<Py<BlockBatch>>,
         batch: &mut Batch,
     ) {
-        let through = self.flushes && self.core.write_through();
+        let through = self.core.write_through();
         let object = match spare.take().map_or_else(|| Py::new(py, BlockBatch::default()), Ok) {
             Ok(object) => object,
             Err(error) => {
@@ -264,12 +264,13 @@ impl PyBlock {
         };
         let requests = object.get();
         let mut served = Vec::new();
-        let mut count = 0;
+        let (mut count, mut writes) = (0, false);
         requests.begin(py, through, &calls.origins[2], || {
             loop {
                 let request = self.core.next(batch)?;
                 if request.op() != BlkOp::GetId {
                     count += 1;
+                    writes |= is_write(&request);
                     return Some(request);
                 }
                 served.push(request);
@@ -280,9 +281,9 @@ impl PyBlock {
             let result = call(py, &calls.on_batch, [object.bind(py).as_any()]).map(drop);
             let status = self.status(py, result, "on_batch", &format_args!("{count} requests"));
             requests.carry_out(py);
-            let durable = self.flush_after(py, calls, through);
+            let durable = if writes { self.flush_after(py, calls, through) } else { Status::Ok };
             requests.settle(py, batch, |answer, request| match answer.unwrap_or(status) {
-                Status::Ok if request.op() == BlkOp::Write => durable,
+                Status::Ok if is_write(request) => durable,
                 other => other,
             });
         }
@@ -292,7 +293,8 @@ impl PyBlock {
 
     /// With the write cache off, writes are answered by how a flush went.
     fn flush_after(&self, py: Python<'_>, calls: &Calls, through: bool) -> Status {
-        if !(through || (self.flushes && self.core.write_through())) {
+        // Asked again: the flush at the switch may have come too early for these writes.
+        if !self.flushes || !(through || self.core.write_through()) {
             return Status::Ok;
         }
         let flushed = call(py, &calls.flush, []).map(drop);
@@ -414,6 +416,11 @@ fn forget_locals(py: Python<'_>, error: &PyErr) {
     if let Some(Err(error)) = cleared {
         error.write_unraisable(py, None);
     }
+}
+
+/// Whether what it leaves on the disk has to last.
+fn is_write(request: &CoreRequest) -> bool {
+    matches!(request.op(), BlkOp::Write | BlkOp::WriteZeroes)
 }
 
 /// An offset or a length, as Python has it.

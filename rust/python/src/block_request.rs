@@ -131,6 +131,12 @@ impl BlockRequest {
         self.queue.load(Ordering::Relaxed)
     }
 
+    /// Whether a write must be on stable storage before it is completed.
+    #[getter]
+    fn durable(&self) -> bool {
+        self.is_durable()
+    }
+
     /// Write zeroes: whether the space may be given up.
     #[getter]
     fn unmap(&self, py: Python<'_>) -> PyResult<bool> {
