@@ -75,7 +75,7 @@ deps: ## Installs the system packages that the tests need, or says which are mis
 guest-deps: $(TOOLS) ## Downloads QEMU and a Debian kernel for the guest into .cache, installing nothing.
 	PYTHONPATH=tests $(BIN)/python -m guest.rig fetch
 
-xen-deps: ## Downloads Xen, kernels for dom0 and QEMU into .cache, installing nothing.
+xen-deps: $(TOOLS) ## Downloads Xen, kernels for dom0 and QEMU into .cache, installing nothing.
 	PYTHONPATH=tests $(BIN)/python -m xen.rig fetch
 
 clean: ## Removes what the build and the tests left.
