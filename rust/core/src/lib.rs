@@ -20,3 +20,4 @@ pub mod socket;
 pub mod sys;
 pub mod wire;
 mod worker;
+pub mod xen;

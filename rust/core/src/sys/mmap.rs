@@ -8,6 +8,24 @@ use std::ptr;
 
 use rustix::mm::{self, Advice, MapFlags, ProtFlags};
 
+/// What a mapping may be used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protection {
+    /// Reading only.
+    Read,
+    /// Reading and writing.
+    ReadWrite,
+}
+
+impl Protection {
+    fn flags(self) -> ProtFlags {
+        match self {
+            Self::Read => ProtFlags::READ,
+            Self::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
+        }
+    }
+}
+
 /// A mapping that unmaps itself. Its memory is shared with processes that we do not trust:
 /// nothing here hands out a reference to it.
 #[derive(Debug)]
@@ -26,14 +44,76 @@ impl Mapping {
     /// Maps `len` bytes of `fd` from `offset`, a multiple of the page size, readable and
     /// writable, left out of core dumps and of forked children.
     pub fn shared(fd: BorrowedFd<'_>, offset: u64, len: usize) -> io::Result<Self> {
-        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        Self::protected(fd, offset, len, Protection::ReadWrite)
+    }
+
+    /// As [`shared`](Self::shared), with less than all rights. Writing to a mapping that may not
+    /// be written is a fault: who hands out its address must know.
+    pub fn protected(
+        fd: BorrowedFd<'_>,
+        offset: u64,
+        len: usize,
+        protection: Protection,
+    ) -> io::Result<Self> {
         let flags = MapFlags::SHARED | MapFlags::NORESERVE;
         // SAFETY: a null hint lets the kernel choose a free range, so no memory in use changes.
-        let base = unsafe { mm::mmap(ptr::null_mut(), len, prot, flags, fd, offset) }?;
+        let base =
+            unsafe { mm::mmap(ptr::null_mut(), len, protection.flags(), flags, fd, offset) }?;
         let mapping = Self { base, len };
         mapping.advise(Advice::LinuxDontDump);
         mapping.advise(Advice::LinuxDontFork);
         Ok(mapping)
+    }
+
+    /// `len` bytes of zeroes of this process's own. They take no memory before they are written.
+    pub fn private(len: usize) -> io::Result<Self> {
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        Self::anonymous(len, Protection::ReadWrite.flags(), flags)
+    }
+
+    /// `len` bytes of addresses with nothing behind them, to be filled by [`place`](Self::place).
+    pub fn reserved(len: usize) -> io::Result<Self> {
+        Self::anonymous(len, ProtFlags::empty(), MapFlags::PRIVATE | MapFlags::NORESERVE)
+    }
+
+    fn anonymous(len: usize, prot: ProtFlags, flags: MapFlags) -> io::Result<Self> {
+        // SAFETY: a null hint lets the kernel choose a free range, so no memory in use changes.
+        let base = unsafe { mm::mmap_anonymous(ptr::null_mut(), len, prot, flags) }?;
+        Ok(Self { base, len })
+    }
+
+    /// Puts `len` bytes of `fd` from `offset` at `at` of a mapping that nobody uses yet, whole
+    /// pages all three. On an error the mapping is of no more use and must be dropped; what was
+    /// at the place may be gone, and the place is then kept from others if it still can be.
+    ///
+    /// # Panics
+    /// If the place is not inside the mapping.
+    pub fn place(
+        &mut self,
+        at: usize,
+        fd: BorrowedFd<'_>,
+        offset: u64,
+        len: usize,
+        protection: Protection,
+    ) -> io::Result<()> {
+        assert!(at.checked_add(len).is_some_and(|end| end <= self.len), "a place outside");
+        let base = self.base.wrapping_byte_add(at);
+        let flags = MapFlags::SHARED | MapFlags::NORESERVE | MapFlags::FIXED;
+        // SAFETY: the range lies inside the one that this value owns, as just checked, and nobody
+        // holds a pointer into it: `self` is borrowed mutably.
+        let placed = unsafe { mm::mmap(base, len, protection.flags(), flags, fd, offset) };
+        if let Err(error) = placed {
+            let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED_NOREPLACE;
+            // SAFETY: as above; and nothing that is mapped there is replaced.
+            let filled = unsafe { mm::mmap_anonymous(base, len, ProtFlags::empty(), flags) };
+            if filled.is_err() {
+                // Either the former pages are still there, or somebody else's are by now. Those
+                // must not be unmapped: the addresses are given up instead.
+                self.len = 0;
+            }
+            return Err(error.into());
+        }
+        Ok(())
     }
 
     /// The first byte. Valid for [`len`](Self::len) bytes while this value lives.
@@ -46,7 +126,7 @@ impl Mapping {
         self.len
     }
 
-    /// Whether nothing is mapped; never so for a value that exists.
+    /// Whether nothing is mapped; never so for a value in use.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -54,6 +134,9 @@ impl Mapping {
     /// Replaces the pages by private zeroes: later accesses touch nothing of the front-end's and
     /// cannot fault. The address range stays taken until this value is dropped.
     pub fn sever(&self) -> io::Result<()> {
+        if self.len == 0 {
+            return Ok(());
+        }
         let prot = ProtFlags::READ | ProtFlags::WRITE;
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
         // SAFETY: the range is exactly the one that this value owns; nobody holds a reference
@@ -71,8 +154,11 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: the range was mapped by `shared`, is unmapped only here, and every user of the
-        // raw pointer holds the owner of this value.
+        if self.len == 0 {
+            return;
+        }
+        // SAFETY: the range was mapped when this value was made, is unmapped only here, and every
+        // user of the raw pointer holds the owner of this value.
         let _ = unsafe { mm::munmap(self.base, self.len) };
     }
 }

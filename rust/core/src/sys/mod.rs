@@ -5,4 +5,5 @@ pub mod eventfd;
 pub mod io;
 pub mod lock;
 pub mod mmap;
+pub mod scratch;
 pub mod shared;
