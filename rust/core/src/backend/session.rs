@@ -504,6 +504,7 @@ fn offer(device: &dyn Device) -> Offer {
         max_queue_size: device.max_queue_size(),
         max_memory_slots: MEMORY_SLOTS,
         config_len: device.config_len(),
+        xen: None,
     }
 }
 
@@ -519,7 +520,7 @@ fn layout(setup: &RingSetup) -> SplitLayout {
 }
 
 fn map(message: &str, offer: RegionOffer) -> Result<Arc<Region>, Refusal> {
-    let RegionOffer { range: RegionRange { guest, size, user }, mmap_offset, fd } = offer;
+    let RegionOffer { range: RegionRange { guest, size, user }, mmap_offset, fd, .. } = offer;
     Region::map(guest, user, size, mmap_offset, fd).map_err(|e| {
         Refusal(format!(
             "{message}: the region at guest address {guest}, {size:#x} bytes, file offset {mmap_offset:#x}: {e}"

@@ -8,6 +8,7 @@ use std::os::fd::OwnedFd;
 
 use crate::address::{GuestAddr, UserAddr};
 use crate::wire::Frame;
+use crate::wire::payload::XenMapping;
 
 /// What follows from one message.
 #[derive(Debug)]
@@ -44,8 +45,10 @@ impl std::fmt::Display for Refusal {
 pub struct RegionOffer {
     /// Where and what.
     pub range: RegionRange,
-    /// Bytes from the start of the descriptor's file.
+    /// Bytes from the start of the descriptor's file; 0 with `xen`.
     pub mmap_offset: u64,
+    /// How the hypervisor is to map it; `None`: an ordinary file.
+    pub xen: Option<XenMapping>,
     /// The memory.
     pub fd: OwnedFd,
 }

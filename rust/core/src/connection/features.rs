@@ -34,6 +34,9 @@ impl Connection {
         if self.is_first_half(features, frame.header.flags) {
             return Ok(Verdict::Done);
         }
+        if features & LOG_ALL != 0 && self.xen().is_some() {
+            return Err(Refusal("dirty logging is not possible with XEN_MMAP".to_owned()));
+        }
         let missing = self.offer.required_features & !features;
         if missing != 0 {
             return Err(Refusal(format!("required: {}", describe(missing))));

@@ -2,20 +2,32 @@
 
 use std::os::fd::OwnedFd;
 
-use super::state::{Commit, Connection, Handled, Verdict, only_fd};
+use super::state::{Commit, Connection, Handled, Verdict, only_fd, read};
 use super::{Action, Refusal, RegionOffer, RegionRange};
-use crate::wire::payload::{MemoryTable, Region, SingleRegion};
-use crate::wire::{Frame, Payload};
+use crate::wire::message::Size;
+use crate::wire::payload::{MemoryTable, Region, SingleRegion, XenFields, XenMapping, XenMeans};
+use crate::wire::{
+    Frame, FrontendMessage, Payload, ProtocolFeatures, Reader, RegionLayout, XenDesigns,
+};
+
+/// Set in guest addresses that stand for grants.
+const GRANT_ADDRESS: u64 = 1 << 63;
+
+/// Grant references are 32 bits and pages 12: no address is higher.
+const GRANT_ADDRESS_END: u64 = GRANT_ADDRESS + (1 << 44);
 
 impl Connection {
     pub(super) fn set_mem_table(&mut self, frame: Frame) -> Handled {
-        let table = MemoryTable::from_bytes(&frame.payload, self.region_layout)?;
+        let layout = self.layout_of(Size::Table, &frame.payload)?;
+        let table = MemoryTable::from_bytes(&frame.payload, layout)?;
         let (regions, fds) = (table.regions.len(), frame.fds.len());
         if regions != fds {
             return Err(Refusal(format!("{regions} regions with {fds} descriptors")));
         }
-        let offers = table.regions.iter().zip(frame.fds).map(|(region, fd)| offer(region, fd));
-        Ok(Verdict::Act(Action::SetMemory(offers.collect()), Commit::Regions(regions as u64)))
+        let offers = table.regions.iter().zip(frame.fds);
+        let offers = offers.map(|(region, fd)| self.offer(region, layout, fd));
+        let offers = offers.collect::<Result<_, _>>()?;
+        Ok(Verdict::Act(Action::SetMemory(offers), Commit::Regions(regions as u64)))
     }
 
     pub(super) fn get_max_mem_slots(&self) -> Handled {
@@ -23,24 +35,96 @@ impl Connection {
     }
 
     pub(super) fn add_mem_reg(&mut self, frame: Frame) -> Handled {
-        let SingleRegion(region) = SingleRegion::from_bytes(&frame.payload, self.region_layout)?;
+        let layout = self.layout_of(Size::OneRegion, &frame.payload)?;
+        let SingleRegion(region) = SingleRegion::from_bytes(&frame.payload, layout)?;
         if self.regions >= self.offer.max_memory_slots {
             let max = self.offer.max_memory_slots;
             return Err(Refusal(format!("{} regions are mapped, {max} at most", self.regions)));
         }
         let fd = only_fd(frame)?.ok_or_else(|| Refusal("no descriptor".to_owned()))?;
-        let action = Action::AddRegion(offer(&region, fd));
+        let action = Action::AddRegion(self.offer(&region, layout, fd)?);
         Ok(Verdict::Act(action, Commit::Regions(self.regions + 1)))
     }
 
     /// A descriptor that came with the message is closed with the frame.
     pub(super) fn rem_mem_reg(&mut self, frame: &Frame) -> Handled {
-        let SingleRegion(region) = SingleRegion::from_bytes(&frame.payload, self.region_layout)?;
+        let layout = self.layout_of(Size::OneRegion, &frame.payload)?;
+        let SingleRegion(region) = SingleRegion::from_bytes(&frame.payload, layout)?;
         let left = self
             .regions
             .checked_sub(1)
             .ok_or_else(|| Refusal("there is no region to remove".to_owned()))?;
         Ok(Verdict::Act(Action::RemoveRegion(range(&region)), Commit::Regions(left)))
+    }
+
+    /// Says how regions that follow in the plain layout are to be mapped. Regions that are there
+    /// stay as they are.
+    pub(super) fn set_xen_mmap(&mut self, frame: &Frame) -> Handled {
+        let fields: XenFields = read(frame)?;
+        self.xen_mmap = fields.mapping(RegionLayout::Plain)?;
+        Ok(Verdict::Done)
+    }
+
+    /// The message with this number: one number belongs to two messages, of which at most one is
+    /// ever offered.
+    pub(super) fn message(&self, number: u32) -> Option<FrontendMessage> {
+        let message = FrontendMessage::from_number(number)?;
+        let second = message == FrontendMessage::GetSharedObject
+            && self.xen().is_some_and(|designs| designs.message);
+        Some(if second { FrontendMessage::SetXenMmap } else { message })
+    }
+
+    /// How the regions in a payload are laid out: with XEN_MMAP their size tells.
+    pub(super) fn layout_of(&self, size: Size, payload: &[u8]) -> Result<RegionLayout, Refusal> {
+        let Some(designs) = self.xen() else { return Ok(RegionLayout::Plain) };
+        let regions = match size {
+            Size::Table => Reader::new(payload).u32()? as usize,
+            Size::OneRegion => 1,
+            Size::Exact(_) | Size::OneOf(_) | Size::Within(..) => return Ok(RegionLayout::Plain),
+        };
+        let bytes = payload.len().saturating_sub(8);
+        let each = bytes.checked_div(regions).filter(|each| each * regions == bytes);
+        each.and_then(|each| designs.layout(each)).ok_or_else(|| {
+            let sizes: Vec<_> = designs.layouts().map(RegionLayout::region_len).collect();
+            let len = payload.len();
+            Refusal(format!("{len} bytes for {regions} regions, which have {sizes:?} bytes each"))
+        })
+    }
+
+    /// Refuses what would need addresses in a mapping that come and go.
+    pub(super) fn possible_with_xen(&self, message: FrontendMessage) -> Result<(), Refusal> {
+        use FrontendMessage as M;
+        let what = match message {
+            M::SetLogBase | M::SetLogFd => "dirty logging",
+            M::PostcopyAdvise | M::PostcopyListen | M::PostcopyEnd => "postcopy",
+            _ => return Ok(()),
+        };
+        match self.xen() {
+            None => Ok(()),
+            Some(_) => Err(Refusal(format!("{what} is not possible with XEN_MMAP"))),
+        }
+    }
+
+    /// The designs in use; `None` without XEN_MMAP.
+    pub(super) fn xen(&self) -> Option<XenDesigns> {
+        let accepted = self.protocol_features.contains(ProtocolFeatures::XEN_MMAP);
+        self.offer.xen.filter(|_| accepted)
+    }
+
+    fn offer(
+        &self,
+        region: &Region,
+        layout: RegionLayout,
+        fd: OwnedFd,
+    ) -> Result<RegionOffer, Refusal> {
+        let xen = match region.xen {
+            Some(fields) => fields.mapping(layout)?,
+            None => self.xen().and(self.xen_mmap),
+        };
+        if let Some(mapping) = xen {
+            check(region, mapping)?;
+        }
+        Ok(RegionOffer { range: range(region), mmap_offset: region.mmap_offset, xen, fd })
     }
 }
 
@@ -48,6 +132,23 @@ fn range(region: &Region) -> RegionRange {
     RegionRange { guest: region.guest, size: region.size, user: region.user }
 }
 
-fn offer(region: &Region, fd: OwnedFd) -> RegionOffer {
-    RegionOffer { range: range(region), mmap_offset: region.mmap_offset, fd }
+/// What must hold of a region that the hypervisor maps.
+fn check(region: &Region, mapping: XenMapping) -> Result<(), Refusal> {
+    let Region { guest, size, mmap_offset, .. } = *region;
+    if mmap_offset != 0 {
+        return Err(Refusal(format!(
+            "mmap offset {mmap_offset:#x}: memory of a Xen domain has none but 0"
+        )));
+    }
+    let grants = GRANT_ADDRESS..GRANT_ADDRESS_END;
+    let inside = grants.contains(&guest.0) && size <= GRANT_ADDRESS_END - guest.0;
+    match mapping.means {
+        XenMeans::Foreign if guest.0 & GRANT_ADDRESS != 0 => Err(Refusal(format!(
+            "guest address {guest}: bit 63 stands for grants, and the region is foreign"
+        ))),
+        XenMeans::Grant | XenMeans::GrantOnDemand if !inside => Err(Refusal(format!(
+            "guest address {guest}, {size:#x} bytes: grants lie from bit 63 on, with references of 32 bits"
+        ))),
+        _ => Ok(()),
+    }
 }

@@ -1,7 +1,7 @@
 //! What a back-end offers to a front-end.
 
-use crate::wire::ProtocolFeatures;
 use crate::wire::features::{ACCESS_PLATFORM, LOG_ALL, PROTOCOL_FEATURES, RING_PACKED};
+use crate::wire::{ProtocolFeatures, XenDesigns};
 
 /// What a back-end offers; constant for the life of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +25,9 @@ pub struct Offer {
     pub max_memory_slots: u64,
     /// Bytes of the device's configuration space.
     pub config_len: usize,
+    /// Offers XEN_MMAP in these designs. Front-ends acknowledge the bit that know nothing of it
+    /// (QEMU does), so it is not offered unless the device is meant for Xen.
+    pub xen: Option<XenDesigns>,
 }
 
 impl Offer {
@@ -38,11 +41,22 @@ impl Offer {
         .union(ProtocolFeatures::CONFIGURE_MEM_SLOTS)
         .union(ProtocolFeatures::STATUS);
 
+    /// Refuses what nobody could tell apart: the rule, in words.
+    pub fn check(&self) -> Result<(), &'static str> {
+        let object = self.protocol_features.contains(ProtocolFeatures::SHARED_OBJECT);
+        if object && self.xen.is_some_and(|designs| designs.message) {
+            return Err("SET_XEN_MMAP and SHARED_OBJECT's message have the same number: \
+                        leave out one of them");
+        }
+        Ok(())
+    }
+
     /// The offer as the front-end gets to see it.
     pub(super) fn honest(mut self) -> Self {
         self.features &= !(LOG_ALL | ACCESS_PLATFORM | RING_PACKED);
         self.features |= PROTOCOL_FEATURES;
         self.protocol_features &= Self::CARRIED_OUT;
+        self.protocol_features.set(ProtocolFeatures::XEN_MMAP, self.xen.is_some());
         self
     }
 }
@@ -61,6 +75,7 @@ mod tests {
             max_queue_size: 256,
             max_memory_slots: 8,
             config_len: 0,
+            xen: None,
         };
         let honest = everything.honest();
         assert_eq!(honest.features, !((1 << 26) | (1 << 33) | (1 << 34)));
@@ -77,7 +92,46 @@ mod tests {
             max_queue_size: 256,
             max_memory_slots: 8,
             config_len: 0,
+            xen: None,
         };
         assert_eq!(nothing.honest().features, 1 << 30);
+    }
+
+    #[test]
+    fn xen_mmap_is_offered_only_when_asked_for() {
+        let mut offer = Offer {
+            features: 0,
+            required_features: 0,
+            protocol_features: ProtocolFeatures::all(),
+            num_queues: 1,
+            max_queue_size: 256,
+            max_memory_slots: 8,
+            config_len: 0,
+            xen: None,
+        };
+        let offers = |offer: &Offer| offer.clone().honest().protocol_features.bits() >> 17 & 1;
+        assert_eq!(offers(&offer), 0);
+        offer.xen = Some(XenDesigns::MERGED);
+        assert_eq!(offers(&offer), 1);
+    }
+
+    #[test]
+    fn the_two_messages_with_the_same_number_are_not_offered_together() {
+        let mut offer = Offer {
+            features: 0,
+            required_features: 0,
+            protocol_features: ProtocolFeatures::SHARED_OBJECT,
+            num_queues: 1,
+            max_queue_size: 256,
+            max_memory_slots: 8,
+            config_len: 0,
+            xen: Some(XenDesigns::ALL),
+        };
+        assert!(offer.check().is_err());
+        offer.xen = Some(XenDesigns::MERGED);
+        assert_eq!(offer.check(), Ok(()));
+        offer.xen = Some(XenDesigns::MESSAGE);
+        offer.protocol_features = ProtocolFeatures::empty();
+        assert_eq!(offer.check(), Ok(()));
     }
 }

@@ -4,9 +4,9 @@ use super::reply::Request;
 use super::status::Status;
 use super::{Action, Offer, Outcome, Refusal, Step, Vring};
 use crate::wire::message::{Needs, Row};
+use crate::wire::payload::XenMapping;
 use crate::wire::{
-    Flags, Frame, FrontendMessage, MAX_PAYLOAD, Payload, PayloadError, ProtocolFeatures,
-    RegionLayout, features,
+    Flags, Frame, FrontendMessage, MAX_PAYLOAD, Payload, PayloadError, ProtocolFeatures, features,
 };
 
 /// One connection with a front-end, from its first message to its last.
@@ -17,7 +17,8 @@ pub struct Connection {
     /// SET_FEATURES came without PROTOCOL_FEATURES: rings are enabled when they start.
     pub(super) enable_at_start: bool,
     pub(super) protocol_features: ProtocolFeatures,
-    pub(super) region_layout: RegionLayout,
+    /// What SET_XEN_MMAP said last: how regions that follow in the plain layout are mapped.
+    pub(super) xen_mmap: Option<XenMapping>,
     pub(super) regions: u64,
     pub(super) vrings: Vec<Vring>,
     pub(super) status: Status,
@@ -74,7 +75,7 @@ impl Connection {
             features: 0,
             enable_at_start: false,
             protocol_features: ProtocolFeatures::empty(),
-            region_layout: RegionLayout::Plain,
+            xen_mmap: None,
             regions: 0,
             vrings: vec![Vring::default(); offer.num_queues.into()],
             status: Status::default(),
@@ -97,7 +98,7 @@ impl Connection {
             return Step::Close(why);
         }
         let number = frame.header.request;
-        let message = FrontendMessage::from_number(number);
+        let message = self.message(number);
         let need_reply = frame.header.flags.contains(Flags::NEED_REPLY);
         let request = Request { number, need_reply, message };
         let handled = match message {
@@ -161,9 +162,10 @@ impl Connection {
 
     /// Holds a message against its row of the table.
     fn admit(&self, row: &Row<FrontendMessage>, frame: &Frame) -> Result<(), Refusal> {
+        self.possible_with_xen(row.message)?;
         self.negotiated(row.needs)?;
         let (bytes, fds) = (frame.payload.len(), frame.fds.len());
-        if !row.payload.allows(bytes, self.region_layout) {
+        if !row.payload.allows(bytes, self.layout_of(row.payload, &frame.payload)?) {
             return Err(Refusal(format!("{bytes} bytes of payload, {:?} wanted", row.payload)));
         }
         if !row.fds.allows(fds) {
@@ -197,6 +199,7 @@ impl Connection {
             M::GetMaxMemSlots => self.get_max_mem_slots(),
             M::AddMemReg => self.add_mem_reg(frame),
             M::RemMemReg => self.rem_mem_reg(&frame),
+            M::SetXenMmap => self.set_xen_mmap(&frame),
             M::GetQueueNum => self.get_queue_num(),
             M::SetVringNum => self.set_vring_num(&frame),
             M::SetVringAddr => self.set_vring_addr(&frame),

@@ -31,6 +31,8 @@ pub struct GuestMemory {
 pub struct Region {
     guest: GuestAddr,
     shared: Arc<SharedMemory>,
+    /// The user address is the guest address.
+    same: bool,
 }
 
 impl GuestMemory {
@@ -47,6 +49,14 @@ impl GuestMemory {
             )));
         }
         Ok(Self { regions })
+    }
+
+    /// The same memory, with guest addresses given out for user addresses: what a front-end does
+    /// that has the guest's memory not mapped.
+    #[must_use]
+    pub fn with_guest_addresses(mut self) -> Self {
+        self.regions.iter_mut().for_each(|region| region.same = true);
+        self
     }
 
     /// Memory with one region of `size` bytes at guest address 0.
@@ -136,7 +146,7 @@ impl Region {
         spec.guest.checked_add(spec.size).ok_or_else(wrong)?;
         let shared = SharedMemory::new("vhost-user guest memory", len)
             .map_err(|e| HostError::new(format!("make {len} bytes of guest memory"), e))?;
-        Ok(Self { guest: spec.guest, shared: Arc::new(shared) })
+        Ok(Self { guest: spec.guest, shared: Arc::new(shared), same: false })
     }
 
     /// First guest-physical address.
@@ -144,9 +154,9 @@ impl Region {
         self.guest
     }
 
-    /// First address in this process.
+    /// First address in this process, or what is told for it.
     pub fn user(&self) -> UserAddr {
-        UserAddr(self.shared.address())
+        UserAddr(if self.same { self.guest.0 } else { self.shared.address() })
     }
 
     /// Bytes.

@@ -11,10 +11,13 @@ use super::client::{Client, copy, read};
 use super::error::{FrontendError, Result};
 use super::memory::{GuestMemory, Region};
 use super::split::SplitRing;
+use super::xen::XenRegion;
 use crate::address::GuestAddr;
 use crate::socket::Stream;
 use crate::wire::FrontendMessage as M;
-use crate::wire::payload::{Config, MemoryTable, SingleRegion, VringAddress, VringFd, VringState};
+use crate::wire::payload::{
+    Config, MemoryTable, SingleRegion, VringAddress, VringFd, VringState, XenFields,
+};
 use crate::wire::{Payload, ProtocolFeatures, RegionLayout, features};
 
 /// Protocol features that this front-end can carry out.
@@ -26,12 +29,15 @@ pub const IMPLEMENTED: ProtocolFeatures = ProtocolFeatures::MQ
     .union(ProtocolFeatures::CONFIGURE_MEM_SLOTS)
     .union(ProtocolFeatures::STATUS);
 
+/// XEN_MMAP is carried out too, but only for who asks for it: it changes what regions look like.
+const ON_REQUEST: ProtocolFeatures = ProtocolFeatures::XEN_MMAP;
+
 /// Features to accept if the back-end offers them.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted {
     /// Virtio and vhost bits. VERSION_1 and bit 30 are always wanted.
     pub features: u64,
-    /// Protocol features; those that are not [`IMPLEMENTED`] are never accepted.
+    /// Protocol features; those that are neither [`IMPLEMENTED`] nor XEN_MMAP are never accepted.
     pub protocol: ProtocolFeatures,
 }
 
@@ -72,7 +78,8 @@ impl Client {
         let mut offered_protocol = ProtocolFeatures::empty();
         if offered & features::PROTOCOL_FEATURES != 0 {
             offered_protocol = self.protocol_features()?;
-            self.set_protocol_features(offered_protocol & wanted.protocol & IMPLEMENTED)?;
+            let known = IMPLEMENTED | ON_REQUEST;
+            self.set_protocol_features(offered_protocol & wanted.protocol & known)?;
         }
         let accepted = self.protocol;
         let num_queues =
@@ -214,6 +221,30 @@ impl Client {
     pub fn remove_region(&mut self, region: &Region) -> Result<()> {
         let payload = SingleRegion(region.description()).to_bytes(RegionLayout::Plain);
         self.tell(M::RemMemReg, payload, Vec::new())
+    }
+
+    /// SET_MEM_TABLE with regions of Xen domains.
+    pub fn set_xen_table(&mut self, regions: &[XenRegion], layout: RegionLayout) -> Result<()> {
+        let fds = regions.iter().map(|region| copy(region.fd.as_fd())).collect::<Result<_>>()?;
+        let table = MemoryTable { regions: regions.iter().map(|r| r.region).collect() };
+        self.tell(M::SetMemTable, table.to_bytes(layout), fds)
+    }
+
+    /// ADD_MEM_REG with a region of a Xen domain.
+    pub fn add_xen_region(&mut self, region: &XenRegion, layout: RegionLayout) -> Result<()> {
+        let payload = SingleRegion(region.region).to_bytes(layout);
+        self.tell(M::AddMemReg, payload, vec![copy(region.fd.as_fd())?])
+    }
+
+    /// REM_MEM_REG with a region of a Xen domain.
+    pub fn remove_xen_region(&mut self, region: &XenRegion, layout: RegionLayout) -> Result<()> {
+        let payload = SingleRegion(region.region).to_bytes(layout);
+        self.tell(M::RemMemReg, payload, Vec::new())
+    }
+
+    /// SET_XEN_MMAP: how later regions in the plain layout are mapped.
+    pub fn set_xen_mmap(&mut self, fields: XenFields) -> Result<()> {
+        self.tell(M::SetXenMmap, fields.to_bytes(), Vec::new())
     }
 
     /// SET_VRING_NUM: the ring's entries.

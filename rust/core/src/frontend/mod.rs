@@ -18,6 +18,7 @@ mod memory;
 mod messages;
 mod split;
 mod window;
+mod xen;
 
 pub use block::{BlockDriver, BlockOptions};
 pub use channel::BackendEvent;
@@ -27,3 +28,4 @@ pub use load::{LoadOptions, LoadReport, Pattern};
 pub use memory::{GuestMemory, Region, RegionSpec};
 pub use messages::{IMPLEMENTED, Negotiated, Wanted};
 pub use split::{Descriptor, INDIRECT, NEXT, RingLayout, SplitRing, Used, WRITE};
+pub use xen::{XenMemory, XenRegion};

@@ -35,6 +35,45 @@ impl RegionLayout {
     }
 }
 
+/// The designs of XEN_MMAP that are understood. Which of them a message follows is told by its
+/// size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct XenDesigns {
+    /// Two 32-bit fields after each region: what was merged into the specification.
+    pub merged: bool,
+    /// Two 64-bit fields after each region.
+    pub review: bool,
+    /// SET_XEN_MMAP in front of plain regions. Its number is also that of GET_SHARED_OBJECT, so
+    /// that the two exclude each other.
+    pub message: bool,
+}
+
+impl XenDesigns {
+    /// All three.
+    pub const ALL: Self = Self { merged: true, review: true, message: true };
+    /// What the specification says.
+    pub const MERGED: Self = Self { merged: true, review: false, message: false };
+    /// The form proposed in review.
+    pub const REVIEW: Self = Self { merged: false, review: true, message: false };
+    /// The form with a message.
+    pub const MESSAGE: Self = Self { merged: false, review: false, message: true };
+
+    /// The layout with regions of `len` bytes, if it is among these.
+    pub fn layout(self, len: usize) -> Option<RegionLayout> {
+        self.layouts().find(|layout| layout.region_len() == len)
+    }
+
+    /// The layouts that regions may have.
+    pub fn layouts(self) -> impl Iterator<Item = RegionLayout> {
+        let known = [
+            (self.message, RegionLayout::Plain),
+            (self.merged, RegionLayout::XenMerged),
+            (self.review, RegionLayout::XenReview),
+        ];
+        known.into_iter().filter_map(|(on, layout)| on.then_some(layout))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -44,5 +83,21 @@ mod tests {
         assert_eq!(RegionLayout::Plain.region_len(), 32);
         assert_eq!(RegionLayout::XenMerged.region_len(), 40);
         assert_eq!(RegionLayout::XenReview.region_len(), 48);
+    }
+
+    #[test]
+    fn a_size_names_a_layout_only_among_the_designs_in_use() {
+        for (designs, len, layout) in [
+            (XenDesigns::ALL, 32, Some(RegionLayout::Plain)),
+            (XenDesigns::ALL, 40, Some(RegionLayout::XenMerged)),
+            (XenDesigns::ALL, 48, Some(RegionLayout::XenReview)),
+            (XenDesigns::ALL, 36, None),
+            (XenDesigns::MERGED, 32, None),
+            (XenDesigns::MERGED, 40, Some(RegionLayout::XenMerged)),
+            (XenDesigns::REVIEW, 40, None),
+            (XenDesigns::MESSAGE, 48, None),
+        ] {
+            assert_eq!(designs.layout(len), layout, "{designs:?} {len}");
+        }
     }
 }

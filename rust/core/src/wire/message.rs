@@ -132,6 +132,7 @@ const CONFIG: Size = Size::Within(12, MAX_PAYLOAD);
 const AREA: Size = Size::Exact(24);
 const INFLIGHT: Size = Size::OneOf(&[20, 24]);
 const UUID: Size = Size::Exact(16);
+const XEN_MMAP: Size = Size::Exact(16);
 const DEVICE_STATE: Size = Size::Exact(8);
 const SHMEM_CONFIG: Size = Size::Exact(2056);
 const SHMEM_MAP: Size = Size::Exact(40);
@@ -172,12 +173,16 @@ macro_rules! messages {
         $(#[$doc:meta])* $type:ident in $table:ident:
         $($number:literal $variant:ident $name:literal
             $payload:expr, $fds:ident, $needs:expr, $answer:expr;)*
+        $(same number as $other:ident:
+            $place:literal $second:ident $second_name:literal
+                $second_payload:expr, $second_fds:ident, $second_needs:expr, $second_answer:expr;)?
     ) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[repr(u32)]
         pub enum $type {
             $(#[doc = $name] $variant = $number,)*
+            $(#[doc = $second_name] $second = $place,)?
         }
 
         static $table: &[Row<$type>] = &[
@@ -190,23 +195,32 @@ macro_rules! messages {
                 needs: $needs,
                 answer: $answer,
             },)*
+            $(Row {
+                message: $type::$second,
+                number: $type::$other as u32,
+                name: $second_name,
+                payload: $second_payload,
+                fds: Fds::$second_fds,
+                needs: $second_needs,
+                answer: $second_answer,
+            },)?
         ];
 
         impl $type {
-            /// All messages, by number.
+            /// All messages with a number of their own, by number.
             pub fn all() -> impl Iterator<Item = Self> {
-                $table.iter().map(|row| row.message)
+                $table.iter().map(|row| row.message).filter(|&m| m.number() == m as u32)
             }
 
             /// The message with this number, if there is one.
             pub fn from_number(number: u32) -> Option<Self> {
                 let index = usize::try_from(number).ok()?.checked_sub(1)?;
-                $table.get(index).map(|row| row.message)
+                $table.get(index).filter(|row| row.number == number).map(|row| row.message)
             }
 
             /// The number in the header.
             pub fn number(self) -> u32 {
-                self as u32
+                self.row().number
             }
 
             /// The name in the specification, without prefix.
@@ -277,6 +291,9 @@ messages! {
     42 SetDeviceStateFd    "SET_DEVICE_STATE_FD"   DEVICE_STATE,         ONE,         Protocol(P::DEVICE_STATE),         DEVICE_STATE_REPLY;
     43 CheckDeviceState    "CHECK_DEVICE_STATE"    NOTHING,              NONE,        Protocol(P::DEVICE_STATE),         ALWAYS_ACK;
     44 GetShmemConfig      "GET_SHMEM_CONFIG"      NOTHING,              NONE,        Protocol(P::SHMEM),                answer(SHMEM_CONFIG);
+    // A draft of XEN_MMAP had this message before GET_SHARED_OBJECT was given its number.
+    same number as GetSharedObject:
+    45 SetXenMmap          "SET_XEN_MMAP"          XEN_MMAP,             NONE,        Protocol(P::XEN_MMAP),             IfAsked;
 }
 
 messages! {
@@ -302,13 +319,17 @@ mod tests {
 
     #[test]
     fn numbers_run_from_one_without_a_gap() {
-        for (index, row) in FRONTEND.iter().enumerate() {
-            assert_eq!((row.number, row.message.number()), (index as u32 + 1, index as u32 + 1));
+        for (index, message) in FrontendMessage::all().enumerate() {
+            let number = index as u32 + 1;
+            assert_eq!(
+                (message.row().number, message.number(), message as u32),
+                (number, number, number)
+            );
         }
         for (index, row) in BACKEND.iter().enumerate() {
             assert_eq!((row.number, row.message.number()), (index as u32 + 1, index as u32 + 1));
         }
-        assert_eq!((FRONTEND.len(), BACKEND.len()), (44, 10));
+        assert_eq!((FrontendMessage::all().count(), BACKEND.len()), (44, 10));
     }
 
     #[test]
@@ -325,6 +346,13 @@ mod tests {
         }
         assert_eq!(BackendMessage::from_number(2), Some(BackendMessage::ConfigChangeMsg));
         assert_eq!(BackendMessage::from_number(10), Some(BackendMessage::ShmemUnmap));
+    }
+
+    #[test]
+    fn the_draft_of_xen_mmap_shares_a_number_and_is_not_found_by_it() {
+        assert_eq!(FrontendMessage::SetXenMmap.number(), 41);
+        assert_eq!(FrontendMessage::SetXenMmap.name(), "SET_XEN_MMAP");
+        assert_eq!(FrontendMessage::from_number(41), Some(FrontendMessage::GetSharedObject));
     }
 
     #[test]

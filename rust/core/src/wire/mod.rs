@@ -13,7 +13,7 @@ pub mod message;
 pub mod payload;
 mod reader;
 
-pub use dialect::RegionLayout;
+pub use dialect::{RegionLayout, XenDesigns};
 pub use features::ProtocolFeatures;
 pub use frame::{Flags, Frame, Header, MAX_FDS, MAX_PAYLOAD};
 pub use message::{BackendMessage, FrontendMessage};

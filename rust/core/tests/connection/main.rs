@@ -7,3 +7,4 @@ mod property;
 mod random;
 mod rules;
 mod support;
+mod xen;

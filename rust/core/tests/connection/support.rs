@@ -57,6 +57,7 @@ pub(crate) fn offer(num_queues: u16) -> Offer {
         max_queue_size: MAX_QUEUE_SIZE,
         max_memory_slots: 509,
         config_len: CONFIG_LEN,
+        xen: None,
     }
 }
 

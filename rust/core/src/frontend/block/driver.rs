@@ -10,6 +10,7 @@ use super::super::client::Client;
 use super::super::error::{BlockStatus, FrontendError, Result};
 use super::super::memory::GuestMemory;
 use super::super::messages::{IMPLEMENTED, Negotiated, Wanted};
+use super::super::xen::XenMemory;
 use super::queue::QueueLayout;
 use super::{BlockConfig, BlockQueue, BlockRequest, Completion, Op, SECTOR, feature};
 use crate::address::GuestAddr;
@@ -71,6 +72,8 @@ pub struct BlockDriver {
     options: BlockOptions,
     client: Client,
     memory: Arc<GuestMemory>,
+    /// How the back-end is told of it, on Xen.
+    xen: Option<XenMemory>,
     negotiated: Negotiated,
     config: BlockConfig,
     queues: Vec<BlockQueue>,
@@ -88,14 +91,22 @@ impl BlockDriver {
     /// Connects to a back-end that may not listen yet and starts its queues.
     pub fn connect(path: &Path, options: BlockOptions) -> Result<Self> {
         let client = Client::connect(path, options.timeout)?;
-        let mut driver = Self::start(client, options)?;
+        let mut driver = Self::start(client, options, None)?;
         driver.path = Some(path.to_owned());
         Ok(driver)
     }
 
     /// Takes a connected socket and starts the back-end's queues.
     pub fn from_stream(stream: Stream, options: BlockOptions) -> Result<Self> {
-        Self::start(Client::from_stream(stream, options.timeout), options)
+        Self::start(Client::from_stream(stream, options.timeout), options, None)
+    }
+
+    /// As [`connect`](Self::connect), with its rings and buffers in a Xen domain's memory.
+    /// `options.memory` says how much of it, from the first region on.
+    pub fn connect_xen(path: &Path, options: BlockOptions, memory: XenMemory) -> Result<Self> {
+        let client = Client::connect(path, options.timeout)?;
+        let protocol = options.protocol | ProtocolFeatures::XEN_MMAP;
+        Self::start(client, BlockOptions { protocol, ..options }, Some(memory))
     }
 
     /// Reads from the disk. Offset and length are multiples of 512.
@@ -189,6 +200,9 @@ impl BlockDriver {
 
     /// Connects again to the same path, as after a restart of the back-end: new connection, new
     /// memory, fresh rings. What was in flight is lost.
+    ///
+    /// # Errors
+    /// A connection that was handed over, or has a Xen domain's memory, cannot be made again.
     pub fn reconnect(&mut self) -> Result<()> {
         let path = self.path.clone().ok_or_else(|| {
             FrontendError::range("a connection that was handed over cannot be made again")
@@ -225,7 +239,7 @@ impl BlockDriver {
         (&mut self.queues, &self.client)
     }
 
-    /// Guest memory. The driver uses it from address 0 on.
+    /// Guest memory. The driver uses it from its first address on.
     pub fn memory(&self) -> &Arc<GuestMemory> {
         &self.memory
     }
@@ -255,7 +269,7 @@ impl BlockDriver {
         &self.options
     }
 
-    fn start(mut client: Client, options: BlockOptions) -> Result<Self> {
+    fn start(mut client: Client, options: BlockOptions, xen: Option<XenMemory>) -> Result<Self> {
         let mut wanted = options.features & feature::ALL;
         for (chosen, bit) in
             [(options.indirect, features::INDIRECT_DESC), (options.event_idx, features::EVENT_IDX)]
@@ -268,10 +282,14 @@ impl BlockDriver {
         let config = BlockConfig::new(&bytes, negotiated.features);
         check_queues(&options, &negotiated, &config)?;
         client.set_features(negotiated.features)?;
-        let memory = Arc::new(GuestMemory::with_size(options.memory)?);
+        let memory = match &xen {
+            Some(xen) => Arc::clone(&xen.memory),
+            None => Arc::new(GuestMemory::with_size(options.memory)?),
+        };
         let queues = lay_out(&memory, &options, &negotiated, &config)?;
+        let (path, next_queue) = (None, 0);
         let mut driver =
-            Self { path: None, options, client, memory, negotiated, config, queues, next_queue: 0 };
+            Self { path, options, client, memory, xen, negotiated, config, queues, next_queue };
         driver.start_queues()?;
         Ok(driver)
     }
@@ -284,7 +302,10 @@ impl BlockDriver {
         if status {
             before.iter().try_for_each(|&step| self.client.set_status(step))?;
         }
-        self.client.set_memory(&self.memory)?;
+        match &self.xen {
+            Some(xen) => self.client.set_xen_memory(xen)?,
+            None => self.client.set_memory(&self.memory)?,
+        }
         for (index, queue) in (0..).zip(&self.queues) {
             self.client.start_ring(index, queue.ring())?;
         }
@@ -443,6 +464,7 @@ fn lay_out(
     negotiated: &Negotiated,
     config: &BlockConfig,
 ) -> Result<Vec<BlockQueue>> {
+    let first = memory.regions().first().map_or(0, |region| region.guest().0);
     let share = options.memory / u64::from(options.num_queues) / 4096 * 4096;
     // A device that limits segments is given shorter requests.
     let size_max = config.size_max.filter(|&max| max != 0).unwrap_or(u32::MAX);
@@ -451,8 +473,8 @@ fn lay_out(
             size: options.queue_size,
             indirect: negotiated.features & features::INDIRECT_DESC != 0,
             event_idx: negotiated.features & features::EVENT_IDX != 0,
-            start: GuestAddr(index * share),
-            end: GuestAddr((index + 1) * share),
+            start: GuestAddr(first + index * share),
+            end: GuestAddr(first + (index + 1) * share),
             request_bytes: options.request_bytes.min(size_max),
         };
         BlockQueue::new(memory, &layout)

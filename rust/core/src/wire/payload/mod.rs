@@ -12,6 +12,7 @@ mod region;
 mod shared_object;
 mod shmem;
 mod vring;
+pub mod xen;
 
 use std::fmt;
 
@@ -20,10 +21,11 @@ pub use device_state::{DeviceStateParams, TransferDirection};
 pub use inflight::Inflight;
 pub use iotlb::{Iotlb, IotlbAccess, IotlbKind};
 pub use log::Log;
-pub use region::{MAX_REGION_SIZE, MAX_REGIONS, MemoryTable, Region, SingleRegion, XenFields};
+pub use region::{MAX_REGION_SIZE, MAX_REGIONS, MemoryTable, Region, SingleRegion};
 pub use shared_object::Uuid;
 pub use shmem::{MAX_SHMEM_REGIONS, ShmemConfig, ShmemMap};
 pub use vring::{VringAddress, VringArea, VringFd, VringState};
+pub use xen::{XenFields, XenMapping, XenMeans};
 
 use super::{Reader, Writer};
 
@@ -113,6 +115,15 @@ pub enum PayloadError {
         /// The size.
         size: u64,
     },
+    /// Flags that contradict each other.
+    BadFlags {
+        /// The field's name.
+        field: &'static str,
+        /// The flags.
+        got: u64,
+        /// The rule.
+        rule: &'static str,
+    },
     /// Two numbers that must be equal are not.
     Mismatch {
         /// The name of the first.
@@ -166,6 +177,7 @@ impl fmt::Display for PayloadError {
             Self::Wraps { field, start, size } => {
                 write!(f, "{field} plus size wraps: {start:#x} + {size:#x}")
             }
+            Self::BadFlags { field, got, rule } => write!(f, "{field} {got:#x}: {rule}"),
             Self::Mismatch { field, got, wanted } => {
                 write!(f, "{field} does not match: {got}, should be {wanted}")
             }

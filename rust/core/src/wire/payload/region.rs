@@ -1,6 +1,6 @@
 //! Regions of guest memory.
 
-use super::PayloadError;
+use super::{PayloadError, XenFields};
 use crate::address::{GuestAddr, UserAddr};
 use crate::wire::{MAX_FDS, Reader, RegionLayout, Writer};
 
@@ -37,16 +37,6 @@ pub struct Region {
     pub xen: Option<XenFields>,
 }
 
-/// How a Xen domain's memory is to be mapped. Both numbers are as they came: the dialects give
-/// the flag bits different meanings.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct XenFields {
-    /// Mapping flags.
-    pub flags: u32,
-    /// The domain whose memory it is.
-    pub domid: u32,
-}
-
 impl Region {
     /// Reads the fields in order and checks the ranges.
     pub fn read(reader: &mut Reader<'_>, layout: RegionLayout) -> Result<Self, PayloadError> {
@@ -73,43 +63,6 @@ impl Region {
         writer.u64(self.mmap_offset);
         self.xen.unwrap_or_default().write(writer, layout);
     }
-}
-
-impl XenFields {
-    fn read(reader: &mut Reader<'_>, layout: RegionLayout) -> Result<Option<Self>, PayloadError> {
-        let (flags, domid) = match layout {
-            RegionLayout::Plain => return Ok(None),
-            RegionLayout::XenMerged => (reader.u32()?, reader.u32()?),
-            RegionLayout::XenReview => {
-                (narrow("xen flags", reader.u64()?)?, narrow("xen domain id", reader.u64()?)?)
-            }
-        };
-        Ok(Some(Self { flags, domid }))
-    }
-
-    fn write(self, writer: &mut Writer, layout: RegionLayout) {
-        match layout {
-            RegionLayout::Plain => {}
-            RegionLayout::XenMerged => {
-                writer.u32(self.flags);
-                writer.u32(self.domid);
-            }
-            RegionLayout::XenReview => {
-                writer.u64(self.flags.into());
-                writer.u64(self.domid.into());
-            }
-        }
-    }
-}
-
-/// No flag above bit 31 and no domain id above 16 bits exists.
-fn narrow(field: &'static str, got: u64) -> Result<u32, PayloadError> {
-    u32::try_from(got).map_err(|_| PayloadError::OutOfRange {
-        field,
-        got,
-        min: 0,
-        max: u32::MAX.into(),
-    })
 }
 
 /// All of guest memory: SET_MEM_TABLE.

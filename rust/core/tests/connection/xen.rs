@@ -1,0 +1,318 @@
+//! XEN_MMAP: three designs told apart by their bytes, and what is refused. Regions are laid out
+//! by hand.
+
+use std::fs::File;
+
+use vhost_user_core::connection::{Action, Connection, Offer, Outcome, Refusal, Step};
+use vhost_user_core::wire::payload::{XenMapping, XenMeans};
+use vhost_user_core::wire::{Flags, Frame, ProtocolFeatures, XenDesigns};
+
+use super::support::*;
+
+const XEN_MMAP: u64 = 1 << 17;
+const SET_XEN_MMAP: u32 = 41;
+/// A grant's address has bit 63.
+const GRANT: u64 = 1 << 63;
+
+/// What follows the four numbers of a region.
+#[derive(Clone, Copy)]
+enum Tail {
+    None,
+    Merged(u32, u32),
+    Review(u64, u64),
+}
+
+fn tail(tail: Tail) -> Vec<u8> {
+    match tail {
+        Tail::None => Vec::new(),
+        Tail::Merged(flags, domid) => [flags.to_ne_bytes(), domid.to_ne_bytes()].concat(),
+        Tail::Review(flags, domid) => [word(flags), word(domid)].concat(),
+    }
+}
+
+fn xen_table(regions: &[(RawRegion, Tail)]) -> Vec<u8> {
+    let each = regions.iter().flat_map(|(raw, more)| [region(*raw), tail(*more)].concat());
+    [state(regions.len() as u32, 0), each.collect()].concat()
+}
+
+fn xen_single(raw: RawRegion, more: Tail) -> Vec<u8> {
+    [word(0), region(raw), tail(more)].concat()
+}
+
+/// A connection that was asked for XEN_MMAP in `designs`, with the bit accepted.
+struct Xen(Connection);
+
+/// How a message ended.
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    /// The mappings of the regions that were to be mapped.
+    Mapped(Vec<Option<XenMapping>>),
+    /// Nothing to carry out.
+    Done,
+    Refused(String),
+}
+
+impl Xen {
+    fn new(designs: XenDesigns) -> Self {
+        let mut connection = Connection::new(xen_offer(Some(designs)));
+        let accept = word(PROTOCOL | XEN_MMAP);
+        let step = connection.handle(frame(SET_PROTOCOL_FEATURES, accept, 0));
+        assert!(matches!(step, Step::Reply(Some(_))), "{step:?}");
+        let mut xen = Self(connection);
+        assert_eq!(xen.say(SET_FEATURES, word(OFFERED), 0), End::Done);
+        xen
+    }
+
+    fn say(&mut self, number: u32, payload: Vec<u8>, fds: usize) -> End {
+        let step = match self.0.handle(frame(number, payload, fds)) {
+            Step::Act(action) => {
+                let mappings = match &action {
+                    Action::SetMemory(offers) => offers.iter().map(|o| o.xen).collect(),
+                    Action::AddRegion(offer) => vec![offer.xen],
+                    _ => Vec::new(),
+                };
+                let Step::Reply(Some(_)) = self.0.done(Outcome::Done) else { panic!() };
+                let silent = matches!(action, Action::Features { .. } | Action::RemoveRegion(_));
+                return if silent { End::Done } else { End::Mapped(mappings) };
+            }
+            step => step,
+        };
+        match step {
+            Step::Reply(Some(_)) => End::Done,
+            Step::Refuse { why: Refusal(why), .. } => End::Refused(why),
+            step => panic!("{step:?}"),
+        }
+    }
+
+    fn why(&mut self, number: u32, payload: Vec<u8>, fds: usize) -> String {
+        match self.say(number, payload, fds) {
+            End::Refused(why) => why,
+            end => panic!("{end:?}"),
+        }
+    }
+}
+
+fn xen_offer(xen: Option<XenDesigns>) -> Offer {
+    Offer { xen, ..offer(2) }
+}
+
+fn frame(number: u32, payload: Vec<u8>, fds: usize) -> Frame {
+    let fds = (0..fds).map(|_| File::open("/dev/null").unwrap().into()).collect();
+    Frame::new(number, Flags::from_bits_retain(NEED_REPLY), payload, fds)
+}
+
+fn mapped(domid: u16, means: XenMeans) -> Option<XenMapping> {
+    Some(XenMapping { domid, means, more: false })
+}
+
+/// Guest RAM of an Arm guest, and grants from reference 16 on.
+const RAM: RawRegion = [0x4000_0000, 0x1000_0000, 0x7f00_0000_0000, 0];
+const GRANTS: RawRegion = [GRANT | 16 << 12, 0x8000, 0, 0];
+
+#[test]
+fn designs_are_told_apart_by_the_bytes_of_a_region() {
+    let mut xen = Xen::new(XenDesigns::ALL);
+    let foreign = End::Mapped(vec![mapped(5, XenMeans::Foreign)]);
+    assert_eq!(xen.say(SET_MEM_TABLE, xen_table(&[(RAM, Tail::Merged(1, 5))]), 1), foreign);
+    assert_eq!(xen.say(SET_MEM_TABLE, xen_table(&[(RAM, Tail::Review(1, 5))]), 1), foreign);
+    assert_eq!(xen.say(SET_XEN_MMAP, [word(1), word(5)].concat(), 0), End::Done);
+    assert_eq!(xen.say(SET_MEM_TABLE, xen_table(&[(RAM, Tail::None)]), 1), foreign);
+}
+
+#[test]
+fn single_regions_follow_the_same_designs() {
+    let mut xen = Xen::new(XenDesigns::ALL);
+    let grant = End::Mapped(vec![mapped(7, XenMeans::Grant)]);
+    for more in [Tail::Merged(2, 7), Tail::Review(2, 7)] {
+        assert_eq!(xen.say(ADD_MEM_REG, xen_single(GRANTS, more), 1), grant);
+        assert_eq!(xen.say(REM_MEM_REG, xen_single(GRANTS, more), 0), End::Done);
+    }
+}
+
+#[test]
+fn the_number_of_regions_tells_sizes_apart_that_several_designs_could_have() {
+    // 8 + 240 bytes: 6 regions of 40 bytes, or 5 of 48.
+    let mut xen = Xen::new(XenDesigns::ALL);
+    let at = |n: u64| [n << 30, 1 << 20, n << 40, 0];
+    let merged: Vec<_> = (0..6).map(|n| (at(n), Tail::Merged(1, n as u32))).collect();
+    let review: Vec<_> = (0..5).map(|n| (at(n), Tail::Review(1, n))).collect();
+    assert_eq!(xen_table(&merged).len(), xen_table(&review).len());
+    for (table, count) in [(xen_table(&merged), 6), (xen_table(&review), 5)] {
+        let expected = (0..count).map(|n| mapped(n, XenMeans::Foreign)).collect();
+        assert_eq!(xen.say(SET_MEM_TABLE, table, count.into()), End::Mapped(expected));
+    }
+}
+
+#[test]
+fn a_table_whose_count_fits_no_design_is_refused() {
+    let mut xen = Xen::new(XenDesigns::ALL);
+    for (count, bytes) in [(0, 40), (2, 40), (1, 36), (1, 80), (3, 112), (u32::MAX, 40)] {
+        let payload = [state(count, 0), vec![0; bytes]].concat();
+        let why = xen.why(SET_MEM_TABLE, payload, 1);
+        assert!(why.contains(&format!("{} bytes for {count} regions", bytes + 8)), "{why}");
+    }
+}
+
+#[test]
+fn a_design_that_is_not_in_use_is_refused() {
+    for (designs, more) in [
+        (XenDesigns::MERGED, Tail::Review(1, 1)),
+        (XenDesigns::MERGED, Tail::None),
+        (XenDesigns::REVIEW, Tail::Merged(1, 1)),
+        (XenDesigns::MESSAGE, Tail::Merged(1, 1)),
+    ] {
+        let why = Xen::new(designs).why(SET_MEM_TABLE, xen_table(&[(RAM, more)]), 1);
+        assert!(why.contains("bytes for 1 regions"), "{why}");
+    }
+}
+
+#[test]
+fn without_xen_mmap_regions_have_32_bytes_and_nothing_else() {
+    let mut connection = Connection::new(xen_offer(Some(XenDesigns::ALL)));
+    connection.handle(frame(SET_PROTOCOL_FEATURES, word(PROTOCOL), 0));
+    let step = connection.handle(frame(SET_MEM_TABLE, xen_table(&[(RAM, Tail::Merged(1, 1))]), 1));
+    assert!(matches!(step, Step::Refuse { .. }), "{step:?}");
+    let step = connection.handle(frame(SET_XEN_MMAP, [word(1), word(1)].concat(), 0));
+    assert!(matches!(step, Step::Refuse { .. }), "{step:?}");
+    let step = connection.handle(frame(SET_MEM_TABLE, xen_table(&[(REGION, Tail::None)]), 1));
+    let Step::Act(Action::SetMemory(offers)) = step else { panic!("{step:?}") };
+    assert_eq!(offers[0].xen, None);
+}
+
+#[test]
+fn a_front_end_that_acknowledges_the_bit_and_sends_plain_regions_is_an_ordinary_one() {
+    let mut xen = Xen::new(XenDesigns::ALL);
+    assert_eq!(xen.say(SET_MEM_TABLE, table(&[REGION]), 1), End::Mapped(vec![None]));
+}
+
+#[test]
+fn flags_0_are_an_ordinary_mapping() {
+    let mut xen = Xen::new(XenDesigns::ALL);
+    let file = [0, 0x1000_0000, 0x7f00_0000_0000, 0x3000];
+    let table = xen_table(&[(file, Tail::Merged(0, 0))]);
+    assert_eq!(xen.say(SET_MEM_TABLE, table, 1), End::Mapped(vec![None]));
+}
+
+#[test]
+fn the_message_holds_for_later_regions_until_it_comes_again() {
+    let mut xen = Xen::new(XenDesigns::MESSAGE);
+    let high = [8 << 30, 1 << 20, 0x7f80_0000_0000, 0];
+    for (fields, raw, expected) in [
+        ((1_u64, 3_u64), RAM, mapped(3, XenMeans::Foreign)),
+        ((2, 4), GRANTS, mapped(4, XenMeans::Grant)),
+        ((0x102, 4), [GRANT | 32 << 12, 0x8000, 0, 0], mapped(4, XenMeans::GrantOnDemand)),
+        ((0xa, 4), [GRANT | 64 << 12, 0x8000, 0, 0], mapped(4, XenMeans::GrantOnDemand)),
+        ((0, 0), high, None),
+    ] {
+        let payload = [word(fields.0), word(fields.1)].concat();
+        assert_eq!(xen.say(SET_XEN_MMAP, payload, 0), End::Done);
+        let added = xen.say(ADD_MEM_REG, xen_single(raw, Tail::None), 1);
+        assert_eq!(added, End::Mapped(vec![expected]));
+    }
+}
+
+#[test]
+fn the_message_may_allow_more_to_be_mapped() {
+    let mut xen = Xen::new(XenDesigns::MESSAGE);
+    assert_eq!(xen.say(SET_XEN_MMAP, [word(6), word(9)].concat(), 0), End::Done);
+    let more = XenMapping { domid: 9, means: XenMeans::Grant, more: true };
+    let added = xen.say(ADD_MEM_REG, xen_single(GRANTS, Tail::None), 1);
+    assert_eq!(added, End::Mapped(vec![Some(more)]));
+}
+
+#[test]
+fn a_refused_message_leaves_the_former_one_in_force() {
+    let mut xen = Xen::new(XenDesigns::MESSAGE);
+    assert_eq!(xen.say(SET_XEN_MMAP, [word(1), word(3)].concat(), 0), End::Done);
+    for (flags, domid, part) in [
+        (3, 1, "xen mmap flags 0x3"),
+        (0x10, 1, "unknown bits in xen mmap flags: 0x10"),
+        (1 << 32, 1, "xen mmap flags out of range: 4294967296"),
+        (1, 0x7ff0, "xen domain id out of range: 32752"),
+        (1, 1 << 32, "xen domain id out of range: 4294967296"),
+    ] {
+        let why = xen.why(SET_XEN_MMAP, [word(flags), word(domid)].concat(), 0);
+        assert!(why.starts_with("SET_XEN_MMAP: ") && why.contains(part), "{why}");
+    }
+    assert!(xen.why(SET_XEN_MMAP, vec![0; 15], 0).starts_with("SET_XEN_MMAP: 15 bytes"));
+    assert!(xen.why(SET_XEN_MMAP, vec![0; 16], 1).starts_with("SET_XEN_MMAP: 1 descriptors"));
+    let added = xen.say(ADD_MEM_REG, xen_single(RAM, Tail::None), 1);
+    assert_eq!(added, End::Mapped(vec![mapped(3, XenMeans::Foreign)]));
+}
+
+#[test]
+fn without_the_message_design_number_41_stays_the_shared_objects() {
+    let mut connection = Connection::new(xen_offer(Some(XenDesigns::MERGED)));
+    connection.handle(frame(SET_PROTOCOL_FEATURES, word(PROTOCOL | XEN_MMAP), 0));
+    let step = connection.handle(frame(41, vec![0; 16], 0));
+    let Step::Refuse { reply, why } = step else { panic!("{step:?}") };
+    assert!(why.0.starts_with("GET_SHARED_OBJECT: "), "{why}");
+    assert!(reply.payload.is_empty());
+}
+
+#[test]
+fn xen_mmap_is_not_accepted_when_it_was_not_offered() {
+    let mut connection = Connection::new(xen_offer(None));
+    let step = connection.handle(frame(SET_PROTOCOL_FEATURES, word(PROTOCOL | XEN_MMAP), 0));
+    let Step::Refuse { why, .. } = step else { panic!("{step:?}") };
+    assert!(why.0.contains("not offered: XEN_MMAP"), "{why}");
+    assert!(!connection.protocol_features().contains(ProtocolFeatures::XEN_MMAP));
+}
+
+#[test]
+fn bad_regions_are_refused_by_field_and_value() {
+    let offset = [0x4000_0000, 0x1000, 0x7f00_0000_0000, 0x1000];
+    let foreign_grant = [GRANT | 0x1000, 0x1000, 0, 0];
+    let no_bit = [0x1000, 0x1000, 0, 0];
+    let high_bit = [GRANT | 1 << 44, 0x1000, 0, 0];
+    let last = [GRANT | ((1 << 44) - 0x1000), 0x1001, 0, 0];
+    for (raw, flags, domid, part) in [
+        (RAM, 3, 1, "xen mmap flags 0x3: foreign and grant"),
+        (RAM, 0x101, 1, "xen mmap flags 0x101: foreign memory is mapped in advance"),
+        (RAM, 0x9, 1, "xen mmap flags 0x9: foreign memory is mapped in advance"),
+        (GRANTS, 0x100, 1, "xen mmap flags 0x100: neither"),
+        (GRANTS, 0x10a, 1, "xen mmap flags 0x10a: 0x8 and 0x100"),
+        (GRANTS, 0x42, 1, "unknown bits in xen mmap flags: 0x40"),
+        (GRANTS, 0x6, 1, "unknown bits in xen mmap flags: 0x4"),
+        (RAM, 1, 0x7ff0, "xen domain id out of range: 32752"),
+        (RAM, 1, 0x1_0000, "xen domain id out of range: 65536"),
+        (RAM, 1, u32::MAX, "xen domain id out of range: 4294967295"),
+        (offset, 1, 1, "mmap offset 0x1000"),
+        (foreign_grant, 1, 1, "guest address 0x8000000000001000: bit 63"),
+        (no_bit, 2, 1, "guest address 0x1000, 0x1000 bytes: grants lie from bit 63"),
+        (high_bit, 0x102, 1, "grants lie from bit 63 on, with references of 32 bits"),
+        (last, 2, 1, "grants lie from bit 63 on, with references of 32 bits"),
+    ] {
+        let mut xen = Xen::new(XenDesigns::ALL);
+        let more = Tail::Merged(flags, domid);
+        let why = xen.why(ADD_MEM_REG, xen_single(raw, more), 1);
+        assert!(why.starts_with("ADD_MEM_REG: ") && why.contains(part), "{why}");
+        let why = xen.why(SET_MEM_TABLE, xen_table(&[(raw, more)]), 1);
+        assert!(why.starts_with("SET_MEM_TABLE: ") && why.contains(part), "{why}");
+    }
+}
+
+#[test]
+fn a_whole_space_of_grants_is_one_region() {
+    let mut xen = Xen::new(XenDesigns::ALL);
+    let all = [GRANT, 1 << 44, 0, 0];
+    let added = xen.say(ADD_MEM_REG, xen_single(all, Tail::Merged(0x102, 1)), 1);
+    assert_eq!(added, End::Mapped(vec![mapped(1, XenMeans::GrantOnDemand)]));
+}
+
+#[test]
+fn postcopy_and_dirty_logging_are_refused_with_xen_mmap() {
+    let everything = Offer { protocol_features: ProtocolFeatures::all(), ..offer(2) };
+    let connection = |accepted: u64| {
+        let xen = Some(XenDesigns::ALL);
+        let mut connection = Connection::new(Offer { xen, ..everything.clone() });
+        let step = connection.handle(frame(SET_PROTOCOL_FEATURES, word(accepted), 0));
+        assert!(matches!(step, Step::Reply(_)), "{step:?}");
+        connection
+    };
+    for (number, payload, fds) in [(6, vec![0; 16], 1), (7, vec![], 1), (28, vec![], 0)] {
+        let step = connection(PROTOCOL | XEN_MMAP).handle(frame(number, payload, fds));
+        let (Step::Refuse { why, .. } | Step::Close(why)) = step else { panic!("{step:?}") };
+        assert!(why.0.contains("not possible with XEN_MMAP"), "{why}");
+    }
+}
