@@ -36,6 +36,7 @@ class Granted:
     ) -> None:
         self.fd = fd
         self.count = len(references)
+        self._forgotten = False
         pairs = b"".join(REFERENCE.pack(domain, reference) for reference in references)
         argument = bytearray(MAP.pack(self.count, 0) + pairs)
         call(fd, MAP_GRANT_REF, argument)
@@ -45,16 +46,19 @@ class Granted:
                 fd, self.count * PAGE, flags=mmap.MAP_SHARED, prot=protection, offset=self.index
             )
         except OSError:
-            self._forget()
+            self.forget()
             raise
 
     def close(self) -> None:
-        """Unmap first, then give the index back: the kernel wants this order."""
+        """Unmap, and give the index back if that was not done before."""
         self.area.close()
-        self._forget()
+        if not self._forgotten:
+            self.forget()
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Give the index back. The pages stay until the area is unmapped or its process ends."""
         call(self.fd, UNMAP_GRANT_REF, bytearray(UNMAP.pack(self.index, self.count)))
+        self._forgotten = True
 
     def __enter__(self) -> mmap.mmap:
         return self.area
@@ -73,15 +77,19 @@ class Piece(NamedTuple):
 
 def copy_from(fd: int, domain: int, pieces: Sequence[Piece]) -> tuple[bytes, list[int]]:
     """The bytes of ``pieces`` one after another, and Xen's status for each."""
-    total = sum(piece.length for piece in pieces)
-    local = bytearray(total)
+    local = bytearray(sum(piece.length for piece in pieces))
+    statuses = copy(fd, segments_into(local, domain, pieces))
+    return bytes(local), statuses
+
+
+def segments_into(local: bytearray, domain: int, pieces: Sequence[Piece]) -> bytearray:
+    """What ``copy`` takes to bring ``pieces`` into ``local``, which must outlive it."""
     segments, place = bytearray(), address(local)
     for reference, offset, length in pieces:
         source = (reference, offset, domain)
         segments += SEGMENT.pack(*source, place, length, SOURCE_IS_GRANT, 0)
         place += length
-    statuses = _copy(fd, segments)
-    return bytes(local), statuses
+    return segments
 
 
 def copy_to(fd: int, domain: int, piece: Piece, data: bytes) -> int:
@@ -90,10 +98,11 @@ def copy_to(fd: int, domain: int, piece: Piece, data: bytes) -> int:
     target = (piece.reference, piece.offset, domain)
     flags = DESTINATION_IS_GRANT
     segments = bytearray(SEGMENT_BACK.pack(address(local), *target, piece.length, flags, 0))
-    return _copy(fd, segments)[0]
+    return copy(fd, segments)[0]
 
 
-def _copy(fd: int, segments: bytearray) -> list[int]:
+def copy(fd: int, segments: bytearray) -> list[int]:
+    """Let Xen copy ``segments`` by one call; gives its status for each, 0 for success."""
     count = len(segments) // SEGMENT.size
     call(fd, GRANT_COPY, bytearray(COPY.pack(count, address(segments))))
     return [SEGMENT.unpack_from(segments, n * SEGMENT.size)[-1] for n in range(count)]

@@ -11,6 +11,8 @@ import struct
 from collections.abc import Iterable
 from mmap import mmap
 
+from peer.process import eventually
+
 ENTRY = struct.Struct("<HHI")
 FLAGS = struct.Struct("<H")
 PERMIT_ACCESS, READ_ONLY = 1 << 0, 1 << 2
@@ -36,6 +38,15 @@ class GrantTable:
             raise ValueError(f"references in use cannot be revoked: {used}")
         for reference in references:
             ENTRY.pack_into(self._area, reference * ENTRY.size, 0, 0, 0)
+
+    def revoke_all(self, seconds: float = 10.0) -> None:
+        """End all grants, once a back-end that was left or told to stop has let go of the pages.
+
+        ``TimeoutError`` when it does not.
+        """
+        if not eventually(lambda: not self.in_use(), seconds):
+            raise TimeoutError(f"still in use after {seconds} s: {self.in_use()}")
+        self._area[:] = bytes(len(self._area))
 
     def in_use(self, references: Iterable[int] | None = None) -> list[int]:
         """The references that somebody has mapped; of ``references`` or of the whole table."""

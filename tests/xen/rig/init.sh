@@ -5,6 +5,7 @@
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
+mount -t tracefs tracefs /sys/kernel/tracing
 mkdir -p /dev/shm /results
 mount -t tmpfs tmpfs /dev/shm
 exec </dev/console >/dev/console 2>&1

@@ -1,0 +1,19 @@
+"""The count of calls counts."""
+
+from __future__ import annotations
+
+import os
+
+from ..calls import GrantCalls
+from ..gntdev import Granted, Piece, copy_from
+from ..guest import FRAMES, Guest
+
+
+def test_each_call_of_the_grant_device_is_counted(guest: Guest, gntdev: int) -> None:
+    guest.grants.grant(16, FRAMES[0])
+    with GrantCalls(os.getpid()) as calls:
+        Granted(gntdev, guest.domain, [16]).close()
+        Granted(gntdev, guest.domain, [16, 16]).close()
+        copy_from(gntdev, guest.domain, [Piece(16, 0, 8)])
+    assert calls.counts == {"map": 2, "unmap": 2, "copy": 1}
+    guest.grants.revoke(16)
