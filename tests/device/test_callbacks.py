@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -106,28 +107,36 @@ def test_an_exception_that_ends_programs_stops_the_back_end(
     assert front.channel.is_closed()
 
 
-def drop_more_than_the_ring_has(disk: BlkDriver, device: KeepingDisk) -> None:
-    for _ in range(disk.ring.size + 1):
-        request = disk.prepare(Type.IN, 0, room=512)
-        disk.submit(request)
-        disk.ring.kick()
-        device.wait(1).clear()
-        (used,) = disk.ring.wait(1)
-        assert disk.result(request, used.length) == (Status.IOERR, bytes([CANARY]) * 512, 1)
+def drop_one(disk: BlkDriver, device: KeepingDisk) -> None:
+    request = disk.prepare(Type.IN, 0, room=512)
+    disk.submit(request)
+    disk.ring.kick()
+    device.wait(1).clear()
+    (used,) = disk.ring.wait(1)
+    assert disk.result(request, used.length) == (Status.IOERR, bytes([CANARY]) * 512, 1)
 
 
-def test_a_request_that_is_dropped_unanswered_fails(drive: Drive) -> None:
-    """With a warning; and no slot of the ring is lost."""
+def test_requests_that_are_dropped_unanswered_fail(drive: Drive) -> None:
+    """More of them than the ring has entries: no slot is lost."""
     device = KeepingDisk()
     disk = drive(device).blk()
-    with pytest.warns(ResourceWarning):
-        drop_more_than_the_ring_has(disk, device)
+    for _ in range(disk.ring.size + 1):
+        drop_one(disk, device)
     request = disk.prepare(Type.IN, 0, room=512)
     disk.submit(request)
     disk.ring.kick()
     device.wait(1).pop().complete()
     disk.ring.wait(1)
     assert disk.result(request).status == Status.OK
+
+
+def test_a_dropped_request_is_warned_of(drive: Drive) -> None:
+    device = KeepingDisk()
+    disk = drive(device).blk()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        drop_one(disk, device)
+        assert eventually(lambda: any(w.category is ResourceWarning for w in caught))
 
 
 def test_a_request_completes_once(drive: Drive) -> None:

@@ -14,12 +14,14 @@ from typing import Any, Protocol, TypeVar
 from peer import wire
 from peer.front_end import FrontEnd
 from peer.memory import GuestMemory, memfd
+from peer.numbers import Request
 from peer.process import Holdings, eventually, private_kib, settles
 
 SERVED = Path(__file__).with_name("served.py")
 SIZE = 1 << 20
 """Bytes of each disk unless a test asks for another."""
 WITNESS_SECONDS = 1.0
+VICTIM_SECONDS = 10.0
 ANSWER_SECONDS = 20.0
 
 
@@ -146,9 +148,10 @@ class Server:
     # What holds after every test.
 
     def end(self) -> None:
-        """After a test: hangs up, and checks that nothing is left and the witness answers."""
+        """After a test: hangs up, and checks that both devices answer and that nothing is left."""
         self.hang_up()
         self.check_witness()
+        self.check_victim()
         difference = settles(self.pid, self._before)
         assert not difference, f"the process does not hold what it held before: {difference}"
 
@@ -164,6 +167,13 @@ class Server:
             self._died()
         result = self._witness.blk().run(self._witness_read, seconds)
         assert result.status == 0, f"the witness answered {result.status}"
+
+    def check_victim(self) -> None:
+        """The victim takes the next front-end. All that dialled before have then had their turn."""
+        channel = wire.Channel.connect(self.path())
+        channel.socket.settimeout(VICTIM_SECONDS)
+        assert channel.ask_u64(Request.GET_FEATURES)
+        channel.close()
 
     def settled(self) -> str:
         """What differs from the beginning of the test, after some time to settle."""

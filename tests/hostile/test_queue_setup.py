@@ -15,7 +15,7 @@ from peer.blk import Type
 from peer.front_end import FrontEnd
 from peer.memory import PAGE, GuestMemory, Region
 from peer.numbers import NO_FD, Feature, Request
-from peer.process import cpu_seconds
+from peer.process import cpu_seconds, eventually
 
 from .conftest import Refused
 from .server import Server
@@ -307,5 +307,6 @@ def test_a_full_call_counter_holds_nothing_up(server: Server) -> None:
     request = front.blk().prepare(Type.IN, 0, room=512)
     front.blk().submit(request)
     ring.kick()
-    assert front.stop_ring() == 1
+    assert eventually(lambda: ring.used_index == 1)
     assert front.blk().result(request).status == 0
+    assert front.stop_ring() == 1

@@ -31,9 +31,10 @@ def descriptors(pid: int) -> Counter[str]:
     for entry in os.listdir(folder):
         try:
             target = os.readlink(folder / entry)
-        except FileNotFoundError:  # closed since it was listed (or the listing's own descriptor)
+        except FileNotFoundError:  # closed since it was listed
             continue
-        if target != f"/proc/{pid}/fd":
+        # Neither the listing's own descriptor nor a module that is just being imported.
+        if target != f"/proc/{pid}/fd" and not target.endswith((".py", ".pyc")):
             kinds[re.sub(r":\[\d+\]$", "", target)] += 1
     return kinds
 

@@ -47,13 +47,21 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         command = [str(DAEMON), "--blockdev", f"{blockdev},node-name=n", "--export"]
         command.append(f"{export},writable=on,num-queues={queues}")
         running.append(subprocess.Popen(command))
-        assert eventually(socket.exists), "the daemon made no socket"
+        assert eventually(lambda: answers(socket)), "the daemon does not listen"
         return str(socket)
 
     yield start
     for process in running:
         process.terminate()
         process.wait(10)
+
+
+def answers(path: Path) -> bool:
+    try:
+        wire.Channel.connect(str(path)).close()
+    except OSError:
+        return False
+    return True
 
 
 def file(path: Path) -> str:
