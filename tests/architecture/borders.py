@@ -19,7 +19,8 @@ MAY_NAME = {
     "wire": {"address"},
     "socket": {"wire", "sys", "error"},
     "connection": {"wire", "address"},
-    "memory": {"address", "sys"},
+    "xen": {"sys"},
+    "memory": {"address", "sys", "xen"},
     "ring": {"memory", "address"},
     "request": {"memory", "sys"},
     "pace": set(),
@@ -37,6 +38,24 @@ MAY_NAME = {
 TESTS_MAY_NAME = {"block": {"ring", "address"}}
 """What the tests of a module may name beyond that, in files of their own: they stand at the other
 end of what the module serves."""
+
+CORE_CRATE = "vhost_user_core"
+BINDING_MAY_NAME = {
+    *("backend", "socket", "frontend", "device", "pace", "block", "request", "memory", "error"),
+}
+"""Which modules of the core the binding may name: neither protocol nor rings, and of memory what
+requests are made of."""
+
+DEVICES_KNOW_NOTHING_OF = {
+    "socket",
+    "selectors",
+    "select",
+    "threading",
+    "asyncio",
+    "mmap",
+    "server",
+}
+"""What no device class imports, be it Python's or the package's."""
 
 UNSAFE_CORE = re.compile(r"sys/\w+\.rs|memory/view\.rs|xen/linux\.rs")
 UNSAFE_PYTHON = re.compile(r"(buffer|call)\.rs")
@@ -81,15 +100,32 @@ def core_imports(source: str, path: str) -> Iterator[str]:
     """Imports of the extension module in a Python file that may not have them."""
     if path in IMPORTS_CORE:
         return
+    for line, names in imports(source):
+        if any("_core" in name.split(".") for name in names):
+            yield f"{path}:{line}: imports _core"
+
+
+def imports(source: str) -> Iterator[tuple[int, list[str]]]:
+    """Each import statement of a Python file: its line, and the full names that it imports."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            yield node.lineno, [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            names = [f"{node.module or ''}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        if any("_core" in name.split(".") for name in names):
-            yield f"{path}:{node.lineno}: imports _core"
+            yield node.lineno, [f"{node.module or ''}.{alias.name}" for alias in node.names]
+
+
+def too_deep(source: str, path: str) -> Iterator[str]:
+    """Modules of the core that a file of the binding names and may not."""
+    for name in sorted(modules_named(source, path, CORE_CRATE) - BINDING_MAY_NAME):
+        yield f"{path}: the binding names {name}"
+
+
+def not_a_devices_business(source: str, path: str) -> Iterator[str]:
+    """Imports that no device class may have."""
+    for line, names in imports(source):
+        for name in names:
+            if DEVICES_KNOW_NOTHING_OF & set(name.split(".")):
+                yield f"{path}:{line}: a device class imports {name}"
 
 
 def sources(root: Path, pattern: str) -> Iterator[tuple[str, str]]:

@@ -46,12 +46,14 @@ def module_of(path: str) -> tuple[str, ...]:
     return (*folders, *([] if name in ("mod", "lib") else [name]), *tests)
 
 
-def modules_named(source: str, path: str) -> set[str]:
-    """The top-level modules of the crate that a file names. `path` is relative to `src`.
+def modules_named(source: str, path: str, crate: str = "crate") -> set[str]:
+    """The top-level modules of a crate that a file names. `path` is relative to `src`.
 
     `crate::`, `self::` and `super::` are followed, also in inline modules, and so is each leaf of
-    a `use` tree. Paths with none of the three in front cannot leave their module.
+    a `use` tree. Paths with none of the three in front cannot leave their module. For another
+    `crate` its own name stands in front.
     """
+    begins = (crate, "self", "super") if crate == "crate" else (crate,)
     words = ["", *TOKEN.findall(code(source)), "", "", ""]
     module = list(module_of(path))
     inline: list[bool] = []  # for each open brace: whether a module's
@@ -63,16 +65,14 @@ def modules_named(source: str, path: str) -> set[str]:
                 module.append(words[at - 1])
         elif word == "}" and inline and inline.pop():
             module.pop()
-        elif at and _begins_path(*words[at - 1 : at + 2]):
+        elif word in begins and _begins_path(*words[at - 1 : at + 2]):
             leaves, _ = _tree(words, at)
-            found |= {_top(module, leaf) for leaf in leaves}
+            found |= {_top(module, leaf, crate) for leaf in leaves}
     return found
 
 
 def _begins_path(before: str, word: str, after: str) -> bool:
-    if word not in ("crate", "self", "super") or before == "::":
-        return False
-    return after == "::" or (before, word, after) == ("use", "crate", "as")
+    return before != "::" and (after == "::" or (before == "use" and after in ("as", ";")))
 
 
 def _tree(words: list[str], at: int) -> tuple[list[list[str]], int]:
@@ -93,11 +93,11 @@ def _tree(words: list[str], at: int) -> tuple[list[list[str]], int]:
     return [[words[at]]], at + 1
 
 
-def _top(module: list[str], leaf: list[str]) -> str:
+def _top(module: list[str], leaf: list[str], crate: str) -> str:
     """The top-level module that a path leads to from `module`."""
     place = list(module)
     for word in leaf:
-        if word == "crate":
+        if word == crate:
             place = []
         elif word == "super":
             place = place[:-1]

@@ -83,6 +83,24 @@ def test_only_the_facade_imports_the_extension_module() -> None:
     assert found == []
 
 
+def test_the_binding_knows_neither_protocol_nor_rings() -> None:
+    found = [
+        line
+        for source, path in borders.sources(BINDING, "*.rs")
+        for line in borders.too_deep(source, path)
+    ]
+    assert found == []
+
+
+def test_device_classes_know_no_sockets_and_no_threads() -> None:
+    found = [
+        line
+        for source, path in borders.sources(PACKAGE / "devices", "*.py")
+        for line in borders.not_a_devices_business(source, path)
+    ]
+    assert found == []
+
+
 # The check itself.
 
 
@@ -166,3 +184,26 @@ def test_impure_code_is_seen(line: str) -> None:
 def test_an_import_of_the_extension_module_is_seen(line: str) -> None:
     assert list(borders.core_imports(line, "blk.py"))
     assert list(borders.core_imports(line, "server.py")) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "use vhost_user_core::{device::Device, ring::SplitRing};",
+        "fn f() { vhost_user_core::wire::Frame::new() }",
+        "use vhost_user_core as core;",
+        "use vhost_user_core::*;",
+    ],
+)
+def test_a_binding_that_reaches_too_deep_is_seen(line: str) -> None:
+    assert list(borders.too_deep(line, "device.rs"))
+    assert list(borders.too_deep("use vhost_user_core::backend::{self, Event};", "lib.rs")) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["import socket", "from threading import Lock", "from ..server import Backend"],
+)
+def test_a_device_class_that_knows_too_much_is_seen(line: str) -> None:
+    assert list(borders.not_a_devices_business(line, "blk.py"))
+    assert list(borders.not_a_devices_business("import os\nfrom ..errors import A", "blk.py")) == []
