@@ -8,7 +8,7 @@ from .conftest import Boot
 from .disk import DISK_BYTES, RamDisk
 from .rig.machine import Device, Machine
 
-PATTERN_BYTES = 32 << 20
+PATTERN_BYTES = 8 << 20
 PAUSES = 20
 
 
