@@ -8,7 +8,7 @@ import ctypes
 import gc
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -98,11 +98,8 @@ def test_what_is_written_to_a_kept_view_reaches_the_driver(vhost_socket: Path) -
             assert held.data == b"late" * 256
 
 
-@KEEPS
+@pytest.mark.parametrize("keep", [slice_of, array_of, cast_of])  # ctypes takes no read-only buffer
 def test_a_kept_view_of_a_write_keeps_its_request(vhost_socket: Path, keep: Keep) -> None:
-    if keep is pointer_to:
-        pytest.skip("ctypes takes no read-only buffer")
-
     class Writes(Kept):
         def write(self, offset: int, buf: memoryview, /) -> None:
             self.kept.append(self.keep(buf))
@@ -305,18 +302,33 @@ def test_no_view_reaches_past_its_request(vhost_socket: Path) -> None:
                 assert read.untouched
 
 
-def test_the_variables_of_a_callback_that_raised_hold_no_request(
-    vhost_blk: vu.testing.BlkFactory,
-) -> None:
+def test_the_variables_of_a_callback_that_raised_hold_no_request(vhost_socket: Path) -> None:
     """The exception is kept, by the log and for the test; the frames it came through are not."""
 
-    class Slicing(Keeper):
+    class OneByOne(Keeper):
         def read(self, offset: int, buf: memoryview, /) -> None:
             head = buf[:16]
             head[0] = 1
             raise LookupError
 
-    disk = vhost_blk(Slicing())
-    with pytest.raises(vu.RequestError) as caught:
-        disk.pread(512, 0)
-    assert isinstance(caught.value.__cause__, LookupError)
+    class InBatches(Keeper):
+        def on_batch(self, batch: Sequence[vu.BlockRequest], /) -> None:
+            for request in batch:
+                head = request.data[:16]
+                head[0] = 1
+                raise LookupError
+
+    class AsQueue(vu.Device):
+        device_id = 2
+
+        def on_queue(self, queue: vu.Queue, /) -> None:
+            for request in queue:
+                head = request.readable[:16]
+                raise LookupError(len(head))
+
+    for device in (OneByOne(), InBatches(), AsQueue()):
+        backend = vu.Backend(device, socket=vhost_socket, on_error="raise")
+        with backend, open_driver(vhost_socket) as driver:
+            read = driver.read(0, 512)
+            assert driver.wait().head == read.head
+            assert isinstance(backend.take_failure(), LookupError)

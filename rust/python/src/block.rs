@@ -23,7 +23,7 @@ use crate::call::call;
 use crate::device::{Callee, run_worker};
 use crate::error;
 use crate::log;
-use crate::report::{Context, Fault, Reports};
+use crate::report::{Context, Fault, Reports, forget_locals};
 use crate::ticket::{Answerable, Origin};
 
 /// A block device with Python callbacks.
@@ -279,6 +279,11 @@ impl PyBlock {
         served.into_iter().for_each(|request| self.core.finish_id(request, batch));
         if count > 0 {
             let result = call(py, &calls.on_batch, [object.bind(py).as_any()]).map(drop);
+            if let Err(error) = &result
+                && requests.is_viewed(py)
+            {
+                forget_locals(py, error);
+            }
             let status = self.status(py, result, "on_batch", &format_args!("{count} requests"));
             requests.carry_out(py);
             let durable = if writes { self.flush_after(py, calls, through) } else { Status::Ok };
@@ -403,18 +408,6 @@ impl fmt::Display for Shown {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { op, offset, length, queue } = self;
         write!(f, "{op} of {length} bytes at offset {offset}, queue {queue}")
-    }
-}
-
-/// Empties the frames that an exception came through. They hold the callback's variables, and with
-/// them views of the request, for as long as somebody keeps the exception: a log, a debugger.
-#[cold]
-fn forget_locals(py: Python<'_>, error: &PyErr) {
-    let cleared = error.traceback(py).map(|traceback| {
-        py.import("traceback")?.call_method1("clear_frames", (traceback,)).map(drop)
-    });
-    if let Some(Err(error)) = cleared {
-        error.write_unraisable(py, None);
     }
 }
 

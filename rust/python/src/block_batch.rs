@@ -141,6 +141,12 @@ impl BlockBatch {
         inner.entries.extend(std::iter::from_fn(next).map(|request| Entry::Plain(request, None)));
     }
 
+    /// Whether views of a request's data are left.
+    pub(crate) fn is_viewed(&self, py: Python<'_>) -> bool {
+        let viewed = |entry: &Entry| matches!(entry, Entry::Object(o) if o.get().is_viewed(py));
+        self.lock(py).entries.iter().any(viewed)
+    }
+
     /// Carries out what `submit` asked for, detached from the interpreter.
     pub(crate) fn carry_out(&self, py: Python<'_>) {
         let mut inner = self.lock(py);

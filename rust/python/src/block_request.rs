@@ -340,6 +340,11 @@ impl BlockRequest {
         moved.or_else(|error| self.ticket.answer(py, Status::from(&error)))
     }
 
+    /// Whether views of its data are left.
+    pub(crate) fn is_viewed(&self, py: Python<'_>) -> bool {
+        self.ticket.is_viewed(py)
+    }
+
     /// Whether `submit` has left something to do.
     pub(crate) fn has_plan(&self, py: Python<'_>) -> bool {
         self.plan.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner).is_some()

@@ -14,7 +14,7 @@ use vhost_user_core::request::Batch;
 
 use crate::call::call;
 use crate::log::Level;
-use crate::report::{Context, Reports};
+use crate::report::{Context, Reports, forget_locals};
 use crate::request::Queue;
 use crate::ticket::Origin;
 use crate::turn::Turn;
@@ -215,6 +215,11 @@ impl QueueDevice {
         let (Some(on_queue), Some(queue)) = (&state.on_queue, &state.queue) else { return Ok(()) };
         queue.get().lend(py, batch);
         let result = call(py, on_queue, [queue.bind(py).as_any()]);
+        if let Err(error) = &result
+            && queue.get().is_viewed(py)
+        {
+            forget_locals(py, error);
+        }
         let unanswered = queue.get().take_back(py, batch);
         if unanswered > 0 && result.is_ok() {
             self.callee.reports.mistake("on_queue", || {

@@ -216,3 +216,15 @@ impl Kind {
         format!("{callback} raised {} {repeats} more times", self.name)
     }
 }
+
+/// Empties the frames that an exception came through. They hold the callback's variables, and with
+/// them views of the request, for as long as somebody keeps the exception: a log, a debugger.
+#[cold]
+pub(crate) fn forget_locals(py: Python<'_>, error: &PyErr) {
+    let cleared = error.traceback(py).map(|traceback| {
+        py.import("traceback")?.call_method1("clear_frames", (traceback,)).map(drop)
+    });
+    if let Some(Err(error)) = cleared {
+        error.write_unraisable(py, None);
+    }
+}

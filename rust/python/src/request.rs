@@ -202,6 +202,11 @@ impl Queue {
         self.lent.store(true, Ordering::Release);
     }
 
+    /// Whether views of a request's data are left.
+    pub(crate) fn is_viewed(&self, py: Python<'_>) -> bool {
+        self.lock(py).out.iter().any(|request| request.get().ticket.is_viewed(py))
+    }
+
     /// Gives it back, with the requests that were taken answered unless they are deferred.
     /// Returns how many of them nobody had answered.
     pub(crate) fn take_back(&self, py: Python<'_>, batch: &mut Batch) -> usize {

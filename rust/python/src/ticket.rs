@@ -210,6 +210,11 @@ impl<R: Answerable> Ticket<R> {
         settled
     }
 
+    /// Whether views of its data are left.
+    pub(crate) fn is_viewed(&self, py: Python<'_>) -> bool {
+        self.lock(py).lent.is_viewed()
+    }
+
     /// Whether a deferred request is still without an answer.
     pub(crate) fn is_forgotten(&mut self) -> Option<Arc<Origin>> {
         let state = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);

@@ -62,24 +62,3 @@ impl Drop for Taken<'_> {
         }
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_taken_turn_is_waited_for_no_longer_than_the_limit() {
-        let turn = Turn::new(false);
-        let taken = turn.take();
-        assert!(turn.take_within(Duration::from_millis(1)).is_none());
-        drop(taken);
-        assert!(turn.take_within(Duration::from_millis(1)).is_some());
-    }
-
-    #[test]
-    fn a_thread_safe_device_is_never_waited_for() {
-        let turn = Turn::new(true);
-        let _one = turn.take();
-        let _other = turn.take();
-    }
-}
