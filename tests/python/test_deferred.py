@@ -182,9 +182,16 @@ def test_an_answer_after_the_stop_raises_and_touches_nothing(vhost_socket: Path)
         read = driver.read(0, 512)
         request = device.take()
         backend.stop(drain=0.05)
-        request.fill(7)
-        with pytest.raises(vu.StaleRequestError, match="stopped"):
-            request.complete()
+        uses = (
+            lambda: request.fill(7),
+            lambda: request.copy_from(bytes(512)),
+            lambda: request.data,
+            lambda: request.segments,
+            request.complete,
+        )
+        for use in uses:
+            with pytest.raises(vu.StaleRequestError, match="stopped"):
+                use()
         assert read.untouched
         assert read.status == 0xA5
 

@@ -44,6 +44,10 @@ impl Lendable for CoreRequest {
     fn copy_in(&self, data: &[u8]) {
         self.copy_from(0, data);
     }
+
+    fn is_live(&self) -> bool {
+        CoreRequest::is_live(self)
+    }
 }
 
 impl Answerable for CoreRequest {
@@ -55,10 +59,6 @@ impl Answerable for CoreRequest {
     fn complete(self, status: Status) -> Result<(), Stopped> {
         count(&self, status);
         CoreRequest::complete(self, status)
-    }
-
-    fn is_live(&self) -> bool {
-        CoreRequest::is_live(self)
     }
 }
 

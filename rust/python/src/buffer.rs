@@ -51,6 +51,9 @@ pub(crate) trait Lendable: Send + 'static {
 
     /// Copies `data` to the start of the writable side.
     fn copy_in(&self, data: &[u8]);
+
+    /// Whether its ring still runs. If not, its memory is the driver's again.
+    fn is_live(&self) -> bool;
 }
 
 /// Counts the views of one request.
@@ -275,9 +278,9 @@ impl<R: Lendable> Lent<R> {
             piece.get().shut();
         }
         if self.hold.is_free() {
-            if self.sides[Side::Writable as usize].bounced {
-                self.copy_back(&request);
-            }
+            let writable = &mut self.sides[Side::Writable as usize];
+            writable.copy_back(&request);
+            writable.bounced = false;
             return Back::Free(request);
         }
         self.leave(request, finish)
@@ -288,21 +291,13 @@ impl<R: Lendable> Lent<R> {
         let hold = std::mem::take(&mut self.hold);
         let [readable, writable] = std::mem::take(&mut self.sides);
         let then = move || {
-            if writable.bounced {
-                request.copy_in(&writable.bounce[..request.len(Side::Writable) as usize]);
-            }
+            writable.copy_back(&request);
             finish(request);
             // The bounces live until here: views pointed into them.
             drop((readable.bounce, writable.bounce));
         };
         hold.when_free(Box::new(then));
         Back::Held(hold)
-    }
-
-    fn copy_back(&mut self, request: &R) {
-        let lending = &mut self.sides[Side::Writable as usize];
-        lending.bounced = false;
-        request.copy_in(&lending.bounce[..request.len(Side::Writable) as usize]);
     }
 }
 
@@ -331,6 +326,14 @@ impl Lending {
                 }
                 Ok((self.bounce.as_mut_ptr(), len))
             }
+        }
+    }
+
+    /// Carries the private copy over to the request's own memory, if there is one.
+    #[inline]
+    fn copy_back<R: Lendable>(&self, request: &R) {
+        if self.bounced && request.is_live() {
+            request.copy_in(&self.bounce[..request.len(Side::Writable) as usize]);
         }
     }
 

@@ -40,6 +40,10 @@ impl Lendable for Request {
     fn copy_in(&self, data: &[u8]) {
         self.writable().write_at(0, data);
     }
+
+    fn is_live(&self) -> bool {
+        Request::is_live(self)
+    }
 }
 
 impl Answerable for Request {
@@ -49,10 +53,6 @@ impl Answerable for Request {
 
     fn complete(self, written: u32) -> Result<(), Stopped> {
         Request::complete(self, written)
-    }
-
-    fn is_live(&self) -> bool {
-        Request::is_live(self)
     }
 }
 

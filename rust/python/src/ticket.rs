@@ -26,9 +26,6 @@ pub(crate) trait Answerable: Lendable {
 
     /// Answers from any thread.
     fn complete(self, answer: Self::Answer) -> Result<(), Stopped>;
-
-    /// Whether its ring still runs.
-    fn is_live(&self) -> bool;
 }
 
 /// One request and its state. Reused.
@@ -95,7 +92,7 @@ impl<R: Answerable> Ticket<R> {
     /// Looks at the request.
     ///
     /// # Errors
-    /// `StaleRequestError` if it was answered.
+    /// `StaleRequestError` if it was answered or its ring has stopped.
     pub(crate) fn with<T>(
         &self,
         py: Python<'_>,
@@ -109,7 +106,7 @@ impl<R: Answerable> Ticket<R> {
     /// Moves data of the request with the interpreter given up, for work that takes long.
     ///
     /// # Errors
-    /// `StaleRequestError` if it was answered; what `work` says.
+    /// `StaleRequestError` if it was answered or its ring has stopped; what `work` says.
     pub(crate) fn detached<T: Send>(
         &self,
         py: Python<'_>,
@@ -118,14 +115,14 @@ impl<R: Answerable> Ticket<R> {
         // The lock is taken and given back inside: nobody waits for the interpreter with it.
         let done = py.detach(|| {
             let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            state.is_open().then(|| work(&mut state.lent))
+            state.usable().map(|()| work(&mut state.lent))
         });
-        done.ok_or_else(|| stale(py, ANSWERED))
+        done.map_err(|why| stale(py, why))
     }
 
     /// Whether it is still to be answered.
     pub(crate) fn is_open(&self, py: Python<'_>) -> bool {
-        self.lock(py).is_open()
+        self.lock(py).usable().is_ok()
     }
 
     /// Answers.
@@ -137,8 +134,7 @@ impl<R: Answerable> Ticket<R> {
         state.open(py)?;
         state.answer = Some(answer);
         if state.phase == Phase::Batch {
-            let live = state.lent.request().is_some_and(R::is_live);
-            return if live { Ok(()) } else { Err(stale(py, &Stopped.to_string())) };
+            return Ok(());
         }
         state.phase = Phase::Idle;
         let origin = state.origin.clone();
@@ -215,11 +211,11 @@ impl<R: Answerable> Ticket<R> {
         self.lock(py).lent.is_viewed()
     }
 
-    /// Whether a deferred request is still without an answer.
+    /// Whether a deferred request is still without an answer that somebody waits for.
     pub(crate) fn is_forgotten(&mut self) -> Option<Arc<Origin>> {
         let state = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let forgotten = state.phase == Phase::Deferred;
-        if forgotten { state.origin.take() } else { None }
+        let live = state.lent.request().is_some_and(R::is_live);
+        if live && state.phase == Phase::Deferred { state.origin.take() } else { None }
     }
 
     fn lock(&self, py: Python<'_>) -> MutexGuard<'_, State<R>> {
@@ -231,13 +227,21 @@ impl<R: Answerable> Ticket<R> {
 /// What a method of an answered request says.
 const ANSWERED: &str = "the request was answered before";
 
+/// What a method says when the request went back as its ring stopped.
+const STOPPED: &str = "the request went back when its queue stopped";
+
 impl<R: Answerable> State<R> {
-    fn is_open(&self) -> bool {
-        self.phase != Phase::Idle && self.answer.is_none()
+    /// Whether it can be answered, and its data touched; or why not.
+    fn usable(&self) -> Result<(), &'static str> {
+        match self.lent.request() {
+            _ if self.phase == Phase::Idle || self.answer.is_some() => Err(ANSWERED),
+            Some(request) if request.is_live() => Ok(()),
+            _ => Err(STOPPED),
+        }
     }
 
     fn open(&self, py: Python<'_>) -> PyResult<()> {
-        if self.is_open() { Ok(()) } else { Err(stale(py, ANSWERED)) }
+        self.usable().map_err(|why| stale(py, why))
     }
 }
 
