@@ -191,6 +191,32 @@ print(backend.state, flush=True)
     assert (exited, state) == ("5", "stopped")
 
 
+def test_a_fork_may_serve_devices_of_its_own(
+    vhost_socket: Path, programs: list[subprocess.Popen[str]]
+) -> None:
+    process = start(
+        """
+import logging
+with vu.testing.blk(RamDisk()) as disk:
+    child = os.fork()
+    if child == 0:
+        logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
+        with vu.Backend(RamDisk(), socket=SOCKET), open_driver(SOCKET) as driver:
+            driver.read(0, 512)
+            driver.wait()
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    disk.pread(512, 0)
+""",
+        vhost_socket,
+    )
+    programs.append(process)
+    code, out, err = finish(process)
+    assert code == 0, err
+    assert f"{vhost_socket}: stopped" in out
+    assert out.splitlines()[-1] == "0"
+
+
 def test_a_socket_that_is_handed_down_is_served_and_readiness_told(
     vhost_socket: Path, programs: list[subprocess.Popen[str]]
 ) -> None:

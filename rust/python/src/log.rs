@@ -6,6 +6,7 @@
 //! fit is counted, and the count is logged.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -89,9 +90,17 @@ static FILLED: Condvar = Condvar::new();
 /// Something was handed over, or the thread has ended.
 static DRAINED: Condvar = Condvar::new();
 
+/// The process that has the thread. A fork has not, and may have got the lock as it was held.
+static PROCESS: AtomicU32 = AtomicU32::new(0);
+
 /// Starts the thread unless it runs.
 pub(crate) fn start() -> std::io::Result<()> {
+    let fork = is_fork();
+    PROCESS.store(std::process::id(), Ordering::Relaxed);
     let mut guard = lock();
+    if fork {
+        *guard = None;
+    }
     let queue = guard.get_or_insert_default();
     queue.ending = false;
     if !queue.running {
@@ -114,6 +123,9 @@ pub(crate) fn resource_warning(text: String) {
 /// Warns, or with `on_error="raise"` records an error, if `what` is not over in a second.
 pub(crate) fn watch(what: Arc<dyn Watched>, callback: String, reports: Arc<Reports>) {
     let deadline = Instant::now() + HELD_LIMIT;
+    if is_fork() {
+        return;
+    }
     let mut guard = lock();
     let watches = &mut guard.get_or_insert_default().watches;
     if watches.len() < CAPACITY {
@@ -126,6 +138,9 @@ pub(crate) fn watch(what: Arc<dyn Watched>, callback: String, reports: Arc<Repor
 /// Waits, within a limit, until everything queued so far was handed over. To be called detached.
 pub(crate) fn flush() {
     let deadline = Instant::now() + FLUSH_LIMIT;
+    if is_fork() {
+        return;
+    }
     let mut guard = lock();
     let Some(until) = guard.as_ref().map(|queue| queue.put) else { return };
     while guard.as_ref().is_some_and(|queue| queue.running && queue.handed < until) {
@@ -140,6 +155,9 @@ pub(crate) fn flush() {
 /// Hands over what waits and ends the thread, within a limit. To be called detached.
 pub(crate) fn end() {
     let deadline = Instant::now() + FLUSH_LIMIT;
+    if is_fork() {
+        return;
+    }
     let mut guard = lock();
     if let Some(queue) = guard.as_mut() {
         queue.ending = true;
@@ -158,7 +176,14 @@ fn lock() -> MutexGuard<'static, Option<Queue>> {
     QUEUE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+fn is_fork() -> bool {
+    PROCESS.load(Ordering::Relaxed) != std::process::id()
+}
+
 fn put(entry: Entry) {
+    if is_fork() {
+        return;
+    }
     let mut guard = lock();
     let queue = guard.get_or_insert_default();
     if queue.entries.len() >= CAPACITY {
