@@ -196,6 +196,18 @@ def test_an_answer_after_the_stop_raises_and_touches_nothing(vhost_socket: Path)
         assert read.status == 0xA5
 
 
+def test_a_transfer_is_submitted_while_the_callback_runs(vhost_socket: Path) -> None:
+    device = Deferring()
+    with vu.Backend(device, socket=vhost_socket), open_driver(vhost_socket) as driver:
+        driver.read(0, 512)
+        request = device.take()
+        write = driver.write(0, bytes(512))
+        assert driver.wait().head == write.head  # so the read's batch is over
+        with pytest.raises(vu.StaleRequestError, match="returned"):
+            request.submit(0)
+        request.complete()
+
+
 def test_an_answer_after_the_front_end_left_raises(vhost_socket: Path) -> None:
     device = Deferring()
     with vu.Backend(device, socket=vhost_socket):

@@ -17,7 +17,7 @@ use vhost_user_core::pace::{Pace, half};
 use vhost_user_core::request::Batch;
 
 use crate::block_batch::BlockBatch;
-use crate::block_request::side_of;
+use crate::block_data::side_of;
 use crate::buffer::{self, Back, Lent, is_unshared};
 use crate::call::call;
 use crate::device::{Callee, run_worker};

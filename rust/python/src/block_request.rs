@@ -13,68 +13,16 @@ use pyo3::sync::MutexExt;
 use pyo3::types::{PyMemoryView, PyString, PyTuple};
 use pyo3::{IntoPyObjectExt, intern};
 use vhost_user_core::block::{BlkOp, BlockRequest as CoreRequest, Status};
-use vhost_user_core::memory::view::Parts;
-use vhost_user_core::request::{Batch, Stopped};
+use vhost_user_core::request::Batch;
 
-use crate::buffer::{self, Lendable, Lent, Side};
+use crate::block_data::{read_file, read_whole, write_file, write_whole};
+use crate::buffer::{self, Lent, Side};
 use crate::error::stale;
 use crate::log;
-use crate::ticket::{Answerable, Origin, Settled, Ticket};
+use crate::ticket::{Origin, Settled, Ticket};
 
 /// From here on copying takes longer than giving up the interpreter and getting it back.
 pub(crate) const LONG_COPY: u64 = 64 << 10;
-
-impl Lendable for CoreRequest {
-    type Answer = Status;
-
-    fn len(&self, side: Side) -> u64 {
-        let data = matches!(self.op(), BlkOp::Read | BlkOp::Write | BlkOp::GetId);
-        if data && side == side_of(self) { self.length() } else { 0 }
-    }
-
-    fn parts(&self, side: Side) -> Parts<'_> {
-        debug_assert!(side == side_of(self), "a block request has data on one side");
-        CoreRequest::parts(self)
-    }
-
-    fn copy_out(&self, out: &mut [u8]) {
-        self.copy_to(0, out);
-    }
-
-    fn copy_in(&self, data: &[u8]) {
-        self.copy_from(0, data);
-    }
-
-    fn is_live(&self) -> bool {
-        CoreRequest::is_live(self)
-    }
-}
-
-impl Answerable for CoreRequest {
-    fn finish(self, status: Status, batch: &mut Batch) {
-        count(&self, status);
-        CoreRequest::finish(self, status, batch);
-    }
-
-    fn complete(self, status: Status) -> Result<(), Stopped> {
-        count(&self, status);
-        CoreRequest::complete(self, status)
-    }
-}
-
-/// The side of a request that its data is on.
-#[inline]
-pub(crate) fn side_of(request: &CoreRequest) -> Side {
-    if request.is_writable() { Side::Writable } else { Side::Readable }
-}
-
-/// A read that went well has all its data, however it was written.
-#[inline]
-fn count(request: &CoreRequest, status: Status) {
-    if status == Status::Ok && request.is_writable() {
-        request.wrote(request.length());
-    }
-}
 
 /// A read, write, flush, discard or write-zeroes request.
 #[pyclass(frozen, module = "vhost_user")]
@@ -242,7 +190,7 @@ impl BlockRequest {
             return Err(PyTypeError::new_err(format!("a {} has no data", self.operation())));
         }
         buffer::descriptor(fd)?;
-        self.look(py, |_| ())?;
+        self.ticket.check_batch(py)?;
         let plan = Plan { fd, at: offset.unwrap_or(self.offset()) };
         *self.plan.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner) = Some(plan);
         Ok(())
@@ -286,6 +234,8 @@ impl BlockRequest {
         self.offset.store(request.offset(), Ordering::Relaxed);
         self.length.store(request.length(), Ordering::Relaxed);
         self.durable.store(durable, Ordering::Relaxed);
+        // One of an earlier request that was answered before it came to that.
+        self.take_plan(py);
         self.ticket.begin(py, request, origin);
     }
 
@@ -375,6 +325,10 @@ impl BlockRequest {
         ];
         let number = self.op.load(Ordering::Relaxed);
         ALL.into_iter().find(|op| *op as u16 == number).unwrap_or(BlkOp::Read)
+    }
+
+    fn take_plan(&self, py: Python<'_>) {
+        self.plan.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner).take();
     }
 
     fn is_durable(&self) -> bool {
@@ -467,54 +421,4 @@ impl Drop for BlockRequest {
 
 fn gone(py: Python<'_>) -> PyErr {
     stale(py, "the request was answered before")
-}
-
-fn read_file(lent: &mut Lent<CoreRequest>, fd: BorrowedFd<'_>, at: u64) -> io::Result<u64> {
-    let Some(bounce) = lent.bounce() else {
-        return lent.request().map_or(Ok(0), |request| request.preadv(0, u64::MAX, fd, at));
-    };
-    let mut done = 0;
-    while done < bounce.len() {
-        match rustix::io::pread(fd, &mut bounce[done..], at + done as u64) {
-            Ok(0) => break,
-            Ok(read) => done += read,
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(done as u64)
-}
-
-fn write_file(
-    lent: &mut Lent<CoreRequest>,
-    fd: BorrowedFd<'_>,
-    at: u64,
-    durable: bool,
-) -> io::Result<u64> {
-    lent.request().map_or(Ok(0), |request| request.pwritev(0, u64::MAX, fd, at, durable))
-}
-
-/// Reads all of a read's data. What lies past the end of the file reads as zeroes.
-fn read_whole(lent: &mut Lent<CoreRequest>, fd: BorrowedFd<'_>, at: u64) -> io::Result<()> {
-    read_file(lent, fd, at).map(|read| zero_rest(lent, read))
-}
-
-/// Writes all of a write's data.
-fn write_whole(
-    lent: &mut Lent<CoreRequest>,
-    fd: BorrowedFd<'_>,
-    at: u64,
-    durable: bool,
-) -> io::Result<()> {
-    let length = lent.request().map_or(0, CoreRequest::length);
-    let written = write_file(lent, fd, at, durable)?;
-    if written == length { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
-}
-
-fn zero_rest(lent: &mut Lent<CoreRequest>, from: u64) {
-    if let Some(bounce) = lent.bounce() {
-        bounce[from as usize..].fill(0);
-    } else if let Some(request) = lent.request() {
-        request.fill(from, u64::MAX, 0);
-    }
 }

@@ -7,6 +7,7 @@
 mod backend;
 mod block;
 mod block_batch;
+mod block_data;
 mod block_request;
 mod buffer;
 mod call;

@@ -103,6 +103,17 @@ impl<R: Answerable> Ticket<R> {
         look(&mut state)
     }
 
+    /// Checks that its callback still runs.
+    ///
+    /// # Errors
+    /// `StaleRequestError` if not.
+    pub(crate) fn check_batch(&self, py: Python<'_>) -> PyResult<()> {
+        self.with(py, |state| match state.phase {
+            Phase::Batch => Ok(()),
+            _ => Err(stale(py, "the callback has returned")),
+        })
+    }
+
     /// Moves data of the request with the interpreter given up, for work that takes long.
     ///
     /// # Errors

@@ -1,0 +1,126 @@
+//! The data of a block request: which side it is on, and how files take it and give it.
+//!
+//! A file fills the private copy if Python has seen one, since that is what goes to the driver in
+//! the end; else the driver's memory.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use vhost_user_core::block::{BlkOp, BlockRequest as CoreRequest, Status};
+use vhost_user_core::memory::view::Parts;
+use vhost_user_core::request::{Batch, Stopped};
+
+use crate::buffer::{Lendable, Lent, Side};
+use crate::ticket::Answerable;
+
+impl Lendable for CoreRequest {
+    type Answer = Status;
+
+    fn len(&self, side: Side) -> u64 {
+        let data = matches!(self.op(), BlkOp::Read | BlkOp::Write | BlkOp::GetId);
+        if data && side == side_of(self) { self.length() } else { 0 }
+    }
+
+    fn parts(&self, side: Side) -> Parts<'_> {
+        debug_assert!(side == side_of(self), "a block request has data on one side");
+        CoreRequest::parts(self)
+    }
+
+    fn copy_out(&self, out: &mut [u8]) {
+        self.copy_to(0, out);
+    }
+
+    fn copy_in(&self, data: &[u8]) {
+        self.copy_from(0, data);
+    }
+
+    fn is_live(&self) -> bool {
+        CoreRequest::is_live(self)
+    }
+}
+
+impl Answerable for CoreRequest {
+    fn finish(self, status: Status, batch: &mut Batch) {
+        count(&self, status);
+        CoreRequest::finish(self, status, batch);
+    }
+
+    fn complete(self, status: Status) -> Result<(), Stopped> {
+        count(&self, status);
+        CoreRequest::complete(self, status)
+    }
+}
+
+/// The side of a request that its data is on.
+#[inline]
+pub(crate) fn side_of(request: &CoreRequest) -> Side {
+    if request.is_writable() { Side::Writable } else { Side::Readable }
+}
+
+/// A read that went well has all its data, however it was written.
+#[inline]
+fn count(request: &CoreRequest, status: Status) {
+    if status == Status::Ok && request.is_writable() {
+        request.wrote(request.length());
+    }
+}
+
+/// Reads a read's data; returns the bytes read, fewer at the end of the file.
+pub(crate) fn read_file(
+    lent: &mut Lent<CoreRequest>,
+    fd: BorrowedFd<'_>,
+    at: u64,
+) -> io::Result<u64> {
+    let Some(bounce) = lent.bounce() else {
+        return lent.request().map_or(Ok(0), |request| request.preadv(0, u64::MAX, fd, at));
+    };
+    let mut done = 0;
+    while done < bounce.len() {
+        match rustix::io::pread(fd, &mut bounce[done..], at + done as u64) {
+            Ok(0) => break,
+            Ok(read) => done += read,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(done as u64)
+}
+
+/// Writes a write's data; returns the bytes written.
+pub(crate) fn write_file(
+    lent: &mut Lent<CoreRequest>,
+    fd: BorrowedFd<'_>,
+    at: u64,
+    durable: bool,
+) -> io::Result<u64> {
+    lent.request().map_or(Ok(0), |request| request.pwritev(0, u64::MAX, fd, at, durable))
+}
+
+/// Reads all of a read's data. What lies past the end of the file reads as zeroes.
+pub(crate) fn read_whole(
+    lent: &mut Lent<CoreRequest>,
+    fd: BorrowedFd<'_>,
+    at: u64,
+) -> io::Result<()> {
+    read_file(lent, fd, at).map(|read| zero_rest(lent, read))
+}
+
+/// Writes all of a write's data.
+pub(crate) fn write_whole(
+    lent: &mut Lent<CoreRequest>,
+    fd: BorrowedFd<'_>,
+    at: u64,
+    durable: bool,
+) -> io::Result<()> {
+    let length = lent.request().map_or(0, CoreRequest::length);
+    let written = write_file(lent, fd, at, durable)?;
+    if written == length { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+}
+
+fn zero_rest(lent: &mut Lent<CoreRequest>, from: u64) {
+    if let Some(bounce) = lent.bounce() {
+        bounce[from as usize..].fill(0);
+    } else if let Some(request) = lent.request() {
+        request.fill(from, u64::MAX, 0);
+    }
+}
