@@ -124,6 +124,10 @@ class Console:
         """The whole disk, in base 64."""
         return base64.b64encode(self.devices[name].content).decode()
 
+    def resize(self, name: str, size: int) -> None:
+        """Another size for the disk; its content stays as long as it was."""
+        self.devices[name].resize(size)
+
     def shut(self, name: str) -> None:
         """From now on, callbacks wait."""
         self.devices[name].gate.clear()

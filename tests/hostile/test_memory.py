@@ -1,6 +1,7 @@
 """Memory tables that lie, and memory that is taken away."""
 
 import contextlib
+import fcntl
 import os
 import resource
 import select
@@ -173,6 +174,84 @@ def test_memory_that_is_no_regular_file_is_refused(
     descriptor = server.own(WRONG_KINDS[kind](tmp_path))
     payload = table((0, PAGE, 0, 0))
     refused(server.connect().negotiate(), Request.SET_MEM_TABLE, payload, [descriptor])
+
+
+def sealed(_: Path) -> int:
+    descriptor = os.memfd_create("sealed", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
+    os.ftruncate(descriptor, PAGE)
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+    return descriptor
+
+
+def read_only(folder: Path) -> int:
+    (folder / "file").write_bytes(bytes(PAGE))
+    return os.open(folder / "file", os.O_RDONLY)
+
+
+@pytest.mark.parametrize("make", [sealed, read_only])
+def test_memory_that_cannot_be_written_is_refused(
+    server: Server, refused: Refused, tmp_path: Path, make: Callable[[Path], int]
+) -> None:
+    payload = table((0, PAGE, 0, 0))
+    descriptor = server.own(make(tmp_path))
+    refused(server.connect().negotiate(), Request.SET_MEM_TABLE, payload, [descriptor])
+
+
+def test_descriptors_beside_a_later_byte_belong_to_no_message(
+    server: Server,
+) -> None:
+    """They ride on the first byte of a header; here they come with the payload."""
+    front = server.connect().negotiate()
+    payload = table((0, PAGE, 0, 0))
+    header = wire.HEADER.pack(Request.SET_MEM_TABLE, 0x9, len(payload))
+    front.channel.send(header)
+    assert eventually(front.channel.is_taken)
+    front.channel.send(payload, [server.memfd()])
+    with contextlib.suppress(wire.Closed):
+        assert front.channel.answer_to(Request.SET_MEM_TABLE) != bytes(8)
+    assert guest_mappings(server.pid) == 1
+
+
+def test_a_table_without_the_running_ring_stops_that_ring_only(server: Server) -> None:
+    """Refused, or the queue is broken: either way it touches nothing from then on."""
+    memory = GuestMemory(Region(0, 4 * MIB), Region(8 * MIB, MIB))
+    front = server.connect(memory).negotiate().share_memory()
+    front.add_ring(1)
+    ring = front.start_ring(0)
+    assert front.blk().read(0, 512).status == 0
+    other = memory.regions[1]
+    payload = wire.memory_table([other.describe()])
+    if front.is_refused(Request.SET_MEM_TABLE, payload, [other.fd]):
+        assert front.blk().read(0, 512).status == 0
+        return
+    disk = front.blk()
+    disk.submit(disk.prepare(Type.IN, 0, room=512))
+    ring.kick()
+    server.check_witness()
+    assert front.lives()
+    assert ring.is_broken()
+    assert ring.used_index == 1
+
+
+def test_the_slot_of_a_running_ring_may_be_removed_in_bounded_time(server: Server) -> None:
+    front = server.connect().negotiate()
+    region = front.memory.regions[0]
+    slot = wire.single_region(region.describe())
+    front.change(Request.ADD_MEM_REG, slot, [region.fd])
+    ring = front.start_ring()
+    assert front.blk().read(0, 512).status == 0
+    front.channel.socket.settimeout(15)
+    gone = not front.is_refused(Request.REM_MEM_REG, slot)
+    server.check_witness()
+    disk = front.blk()
+    disk.submit(disk.prepare(Type.IN, 0, room=512))
+    ring.kick()
+    assert front.lives()
+    if gone:
+        assert guest_mappings(server.pid) == 1
+        assert ring.used_index == 1
+    else:
+        ring.wait(1)
 
 
 def test_one_slot_more_than_announced_is_refused(server: Server, refused: Refused) -> None:

@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from peer import wire
 from peer.blk import Request, Status, Type
 from peer.front_end import FrontEnd
 from peer.memory import GuestMemory, Region
 from peer.numbers import Feature
+from peer.numbers import Request as Message
 from peer.process import eventually, private_kib
 from peer.ring import DESCRIPTOR, INDIRECT, NEXT, WRITE, Segment, Timeout
 
@@ -168,6 +170,16 @@ def test_a_loop_in_an_indirect_table_breaks_the_queue(server: Server, front: Fro
     loop = [DESCRIPTOR.pack(request.header, 16, NEXT, n) for n in (1, 0)]
     front.memory.write(table, b"".join(loop))
     lay(front, (table, 32, INDIRECT, 0))
+    assert_broken(server, front)
+
+
+def test_an_indirect_table_with_a_next_descriptor_breaks_the_queue(
+    server: Server, front: FrontEnd
+) -> None:
+    request = write_request(front)
+    table = front.memory.allocate(32)
+    front.rings[0].write_table(table, request.chain()[:2])
+    lay(front, (table, 32, INDIRECT | NEXT, 1), (request.status, 1, WRITE, 0))
     assert_broken(server, front)
 
 
@@ -544,3 +556,79 @@ def test_a_used_index_that_the_driver_overwrites_is_not_believed(front: FrontEnd
     ring.kick()
     assert eventually(lambda: ring.used_index == 2)
     assert front.stop_ring() == 2
+
+
+def test_rings_of_noise_do_no_harm(server: Server, turns: Callable[[int, int], int]) -> None:
+    """Random bytes in all parts of the ring, with the indexes now and then made to fit: 200 rings;
+    with VHOST_USER_SOAK=1, 100,000."""
+    front = server.connect().negotiate(also=Feature.EVENT_IDX).share_memory()
+    front.start_ring(1)
+    ring = front.start_ring(0, 16)
+    noise = random.Random(5)
+    places = ring.places
+    for turn in range(turns(200, 100_000)):
+        descriptors = b"".join(
+            DESCRIPTOR.pack(
+                noise.choice([noise.randrange(16 * MIB), noise.getrandbits(64)]),
+                noise.choice([noise.randrange(64), 16, 512, 1, noise.getrandbits(32)]),
+                noise.choice([0, 1, 2, 3, 4, 5, 7, noise.getrandbits(16)]),
+                noise.choice([noise.randrange(16), noise.getrandbits(16)]),
+            )
+            for _ in range(16)
+        )
+        front.memory.write(places.descriptors, descriptors)
+        front.memory.write(places.available + 4, noise.randbytes(2 * 16 + 2))
+        for position in range(8):
+            ring.set_slot(position, noise.randrange(17))
+        ring.available_index = noise.choice([1, 4, 8, 16, 17, noise.getrandbits(16)])
+        ring.kick()
+        if turn % 20 == 0:
+            front.rings[1].used_event = front.rings[1].seen
+            assert front.blk(1).read(0, 512, 1.0).status == 0
+        front.stop_ring(0)
+        ring.reset()
+        front.start_ring(0)
+    server.check_witness()
+
+
+@pytest.mark.parametrize("overlap", ["available", "used", "itself"])
+def test_parts_of_a_ring_that_overlap_do_no_harm(server: Server, overlap: str) -> None:
+    """The device then writes where it reads; what it makes of that is the driver's problem."""
+    front = server.connect().negotiate().share_memory()
+    front.start_ring(1)
+    ring = front.add_ring(0)
+    front.change(Message.SET_VRING_NUM, wire.state(0, ring.size))
+    here = front.memory.user(ring.places.descriptors)
+    lies = {
+        "available": {"available": here},
+        "used": {"used": here},
+        "itself": {"used": front.memory.user(ring.places.available) & ~3},
+    }[overlap]
+    if front.is_refused(Message.SET_VRING_ADDR, front.addresses(**lies)):
+        return
+    front.hand_over_events()
+    front.enable()
+    disk = front.blk()
+    for _ in range(10):
+        with contextlib.suppress(IndexError):
+            disk.submit(disk.prepare(Type.IN, 0, room=512))
+        ring.kick()
+    assert front.blk(1).read(0, 512).status == 0
+    front.stop_ring(0)
+
+
+def test_two_queues_over_the_same_ring_do_no_harm(server: Server) -> None:
+    front = server.connect().negotiate().share_memory()
+    ring = front.start_ring(0)
+    front.rings[1] = ring
+    front.configure_ring(1)
+    front.hand_over_events(1)
+    front.enable(1)
+    for sector in range(20):
+        front.blk(0).submit(front.blk(0).prepare(Type.IN, sector, room=512))
+        ring.kick()
+    server.check_witness()
+    assert front.lives()
+    front.stop_ring(0)
+    front.stop_ring(1)
+    del front.rings[1]
