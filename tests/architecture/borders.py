@@ -29,7 +29,7 @@ MAY_NAME = {
     "worker": {"device", "request", "ring", "memory", "sys", "address", "error"},
     "backend": {
         *("socket", "wire", "connection", "worker"),
-        *("ring", "memory", "request", "device", "sys", "address", "error"),
+        *("ring", "memory", "request", "device", "xen", "sys", "address", "error"),
     },
     "frontend": {"socket", "wire", "address", "sys", "error"},
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::pace::half;
-use crate::request::Batch;
+use crate::request::{Batch, Request};
 
 /// A configuration write that the device did not take.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +73,21 @@ pub trait Device: Send + Sync + 'static {
     fn batch_limit(&self, queue: u16, available: u16) -> u16 {
         let _ = queue;
         half(available)
+    }
+
+    /// Whether [`handle`](Self::handle) may return while requests of the batch are neither
+    /// completed nor left in it. A device that never keeps one says so: the memory of a batch is
+    /// then mapped at once, where it has to be. To say so and keep one is safe, and holds up the
+    /// answers of the batch.
+    fn keeps_requests(&self) -> bool {
+        true
+    }
+
+    /// Answers a request that `handle` does not get to see, or whose answer could not be written:
+    /// some of its memory cannot be reached. Writes whatever says so; returns the bytes written.
+    fn refuse(&self, queue: u16, request: &Request) -> u32 {
+        let _ = (queue, request);
+        0
     }
 
     /// Handles what the driver made available on `queue`. Requests that are left in the batch

@@ -10,6 +10,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::memory::Fault;
 use crate::memory::view::{Buffers, Readable, Writable};
 use crate::sys::eventfd::EventFd;
 
@@ -83,6 +84,12 @@ impl Request {
         !self.slot().sink.closed.load(Ordering::Acquire)
     }
 
+    /// What of its buffers cannot be reached; such a request goes to
+    /// [`Device::refuse`](crate::device::Device::refuse).
+    pub fn fault(&self) -> Option<Fault> {
+        self.slot().buffers.fault()
+    }
+
     /// What the driver wrote.
     #[inline]
     pub fn readable(&self) -> Readable<'_> {
@@ -121,6 +128,18 @@ impl Drop for Request {
 impl Slot {
     pub(crate) fn new(queue: u16, sink: Arc<Sink>) -> Box<Self> {
         Box::new(Self { buffers: Buffers::default(), head: 0, queue, sink })
+    }
+}
+
+impl Done {
+    /// Answers anew.
+    pub(crate) fn revise(&mut self, answer: impl FnOnce(&Request) -> u32) {
+        let Slot { queue, head, ref sink, .. } = *self.slot;
+        let mut empty = Slot::new(queue, Arc::clone(sink));
+        empty.head = head;
+        let request = Request::new(std::mem::replace(&mut self.slot, empty));
+        let written = answer(&request);
+        *self = request.into_done(written);
     }
 }
 
@@ -172,6 +191,31 @@ impl Batch {
 
     pub(crate) fn push(&mut self, request: Request) {
         self.pending.push_back(request);
+    }
+
+    /// The buffers of the requests that were not taken.
+    pub(crate) fn buffers_mut(&mut self) -> impl Iterator<Item = &mut Buffers> {
+        self.pending.iter_mut().filter_map(|r| r.slot.as_deref_mut()).map(|slot| &mut slot.buffers)
+    }
+
+    pub(crate) fn done_mut(&mut self) -> &mut Vec<Done> {
+        &mut self.done
+    }
+
+    /// Takes the requests with a fault.
+    pub(crate) fn take_faulty(&mut self) -> Vec<Request> {
+        if self.pending.iter().all(|request| request.fault().is_none()) {
+            return Vec::new();
+        }
+        let mut faulty = Vec::new();
+        for _ in 0..self.pending.len() {
+            match self.pending.pop_front() {
+                Some(request) if request.fault().is_some() => faulty.push(request),
+                Some(request) => self.pending.push_back(request),
+                None => break,
+            }
+        }
+        faulty
     }
 
     pub(crate) fn take_done(&mut self) -> std::vec::Drain<'_, Done> {

@@ -71,7 +71,9 @@ pub(crate) fn start(py: Python<'_>, error: &StartFailed) -> PyErr {
     match error {
         StartFailed::Socket(error) => socket(py, error),
         StartFailed::Host(error) => host(error),
-        StartFailed::NoSuchCpu(_) => PyValueError::new_err(error.to_string()),
+        StartFailed::NoSuchCpu(_) | StartFailed::Options(_) => {
+            PyValueError::new_err(error.to_string())
+        }
     }
 }
 

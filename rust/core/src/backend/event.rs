@@ -64,6 +64,14 @@ pub enum Event {
         /// How.
         error: String,
     },
+    /// A request's memory could not be reached, so it failed. Told for the first one after each
+    /// start of a vring.
+    RequestFailed {
+        /// Which.
+        queue: u16,
+        /// How.
+        error: String,
+    },
     /// A message had no effect; the connection goes on.
     Refused(Refusal),
     /// The connection was closed on our side; why.
@@ -99,9 +107,11 @@ impl Event {
             Self::Listening(_) | Self::Connected(_) | Self::Disconnected | Self::Stopped => {
                 Level::Info
             }
-            Self::QueueBroken { .. } | Self::Refused(_) | Self::Closed(_) | Self::Stuck(_) => {
-                Level::Warning
-            }
+            Self::QueueBroken { .. }
+            | Self::RequestFailed { .. }
+            | Self::Refused(_)
+            | Self::Closed(_)
+            | Self::Stuck(_) => Level::Warning,
             Self::WorkerPanicked(_) | Self::AcceptFailed(_) => Level::Error,
         }
     }
@@ -128,6 +138,9 @@ impl fmt::Display for Event {
             ),
             Self::QueueStopped { queue, base } => write!(f, "queue {queue} stopped at {base}"),
             Self::QueueBroken { queue, error } => write!(f, "queue {queue} is broken: {error}"),
+            Self::RequestFailed { queue, error } => {
+                write!(f, "queue {queue}: a request failed: {error}")
+            }
             Self::Refused(why) => write!(f, "refused: {why}"),
             Self::Closed(why) => write!(f, "connection closed: {why}"),
             Self::Disconnected => f.write_str("front-end disconnected"),

@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 use crate::device::Device;
 use crate::error::HostError;
 use crate::socket::{Endpoint, SocketError};
+use crate::wire::XenDesigns;
+use crate::xen::XenAccess;
 use control::Control;
 pub use event::{Event, Level, Observer, Stuck};
 use shared::Shared;
@@ -50,6 +52,26 @@ pub struct Options {
     pub drain: Duration,
     /// Longest time from the first byte of a message to its last.
     pub message_deadline: Duration,
+    /// Serve front-ends on Xen as well as ordinary ones.
+    pub xen: Option<XenOptions>,
+}
+
+/// How front-ends on Xen are served.
+#[derive(Clone, Debug)]
+pub struct XenOptions {
+    /// The designs of XEN_MMAP that are understood.
+    pub designs: XenDesigns,
+    /// The hypervisor's devices.
+    pub access: XenAccess,
+    /// The only domain whose memory is mapped; `None`: any that the front-end names.
+    pub domain: Option<u16>,
+}
+
+impl Default for XenOptions {
+    /// All designs, Linux's devices, any domain.
+    fn default() -> Self {
+        Self { designs: XenDesigns::ALL, access: XenAccess::linux(), domain: None }
+    }
 }
 
 impl Options {
@@ -64,6 +86,7 @@ impl Options {
             cpus: Vec::new(),
             drain: Duration::from_secs(5),
             message_deadline: crate::socket::DEFAULT_DEADLINE,
+            xen: None,
         }
     }
 }
@@ -87,6 +110,7 @@ impl Backend {
         observer: Arc<dyn Observer>,
     ) -> Result<Self, StartFailed> {
         check_cpus(&options.cpus)?;
+        session::offer(&*device, options.xen.as_ref()).check().map_err(StartFailed::Options)?;
         let drain = options.drain;
         let shared = Shared::new(device.num_queues(), drain, observer)?;
         let control = Control::open(device, options, Arc::clone(&shared))?;
@@ -167,6 +191,8 @@ pub enum StartFailed {
     Socket(SocketError),
     /// The host lacks something.
     Host(HostError),
+    /// Options that contradict each other; the rule.
+    Options(&'static str),
     /// A processor number that this process may not run on.
     NoSuchCpu(usize),
 }
@@ -188,6 +214,7 @@ impl std::fmt::Display for StartFailed {
         match self {
             Self::Socket(error) => error.fmt(f),
             Self::Host(error) => error.fmt(f),
+            Self::Options(rule) => f.write_str(rule),
             Self::NoSuchCpu(cpu) => write!(f, "this process may not run on processor {cpu}"),
         }
     }

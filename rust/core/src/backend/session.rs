@@ -1,5 +1,6 @@
 //! One front-end's connection: carries out what its messages ask for.
 
+use std::fmt::Display;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Weak};
@@ -7,15 +8,16 @@ use std::time::{Duration, Instant};
 
 use super::control::Control;
 use super::shared::{Errands, Shared, State};
-use super::{Event, Stuck, Threads};
+use super::{Event, Stuck, Threads, XenOptions};
 use crate::connection::{
     Action, Connection, Offer, Outcome, Refusal, RegionOffer, RegionRange, RingSetup, Step,
 };
 use crate::device::Device;
-use crate::memory::{Memory, Region};
+use crate::memory::{Memory, Region, XenKind};
 use crate::ring::{SplitLayout, SplitRing};
 use crate::socket::{Incoming, Stream};
 use crate::wire::features::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
+use crate::wire::payload::XenMeans;
 use crate::wire::{BackendMessage, Flags, Frame, ProtocolFeatures};
 use crate::worker::{Command, Manners, Queue, Signal, Worker};
 
@@ -68,7 +70,7 @@ impl<'a> Session<'a> {
         Self {
             control,
             stream,
-            connection: Connection::new(offer(&*control.device)),
+            connection: Connection::new(offer(&*control.device, control.options.xen.as_ref())),
             memory: Arc::default(),
             mapped: Vec::new(),
             vrings: (0..queues).map(|_| Vring::default()).collect(),
@@ -219,20 +221,58 @@ impl<'a> Session<'a> {
     // --- memory --------------------------------------------------------------------------------
 
     fn set_memory(&mut self, offers: Vec<RegionOffer>) -> Result<(), Refusal> {
-        let regions = offers
-            .into_iter()
-            .map(|offer| map("SET_MEM_TABLE", offer))
-            .collect::<Result<_, _>>()?;
+        let (mut regions, mut beyond) = (Vec::with_capacity(offers.len()), None);
+        for offer in offers {
+            let (region, more) = self.map("SET_MEM_TABLE", offer)?;
+            regions.push(region);
+            beyond = more.or(beyond);
+        }
         let memory = Memory::new(regions).map_err(|e| Refusal(format!("SET_MEM_TABLE: {e}")))?;
-        self.swap_memory(memory);
+        self.swap_memory(memory.with_beyond(beyond));
         Ok(())
     }
 
     fn add_region(&mut self, offer: RegionOffer) -> Result<(), Refusal> {
-        let region = map("ADD_MEM_REG", offer)?;
+        let (region, more) = self.map("ADD_MEM_REG", offer)?;
         let memory = self.memory.with(region).map_err(|e| Refusal(format!("ADD_MEM_REG: {e}")))?;
-        self.swap_memory(memory);
+        let beyond = more.or_else(|| self.memory.beyond().map(Arc::clone));
+        self.swap_memory(memory.with_beyond(beyond));
         Ok(())
+    }
+
+    /// A region, and one for all other addresses if the front-end allows to map more.
+    fn map(
+        &self,
+        message: &str,
+        offer: RegionOffer,
+    ) -> Result<(Arc<Region>, Option<Arc<Region>>), Refusal> {
+        let RegionOffer { range: RegionRange { guest, size, user }, mmap_offset, xen, fd } = offer;
+        let refused = |why: &dyn Display| {
+            let what = xen.map_or_else(
+                || format!("file offset {mmap_offset:#x}"),
+                |xen| format!("domain {}", xen.domid),
+            );
+            let place = format!("guest address {guest}, {size:#x} bytes, {what}");
+            Refusal(format!("{message}: the region at {place}: {why}"))
+        };
+        let Some(mapping) = xen else {
+            let region = Region::map(guest, user, size, mmap_offset, fd);
+            return region.map(|region| (region, None)).map_err(|e| refused(&e));
+        };
+        let Some(options) = &self.control.options.xen else {
+            return Err(refused(&"XEN_MMAP was not offered"));
+        };
+        let domid = mapping.domid;
+        if let Some(only) = options.domain.filter(|&only| only != domid) {
+            return Err(refused(&format!("xen domain id {domid}: only domain {only} is served")));
+        }
+        let access = &options.access;
+        let kind = kind(mapping.means);
+        let more = mapping.more.then(|| fd.try_clone()).transpose().map_err(|e| refused(&e))?;
+        let region = Region::xen(access, kind, domid, guest, user, size, fd);
+        let region = region.map_err(|e| refused(&e))?;
+        let more = more.map(|fd| Region::beyond(access, kind, domid, fd)).transpose();
+        Ok((region, more.map_err(|e| refused(&e))?))
     }
 
     /// Answered only when nothing uses the region any more.
@@ -255,8 +295,8 @@ impl<'a> Session<'a> {
     fn swap_memory(&mut self, memory: Memory) {
         self.mapped.retain(|region| region.strong_count() > 0);
         let known = |r: &Arc<Region>| self.mapped.iter().any(|m| m.as_ptr() == Arc::as_ptr(r));
-        let new: Vec<_> =
-            memory.regions().iter().filter(|r| !known(r)).map(Arc::downgrade).collect();
+        let all = memory.regions().iter().chain(memory.beyond());
+        let new: Vec<_> = all.filter(|r| !known(r)).map(Arc::downgrade).collect();
         self.mapped.extend(new);
         self.memory = Arc::new(memory);
         for worker in self.workers.iter().flatten() {
@@ -492,7 +532,7 @@ impl<'a> Session<'a> {
 }
 
 /// What the device and the core can do together.
-fn offer(device: &dyn Device) -> Offer {
+pub(super) fn offer(device: &dyn Device, xen: Option<&XenOptions>) -> Offer {
     let mut protocol_features = Offer::CARRIED_OUT;
     // QEMU warns about a configuration space that its device type has no use for.
     protocol_features.set(ProtocolFeatures::CONFIG, device.config_len() > 0);
@@ -504,7 +544,7 @@ fn offer(device: &dyn Device) -> Offer {
         max_queue_size: device.max_queue_size(),
         max_memory_slots: MEMORY_SLOTS,
         config_len: device.config_len(),
-        xen: None,
+        xen: xen.map(|xen| xen.designs),
     }
 }
 
@@ -519,13 +559,12 @@ fn layout(setup: &RingSetup) -> SplitLayout {
     }
 }
 
-fn map(message: &str, offer: RegionOffer) -> Result<Arc<Region>, Refusal> {
-    let RegionOffer { range: RegionRange { guest, size, user }, mmap_offset, fd, .. } = offer;
-    Region::map(guest, user, size, mmap_offset, fd).map_err(|e| {
-        Refusal(format!(
-            "{message}: the region at guest address {guest}, {size:#x} bytes, file offset {mmap_offset:#x}: {e}"
-        ))
-    })
+fn kind(means: XenMeans) -> XenKind {
+    match means {
+        XenMeans::Foreign => XenKind::Foreign,
+        XenMeans::Grant => XenKind::Grant,
+        XenMeans::GrantOnDemand => XenKind::GrantOnDemand,
+    }
 }
 
 fn bad_kick(queue: u16, error: &std::io::Error) -> Refusal {

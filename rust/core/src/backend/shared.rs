@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::{Event, Observer, Stuck};
 use crate::error::HostError;
+use crate::memory::Fault;
 use crate::sys::eventfd::EventFd;
 use crate::worker::{Broken, QueueCounters, Report};
 
@@ -253,6 +254,10 @@ impl Report for Shared {
         self.event(Event::QueueBroken { queue, error });
         self.lock().broken = true;
         self.wake.signal();
+    }
+
+    fn request_failed(&self, queue: u16, fault: Fault) {
+        self.event(Event::RequestFailed { queue, error: fault.to_string() });
     }
 
     fn worker_panicked(&self, message: String) {

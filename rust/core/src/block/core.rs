@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::config::{BlockConfig, BlockOptions, CONFIG_LEN, Geometry, InvalidBlock};
 use super::numbers::{ID_LEN, SECTOR, Status};
 use super::parse::{Limits, Parsed, parse};
-use super::request::BlockRequest;
+use super::request::{BlockRequest, write_status};
 use crate::device::ConfigRefused;
 use crate::request::{Batch, Request};
 
@@ -85,6 +85,12 @@ impl BlockCore {
     pub fn finish_id(&self, request: BlockRequest, batch: &mut Batch) {
         request.copy_from(0, &self.serial);
         request.finish(Status::Ok, batch);
+    }
+
+    /// As [`Device::refuse`](crate::device::Device::refuse): an I/O error.
+    pub fn refuse(&self, request: &Request) -> u32 {
+        self.failed.fetch_add(1, Ordering::Relaxed);
+        write_status(request.writable(), Status::IoErr, 0)
     }
 
     /// Whether each write must be durable before it completes; see

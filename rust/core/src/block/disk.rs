@@ -9,7 +9,7 @@ use super::numbers::{BlkOp, ByteRange, Status, VIRTIO_ID};
 use super::request::BlockRequest;
 use crate::device::{ConfigRefused, Device};
 use crate::pace::{Pace, half};
-use crate::request::Batch;
+use crate::request::{Batch, Request};
 
 /// Where the data of a block device is. All requests have been checked: ranges lie inside the
 /// disk, and a read-only disk is never asked to change.
@@ -168,6 +168,14 @@ impl<D: Disk> Device for BlockDevice<D> {
     fn batch_limit(&self, queue: u16, available: u16) -> u16 {
         let limit = self.paces.get(usize::from(queue)).map_or(u16::MAX, Pace::limit);
         half(available).min(limit)
+    }
+
+    fn keeps_requests(&self) -> bool {
+        false
+    }
+
+    fn refuse(&self, _queue: u16, request: &Request) -> u32 {
+        self.core.refuse(request)
     }
 
     fn handle(&self, queue: u16, batch: &mut Batch) {

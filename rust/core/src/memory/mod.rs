@@ -3,6 +3,9 @@
 //! A table never changes. A memory message makes a new one, and work in flight goes on in the
 //! table that it started with: so no message ever pulls memory from under a request.
 
+mod demand;
+mod foreign;
+mod grant;
 mod index;
 mod region;
 pub mod view;
@@ -11,9 +14,13 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::address::{GuestAddr, UserAddr};
+pub use demand::{Fault, Shared, give_back, provide};
+pub use foreign::NoPage;
+use grant::Grants;
 use index::Index;
-pub use region::{Gone, Region, RegionError};
-use view::{Segment, Window};
+pub use region::{Gone, Region, RegionError, XenKind};
+use region::{OnDemand, Reach};
+use view::{Access, Segment, Window};
 
 /// All of a guest's memory at one moment.
 #[derive(Debug, Default)]
@@ -21,6 +28,12 @@ pub struct Memory {
     /// Sorted by guest address, without overlap.
     regions: Box<[Arc<Region>]>,
     index: Index,
+    /// A region that covers what no other does.
+    beyond: Option<Arc<Region>>,
+    /// The grant device that requests' pages are mapped through.
+    grants: Option<Arc<Grants>>,
+    /// Rings may be told by guest addresses.
+    by_guest: bool,
 }
 
 /// A range that no region, or no run of adjacent regions, covers.
@@ -50,20 +63,46 @@ impl Memory {
         if let Some((a, b)) = overlap(&regions, |r| r.guest().0) {
             return Err(TableError::GuestOverlap(a.guest(), b.guest()));
         }
-        let mut by_user: Vec<_> = regions.iter().map(Arc::clone).collect();
+        let mut by_user: Vec<_> =
+            regions.iter().filter(|r| !r.has_no_user_address()).map(Arc::clone).collect();
         by_user.sort_unstable_by_key(|r| r.user());
         if let Some((a, b)) = overlap(&by_user, |r| r.user().0) {
             return Err(TableError::UserOverlap(a.user(), b.user()));
         }
         let index = Index::new(regions.iter().map(|r| (r.guest().0, r.size())));
-        Ok(Self { regions: regions.into(), index })
+        let grants = regions.iter().find_map(|r| r.on_demand().and_then(OnDemand::grants));
+        let by_guest = regions.iter().any(|r| r.is_xen());
+        Ok(Self { regions: regions.into(), index, beyond: None, grants, by_guest })
+    }
+
+    /// This table, with `region`, whose memory is mapped on demand, for every address that no
+    /// other region has.
+    #[must_use]
+    pub fn with_beyond(mut self, region: Option<Arc<Region>>) -> Self {
+        if self.grants.is_none() {
+            self.grants = region.as_ref().and_then(|r| r.on_demand()?.grants());
+        }
+        self.beyond = region;
+        self
+    }
+
+    /// The region for every address that no other has.
+    pub fn beyond(&self) -> Option<&Arc<Region>> {
+        self.beyond.as_ref()
+    }
+
+    /// Whether the hypervisor is asked for some of it. Only then can chains have buffers that
+    /// are not mapped.
+    #[inline]
+    pub fn is_xen(&self) -> bool {
+        self.by_guest || self.beyond.is_some()
     }
 
     /// This table and one region more.
     pub fn with(&self, region: Arc<Region>) -> Result<Self, TableError> {
         let mut regions = self.regions.to_vec();
         regions.push(region);
-        Self::new(regions)
+        Ok(Self::new(regions)?.with_beyond(self.beyond.clone()))
     }
 
     /// This table without the one region that has exactly these addresses and this size.
@@ -77,7 +116,7 @@ impl Memory {
         let same = |r: &Arc<Region>| r.guest() == guest && r.user() == user && r.size() == size;
         let at = regions.iter().position(same).ok_or(TableError::NoSuchRegion)?;
         let removed = regions.remove(at);
-        Ok((Self::new(regions)?, removed))
+        Ok((Self::new(regions)?.with_beyond(self.beyond.clone()), removed))
     }
 
     /// The regions, by guest address.
@@ -86,7 +125,8 @@ impl Memory {
     }
 
     /// Calls `found` for each contiguous piece of `[at, at + len)`, in order. Nothing of a range
-    /// that is not wholly covered counts: on an error what was found is to be thrown away.
+    /// that is not wholly covered and mapped counts: on an error what was found is to be thrown
+    /// away.
     #[inline]
     pub fn segments(
         &self,
@@ -94,28 +134,123 @@ impl Memory {
         len: u64,
         mut found: impl FnMut(Segment),
     ) -> Result<(), OutOfMemory> {
+        let mut mapped = true;
+        self.reach(at, len, Access::DeviceReadable, |place| match place.reach {
+            Reach::Mapped(segment) => found(segment),
+            Reach::OnDemand(_) | Reach::Denied => mapped = false,
+        })?;
+        if mapped { Ok(()) } else { Err(OutOfMemory { at, len }) }
+    }
+
+    /// `[at, at + len)` if it is one mapped piece and not empty, as nearly every buffer is.
+    #[inline]
+    fn mapped(&self, at: GuestAddr, len: u64, access: Access) -> Option<Segment> {
+        let region = self.regions.get(self.index.find(at.0))?;
+        region.mapped(at.0.checked_sub(region.guest().0)?, len, access)
+    }
+
+    /// Calls `found` for each piece of `[at, at + len)` that is one thing to reach, in order. On
+    /// an error what was found is to be thrown away.
+    #[inline]
+    fn reach<'a>(
+        &'a self,
+        at: GuestAddr,
+        len: u64,
+        access: Access,
+        mut found: impl FnMut(Place<'a>),
+    ) -> Result<(), OutOfMemory> {
         let outside = || OutOfMemory { at, len };
         at.checked_add(len).ok_or_else(outside)?;
         let (mut next, mut left) = (at.0, len);
         let mut place = self.index.find(next);
         while left > 0 {
-            let region = self.regions.get(place).ok_or_else(outside)?;
-            let offset = next.checked_sub(region.guest().0).ok_or_else(outside)?;
-            let segment = region.segment(offset, left).ok_or_else(outside)?;
-            next += segment.len() as u64;
-            left -= segment.len() as u64;
-            found(segment);
-            place += 1;
+            let inside = self.regions.get(place).and_then(|region| {
+                let offset = next.checked_sub(region.guest().0)?;
+                let here = region.size().checked_sub(offset).filter(|&here| here > 0)?;
+                Some((region, offset, here))
+            });
+            let Some((region, offset, here)) = inside else {
+                let beyond = self.beyond_at(next).ok_or_else(outside)?;
+                let done = left.min(beyond.len);
+                found(Place { at: GuestAddr(next), len: done, reach: beyond.reach });
+                (next, left) = (next + done, left - done);
+                place = self.index.find(next);
+                continue;
+            };
+            let reach = region.reach(offset, left.min(here), access);
+            let done = match &reach {
+                Reach::Mapped(segment) => segment.len() as u64,
+                Reach::OnDemand(_) | Reach::Denied => left.min(here),
+            };
+            found(Place { at: GuestAddr(next), len: done, reach });
+            (next, left) = (next + done, left - done);
+            place += usize::from(done == here);
         }
         Ok(())
     }
 
-    /// Pins `len` bytes at a front-end address, for a ring part: all in one region and aligned.
-    pub fn window(&self, at: UserAddr, len: usize, align: usize) -> Option<Window> {
-        let inside = |r: &&Arc<Region>| at.0.checked_sub(r.user().0).is_some_and(|o| o < r.size());
-        let region = self.regions.iter().find(inside)?;
-        Window::new(region, at.0 - region.user().0, len, align)
+    /// What lies at an address that no region has, up to the next region.
+    #[cold]
+    fn beyond_at(&self, at: u64) -> Option<Place<'_>> {
+        let beyond = self.beyond.as_ref()?;
+        let offset = at.checked_sub(beyond.guest().0)?;
+        let room = beyond.size().checked_sub(offset).filter(|&room| room > 0)?;
+        let next = self.regions.iter().map(|r| r.guest().0).find(|&start| start > at);
+        let len = next.map_or(room, |next| room.min(next - at));
+        let reach = Reach::OnDemand(beyond.on_demand()?);
+        Some(Place { at: GuestAddr(at), len, reach })
     }
+
+    /// Pins `len` bytes at a front-end address: all in one region and aligned.
+    pub fn window(&self, at: UserAddr, len: usize, align: usize) -> Option<Window> {
+        self.ring_part(at, len, align, Access::DeviceWritable)
+    }
+
+    /// Pins a part of a ring, as [`window`](Self::window). Front-ends on Xen that have not mapped
+    /// the guest's memory tell guest addresses instead. Pages that are mapped on demand stay
+    /// mapped as long as the window is there.
+    pub fn ring_part(
+        &self,
+        at: UserAddr,
+        len: usize,
+        align: usize,
+        access: Access,
+    ) -> Option<Window> {
+        let offset = |r: &Region| at.0.checked_sub(r.user().0).filter(|&o| o < r.size());
+        let mut told = self.regions.iter().filter(|r| !r.has_no_user_address());
+        let by_user = told.find_map(|r| Some(GuestAddr(r.guest().0 + offset(r)?)));
+        let guest = by_user.or_else(|| self.by_guest.then_some(GuestAddr(at.0)))?;
+        let mut places = Vec::new();
+        self.reach(guest, len as u64, access, |place| places.push(place)).ok()?;
+        let [place] = &places[..] else { return None };
+        match &place.reach {
+            Reach::Mapped(segment) => Window::mapped(self.holder(guest)?, *segment, len, align),
+            Reach::OnDemand(OnDemand::Grants(grants, domid)) => {
+                Window::of_grants(grants, *domid, guest, len, align, access)
+            }
+            Reach::OnDemand(OnDemand::Frames(foreign)) => {
+                Window::of_frames(foreign, guest, len, align)
+            }
+            Reach::Denied => None,
+        }
+    }
+
+    fn holder(&self, at: GuestAddr) -> Option<&Arc<Region>> {
+        self.regions.get(self.index.find(at.0))
+    }
+
+    /// The grant device that requests' pages are mapped through.
+    fn grants(&self) -> Option<&Arc<Grants>> {
+        self.grants.as_ref()
+    }
+}
+
+/// A piece of guest memory that is one thing to reach.
+#[derive(Debug)]
+struct Place<'a> {
+    at: GuestAddr,
+    len: u64,
+    reach: Reach<'a>,
 }
 
 /// Two neighbours of a sorted list that share an address, if any do.

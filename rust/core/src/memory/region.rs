@@ -8,26 +8,93 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::FileType;
 
-use super::view::Segment;
+use super::foreign::{Foreign, NoPage};
+use super::grant::{GrantMap, Grants, run};
+use super::view::{Access, Segment};
 use crate::address::{GuestAddr, UserAddr};
-use crate::sys::mmap::Mapping;
+use crate::sys::mmap::{Mapping, Protection};
+use crate::xen::{GrantRef, XEN_PAGE, XenAccess, XenDevice, XenOps};
 
 /// Largest region: 32 TiB, a quarter of what a process can address on x86-64 with four levels of
 /// page tables. So a table and the one that replaces it fit side by side, and a sparse file cannot
 /// take the address space that everything else in this process needs.
 const MAX_SIZE: u64 = 1 << 45;
 
-/// A mapped region. The mapping goes with the last reference.
+/// Largest region of a domain: 16 TiB, more than the hypervisor gives a guest, and what 32-bit
+/// grant references can name.
+const MAX_XEN_SIZE: u64 = 1 << 44;
+
+/// A region. Its mapping goes with the last reference.
 #[derive(Debug)]
 pub struct Region {
     guest: GuestAddr,
     user: UserAddr,
     size: u64,
-    /// Bytes of `mapping` in front of the region, below one page.
-    lead: usize,
+    /// All of the region, for reading and for writing; empty where that is not so simple.
+    readable: Segment,
+    writable: Segment,
+    /// The hypervisor was asked for it.
+    xen: bool,
     // Dropped in this order: the memory is unmapped before anybody is told.
-    mapping: Mapping,
+    hold: Hold,
     gone: GoneOnDrop,
+}
+
+/// What a region's memory is held by.
+#[derive(Debug)]
+enum Hold {
+    /// A mapping of a file.
+    File(Mapping),
+    /// A mapping of a domain's frames.
+    Frames(Mapping),
+    /// Granted pages, in areas of `each` bytes but for the last. The region starts `lead` bytes
+    /// after the first of them.
+    Grants { maps: Vec<Arc<GrantMap>>, each: u64, lead: u64, read_only: bool },
+    /// Pages that are mapped when they are needed.
+    OnDemand(OnDemand),
+}
+
+/// Memory of a domain that is mapped when it is needed.
+#[derive(Clone, Debug)]
+pub(super) enum OnDemand {
+    /// By grants.
+    Grants(Arc<Grants>, u16),
+    /// By frames.
+    Frames(Arc<Foreign>),
+}
+
+impl OnDemand {
+    /// The grant device, if that is what it takes.
+    pub(super) fn grants(&self) -> Option<Arc<Grants>> {
+        match self {
+            Self::Grants(grants, _) => Some(Arc::clone(grants)),
+            Self::Frames(_) => None,
+        }
+    }
+}
+
+/// How a domain's memory is mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum XenKind {
+    /// Its frames, all of them, by the numbers that guest addresses name.
+    Foreign,
+    /// Granted pages, all of them, by the references that guest addresses name.
+    Grant,
+    /// Granted pages, each when it is needed.
+    GrantOnDemand,
+    /// Frames, each when it is needed.
+    ForeignOnDemand,
+}
+
+/// What a part of a region is to who wants to use it.
+#[derive(Debug)]
+pub(super) enum Reach<'a> {
+    /// It is mapped, at least its first bytes.
+    Mapped(Segment),
+    /// It is not mapped.
+    OnDemand(&'a OnDemand),
+    /// It may not be used so.
+    Denied,
 }
 
 /// Tells when a region has been unmapped.
@@ -51,6 +118,14 @@ pub enum RegionError {
     },
     /// The region is larger than any that is taken.
     TooLarge(u64),
+    /// Its descriptor is not the device that it should be, and this process cannot open that.
+    NoDevice(XenDevice, std::io::Error),
+    /// A domain's page cannot be mapped.
+    Foreign(NoPage),
+    /// Granted pages cannot be mapped: so many from this reference on.
+    Grants(GrantRef, usize, std::io::Error),
+    /// Granted pages are mapped as pages of 4 KiB, and this host's have so many bytes.
+    HostPages(usize),
     /// The system refused.
     System(&'static str, std::io::Error),
 }
@@ -73,8 +148,95 @@ impl Region {
         let len = bytes.and_then(|n| usize::try_from(n).ok()).ok_or(RegionError::TooLarge(size))?;
         let mapping = Mapping::shared(fd.as_fd(), offset - lead, len)
             .map_err(|e| RegionError::System("map it", e))?;
+        let whole = Segment::new(mapping.base().wrapping_add(lead as usize), size as usize);
+        Ok(Self::held([whole; 2], guest, user, size, Hold::File(mapping)))
+    }
+
+    /// Maps `size` bytes of a domain's memory, or makes ready to. `fd` is the device that the
+    /// front-end uses; if it is none, this process opens its own.
+    pub fn xen(
+        access: &XenAccess,
+        kind: XenKind,
+        domid: u16,
+        guest: GuestAddr,
+        user: UserAddr,
+        size: u64,
+        fd: OwnedFd,
+    ) -> Result<Arc<Self>, RegionError> {
+        if size > MAX_XEN_SIZE && kind == XenKind::Foreign {
+            return Err(RegionError::TooLarge(size));
+        }
+        let device = match kind {
+            XenKind::Foreign | XenKind::ForeignOnDemand => XenDevice::Privcmd,
+            XenKind::Grant | XenKind::GrantOnDemand => XenDevice::Gntdev,
+        };
+        let fd = right_device(&*access.ops, device, fd)?;
+        let on_demand = |how| Ok(Self::held([Segment::EMPTY; 2], guest, user, size, how));
+        match kind {
+            XenKind::Foreign => {
+                let foreign = Foreign::new(Arc::clone(&access.ops), fd, domid);
+                let mapping = foreign.map(guest, size).map_err(RegionError::Foreign)?;
+                let lead = (guest.0 % XEN_PAGE) as usize;
+                let whole = Segment::new(mapping.base().wrapping_add(lead), size as usize);
+                Ok(Self::held([whole; 2], guest, user, size, Hold::Frames(mapping)))
+            }
+            XenKind::ForeignOnDemand => {
+                let foreign = Foreign::new(Arc::clone(&access.ops), fd, domid);
+                on_demand(Hold::OnDemand(OnDemand::Frames(Arc::new(foreign))))
+            }
+            XenKind::Grant => {
+                let grants = grants(access, fd)?;
+                let (maps, each, read_only) = map_all(&grants, domid, guest, size)?;
+                Ok(Self::granted(maps, each, read_only, guest, user, size))
+            }
+            XenKind::GrantOnDemand => {
+                on_demand(Hold::OnDemand(OnDemand::Grants(grants(access, fd)?, domid)))
+            }
+        }
+    }
+
+    /// All the memory of a domain that `kind` can name, each page mapped when it is needed.
+    pub fn beyond(
+        access: &XenAccess,
+        kind: XenKind,
+        domid: u16,
+        fd: OwnedFd,
+    ) -> Result<Arc<Self>, RegionError> {
+        let (kind, first) = match kind {
+            XenKind::Foreign | XenKind::ForeignOnDemand => (XenKind::ForeignOnDemand, 0),
+            XenKind::Grant | XenKind::GrantOnDemand => (XenKind::GrantOnDemand, 1 << 63),
+        };
+        Self::xen(access, kind, domid, GuestAddr(first), UserAddr(0), MAX_XEN_SIZE, fd)
+    }
+
+    fn granted(
+        maps: Vec<Arc<GrantMap>>,
+        each: u64,
+        read_only: bool,
+        guest: GuestAddr,
+        user: UserAddr,
+        size: u64,
+    ) -> Arc<Self> {
+        let lead = guest.0 % XEN_PAGE;
+        let whole = match &maps[..] {
+            [one] => Segment::new(one.base().wrapping_add(lead as usize), size as usize),
+            _ => Segment::EMPTY,
+        };
+        let writable = if read_only { Segment::EMPTY } else { whole };
+        let hold = Hold::Grants { maps, each, lead, read_only };
+        Self::held([whole, writable], guest, user, size, hold)
+    }
+
+    fn held(
+        [readable, writable]: [Segment; 2],
+        guest: GuestAddr,
+        user: UserAddr,
+        size: u64,
+        hold: Hold,
+    ) -> Arc<Self> {
+        let xen = !matches!(hold, Hold::File(_));
         let gone = GoneOnDrop(Gone(Arc::default()));
-        Ok(Arc::new(Self { guest, user, size, lead: lead as usize, mapping, gone }))
+        Arc::new(Self { guest, user, size, readable, writable, xen, hold, gone })
     }
 
     /// First guest-physical address.
@@ -92,19 +254,95 @@ impl Region {
         self.size
     }
 
-    /// The bytes from `offset` on, as many of `len` as the region has; `None` past its end.
+    /// The bytes from `offset` on, as many of `len` as are in one piece, for reading; `None` past
+    /// the end, and where nothing is mapped.
     pub fn segment(&self, offset: u64, len: u64) -> Option<Segment> {
         let left = self.size.checked_sub(offset).filter(|&left| left > 0)?;
+        match self.reach(offset, len.min(left), Access::DeviceReadable) {
+            Reach::Mapped(segment) => Some(segment),
+            Reach::OnDemand(_) | Reach::Denied => None,
+        }
+    }
+
+    /// `len` bytes from `offset` on, if they are in one mapped piece and not none.
+    #[inline]
+    pub(super) fn mapped(&self, offset: u64, len: u64, access: Access) -> Option<Segment> {
+        let whole = self.whole(access);
+        let left = (whole.len() as u64).checked_sub(offset)?;
+        // Both fit: they are at most the length of a mapping.
+        (1..=left).contains(&len).then(|| whole.part(offset as usize, len as usize))
+    }
+
+    #[inline]
+    fn whole(&self, access: Access) -> Segment {
+        match access {
+            Access::DeviceReadable => self.readable,
+            Access::DeviceWritable => self.writable,
+        }
+    }
+
+    /// What `len` bytes from `offset` on, all inside, are to who wants to use them so.
+    #[inline]
+    pub(super) fn reach(&self, offset: u64, len: u64, access: Access) -> Reach<'_> {
+        let whole = self.whole(access);
+        if whole.is_empty() {
+            return self.reach_in_pieces(offset, len, access);
+        }
         // Both fit: the region is mapped, so its size is below the address space's.
-        let (start, len) = (self.lead + offset as usize, len.min(left) as usize);
-        Some(Segment::new(self.mapping.base().wrapping_add(start), len))
+        Reach::Mapped(whole.part(offset as usize, len as usize))
+    }
+
+    #[cold]
+    fn reach_in_pieces(&self, offset: u64, len: u64, access: Access) -> Reach<'_> {
+        let Hold::Grants { maps, each, lead, read_only } = &self.hold else {
+            return match &self.hold {
+                Hold::OnDemand(how) => Reach::OnDemand(how),
+                Hold::File(_) | Hold::Frames(_) | Hold::Grants { .. } => Reach::Denied,
+            };
+        };
+        if *read_only && access == Access::DeviceWritable {
+            return Reach::Denied;
+        }
+        let at = lead + offset;
+        let (number, inside) = ((at / each) as usize, at % each);
+        let here = len.min(each - inside) as usize;
+        match maps.get(number) {
+            Some(map) => {
+                Reach::Mapped(Segment::new(map.base().wrapping_add(inside as usize), here))
+            }
+            None => Reach::Denied,
+        }
+    }
+
+    /// Whether the hypervisor is asked for this memory.
+    pub(super) fn is_xen(&self) -> bool {
+        self.xen
+    }
+
+    /// How its pages are mapped, if not in advance.
+    pub(super) fn on_demand(&self) -> Option<&OnDemand> {
+        match &self.hold {
+            Hold::OnDemand(how) => Some(how),
+            Hold::File(_) | Hold::Frames(_) | Hold::Grants { .. } => None,
+        }
+    }
+
+    /// Whether the front-end has told no address of its own for it: it has not mapped what it
+    /// tells the back-end not to map in advance.
+    pub(super) fn has_no_user_address(&self) -> bool {
+        self.user.0 == 0 && self.on_demand().is_some()
     }
 
     /// Replaces the memory by private zeroes, for those who still hold the region.
     pub fn sever(&self) {
-        // If the kernel has no memory for that, the front-end's stays mapped: late accesses then
-        // still reach it, which is what they did a moment ago.
-        let _ = self.mapping.sever();
+        match &self.hold {
+            // If the kernel has no memory for that, the front-end's stays mapped: late accesses
+            // then still reach it, which is what they did a moment ago.
+            Hold::File(mapping) | Hold::Frames(mapping) => drop(mapping.sever()),
+            Hold::Grants { maps, .. } => maps.iter().for_each(|map| map.sever()),
+            Hold::OnDemand(OnDemand::Grants(grants, _)) => grants.sever(),
+            Hold::OnDemand(OnDemand::Frames(_)) => {}
+        }
     }
 
     /// A token that outlives the region.
@@ -148,12 +386,85 @@ impl fmt::Display for RegionError {
             Self::TooLarge(size) => {
                 write!(f, "{size:#x} bytes are more than the {MAX_SIZE:#x} that a region may have")
             }
+            Self::NoDevice(device, error) => {
+                let name = device.path();
+                write!(f, "its descriptor is not {name}, which cannot be opened here: {error}")
+            }
+            Self::Foreign(error) => error.fmt(f),
+            Self::Grants(GrantRef { domid, reference }, pages, error) => write!(
+                f,
+                "domain {domid} does not grant the {pages} pages from reference {reference} on \
+                 (or they are mapped too often): {error}"
+            ),
+            Self::HostPages(bytes) => {
+                write!(f, "grants are mapped on hosts with pages of 4096 bytes, not {bytes}")
+            }
             Self::System(what, error) => write!(f, "cannot {what}: {error}"),
         }
     }
 }
 
 impl std::error::Error for RegionError {}
+
+/// The front-end's descriptor, or an own one if that is no such device.
+fn right_device(ops: &dyn XenOps, device: XenDevice, fd: OwnedFd) -> Result<OwnedFd, RegionError> {
+    if ops.is_device(device, fd.as_fd()) {
+        return Ok(fd);
+    }
+    ops.open(device).map_err(|error| RegionError::NoDevice(device, error))
+}
+
+fn grants(access: &XenAccess, fd: OwnedFd) -> Result<Arc<Grants>, RegionError> {
+    let bytes = rustix::param::page_size();
+    if bytes as u64 != XEN_PAGE {
+        return Err(RegionError::HostPages(bytes));
+    }
+    Ok(Grants::new(access, fd))
+}
+
+/// Granted pages in areas, the bytes of each area but the last, and whether they can only be
+/// read.
+type Granted = (Vec<Arc<GrantMap>>, u64, bool);
+
+/// Maps all pages of a region of grants, in as many calls as the kernel wants. A grant for reading
+/// does not map for writing; then the region can only be read.
+fn map_all(
+    grants: &Arc<Grants>,
+    domid: u16,
+    guest: GuestAddr,
+    size: u64,
+) -> Result<Granted, RegionError> {
+    let first = grant_of(guest);
+    let pages = usize::try_from((guest.0 % XEN_PAGE + size).div_ceil(XEN_PAGE))
+        .map_err(|_| RegionError::TooLarge(size))?;
+    let each = grants.limit().max(1);
+    let try_to = |protection| {
+        let mut maps = Vec::new();
+        let mut done = 0;
+        while done < pages {
+            let count = each.min(pages - done);
+            let refs: Vec<_> = run(domid, first.wrapping_add(done as u32), count).collect();
+            let map = grants.map(&refs, protection);
+            maps.push(map.map_err(|error| RegionError::Grants(refs[0], count, error))?);
+            done += count;
+        }
+        Ok(maps)
+    };
+    let each = each as u64 * XEN_PAGE;
+    match try_to(Protection::ReadWrite) {
+        Ok(maps) => Ok((maps, each, false)),
+        Err(writing) => match try_to(Protection::Read) {
+            Ok(maps) => Ok((maps, each, true)),
+            Err(_) => Err(writing),
+        },
+    }
+}
+
+/// The grant reference that an address with bit 63 names.
+pub(super) fn grant_of(at: GuestAddr) -> u32 {
+    // Regions of grants end below bit 44: the reference has 32 bits.
+    ((at.0 & !(1 << 63)) / XEN_PAGE) as u32
+}
 
 /// Checks that the file can be memory and is long enough; returns the size of its pages.
 fn check_file(fd: &OwnedFd, offset: u64, size: u64) -> Result<u64, RegionError> {

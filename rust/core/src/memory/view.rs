@@ -7,15 +7,22 @@
 //! [`Buffers`] hold the memory table that their segments were looked up in (descriptor chains).
 #![allow(unsafe_code)] // Raw pointers into memory that is shared with the guest.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
+use super::demand::{Demand, cut};
+use super::foreign::Foreign;
+use super::grant::{GrantMap, Grants, run};
+use super::region::{OnDemand, Reach, grant_of};
 use super::{Memory, OutOfMemory, Region};
 use crate::address::GuestAddr;
 use crate::sys::io::{VECTORS, preadv, pwritev};
+use crate::sys::mmap::{Mapping, Protection};
+use crate::xen::XEN_PAGE;
 
 /// A contiguous piece of mapped guest memory. It is a bare place: whoever holds it must also
 /// hold what keeps it mapped. Laid out as the system's `iovec`.
@@ -33,6 +40,9 @@ unsafe impl Send for Segment {}
 unsafe impl Sync for Segment {}
 
 impl Segment {
+    /// No byte anywhere.
+    pub(super) const EMPTY: Self = Self { base: ptr::null_mut(), len: 0 };
+
     pub(super) fn new(base: *mut u8, len: usize) -> Self {
         Self { base, len }
     }
@@ -52,7 +62,7 @@ impl Segment {
         self.len == 0
     }
 
-    fn part(self, skip: usize, len: usize) -> Self {
+    pub(super) fn part(self, skip: usize, len: usize) -> Self {
         Self { base: self.base.wrapping_add(skip), len: len.min(self.len - skip) }
     }
 }
@@ -61,17 +71,63 @@ impl Segment {
 #[derive(Debug)]
 pub struct Window {
     place: Segment,
-    /// Keeps the mapping alive.
-    _region: Arc<Region>,
+    _holder: Holder,
+}
+
+/// What keeps a window mapped.
+#[derive(Debug)]
+#[expect(dead_code, reason = "held, and never looked at")]
+enum Holder {
+    Region(Arc<Region>),
+    Grants(Arc<GrantMap>),
+    Frames(Mapping),
 }
 
 impl Window {
-    /// The `len` bytes at `offset` of `region`; `None` if they are not all inside, or not aligned
-    /// to `align` where they are mapped here.
-    pub fn new(region: &Arc<Region>, offset: u64, len: usize, align: usize) -> Option<Self> {
-        let place = region.segment(offset, len as u64)?;
+    /// A piece of `region`; `None` if it is not all of `len` bytes, or not aligned to `align`
+    /// where it is mapped here.
+    pub(super) fn mapped(
+        region: &Arc<Region>,
+        place: Segment,
+        len: usize,
+        align: usize,
+    ) -> Option<Self> {
+        Self::new(place, len, align, Holder::Region(Arc::clone(region)))
+    }
+
+    /// Maps the granted pages of `len` bytes at `at`.
+    pub(super) fn of_grants(
+        grants: &Arc<Grants>,
+        domid: u16,
+        at: GuestAddr,
+        len: usize,
+        align: usize,
+        access: Access,
+    ) -> Option<Self> {
+        let lead = (at.0 % XEN_PAGE) as usize;
+        let pages = (lead + len).div_ceil(XEN_PAGE as usize);
+        let refs: Vec<_> = run(domid, grant_of(at), pages).collect();
+        let map = grants.map(&refs, access.protection()).ok()?;
+        let place = Segment::new(map.base().wrapping_add(lead), len);
+        Self::new(place, len, align, Holder::Grants(map))
+    }
+
+    /// Maps the frames of `len` bytes at `at`.
+    pub(super) fn of_frames(
+        foreign: &Foreign,
+        at: GuestAddr,
+        len: usize,
+        align: usize,
+    ) -> Option<Self> {
+        let area = foreign.map(at, len as u64).ok()?;
+        let lead = (at.0 % XEN_PAGE) as usize;
+        let place = Segment::new(area.base().wrapping_add(lead), len);
+        Self::new(place, len, align, Holder::Frames(area))
+    }
+
+    fn new(place: Segment, len: usize, align: usize, holder: Holder) -> Option<Self> {
         let fits = place.len == len && (place.base as usize).is_multiple_of(align);
-        fits.then(|| Self { place, _region: Arc::clone(region) })
+        fits.then_some(Self { place, _holder: holder })
     }
 
     /// Loads the little-endian `u16` at `offset`, an even number inside the window.
@@ -129,6 +185,16 @@ pub enum Access {
     DeviceWritable,
 }
 
+impl Access {
+    /// What a mapping for it must allow.
+    pub(super) fn protection(self) -> Protection {
+        match self {
+            Self::DeviceReadable => Protection::Read,
+            Self::DeviceWritable => Protection::ReadWrite,
+        }
+    }
+}
+
 /// The buffers of one descriptor chain, with the memory that they lie in. Reused from chain to
 /// chain, so that a chain costs no allocation.
 #[derive(Debug, Default)]
@@ -138,6 +204,9 @@ pub struct Buffers {
     writable: Vec<Segment>,
     readable_len: u64,
     writable_len: u64,
+    /// What of the chain is not mapped; made when there first is such a thing. It holds what is
+    /// mapped for the segments.
+    demand: Option<Box<Demand>>,
 }
 
 impl Buffers {
@@ -147,6 +216,9 @@ impl Buffers {
         self.readable.clear();
         self.writable.clear();
         (self.readable_len, self.writable_len) = (0, 0);
+        if let Some(demand) = &mut self.demand {
+            demand.clear();
+        }
         // The same table as last time is the rule: no reference is counted then.
         if !self.memory.as_ref().is_some_and(|held| Arc::ptr_eq(held, memory)) {
             self.memory = Some(Arc::clone(memory));
@@ -156,19 +228,65 @@ impl Buffers {
     /// Adds a descriptor's buffer, in as many segments as it crosses regions.
     #[inline]
     pub fn add(&mut self, at: GuestAddr, len: u32, access: Access) -> Result<(), OutOfMemory> {
-        let memory = self.memory.as_ref().ok_or(OutOfMemory { at, len: u64::from(len) })?;
+        let len = u64::from(len);
+        let memory = self.memory.as_ref().ok_or(OutOfMemory { at, len })?;
         let (list, total) = match access {
             Access::DeviceReadable => (&mut self.readable, &mut self.readable_len),
             Access::DeviceWritable => (&mut self.writable, &mut self.writable_len),
         };
-        memory.segments(at, u64::from(len), |segment| list.push(segment))?;
-        *total += u64::from(len);
+        match memory.mapped(at, len, access) {
+            Some(segment) => list.push(segment),
+            None => add_pieces(memory, list, &mut self.demand, (at, len), access)?,
+        }
+        *total += len;
         Ok(())
+    }
+
+    /// Gives back what is mapped for this chain alone; its segments are gone.
+    pub fn unpin(&mut self) {
+        if self.demand.as_ref().is_some_and(|demand| !demand.is_empty()) {
+            self.forget();
+        }
+    }
+
+    pub(super) fn memory(&self) -> Option<&Arc<Memory>> {
+        self.memory.as_ref()
+    }
+
+    pub(super) fn demand(&self) -> Option<&Demand> {
+        self.demand.as_deref()
+    }
+
+    pub(super) fn demand_mut(&mut self) -> Option<&mut Demand> {
+        self.demand.as_deref_mut()
+    }
+
+    /// Puts a segment in the place of one that was empty. What it points to is held by `demand`.
+    pub(super) fn put(&mut self, access: Access, number: usize, segment: Segment) {
+        let list = match access {
+            Access::DeviceReadable => &mut self.readable,
+            Access::DeviceWritable => &mut self.writable,
+        };
+        if let Some(place) = list.get_mut(number) {
+            *place = segment;
+        }
+    }
+
+    fn forget(&mut self) {
+        self.readable.clear();
+        self.writable.clear();
+        (self.readable_len, self.writable_len) = (0, 0);
+        if let Some(demand) = &mut self.demand {
+            demand.clear();
+        }
     }
 
     /// Lets go of the memory unless it is this.
     #[inline]
     pub fn hold_only(&mut self, memory: &Arc<Memory>) {
+        if self.demand.is_some() {
+            self.forget();
+        }
         if !self.memory.as_ref().is_some_and(|held| Arc::ptr_eq(held, memory)) {
             self.release();
         }
@@ -176,9 +294,7 @@ impl Buffers {
 
     /// Lets go of the memory: an idle value must not keep a region mapped.
     pub fn release(&mut self) {
-        self.readable.clear();
-        self.writable.clear();
-        (self.readable_len, self.writable_len) = (0, 0);
+        self.forget();
         self.memory = None;
     }
 
@@ -193,6 +309,25 @@ impl Buffers {
     pub fn writable(&self) -> Writable<'_> {
         Writable(Span { segments: &self.writable, len: self.writable_len })
     }
+}
+
+/// Adds a buffer that is not one mapped piece.
+#[inline(never)]
+fn add_pieces(
+    memory: &Memory,
+    list: &mut Vec<Segment>,
+    demand: &mut Option<Box<Demand>>,
+    (at, len): (GuestAddr, u64),
+    access: Access,
+) -> Result<(), OutOfMemory> {
+    memory.reach(at, len, access, |place| {
+        let how = match place.reach {
+            Reach::Mapped(segment) => return list.push(segment),
+            Reach::OnDemand(how) => Some(how),
+            Reach::Denied => None,
+        };
+        demand.get_or_insert_default().add(list, (place.at, place.len), how, access);
+    })
 }
 
 /// The device-readable part of a chain, as one sequence of bytes.
@@ -381,12 +516,39 @@ impl Parts<'_> {
 
 /// Copies `out.len()` bytes at `at` out of `memory`, across regions.
 pub fn read(memory: &Memory, at: GuestAddr, out: &mut [u8]) -> Result<(), OutOfMemory> {
-    let mut done = 0;
-    memory.segments(at, out.len() as u64, |part| {
-        let target = out[done..done + part.len].as_mut_ptr();
-        // SAFETY: `memory` is borrowed and holds its regions; `target` has `part.len` bytes by the
-        // slicing above; private memory and guest memory do not overlap.
-        unsafe { ptr::copy_nonoverlapping(part.base, target, part.len) };
-        done += part.len;
-    })
+    let (mut done, mut whole) = (0, true);
+    memory.reach(at, out.len() as u64, Access::DeviceReadable, |place| {
+        let out = &mut out[done..done + place.len as usize];
+        done += out.len();
+        match place.reach {
+            // SAFETY: `memory` is borrowed and holds its regions; `out` has `part.len` bytes, as
+            // many as the place; private memory and guest memory do not overlap.
+            Reach::Mapped(part) => unsafe {
+                ptr::copy_nonoverlapping(part.base, out.as_mut_ptr(), part.len);
+            },
+            Reach::OnDemand(how) => whole &= read_unmapped(how, place.at, out),
+            Reach::Denied => whole = false,
+        }
+    })?;
+    if whole { Ok(()) } else { Err(OutOfMemory { at, len: out.len() as u64 }) }
+}
+
+#[cold]
+fn read_unmapped(how: &OnDemand, at: GuestAddr, out: &mut [u8]) -> bool {
+    match how {
+        OnDemand::Grants(grants, domid) => {
+            let cells = Cell::from_mut(out).as_slice_of_cells();
+            let mut pieces: Vec<_> = cut(at, *domid, cells, false).collect();
+            grants.copy(&mut pieces);
+            pieces.iter().all(|piece| piece.status == 0)
+        }
+        OnDemand::Frames(foreign) => {
+            let Ok(area) = foreign.map(at, out.len() as u64) else { return false };
+            let from = area.base().wrapping_add((at.0 % XEN_PAGE) as usize);
+            // SAFETY: `map` mapped all pages of `out.len()` bytes at `at`, of which `from` is the
+            // first, and `area` lives on; private memory and guest memory do not overlap.
+            unsafe { ptr::copy_nonoverlapping(from, out.as_mut_ptr(), out.len()) };
+            true
+        }
+    }
 }

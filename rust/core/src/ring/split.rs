@@ -56,7 +56,10 @@ pub struct StartError {
 impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { part, at, len } = self;
-        write!(f, "the {part} ({len} bytes at {at}) is not inside one region of guest memory")
+        write!(
+            f,
+            "the {part} ({len} bytes at {at}) is not inside one region of guest memory, or cannot be mapped"
+        )
     }
 }
 
@@ -339,14 +342,15 @@ impl SplitRing {
 impl Parts {
     fn find(memory: &Memory, layout: &SplitLayout) -> Result<Self, StartError> {
         let n = usize::from(layout.size);
-        let find = |part, at, len, align| {
-            memory.window(at, len, align).ok_or(StartError { part, at, len })
+        let find = |part, at, len, align, access| {
+            memory.ring_part(at, len, align, access).ok_or(StartError { part, at, len })
         };
+        let (read, write) = (Access::DeviceReadable, Access::DeviceWritable);
         // The event fields count whether negotiated or not: drivers lay them out always.
         Ok(Self {
-            descriptors: find("descriptor table", layout.descriptors, 16 * n, 16)?,
-            available: find("available ring", layout.available, 6 + 2 * n, 2)?,
-            used: find("used ring", layout.used, 6 + 8 * n, 4)?,
+            descriptors: find("descriptor table", layout.descriptors, 16 * n, 16, read)?,
+            available: find("available ring", layout.available, 6 + 2 * n, 2, read)?,
+            used: find("used ring", layout.used, 6 + 8 * n, 4, write)?,
         })
     }
 }

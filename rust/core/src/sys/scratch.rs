@@ -54,6 +54,16 @@ impl Scratch {
         Layout::array::<u8>(capacity).expect("a capacity that was allocated, or is far below")
     }
 
+    /// Bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is no byte.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     /// The address of the byte at `offset`.
     ///
     /// # Panics

@@ -2,6 +2,7 @@
 //! signals. It knows no protocol message; the back-end tells it what to do by [`Command`]s, which
 //! it carries out between two batches.
 
+mod demand;
 mod poll;
 mod queue;
 
@@ -19,7 +20,7 @@ use rustix::event::epoll;
 
 use crate::device::Device;
 use crate::error::HostError;
-use crate::memory::Memory;
+use crate::memory::{Fault, Memory};
 use crate::request::{Batch, Bell, Done};
 use crate::ring::{RingError, StartError};
 use poll::PollWindow;
@@ -59,6 +60,8 @@ pub(crate) enum Command {
 pub(crate) trait Report: Send + Sync {
     /// The driver broke a ring.
     fn queue_broken(&self, queue: u16, error: Broken);
+    /// A request's buffers could not be reached: it failed. Told once for each start of a ring.
+    fn request_failed(&self, queue: u16, fault: Fault);
     /// The thread ended by a panic, with this message.
     fn worker_panicked(&self, message: String);
 }
@@ -248,6 +251,7 @@ impl<'a> Thread<'a> {
         for queue in &mut self.queues {
             let mut hands = Hands {
                 device: self.device,
+                report: self.report,
                 bell: &self.mailbox.bell,
                 batch: &mut self.batch,
                 limit: self.limit,
@@ -308,7 +312,7 @@ impl<'a> Thread<'a> {
             self.carry_out(command);
         }
         for queue in &mut self.queues {
-            queue.collect(&mut self.done);
+            queue.collect(&mut self.done, self.device, self.report);
         }
         while let Some(at) = self.queues.iter().position(Queue::is_drained) {
             self.remove(at);

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 
+use super::Report;
+use super::demand::Provided;
 use crate::device::Device;
 use crate::memory::Memory;
 use crate::request::{Batch, Bell, Done, Request, Sink, Slot};
@@ -86,12 +88,14 @@ pub(crate) struct Queue {
     in_flight: u32,
     sink: Arc<Sink>,
     spare: Spare,
+    pub(super) provided: Option<Box<Provided>>,
     counters: Arc<QueueCounters>,
 }
 
 /// What every queue of a worker shares while it is served.
 pub(super) struct Hands<'a> {
     pub(super) device: &'a dyn Device,
+    pub(super) report: &'a dyn Report,
     pub(super) bell: &'a Bell,
     pub(super) batch: &'a mut Batch,
     pub(super) limit: u16,
@@ -117,6 +121,7 @@ impl Queue {
             in_flight: 0,
             sink: Sink::new(Arc::clone(bell)),
             spare: Vec::new(),
+            provided: None,
             counters,
         }
     }
@@ -151,6 +156,9 @@ impl Queue {
         let broken = self.pop_batch(available.min(wanted).min(hands.limit), hands.batch);
         if !hands.batch.is_empty() {
             self.counters.in_flight.store(self.in_flight, Ordering::Relaxed);
+            if self.ring.memory().is_xen() {
+                self.provide(hands);
+            }
             hands.device.handle(self.index, hands.batch);
             self.settle(hands);
         }
@@ -158,8 +166,16 @@ impl Queue {
     }
 
     /// Gives back what was completed outside a batch.
-    pub(super) fn collect(&mut self, done: &mut Vec<Done>) {
+    pub(super) fn collect(
+        &mut self,
+        done: &mut Vec<Done>,
+        device: &dyn Device,
+        report: &dyn Report,
+    ) {
         self.sink.collect(done);
+        if self.provided.is_some() {
+            self.return_memory(done, device, report);
+        }
         for done in done.drain(..) {
             self.give_back(done);
         }
@@ -210,11 +226,15 @@ impl Queue {
 
     /// Ends the queue: its index, and whoever waits for that. Late completions are refused.
     pub(super) fn end(self) {
-        self.sink.close();
-        self.counters.in_flight.store(0, Ordering::Relaxed);
-        if let Phase::Stopping(reply) = self.phase {
+        let Self { ring, sink, spare, provided, phase, counters, .. } = self;
+        sink.close();
+        counters.in_flight.store(0, Ordering::Relaxed);
+        let next = ring.next_available();
+        // Nothing of the ring is mapped any more when its end is told.
+        drop((ring, spare, provided));
+        if let Phase::Stopping(reply) = phase {
             // Nobody waits any more if the limit has passed.
-            let _ = reply.send(self.ring.next_available());
+            let _ = reply.send(next);
         }
     }
 
@@ -257,6 +277,9 @@ impl Queue {
 
     /// Gives back what the device answered and puts back what it left.
     fn settle(&mut self, hands: &mut Hands<'_>) {
+        if self.provided.is_some() {
+            self.take_back(hands);
+        }
         self.left = 0;
         for slot in hands.batch.take_left() {
             self.ring.unpop(slot.head);

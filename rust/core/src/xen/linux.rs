@@ -53,19 +53,15 @@ struct CopySegment {
 }
 
 impl XenDevice {
-    /// Below `/dev`, and in the kernel's list of devices.
-    fn name(self) -> &'static str {
-        match self {
-            Self::Privcmd => "xen/privcmd",
-            Self::Gntdev => "xen/gntdev",
-        }
-    }
-
     /// Its minor number, as the kernel lists it.
     fn minor(self) -> Option<u32> {
         let list = std::fs::read_to_string("/proc/misc").ok()?;
         let mut lines = list.lines().filter_map(|line| line.trim().split_once(' '));
-        lines.find(|(_, name)| name.trim() == self.name())?.0.parse().ok()
+        lines
+            .find(|(_, name)| self.path().strip_prefix("/dev/") == Some(name.trim()))?
+            .0
+            .parse()
+            .ok()
     }
 }
 
@@ -79,8 +75,7 @@ impl XenOps for LinuxXen {
     }
 
     fn open(&self, device: XenDevice) -> io::Result<OwnedFd> {
-        let path = format!("/dev/{}", device.name());
-        Ok(rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
+        Ok(rustix::fs::open(device.path(), OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
     }
 
     fn restrict(&self, privcmd: BorrowedFd<'_>, domid: u16) -> io::Result<()> {

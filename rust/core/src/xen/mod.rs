@@ -22,6 +22,7 @@ use std::cell::Cell;
 use std::fmt;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use crate::sys::mmap::{Mapping, Protection};
 pub use fake::{FakeXen, XenCalls};
@@ -39,6 +40,16 @@ pub enum XenDevice {
     Gntdev,
 }
 
+impl XenDevice {
+    /// Where it usually is.
+    pub fn path(self) -> &'static str {
+        match self {
+            Self::Privcmd => "/dev/xen/privcmd",
+            Self::Gntdev => "/dev/xen/gntdev",
+        }
+    }
+}
+
 /// A granted page: who grants it, and its number there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct GrantRef {
@@ -46,6 +57,27 @@ pub struct GrantRef {
     pub domid: u16,
     /// The reference.
     pub reference: u32,
+}
+
+/// Bytes of a batch's data up to which granted pages are copied rather than mapped, by default.
+/// Under an emulated hypervisor, copying and mapping cost the same at some 256 pages, and copying
+/// a sixth at one; the choice errs on the side of mapping, where data is not touched.
+pub const COPY_BELOW: u64 = 64 << 10;
+
+/// The hypervisor's devices, and how to use them.
+#[derive(Clone, Debug)]
+pub struct XenAccess {
+    /// The devices.
+    pub ops: Arc<dyn XenOps>,
+    /// Bytes of a batch's data up to which granted pages are copied rather than mapped.
+    pub copy_below: u64,
+}
+
+impl XenAccess {
+    /// Linux's devices, used as measured best.
+    pub fn linux() -> Self {
+        Self { ops: Arc::new(LinuxXen::default()), copy_below: COPY_BELOW }
+    }
 }
 
 /// Frames to be mapped.

@@ -1,0 +1,130 @@
+//! A domain's memory by foreign mapping.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use crate::address::GuestAddr;
+use crate::sys::mmap::Mapping;
+use crate::xen::{Frames, XEN_PAGE, XenOps};
+
+/// Pages in one call: 256 MiB of memory, with less than a megabyte of numbers and results.
+const PAGES_PER_CALL: usize = 1 << 16;
+
+/// Tries before a page that stays paged out is an error, and the time between two.
+const TRIES: u32 = 1000;
+const PAUSE: Duration = Duration::from_micros(100);
+
+/// An open device for foreign mapping, and the domain that it is for.
+#[derive(Debug)]
+pub(super) struct Foreign {
+    ops: Arc<dyn XenOps>,
+    fd: OwnedFd,
+    domid: u16,
+}
+
+/// A page that cannot be mapped.
+#[derive(Debug)]
+pub struct NoPage {
+    at: GuestAddr,
+    domid: u16,
+    error: io::Error,
+}
+
+impl Foreign {
+    /// Takes an open device, which reaches no domain but this one from now on, if the kernel can
+    /// do that.
+    pub(super) fn new(ops: Arc<dyn XenOps>, fd: OwnedFd, domid: u16) -> Self {
+        // A kernel before 4.14 knows no restriction. One that is restricted to another domain
+        // refuses to map, and says so then.
+        let _ = ops.restrict(fd.as_fd(), domid);
+        Self { ops, fd, domid }
+    }
+
+    /// Maps all pages that `len` bytes from `at` on lie in. The area starts with the page of the
+    /// first byte.
+    pub(super) fn map(&self, at: GuestAddr, len: u64) -> Result<Mapping, NoPage> {
+        let first = at.0 / XEN_PAGE;
+        let no_room = || self.failed(first, io::ErrorKind::OutOfMemory.into());
+        let pages = usize::try_from((at.0 % XEN_PAGE + len).div_ceil(XEN_PAGE));
+        let pages = pages.map_err(|_| no_room())?;
+        let bytes = pages.checked_mul(XEN_PAGE as usize).ok_or_else(no_room)?;
+        let bytes = bytes.next_multiple_of(rustix::param::page_size());
+        let mut area = Mapping::reserved(bytes).map_err(|error| self.failed(first, error))?;
+        let mut done = 0;
+        while done < pages {
+            let count = PAGES_PER_CALL.min(pages - done);
+            let from = first + done as u64;
+            let numbers: Vec<u64> = (from..from + count as u64).collect();
+            self.map_some(&numbers, &mut area, done * XEN_PAGE as usize)?;
+            done += count;
+        }
+        Ok(area)
+    }
+
+    /// One call, and the look at each page's result. The kernel reports success although pages
+    /// failed, and a page that failed is a fault, or worse, wrong data, for who touches it.
+    fn map_some(&self, numbers: &[u64], area: &mut Mapping, at: usize) -> Result<(), NoPage> {
+        let mut errors = vec![0; numbers.len()];
+        let frames = Frames { domid: self.domid, numbers };
+        match self.ops.map_frames(self.fd.as_fd(), frames, area, at, &mut errors) {
+            Err(error) if error.raw_os_error() != Some(libc::ENOENT) => {
+                return Err(self.failed(numbers[0], error));
+            }
+            _ => {}
+        }
+        for ((page, &number), error) in numbers.iter().enumerate().zip(errors) {
+            let at = at + page * XEN_PAGE as usize;
+            match error {
+                0 => {}
+                error if error == -libc::ENOENT => self.retry(number, area, at)?,
+                error => return Err(self.failed(number, io::Error::from_raw_os_error(-error))),
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for a page that is paged out.
+    fn retry(&self, number: u64, area: &mut Mapping, at: usize) -> Result<(), NoPage> {
+        let frames = Frames { domid: self.domid, numbers: &[number] };
+        let mut error = libc::ENOENT;
+        for _ in 0..TRIES {
+            thread::sleep(PAUSE);
+            error = match self.ops.retry_frame(self.fd.as_fd(), frames, area, at) {
+                Ok(0) => return Ok(()),
+                Ok(error) => -error,
+                Err(error) => error.raw_os_error().unwrap_or(libc::EIO),
+            };
+            if error != libc::ENOENT {
+                break;
+            }
+        }
+        Err(self.failed(number, io::Error::from_raw_os_error(error)))
+    }
+
+    fn failed(&self, number: u64, error: io::Error) -> NoPage {
+        NoPage { at: GuestAddr(number.saturating_mul(XEN_PAGE)), domid: self.domid, error }
+    }
+}
+
+impl fmt::Display for NoPage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { at, domid, error } = self;
+        match error.raw_os_error() {
+            Some(libc::ESRCH) => write!(f, "there is no domain {domid}"),
+            Some(libc::ENOENT) => write!(f, "the page at {at} of domain {domid} stays paged out"),
+            Some(libc::EPERM) => write!(
+                f,
+                "the page at {at} of domain {domid} may not be mapped: the descriptor is \
+                 restricted to another domain, or there is no such page"
+            ),
+            Some(libc::EINVAL) => write!(f, "domain {domid} has no page at {at}"),
+            _ => write!(f, "the page at {at} of domain {domid} cannot be mapped: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for NoPage {}

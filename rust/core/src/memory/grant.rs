@@ -1,0 +1,161 @@
+//! Granted pages, mapped as long as somebody holds them.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread;
+use std::time::Duration;
+
+use crate::sys::mmap::{Mapping, Protection};
+use crate::xen::{GrantCopy, GrantRef, XenAccess, XenOps};
+
+/// Tries before pages that stay paged out are an error, and the time between two.
+const TRIES: u32 = 100;
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// Mappings known before those that are gone are forgotten.
+const FORGET_AT: usize = 64;
+
+/// An open grant device, and what is mapped through it.
+#[derive(Debug)]
+pub(super) struct Grants {
+    ops: Arc<dyn XenOps>,
+    fd: OwnedFd,
+    copy_below: u64,
+    live: Mutex<Vec<Weak<GrantMap>>>,
+}
+
+/// Granted pages in one area. Unmapped with the last reference, or when it is severed.
+pub(super) struct GrantMap {
+    grants: Arc<Grants>,
+    /// `None` only while it is being dropped.
+    area: Option<Mapping>,
+    index: u64,
+    count: usize,
+    given_back: AtomicBool,
+}
+
+/// References that follow each other: what a run of grant addresses is.
+pub(super) fn run(domid: u16, first: u32, pages: usize) -> impl Iterator<Item = GrantRef> {
+    (0..pages).map(move |page| GrantRef { domid, reference: first.wrapping_add(page as u32) })
+}
+
+impl Grants {
+    /// Takes an open grant device.
+    pub(super) fn new(access: &XenAccess, fd: OwnedFd) -> Arc<Self> {
+        let XenAccess { ops, copy_below } = access.clone();
+        Arc::new(Self { ops, fd, copy_below, live: Mutex::default() })
+    }
+
+    /// Bytes up to which a batch's data is copied.
+    pub(super) fn copy_below(&self) -> u64 {
+        self.copy_below
+    }
+
+    /// Maps the pages, in order, in one call.
+    pub(super) fn map(
+        self: &Arc<Self>,
+        grants: &[GrantRef],
+        protection: Protection,
+    ) -> io::Result<Arc<GrantMap>> {
+        let (area, index) = self.try_map(grants, protection)?;
+        let map = Arc::new(GrantMap {
+            grants: Arc::clone(self),
+            area: Some(area),
+            index,
+            count: grants.len(),
+            given_back: AtomicBool::new(false),
+        });
+        let mut live = self.live();
+        if live.len() >= FORGET_AT {
+            live.retain(|map| map.strong_count() > 0);
+        }
+        live.push(Arc::downgrade(&map));
+        Ok(map)
+    }
+
+    /// Pages that are paged out come back soon.
+    fn try_map(&self, grants: &[GrantRef], protection: Protection) -> io::Result<(Mapping, u64)> {
+        let mut tries = TRIES;
+        loop {
+            match self.ops.map_grants(self.fd.as_fd(), grants, protection) {
+                Err(error) if error.raw_os_error() == Some(libc::EAGAIN) && tries > 0 => {
+                    tries -= 1;
+                    thread::sleep(PAUSE);
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// Copies pieces in one call. A piece that was not copied has a status that is not 0.
+    pub(super) fn copy(&self, pieces: &mut [GrantCopy<'_>]) {
+        if pieces.is_empty() {
+            return;
+        }
+        if self.ops.copy_grants(self.fd.as_fd(), pieces).is_err() {
+            pieces.iter_mut().for_each(|piece| piece.status = i16::MIN);
+        }
+    }
+
+    /// Most references in one call.
+    pub(super) fn limit(&self) -> usize {
+        self.ops.max_grants()
+    }
+
+    /// Gives back all that is mapped; who still holds it finds private zeroes there.
+    pub(super) fn sever(&self) {
+        let live: Vec<_> = self.live().drain(..).collect();
+        live.iter().filter_map(Weak::upgrade).for_each(|map| map.sever());
+    }
+
+    fn live(&self) -> MutexGuard<'_, Vec<Weak<GrantMap>>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl GrantMap {
+    /// The first byte. Valid while this value lives.
+    pub(super) fn base(&self) -> *mut u8 {
+        self.area.as_ref().map_or(std::ptr::null_mut(), Mapping::base)
+    }
+
+    /// Bytes mapped.
+    pub(super) fn len(&self) -> usize {
+        self.area.as_ref().map_or(0, Mapping::len)
+    }
+
+    /// Gives the pages back; private zeroes take their place.
+    pub(super) fn sever(&self) {
+        let severed = self.area.as_ref().is_none_or(|area| area.sever().is_ok());
+        // If the kernel has no memory for zeroes the pages stay, as long as the value does.
+        if severed {
+            self.give_back();
+        }
+    }
+
+    /// The second half of unmapping, after the area is gone. The kernel does it by itself when
+    /// the descriptor is closed, so a failure leaves nothing behind.
+    fn give_back(&self) {
+        if !self.given_back.swap(true, Ordering::SeqCst) {
+            let grants = &self.grants;
+            let _ = grants.ops.unmap_grants(grants.fd.as_fd(), self.index, self.count);
+        }
+    }
+}
+
+impl Drop for GrantMap {
+    fn drop(&mut self) {
+        drop(self.area.take());
+        self.give_back();
+    }
+}
+
+impl fmt::Debug for GrantMap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { index, count, .. } = self;
+        f.debug_struct("GrantMap").field("index", index).field("count", count).finish()
+    }
+}

@@ -1,0 +1,100 @@
+//! What a worker does more where guest memory is not mapped in advance: before a batch is handed
+//! over its buffers get their places, and before its answers are published they are given back.
+
+use super::Report;
+use super::queue::{Hands, Queue};
+use crate::device::Device;
+use crate::memory::view::Buffers;
+use crate::memory::{Shared, give_back, provide};
+use crate::request::Done;
+
+/// A queue's state for that; made when it is first needed.
+#[derive(Debug, Default)]
+pub(super) struct Provided {
+    /// Map calls that requests share.
+    shared: Vec<Shared>,
+    /// Answered requests whose pages hang on others that are not answered yet.
+    withheld: Vec<Done>,
+    /// A fault was reported since the ring started: one says what is wrong, a thousand say no
+    /// more.
+    told: bool,
+}
+
+impl Queue {
+    /// Gives all buffers of a batch their places. Requests for which that fails do not reach the
+    /// device's `handle`.
+    #[cold]
+    pub(super) fn provide(&mut self, hands: &mut Hands<'_>) {
+        let mut waiting: Vec<&mut Buffers> =
+            hands.batch.buffers_mut().filter(|buffers| buffers.waits()).collect();
+        if waiting.is_empty() {
+            return;
+        }
+        let shared = provide(&mut waiting, hands.device.keeps_requests());
+        self.provided().shared.push(shared);
+        for request in hands.batch.take_faulty() {
+            if let Some(fault) = request.fault() {
+                self.tell(hands.report, fault);
+            }
+            let written = hands.device.refuse(self.index, &request);
+            hands.batch.complete(request, written);
+        }
+    }
+
+    /// Takes the buffers of a batch back, so that its answers can be published.
+    #[cold]
+    pub(super) fn take_back(&mut self, hands: &mut Hands<'_>) {
+        let Hands { device, report, batch, .. } = hands;
+        batch.buffers_mut().for_each(Buffers::unpin);
+        self.return_memory(batch.done_mut(), *device, *report);
+    }
+
+    /// Writes back what was copied and unmaps what was mapped for the requests of `done`. What
+    /// cannot be published yet is taken out of it, and put back when it can.
+    #[cold]
+    pub(super) fn return_memory(
+        &mut self,
+        done: &mut Vec<Done>,
+        device: &dyn Device,
+        report: &dyn Report,
+    ) {
+        // Those that could not be reached at all were refused before they reached the device.
+        let refused: Vec<_> = buffers(done).map(|buffers| buffers.fault().is_some()).collect();
+        give_back(&mut buffers(done).collect::<Vec<_>>());
+        let answers = done.iter_mut().zip(refused).filter(|(_, refused)| !refused);
+        let mut failed = Vec::new();
+        for (answer, _) in answers {
+            if let Some(fault) = answer.slot.buffers.fault() {
+                self.tell(report, fault);
+                answer.revise(|request| device.refuse(self.index, request));
+                failed.push(&mut answer.slot.buffers);
+            }
+        }
+        give_back(&mut failed);
+        buffers(done).for_each(Buffers::unpin);
+        let Some(provided) = &mut self.provided else { return };
+        provided.shared.retain(|shared| !shared.is_free());
+        if provided.shared.is_empty() {
+            done.append(&mut provided.withheld);
+        } else {
+            // Pages that share a map call with those of a request which the device has kept, and
+            // had said that it would not.
+            provided.withheld.append(done);
+        }
+    }
+
+    fn provided(&mut self) -> &mut Provided {
+        self.provided.get_or_insert_default()
+    }
+
+    fn tell(&mut self, report: &dyn Report, fault: crate::memory::Fault) {
+        let told = std::mem::replace(&mut self.provided().told, true);
+        if !told {
+            report.request_failed(self.index, fault);
+        }
+    }
+}
+
+fn buffers(done: &mut [Done]) -> impl Iterator<Item = &mut Buffers> {
+    done.iter_mut().map(|answer| &mut answer.slot.buffers)
+}

@@ -1,0 +1,358 @@
+//! What a guest or a front-end can do wrong with a domain's memory, and what it meets: the error
+//! of one request, a broken ring, or a refused message; never more.
+
+use std::sync::Arc;
+
+use vhost_user_core::backend::Event;
+use vhost_user_core::block::{BlockDevice, BlockOptions, FileDisk};
+use vhost_user_core::frontend::FrontendError;
+use vhost_user_core::wire::RegionLayout;
+use vhost_user_core::xen::{XenDevice, XenOps};
+
+use super::guest::*;
+use super::raw::*;
+
+const OK: u8 = 0;
+const IOERR: u8 = 1;
+
+/// All is copied; all is mapped.
+const COPY_BELOW: [u64; 2] = [u64::MAX, 0];
+
+fn served(guest: &Guest, copy_below: u64) -> Served {
+    let disk = FileDisk::in_memory(1 << 20).unwrap();
+    let device = BlockDevice::new(disk, &BlockOptions::default()).unwrap();
+    Served::new(Arc::new(device), guest, copy_below)
+}
+
+fn on_demand(guest: &Guest) -> vhost_user_core::frontend::XenMemory {
+    guest.whole(RegionLayout::XenMerged, ON_DEMAND)
+}
+
+fn reference(page: u64) -> u32 {
+    FIRST_REF + page as u32
+}
+
+/// What the back-end says of a message that it refuses.
+fn refusal(served: &Served, guest: &Guest, memory: vhost_user_core::frontend::XenMemory) -> String {
+    let mut client = connect(served);
+    let refused = client.set_xen_memory(&memory);
+    assert!(matches!(refused, Err(FrontendError::Refused { .. })), "{refused:?}");
+    let why = served.events.wait(|event| match event {
+        Event::Refused(why) => Some(why.to_string()),
+        _ => None,
+    });
+    drop(client);
+    served.events.wait_disconnected();
+    guest.assert_left_alone();
+    why
+}
+
+#[test]
+fn a_reference_that_was_never_granted_fails_its_request_alone() {
+    for copy_below in COPY_BELOW {
+        let guest = Guest::granting();
+        let served = served(&guest, copy_below);
+        let mut raw = Raw::start(&served, on_demand(&guest));
+        let (good, bad) = (raw.address(DATA_PAGE), raw.address(DATA_PAGE + 1));
+        guest.xen.revoke(DOMID, reference(DATA_PAGE + 1));
+        for kind in [READ, WRITE_OUT] {
+            assert_eq!(raw.block(kind, &[(bad, 4096)]).0, IOERR);
+            assert_eq!(raw.block(kind, &[(good, 4096), (bad, 4096)]).0, IOERR);
+            assert_eq!(raw.block(kind, &[(good, 4096)]).0, OK);
+        }
+        assert_eq!(guest.xen.in_use(DOMID), [FIRST_REF], "the ring's page");
+        let told = |event: &Event| matches!(event, Event::RequestFailed { .. });
+        assert_eq!(served.events.count(told), 1, "it is said once");
+    }
+}
+
+#[test]
+fn one_bad_request_of_a_batch_fails_and_the_others_do_not() {
+    for copy_below in COPY_BELOW {
+        let guest = Guest::granting();
+        let served = served(&guest, copy_below);
+        let mut raw = Raw::start(&served, on_demand(&guest));
+        raw.write(DATA_PAGE, &pattern(4096, 1));
+        guest.xen.revoke(DOMID, reference(DATA_PAGE + 1));
+        raw.write(HEADER_PAGE, &u128::from(WRITE_OUT).to_le_bytes());
+        raw.write(STATUS_PAGE, &[0xff; 8]);
+        for number in 0..8_u64 {
+            let page = if number == 3 { DATA_PAGE + 1 } else { DATA_PAGE };
+            let header = (raw.address(HEADER_PAGE), 16, false);
+            let status = (raw.address(STATUS_PAGE) + number, 1, true);
+            let data = (raw.address(page), 4096, false);
+            raw.push(number as u16 * 3, &[header, data, status]);
+        }
+        raw.ring.publish();
+        for _ in 0..8 {
+            raw.used();
+        }
+        assert_eq!(raw.read(STATUS_PAGE, 8), [0, 0, 0, 1, 0, 0, 0, 0]);
+    }
+}
+
+#[test]
+fn a_grant_for_reading_is_read_and_never_written() {
+    for copy_below in COPY_BELOW {
+        let guest = Guest::granting();
+        let served = served(&guest, copy_below);
+        let mut raw = Raw::start(&served, on_demand(&guest));
+        let content = pattern(4096, 2);
+        raw.write(DATA_PAGE, &content);
+        guest.xen.grant(DOMID, reference(DATA_PAGE), FIRST_FRAME + DATA_PAGE, false);
+        let data = [(raw.address(DATA_PAGE), 4096)];
+        assert_eq!(raw.block(WRITE_OUT, &data), (OK, 1));
+        let other = [(raw.address(DATA_PAGE + 1), 4096)];
+        assert_eq!(raw.block(READ, &other), (OK, 4097));
+        assert_eq!(raw.read(DATA_PAGE + 1, 4096), content);
+        raw.write(DATA_PAGE + 1, &[0; 4096]);
+        assert_eq!(raw.block(WRITE_OUT, &other), (OK, 1));
+        assert_eq!(raw.block(READ, &data).0, IOERR, "the disk's zeroes do not get there");
+        assert_eq!(raw.read(DATA_PAGE, 4096), content);
+    }
+}
+
+#[test]
+fn a_page_named_more_often_than_the_hypervisor_maps_it_fails_the_request() {
+    let guest = Guest::granting();
+    let served = served(&guest, 0);
+    let mut raw = Raw::start(&served, on_demand(&guest));
+    let page = raw.address(DATA_PAGE);
+    assert_eq!(raw.block(WRITE_OUT, &[(page, 4096); 64]), (OK, 1));
+    assert_eq!(raw.block(WRITE_OUT, &[(page, 4096); 65]).0, IOERR);
+    assert_eq!(guest.xen.in_use(DOMID), [FIRST_REF]);
+}
+
+#[test]
+fn a_request_whose_header_cannot_be_read_goes_back_with_nothing_but_its_status() {
+    let guest = Guest::granting();
+    let served = served(&guest, 0);
+    let mut raw = Raw::start(&served, on_demand(&guest));
+    guest.xen.revoke(DOMID, reference(HEADER_PAGE));
+    let data = [(raw.address(DATA_PAGE), 4096)];
+    assert_eq!(raw.block(READ, &data), (IOERR, 1));
+}
+
+#[test]
+fn a_request_whose_status_cannot_be_written_goes_back_and_the_ring_goes_on() {
+    let guest = Guest::granting();
+    let served = served(&guest, 0);
+    let mut raw = Raw::start(&served, on_demand(&guest));
+    guest.xen.grant(DOMID, reference(STATUS_PAGE), FIRST_FRAME + STATUS_PAGE, false);
+    let data = [(raw.address(DATA_PAGE), 4096)];
+    assert_eq!(raw.block(READ, &data).0, 0xff);
+    guest.xen.grant(DOMID, reference(STATUS_PAGE), FIRST_FRAME + STATUS_PAGE, true);
+    assert_eq!(raw.block(READ, &data), (OK, 4097));
+}
+
+#[test]
+fn a_reference_in_a_space_that_is_all_one_region_fails_if_nobody_granted_it() {
+    let guest = Guest::granting();
+    let served = served(&guest, 0);
+    let mut regions = vec![guest.region(0, PAGE, guest.memory.regions()[0].user().0, IN_ADVANCE)];
+    let mut rest = guest.region(PAGE, 1 << 40, 0, ON_DEMAND);
+    rest.region.size = (1 << 44) - u64::from(FIRST_REF + 1) * PAGE;
+    regions.push(rest);
+    let mut raw = Raw::start(&served, guest.told(RegionLayout::XenMerged, regions));
+    for reference in [0xf_ffff_u64, 0xffff_ffff] {
+        let data = [(GRANT | reference << 12, 4096)];
+        assert_eq!(raw.block(WRITE_OUT, &data).0, IOERR, "{reference:#x}");
+    }
+    let long = [(GRANT | 0x10_0000 << 12, 0x4000_0000)];
+    assert_eq!(raw.block(WRITE_OUT, &long).0, IOERR, "a gibibyte of nothing");
+    assert_eq!(raw.block(WRITE_OUT, &[(raw.address(DATA_PAGE), 512)]), (OK, 1));
+}
+
+#[test]
+fn an_address_outside_every_region_breaks_the_ring() {
+    for address in [GRANT | 0xf_ffff << 12, GRANT | 1 << 44, 1 << 62, 0x1000] {
+        let guest = Guest::granting();
+        let served = served(&guest, 0);
+        let mut raw = Raw::start(&served, on_demand(&guest));
+        raw.push(0, &[(address, 16, false), (raw.address(STATUS_PAGE), 1, true)]);
+        raw.ring.publish();
+        let why = served.events.wait(|event| match event {
+            Event::QueueBroken { error, .. } => Some(error.clone()),
+            _ => None,
+        });
+        assert!(why.contains(&format!("{address:#x}")), "{why}");
+        drop(raw);
+        served.events.wait_disconnected();
+        guest.assert_left_alone();
+    }
+}
+
+#[test]
+fn an_indirect_table_that_cannot_be_read_breaks_the_ring() {
+    use vhost_user_core::frontend::{Descriptor, INDIRECT};
+    let guest = Guest::granting();
+    let served = served(&guest, 0);
+    let mut raw = Raw::start(&served, on_demand(&guest));
+    guest.xen.revoke(DOMID, reference(DATA_PAGE));
+    let addr = raw.address(DATA_PAGE);
+    raw.ring.set_descriptor(0, Descriptor { addr, len: 48, flags: INDIRECT, next: 0 });
+    raw.ring.push(0);
+    raw.ring.publish();
+    served.events.wait(|event| matches!(event, Event::QueueBroken { .. }).then_some(()));
+}
+
+#[test]
+fn a_ring_that_cannot_be_mapped_is_not_started() {
+    for writable in [None, Some(false)] {
+        let guest = Guest::granting();
+        let served = served(&guest, 0);
+        match writable {
+            None => drop(guest.xen.revoke(DOMID, FIRST_REF)),
+            Some(writable) => guest.xen.grant(DOMID, FIRST_REF, FIRST_FRAME, writable),
+        }
+        let mut client = connect(&served);
+        client.set_xen_memory(&on_demand(&guest)).unwrap();
+        let layout =
+            vhost_user_core::frontend::RingLayout::at(guest.memory.regions()[0].guest(), 128);
+        let ring = vhost_user_core::frontend::SplitRing::new(&guest.memory, layout, true).unwrap();
+        let refused = client.start_ring(0, &ring);
+        assert!(matches!(refused, Err(FrontendError::Refused { .. })), "{refused:?}");
+        assert_eq!(guest.xen.in_use(DOMID), []);
+    }
+}
+
+#[test]
+fn a_hole_in_a_foreign_region_is_refused_by_its_address() {
+    let guest = Guest::foreign();
+    guest.xen.add_hole(DOMID, FIRST_FRAME + 1000);
+    let why = refusal(&served(&guest, 0), &guest, guest.whole(RegionLayout::XenMerged, FOREIGN));
+    let page = (FIRST_FRAME + 1000) * PAGE;
+    assert!(why.contains(&format!("domain 5 has no page at {page:#x}")), "{why}");
+}
+
+#[test]
+fn a_domain_that_does_not_exist_is_refused() {
+    let guest = Guest::foreign();
+    guest.xen.destroy(DOMID);
+    let why = refusal(&served(&guest, 0), &guest, guest.whole(RegionLayout::XenMerged, FOREIGN));
+    assert!(why.contains("there is no domain 5"), "{why}");
+}
+
+#[test]
+fn pages_that_are_paged_out_are_waited_for_and_not_for_ever() {
+    let guest = Guest::foreign();
+    guest.xen.page_out(DOMID, FIRST_FRAME + 3, 20);
+    let backend = served(&guest, 0);
+    let mut raw = Raw::start(&backend, guest.whole(RegionLayout::XenMerged, FOREIGN));
+    assert_eq!(raw.block(WRITE_OUT, &[(raw.address(DATA_PAGE), 512)]), (OK, 1));
+    drop(raw);
+    backend.events.wait_disconnected();
+    let guest = Guest::foreign();
+    guest.xen.page_out(DOMID, FIRST_FRAME + 3, u32::MAX);
+    let why = refusal(&served(&guest, 0), &guest, guest.whole(RegionLayout::XenMerged, FOREIGN));
+    assert!(why.contains("stays paged out"), "{why}");
+}
+
+#[test]
+fn grants_of_pages_that_are_paged_out_are_waited_for() {
+    let guest = Guest::granting();
+    let served = served(&guest, 0);
+    let mut raw = Raw::start(&served, on_demand(&guest));
+    guest.xen.set_busy(3);
+    assert_eq!(raw.block(WRITE_OUT, &[(raw.address(DATA_PAGE), 4096)]), (OK, 1));
+}
+
+#[test]
+fn a_region_with_one_bad_grant_is_refused_by_its_reference() {
+    let guest = Guest::granting();
+    guest.xen.revoke(DOMID, FIRST_REF + 100);
+    let why = refusal(&served(&guest, 0), &guest, guest.whole(RegionLayout::XenMerged, IN_ADVANCE));
+    assert!(why.contains("domain 5 does not grant the 2048 pages from reference 16 on"), "{why}");
+}
+
+#[test]
+fn a_region_granted_for_reading_is_mapped_for_reading() {
+    let guest = Guest::granting();
+    let served = served(&guest, 0);
+    guest.xen.grant(DOMID, reference(DATA_PAGE), FIRST_FRAME + DATA_PAGE, false);
+    let user = guest.memory.regions()[0].user().0;
+    let at = |page: u64, pages: u64| {
+        guest.region(page * PAGE, pages * PAGE, user + page * PAGE, IN_ADVANCE)
+    };
+    let regions = vec![at(0, DATA_PAGE), at(DATA_PAGE, 1), at(DATA_PAGE + 1, 8)];
+    let mut raw = Raw::start(&served, guest.told(RegionLayout::XenMerged, regions));
+    let content = pattern(4096, 4);
+    raw.write(DATA_PAGE, &content);
+    let (read_only, writable) = (raw.address(DATA_PAGE), raw.address(DATA_PAGE + 1));
+    assert_eq!(raw.block(WRITE_OUT, &[(read_only, 4096)]), (OK, 1));
+    assert_eq!(raw.block(READ, &[(writable, 4096)]), (OK, 4097));
+    assert_eq!(raw.read(DATA_PAGE + 1, 4096), content);
+    raw.write(DATA_PAGE + 1, &[0; 4096]);
+    assert_eq!(raw.block(WRITE_OUT, &[(writable, 4096)]), (OK, 1));
+    assert_eq!(raw.block(READ, &[(read_only, 4096)]).0, IOERR);
+    assert_eq!(raw.read(DATA_PAGE, 4096), content);
+}
+
+#[test]
+fn a_descriptor_that_is_no_such_device_is_replaced_by_an_own_one() {
+    for flags in [FOREIGN, IN_ADVANCE, ON_DEMAND] {
+        for wrong in [FOREIGN, IN_ADVANCE] {
+            let guest = Guest::for_flags(flags);
+            let served = served(&guest, 0);
+            let mut memory = guest.whole(RegionLayout::XenMerged, flags);
+            memory.regions[0].fd = match (flags == FOREIGN) == (wrong == FOREIGN) {
+                true => std::fs::File::open("/dev/null").unwrap().into(),
+                false => guest.device(wrong),
+            };
+            let mut raw = Raw::start(&served, memory);
+            assert_eq!(raw.block(WRITE_OUT, &[(raw.address(DATA_PAGE), 4096)]), (OK, 1));
+        }
+    }
+}
+
+#[test]
+fn a_wrong_descriptor_is_refused_where_no_own_one_can_be_had() {
+    for (flags, name) in [(FOREIGN, "/dev/xen/privcmd"), (ON_DEMAND, "/dev/xen/gntdev")] {
+        let guest = Guest::for_flags(flags);
+        guest.xen.set_can_open(false);
+        let mut memory = guest.whole(RegionLayout::XenMerged, flags);
+        memory.regions[0].fd = std::fs::File::open("/dev/null").unwrap().into();
+        let why = refusal(&served(&guest, 0), &guest, memory);
+        assert!(why.contains(&format!("its descriptor is not {name}")), "{why}");
+    }
+}
+
+#[test]
+fn a_foreign_descriptor_is_restricted_to_its_domain() {
+    let guest = Guest::foreign();
+    let served = served(&guest, 0);
+    let memory = guest.whole(RegionLayout::XenMerged, FOREIGN);
+    let fd = memory.regions[0].fd.try_clone().unwrap();
+    let raw = Raw::start(&served, memory);
+    let other = guest.xen.restrict(std::os::fd::AsFd::as_fd(&fd), DOMID + 1);
+    assert!(other.is_err(), "it is restricted already");
+    drop(raw);
+}
+
+#[test]
+fn a_descriptor_restricted_to_another_domain_is_refused() {
+    let guest = Guest::foreign();
+    let memory = guest.whole(RegionLayout::XenMerged, FOREIGN);
+    guest.xen.restrict(std::os::fd::AsFd::as_fd(&memory.regions[0].fd), DOMID + 1).unwrap();
+    let why = refusal(&served(&guest, 0), &guest, memory);
+    assert!(why.contains("restricted to another domain"), "{why}");
+}
+
+#[test]
+fn another_domain_than_the_one_served_is_refused() {
+    let guest = Guest::granting();
+    let disk = FileDisk::in_memory(1 << 20).unwrap();
+    let device = Arc::new(BlockDevice::new(disk, &BlockOptions::default()).unwrap());
+    let served = Served::with(device, &guest, |xen| xen.domain = Some(7));
+    let why = refusal(&served, &guest, on_demand(&guest));
+    assert!(why.contains("xen domain id 5: only domain 7 is served"), "{why}");
+}
+
+#[test]
+fn devices_are_told_apart_by_kind() {
+    let guest = Guest::foreign();
+    let (privcmd, gntdev) = (guest.device(FOREIGN), guest.device(IN_ADVANCE));
+    let is = |kind, fd| guest.xen.is_device(kind, std::os::fd::AsFd::as_fd(fd));
+    assert!(is(XenDevice::Privcmd, &privcmd) && !is(XenDevice::Gntdev, &privcmd));
+    assert!(is(XenDevice::Gntdev, &gntdev) && !is(XenDevice::Privcmd, &gntdev));
+}

@@ -1,0 +1,10 @@
+//! Xen front-ends served by a running back-end, on a hypervisor of memory files.
+
+#[path = "../support/mod.rs"]
+#[allow(dead_code)] // Each test program uses a part of it.
+mod support;
+
+mod blocks;
+mod faults;
+mod guest;
+mod raw;

@@ -1,0 +1,104 @@
+//! A driver that places every descriptor itself.
+
+use std::os::fd::AsFd;
+
+use vhost_user_core::address::GuestAddr;
+use vhost_user_core::frontend::{
+    Client, Descriptor, IMPLEMENTED, NEXT, RingLayout, SplitRing, Used, WRITE, Wanted, XenMemory,
+};
+use vhost_user_core::wire::ProtocolFeatures;
+
+use super::guest::*;
+
+/// Where a block request's header and status byte are, in pages of their own.
+pub(crate) const HEADER_PAGE: u64 = 2;
+pub(crate) const STATUS_PAGE: u64 = 3;
+/// Data begins here.
+pub(crate) const DATA_PAGE: u64 = 8;
+
+/// Types of block requests.
+pub(crate) const READ: u32 = 0;
+pub(crate) const WRITE_OUT: u32 = 1;
+
+/// A buffer: first address, bytes, and whether the device writes it.
+pub(crate) type Buffer = (u64, u32, bool);
+
+/// One ring, in the first page of a guest's memory.
+pub(crate) struct Raw {
+    pub(crate) client: Client,
+    pub(crate) ring: SplitRing,
+    memory: XenMemory,
+}
+
+/// Connected and negotiated; nothing told yet.
+pub(crate) fn connect(served: &Served) -> Client {
+    let mut client = Client::connect(&served.socket(), LIMIT).unwrap();
+    let protocol = IMPLEMENTED | ProtocolFeatures::XEN_MMAP;
+    let negotiated = client.negotiate(&Wanted { protocol, ..Wanted::default() }).unwrap();
+    client.set_features(negotiated.features).unwrap();
+    client
+}
+
+impl Raw {
+    pub(crate) fn start(served: &Served, memory: XenMemory) -> Self {
+        let mut client = connect(served);
+        client.set_xen_memory(&memory).unwrap();
+        let base = memory.memory.regions()[0].guest();
+        let ring = SplitRing::new(&memory.memory, RingLayout::at(base, 128), true).unwrap();
+        client.start_ring(0, &ring).unwrap();
+        client.set_vring_enable(0, true).unwrap();
+        Self { client, ring, memory }
+    }
+
+    pub(crate) fn address(&self, page: u64) -> u64 {
+        self.memory.memory.regions()[0].guest().0 + page * PAGE
+    }
+
+    /// Makes a chain available; not published yet.
+    pub(crate) fn push(&mut self, head: u16, buffers: &[Buffer]) {
+        let last = buffers.len() as u16 - 1;
+        for (number, &(addr, len, writable)) in (0..).zip(buffers) {
+            let next = if number == last { 0 } else { NEXT };
+            let flags = next | if writable { WRITE } else { 0 };
+            let next = head + number + 1;
+            self.ring.set_descriptor(head + number, Descriptor { addr, len, flags, next });
+        }
+        self.ring.push(head);
+    }
+
+    pub(crate) fn used(&mut self) -> Used {
+        loop {
+            if let Some(used) = self.ring.pop().unwrap() {
+                return used;
+            }
+            assert!(self.ring.wait(LIMIT, self.client.as_fd()).unwrap(), "nothing came back");
+        }
+    }
+
+    /// One block request with these data buffers; returns its status and what was written.
+    pub(crate) fn block(&mut self, kind: u32, data: &[(u64, u32)]) -> (u8, u32) {
+        let (header, status) = (self.address(HEADER_PAGE), self.address(STATUS_PAGE));
+        let memory = &self.memory.memory;
+        memory.write(GuestAddr(header), &u128::from(kind).to_le_bytes()).unwrap();
+        memory.write(GuestAddr(status), &[0xff]).unwrap();
+        let mut buffers = vec![(header, 16, false)];
+        buffers.extend(data.iter().map(|&(at, len)| (at, len, kind == READ)));
+        buffers.push((status, 1, true));
+        self.push(0, &buffers);
+        self.ring.publish();
+        let used = self.used();
+        let mut byte = [0];
+        self.memory.memory.read(GuestAddr(status), &mut byte).unwrap();
+        (byte[0], used.len)
+    }
+
+    pub(crate) fn read(&self, page: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.memory.memory.read(GuestAddr(self.address(page)), &mut bytes).unwrap();
+        bytes
+    }
+
+    pub(crate) fn write(&self, page: u64, data: &[u8]) {
+        self.memory.memory.write(GuestAddr(self.address(page)), data).unwrap();
+    }
+}
