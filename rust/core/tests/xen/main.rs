@@ -7,4 +7,6 @@ mod support;
 mod blocks;
 mod faults;
 mod guest;
+mod lifetimes;
 mod raw;
+mod replays;
