@@ -241,3 +241,20 @@ def test_a_reset_device_starts_again(server: Server) -> None:
     front.rings.pop(0).close()
     front.start_ring()
     assert front.blk().read(0, 512).status == 0
+
+
+def test_a_machine_that_pauses_as_in_qemu_7_2_goes_on_where_it_was(server: Server) -> None:
+    """The status is cleared before the bases are asked for, by when the ring has wrapped."""
+    front = server.started()
+    ring, disk = front.rings[0], front.blk()
+    done = 0
+    for _ in range(2):
+        for _ in range(ring.size + 7):
+            assert disk.read(0, 512).status == 0
+            done += 1
+        front.change(Request.SET_STATUS, wire.u64(0))
+        front.enable(0, 0)
+        assert front.stop_ring() == done
+        front.change(Request.SET_FEATURES, wire.u64(front.features))
+        front.start_ring(base=done)
+    assert disk.read(0, 512).status == 0

@@ -164,7 +164,7 @@ impl<'a> Session<'a> {
                 .device()
                 .write_config(offset as usize, &data)
                 .map_err(|refused| Refusal(format!("SET_CONFIG: {refused}")))?,
-            Action::Status(0) | Action::Reset => self.reset(),
+            Action::Status(0) | Action::Reset => return Ok(Outcome::Stopped(self.reset())),
             Action::Status(_) => {}
             Action::SetBackendChannel(fd) => self.set_channel(fd)?,
         }
@@ -429,11 +429,14 @@ impl<'a> Session<'a> {
         self.update_state();
     }
 
-    /// All rings stopped and disabled, the device as new; memory stays.
-    fn reset(&mut self) {
-        self.drain_rings(&self.started(), self.shared().drain());
+    /// All rings stopped and disabled, the device as new; memory stays. Returns where the rings
+    /// stopped that were started and came to an end.
+    fn reset(&mut self) -> Vec<(u16, u16)> {
+        let started = self.started();
+        let bases = self.drain_rings(&started, self.shared().drain());
         self.vrings.iter_mut().for_each(|vring| vring.enabled = false);
         self.device().reset();
+        started.into_iter().zip(bases).filter_map(|(index, base)| Some((index, base?))).collect()
     }
 
     // --- workers -------------------------------------------------------------------------------

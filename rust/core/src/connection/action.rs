@@ -161,9 +161,10 @@ pub enum Action {
         /// The bytes.
         data: Vec<u8>,
     },
-    /// The driver wrote its status byte; 0 resets the device.
+    /// The driver wrote its status byte. 0 resets the device: as [`Reset`](Self::Reset).
     Status(u8),
-    /// Stop all rings and put the device into its initial state; memory stays mapped.
+    /// Drain and stop all rings and put the device into its initial state; memory stays mapped.
+    /// Answered with [`Outcome::Stopped`].
     Reset,
     /// The channel for the back-end's own requests; replaces the former one.
     SetBackendChannel(OwnedFd),
@@ -176,6 +177,8 @@ pub enum Outcome {
     Done,
     /// A ring is stopped; its next available index.
     Base(u16),
+    /// The rings that were started are stopped; of each its index and its next available index.
+    Stopped(Vec<(u16, u16)>),
     /// Bytes of the configuration space.
     Config(Vec<u8>),
     /// Not done: nothing changed.

@@ -55,6 +55,7 @@ pub(super) enum Commit {
     Enable { index: u16, enabled: bool },
     ReadConfig { offset: u32, flags: u32, size: u32 },
     Status(u8),
+    StatusReset,
     Reset,
     BackendChannel,
 }
@@ -262,6 +263,8 @@ impl Connection {
             (Commit::ReadConfig { offset, flags, size }, Outcome::Config(data)) => {
                 Self::config_read(offset, flags, size, data)
             }
+            (Commit::StatusReset, Outcome::Stopped(bases)) => Ok(self.status_reset(&bases)),
+            (Commit::Reset, Outcome::Stopped(_)) => Ok(self.reset()),
             (commit, Outcome::Done) => self.commit_done(commit),
             (_, outcome) => Err(Refusal(format!("the back-end reported {outcome:?}"))),
         }
@@ -275,9 +278,11 @@ impl Connection {
             Commit::Start { index, enabled } => self.change(index, |ring| ring.start(enabled)),
             Commit::Enable { index, enabled } => self.change(index, |ring| ring.enable(enabled)),
             Commit::Status(byte) => self.status.set(byte),
-            Commit::Reset => self.reset(),
             Commit::BackendChannel => self.backend_channel = true,
-            Commit::Stop { .. } | Commit::ReadConfig { .. } => {
+            Commit::Stop { .. }
+            | Commit::ReadConfig { .. }
+            | Commit::StatusReset
+            | Commit::Reset => {
                 return Err(Refusal("the back-end reported no result".to_owned()));
             }
         }

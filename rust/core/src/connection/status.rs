@@ -42,7 +42,7 @@ impl Connection {
         let byte = u8::try_from(value)
             .map_err(|_| Refusal(format!("status {value:#x} is more than 8 bits")))?;
         let commit = match byte {
-            0 => Commit::Reset,
+            0 => Commit::StatusReset,
             _ if self.has_required_features() => Commit::Status(byte),
             _ => Commit::Status(byte & !FEATURES_OK),
         };
@@ -51,9 +51,21 @@ impl Connection {
 
     /// All rings stopped, disabled and forgotten, status 0. Features, memory and the back-end's
     /// channel belong to the connection and stay.
-    pub(super) fn reset(&mut self) {
+    pub(super) fn reset(&mut self) -> Verdict {
         self.vrings.iter_mut().for_each(Vring::reset);
         self.status = Status::default();
+        Verdict::Done
+    }
+
+    /// As a reset, but for where each ring goes on: QEMU 7.2 and 8.0 write status 0 whenever the
+    /// machine pauses, before they ask for the bases, and start the rings again from there.
+    pub(super) fn status_reset(&mut self, stopped: &[(u16, u16)]) -> Verdict {
+        for &(index, base) in stopped {
+            self.change(index, |vring| vring.stop(base));
+        }
+        self.vrings.iter_mut().for_each(Vring::reset_but_base);
+        self.status = Status::default();
+        Verdict::Done
     }
 }
 

@@ -14,7 +14,7 @@ use crate::wire::payload::VringAddress;
 /// ```
 ///
 /// A ring is run while it is both started and enabled. A reset clears both flags and the
-/// configuration.
+/// configuration; one by the status byte leaves the base.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Vring {
     size: Option<u16>,
@@ -107,6 +107,11 @@ impl Vring {
     /// Back to the initial state.
     pub(super) fn reset(&mut self) {
         *self = Self::default();
+    }
+
+    /// Back to the initial state, but for where the ring goes on.
+    pub(super) fn reset_but_base(&mut self) {
+        *self = Self { base: self.base, ..Self::default() };
     }
 
     /// Between SET_VRING_KICK and GET_VRING_BASE.

@@ -240,7 +240,7 @@ impl Model {
                 self.regions = self.regions.checked_sub(1)?;
                 deed(Deed::RemoveRegion([guest, size, user]))
             }
-            39 => self.set_status(quad(payload, 0)),
+            39 => self.set_status(quad(payload, 0), message.base),
             40 => answer(word(self.status().into())),
             number => panic!("message {number} needs what is never offered"),
         }
@@ -323,10 +323,13 @@ impl Model {
         })
     }
 
-    fn set_status(&mut self, value: u64) -> Option<Effect> {
+    fn set_status(&mut self, value: u64, stopped_at: u16) -> Option<Effect> {
         let byte = u8::try_from(value).ok()?;
         if byte == 0 {
+            let next = |ring: &Ring| if ring.started { stopped_at.into() } else { ring.base };
+            let bases: Vec<u32> = self.rings.iter().map(next).collect();
             self.reset();
+            self.rings.iter_mut().zip(bases).for_each(|(ring, base)| ring.base = base);
             return deed(Deed::Status(0));
         }
         let unhappy = if self.features & VERSION_1 == 0 { 0x8 } else { 0 };

@@ -62,9 +62,9 @@ fn is_running(peer: &Peer, index: u16) -> bool {
     ring.is_started() && ring.is_enabled()
 }
 
-/// MQ, REPLY_ACK, BACKEND_REQ, CONFIG, CONFIGURE_MEM_SLOTS: of ours, what QEMU 7.2's block
-/// device keeps.
-const QEMU_7_2: u64 = 0x8229;
+/// MQ, REPLY_ACK, BACKEND_REQ, CONFIG, RESET_DEVICE, CONFIGURE_MEM_SLOTS, STATUS: all of ours, as
+/// QEMU 7.2's block device keeps them.
+const QEMU_7_2: u64 = 0x1_a229;
 const ADDED: RawRegion = [0x1_0000_0000, 0x4000_0000, 0x7e00_0000_0000, 0x1000_0000];
 
 fn qemu_connect(protocol: u64) -> Vec<Line> {
@@ -117,14 +117,16 @@ fn qemu_7_2_starts_stops_and_starts_a_block_device() {
     assert!(is_running(&peer, 0) && is_running(&peer, 1));
     assert_eq!(starts(&peer.take_deeds()), [started(0, 128, 0, false), started(1, 128, 0, false)]);
 
-    peer.base = 17;
+    // The machine pauses: the status is cleared first, and the bases are asked for after that.
+    peer.base = 601;
+    play(&mut peer, [tell(SET_STATUS, word(0))]);
     play(&mut peer, [0, 1].map(|index| tell(SET_VRING_ENABLE, state(index, 0))));
-    play(&mut peer, [0, 1].map(|index| get(GET_VRING_BASE, state(index, 0), state(index, 17))));
+    play(&mut peer, [0, 1].map(|index| get(GET_VRING_BASE, state(index, 0), state(index, 601))));
     play(&mut peer, [tell(SET_FEATURES, word(OFFERED))]);
-    play(&mut peer, qemu_ring(0, 17));
+    play(&mut peer, qemu_ring(0, 601));
     play(&mut peer, [tell(SET_VRING_ENABLE, state(0, 1))]);
     assert!(is_running(&peer, 0) && !is_running(&peer, 1));
-    assert_eq!(starts(&peer.deeds), [started(0, 128, 17, false)]);
+    assert_eq!(starts(&peer.deeds), [started(0, 128, 601, false)]);
 }
 
 fn qemu_10_start(base: u32) -> Vec<Line> {

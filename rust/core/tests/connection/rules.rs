@@ -731,10 +731,13 @@ fn a_status_of_which_nothing_sticks_is_not_a_reset() {
 
 #[test]
 fn a_reset_stops_and_forgets_the_rings_and_keeps_memory_and_features() {
-    for (number, payload, deed) in
-        [(RESET_DEVICE, vec![], Deed::Reset), (SET_STATUS, word(0), Deed::Status(0))]
-    {
+    for (number, payload, deed, base) in [
+        (RESET_DEVICE, vec![], Deed::Reset, 0),
+        // Front-ends ask for the base after it.
+        (SET_STATUS, word(0), Deed::Status(0), 601),
+    ] {
         let mut peer = Peer::started();
+        peer.base = 601;
         peer.ask(SET_VRING_ENABLE, state(0, 1));
         peer.ask(SET_STATUS, word(0xf));
         peer.connection.reset_needed();
@@ -743,7 +746,7 @@ fn a_reset_stops_and_forgets_the_rings_and_keeps_memory_and_features() {
         assert_eq!(peer.ask(number, payload), ack());
         assert_eq!(peer.deeds, [deed]);
         let ring = peer.connection.ring(0).unwrap();
-        assert_eq!((ring.is_started(), ring.is_enabled(), ring.base()), (false, false, 0));
+        assert_eq!((ring.is_started(), ring.is_enabled(), ring.base()), (false, false, base));
         assert_eq!((peer.connection.status(), peer.connection.features()), (0, OFFERED));
         assert_eq!(peer.say(SET_VRING_KICK, NEED_REPLY, word(0), 1), nack());
         assert_eq!(peer.ask(SET_VRING_NUM, state(0, 16)), ack());

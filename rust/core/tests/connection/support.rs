@@ -264,9 +264,16 @@ impl Peer {
         }
         match deed {
             Deed::Stop { .. } => Outcome::Base(self.base),
+            Deed::Reset | Deed::Status(0) => Outcome::Stopped(self.stopped()),
             Deed::ReadConfig { offset, size } => Outcome::Config(config_bytes(*offset, *size)),
             _ => Outcome::Done,
         }
+    }
+
+    /// All rings that are started stop at `base`.
+    fn stopped(&self) -> Vec<(u16, u16)> {
+        let rings = (0..).map_while(|index| Some((index, self.connection.ring(index)?)));
+        rings.filter(|(_, ring)| ring.is_started()).map(|(index, _)| (index, self.base)).collect()
     }
 
     /// Gives up the back-end's side.
