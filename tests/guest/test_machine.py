@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
+
+import vhost_user as vu
 
 from .conftest import Boot
 from .disk import DISK_BYTES, RamDisk
@@ -17,12 +20,29 @@ def test_no_request_is_lost_when_the_machine_pauses(
 ) -> None:
     guest = boot(device)
     expected = _make_pattern(guest)
+    # More requests than the ring has entries, so that a base that is forgotten shows.
+    guest.sh("dd if=/dev/zero of=/dev/vda bs=4k count=600 oflag=direct 2>/dev/null")
     guest.sh("(dd if=/tmp/pattern of=/dev/vda bs=4k oflag=direct && touch /tmp/done) &")
     for _ in range(PAUSES):
         guest.pause()
         guest.resume()
     guest.sh("until test -e /tmp/done; do usleep 1000; done")
     assert _digest(disk) == expected
+
+
+def test_a_cache_that_the_guest_turned_off_stays_off_when_the_machine_pauses(
+    boot: Boot, socket_path: Path
+) -> None:
+    disk = FlushCounter(DISK_BYTES)
+    with vu.Backend(disk, socket=socket_path):
+        guest = boot(Device(model="vhost-user-blk-pci", socket=socket_path))
+        guest.sh("echo 'write through' >/sys/block/vda/cache_type")
+        guest.pause()
+        guest.resume()
+        assert guest.sh("cat /sys/block/vda/cache_type") == "write through\n"
+        before = disk.flushes
+        guest.sh("dd if=/dev/zero of=/dev/vda bs=4k count=20 oflag=direct 2>/dev/null")
+        assert disk.flushes >= before + 20
 
 
 def test_memory_plugged_while_running_carries_requests(
@@ -50,6 +70,15 @@ def test_the_driver_can_leave_the_device_and_come_back(boot: Boot, device: Devic
     guest.sh("cd /sys/bus/virtio/drivers/virtio_blk && echo virtio0 >bind")
     assert guest.sh("head -n 1 /dev/vda") == "mark\n"
     assert int(guest.sh("cat /sys/block/vda/size")) * 512 == DISK_BYTES
+
+
+class FlushCounter(RamDisk):
+    """Has a cache to flush, as the driver sees it."""
+
+    flushes = 0
+
+    def flush(self) -> None:
+        self.flushes += 1
 
 
 def _make_pattern(guest: Machine) -> str:

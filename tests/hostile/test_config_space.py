@@ -109,6 +109,21 @@ def test_each_write_is_flushed_once_the_cache_is_off(server: Server) -> None:
     assert server.calls()[-1][0] == "write"
 
 
+@pytest.mark.parametrize("reset", [Request.SET_STATUS, Request.RESET_DEVICE])
+def test_a_cache_that_was_turned_off_stays_off_through_a_reset(
+    server: Server, reset: Request
+) -> None:
+    """QEMU resets the device when its machine pauses, and does not write the mode again."""
+    front = server.started()
+    front.change(Request.SET_CONFIG, wire.config(CONFIG_WRITEBACK, 1, b"\0"))
+    front.change(reset, wire.u64(0) if reset == Request.SET_STATUS else b"")
+    front.change(Request.SET_FEATURES, wire.u64(front.features))
+    front.rings.pop(0).close()
+    front.start_ring()
+    assert front.blk().write(0, bytes(512)).status == 0
+    assert [call for call, _, _ in server.calls()][-2:] == ["write", "flush"]
+
+
 def test_writes_in_flight_when_the_cache_is_turned_off_are_durable_when_they_end(
     server: Server,
 ) -> None:

@@ -167,7 +167,9 @@ impl BlockConfig {
     pub fn read(&self, offset: usize, out: &mut [u8]) {
         let mut image = self.image;
         image[..8].copy_from_slice(&self.capacity_sectors().to_le_bytes());
-        image[WRITEBACK] = self.writeback.load(Ordering::Relaxed).into();
+        // VIRTIO 1.3, "Block Device", "Device Initialization": no cache without flushes.
+        let no_flush = self.accepted() != 0 && self.accepted() & feature::FLUSH == 0;
+        image[WRITEBACK] = (self.writeback.load(Ordering::Relaxed) && !no_flush).into();
         for (to, from) in out.iter_mut().zip(image.iter().skip(offset)) {
             *to = *from;
         }
@@ -201,20 +203,19 @@ impl BlockConfig {
         }
     }
 
-    /// The driver accepted `features`. The cache mode starts anew only if they differ from those
-    /// it was made for: a front-end sends them again after a pause or a reconnect, when the
-    /// driver relies on the mode that it set.
+    /// The driver accepted `features`. The cache mode stays as it is: a front-end negotiates anew
+    /// when its machine pauses or it reconnects, and the driver relies on the mode that it set.
     pub fn negotiated(&self, features: u64) {
-        let features = features & self.offered;
-        if self.accepted.swap(features, Ordering::Relaxed) != features {
-            self.set_mode(features & feature::FLUSH != 0);
-        }
+        self.accepted.store(features & self.offered, Ordering::Relaxed);
+        self.set_mode(self.writeback.load(Ordering::Relaxed));
     }
 
-    /// Back to the state before negotiation.
+    /// Back to the state before negotiation, but for the cache mode. QEMU resets the device when
+    /// its machine pauses, and shows its driver the mode that was written last even after the
+    /// machine's own reset: a cache that came on by itself would lose writes that the driver takes
+    /// for durable.
     pub fn reset(&self) {
-        self.accepted.store(0, Ordering::Relaxed);
-        self.set_mode(self.offered & feature::FLUSH != 0);
+        self.negotiated(0);
     }
 
     fn cache_off(&self, flush: impl FnOnce() -> io::Result<()>) -> Result<(), ConfigRefused> {
