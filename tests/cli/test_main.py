@@ -118,9 +118,14 @@ def test_only_what_a_command_needs_is_imported() -> None:
     assert loaded & unwanted == set()
 
 
-def test_a_reader_that_goes_away_is_no_traceback() -> None:
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["blk", "--help"]])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_goes_away_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], unbuffered: str
+) -> None:
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     process = subprocess.Popen(
-        command("blk", "--help"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     process.stdout.close()

@@ -8,8 +8,15 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from .exits import Exit, Failure
-from .streams import flush_out, keep_standard_descriptors, note, out, show_any_name
+from .exits import Exit, Failure, Unread
+from .streams import (
+    flush_out,
+    forget_unread_notes,
+    keep_standard_descriptors,
+    note,
+    out,
+    show_any_name,
+)
 
 COMMANDS = {
     "blk": "serve an image file as a block device",
@@ -34,8 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _show_trace(failure)
         note(f"vhost-user: {failure}")
         return failure.status
+    except Unread:
+        return Exit.FAILED
     except KeyboardInterrupt:
         return Exit.INTERRUPTED
+    finally:
+        forget_unread_notes()
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -31,6 +31,10 @@ class Failure(Exception):
         self.status = status
 
 
+class Unread(Exception):
+    """Whoever read the output has left: there is nobody to tell."""
+
+
 def one_line(error: BaseException) -> str:
     """What an exception says, on one line; its class where it says nothing."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:

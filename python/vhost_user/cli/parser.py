@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NoReturn, TypeVar
 
 from .exits import Exit, Failure
+from .streams import out
 
 T = TypeVar("T")
 
@@ -21,6 +22,10 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             **options,
         )
+
+    def print_help(self, file: Any = None) -> None:
+        """Prints the help as the command prints everything; ``file`` is not looked at."""
+        out(self.format_help().rstrip("\n"))
 
     def error(self, message: str) -> NoReturn:
         """Ends the command with ``message``."""

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .exits import Failure
+from .exits import Failure, Unread
 
 
 def keep_standard_descriptors() -> None:
@@ -53,13 +53,32 @@ def note(line: str) -> None:
         pass
 
 
+def forget_unread_notes() -> None:
+    """Drops what standard error holds and nobody takes.
+
+    Else the interpreter would try to write it at its very end, fail, and turn that into the exit
+    status.
+    """
+    try:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+    except OSError:
+        _to_nowhere(2)
+
+
+def _to_nowhere(descriptor: int) -> None:
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, descriptor)
+    os.close(null)
+
+
 @contextmanager
 def _writing() -> Iterator[None]:
     try:
         yield
     except OSError as error:
         # What is still in the buffer goes nowhere: the interpreter must not try again at its end.
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 1)
-        os.close(null)
+        _to_nowhere(1)
+        if isinstance(error, BrokenPipeError):
+            raise Unread from error
         raise Failure(f"cannot write the output: {error.strerror}") from error
