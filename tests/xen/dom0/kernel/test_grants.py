@@ -110,6 +110,18 @@ def test_a_process_that_is_killed_leaves_nothing_mapped(guest: Guest) -> None:
     assert guest.grants.in_use() == []
 
 
+def test_pages_stay_mapped_when_the_index_was_given_back(guest: Guest, gntdev: int) -> None:
+    granted = Granted(gntdev, guest.domain, [FIRST, FIRST + 1])
+    granted.forget()
+    with Granted(gntdev, guest.domain, [FIRST + 2]) as other:
+        granted.area[PAGE : PAGE + 5] = b"alive"
+        other[:5] = b"other"
+        assert guest.grants.in_use() == [FIRST, FIRST + 1, FIRST + 2]
+    assert guest.read(FRAMES[1], 5) == b"alive"
+    granted.close()
+    assert guest.grants.in_use() == []
+
+
 def test_a_killed_process_leaves_nothing_mapped_on_a_descriptor_that_lives_if_it_forgot_the_index(
     guest: Guest, gntdev: int
 ) -> None:
