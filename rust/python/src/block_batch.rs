@@ -265,9 +265,13 @@ impl Inner {
         py.detach(|| self.plain(op).for_each(|(request, answer)| work(request, answer)));
     }
 
+    /// The requests that no object stands for. Those that went back as their ring stopped are left
+    /// out: their memory is not the driver's any more.
     fn plain(&mut self, op: BlkOp) -> impl Iterator<Item = (&CoreRequest, &mut Option<Status>)> {
         self.entries.iter_mut().filter_map(move |entry| match entry {
-            Entry::Plain(request, answer) if request.op() == op => Some((&*request, answer)),
+            Entry::Plain(request, answer) if request.op() == op && request.is_live() => {
+                Some((&*request, answer))
+            }
             _ => None,
         })
     }

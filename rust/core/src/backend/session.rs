@@ -14,6 +14,7 @@ use crate::connection::{
 };
 use crate::device::Device;
 use crate::memory::{Memory, Region, XenKind};
+use crate::request::Sink;
 use crate::ring::{SplitLayout, SplitRing};
 use crate::socket::{Incoming, Stream};
 use crate::wire::features::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
@@ -45,6 +46,8 @@ struct Vring {
     enabled: bool,
     call: Option<Signal>,
     error: Option<Signal>,
+    /// Where its requests come back, since it was last started.
+    sink: Option<Arc<Sink>>,
 }
 
 /// See the module.
@@ -324,6 +327,7 @@ impl<'a> Session<'a> {
             vring.call.clone(),
             vring.error.clone(),
         );
+        vring.sink = Some(queue.sink());
         let first = !self.vrings.iter().any(|vring| vring.started);
         self.vrings[usize::from(index)].started = true;
         if first {
@@ -396,12 +400,21 @@ impl<'a> Session<'a> {
             let base = self.hear(&answer, begun, limit);
             if base.is_none() {
                 self.report_stuck(index);
-                self.post(index, Command::Abandon(index));
+                self.give_up(index);
             }
             self.ring_has_stopped(index, base);
             base
         };
         indices.iter().zip(answers).map(hear).collect()
+    }
+
+    /// Takes a ring away from its worker. From now on, though the worker may be in the device's
+    /// hands for long, no request of the ring is live: its memory may be severed.
+    fn give_up(&self, index: u16) {
+        if let Some(sink) = &self.vrings[usize::from(index)].sink {
+            sink.close();
+        }
+        self.post(index, Command::Abandon(index));
     }
 
     /// Waits for a worker's answer; no longer than a stop that is asked for meanwhile allows.

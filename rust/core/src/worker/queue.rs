@@ -135,6 +135,11 @@ impl Queue {
         Self { kick, call, error, ..self }
     }
 
+    /// Where its requests come back: who closes it ends their lives.
+    pub(crate) fn sink(&self) -> Arc<Sink> {
+        Arc::clone(&self.sink)
+    }
+
     /// Serves one batch if there is one.
     pub(super) fn look(&mut self, hands: &mut Hands<'_>) -> Look {
         if !self.is_served() {
