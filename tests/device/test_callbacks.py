@@ -271,6 +271,27 @@ def run_in_thread(body: Callable[[], object]) -> threading.Event:
     return done
 
 
+@pytest.mark.parametrize("taken", [0, 1])
+def test_requests_of_a_queue_whose_callback_raises_go_back(drive: Drive, taken: int) -> None:
+    """All of them, whether it had taken them or not: the driver may not kick again."""
+
+    class Raising(vu.Device):
+        device_id = 4
+
+        def on_queue(self, queue: vu.Queue, /) -> None:
+            queue.batch(taken)
+            raise ValueError("no")
+
+    front = drive(Raising())
+    disk, ring = front.blk(), front.rings[0]
+    requests = [disk.prepare(Type.IN, 0, room=512) for _ in range(3)]
+    for request in requests:
+        disk.submit(request)
+    ring.kick()
+    ring.wait(3)
+    assert {front.memory.read(request.status, 1) for request in requests} == {bytes([CANARY])}
+
+
 def test_callbacks_of_a_device_do_not_overlap(drive: Drive) -> None:
     """Two queues, and a device that has not said that it is safe for threads."""
 

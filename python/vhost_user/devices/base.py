@@ -94,7 +94,8 @@ class Device:
         """Handles what the driver made available on ``queue``.
 
         Requests that are not taken from it stay in the ring until the driver's next kick. One
-        that is taken and neither completed nor deferred goes back with no byte written.
+        that is taken and neither completed nor deferred goes back with no byte written, and so do
+        all that were not answered when it raises.
         """
         raise NotImplementedError(f"{type(self).__name__}.on_queue")
 

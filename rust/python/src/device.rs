@@ -201,6 +201,17 @@ impl QueueDevice {
             let what = format!("queue {index}");
             let context = Context { callback: "on_queue", request: &what };
             self.callee.reports.raised(py, error, &context);
+            self.fail_rest(batch);
+        }
+    }
+
+    /// Gives back what was not taken from the queue: the driver, which waits for an answer, may
+    /// have no reason for another kick. When the back-end is to stop, the ring keeps them.
+    fn fail_rest(&self, batch: &mut Batch) {
+        while !self.callee.reports.is_stopping()
+            && let Some(request) = batch.next()
+        {
+            batch.complete(request, 0);
         }
     }
 
