@@ -405,6 +405,23 @@ def test_running_out_of_descriptors_maps_nothing_and_the_next_table_works(
     assert front.blk().read(0, 512).status == 0
 
 
+def test_descriptors_that_the_limit_cut_off_drop_the_connection(server: Server) -> None:
+    """Of two descriptors for one region there is room for one, and so the count looks right."""
+    front = server.connect().negotiate()
+    soft, hard = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
+    open_now = {int(name) for name in os.listdir(f"/proc/{server.pid}/fd")}
+    free = next(number for number in range(soft) if number not in open_now)
+    resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (free + 1, hard))
+    try:
+        fds = [server.memfd(), server.memfd()]
+        data = wire.frame(Request.SET_MEM_TABLE, table((0, PAGE, 0, 0)), 0x9)
+        front.channel.send(data, fds)
+        assert front.channel.is_closed()
+        assert guest_mappings(server.pid) == 1
+    finally:
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (soft, hard))
+
+
 def test_guest_memory_is_left_out_of_core_dumps(server: Server) -> None:
     server.started()
     lines = Path(f"/proc/{server.pid}/smaps").read_text(encoding="utf-8").splitlines()

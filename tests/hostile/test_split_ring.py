@@ -131,10 +131,11 @@ def test_an_indirect_table_beyond_the_limit_breaks_the_queue(
     assert_broken(server, front)
 
 
-@pytest.mark.parametrize("length", [0, 8, 15, 17, 47, 0xFFFF_FFF0])
+@pytest.mark.parametrize("length", [0, 8, 15, 17, 47, 49, 56, 63, 0xFFFF_FFF0])
 def test_an_indirect_table_of_impossible_length_breaks_the_queue(
     server: Server, front: FrontEnd, length: int
 ) -> None:
+    """The first three entries are a good chain; a few bytes more do not make it one."""
     _, table = table_of(front, 3)
     lay(front, (table, length, INDIRECT, 0))
     assert_broken(server, front)
