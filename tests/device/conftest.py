@@ -107,7 +107,7 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture
 def bench(socket_folder: Path, warm: None) -> Iterator[Bench]:
     """A witness is being served; the test adds its own device."""
-    before = Holdings.of(os.getpid())
+    before = Holdings.at_rest(os.getpid())
     with bench_in(socket_folder) as running:
         yield running
     difference = settles(os.getpid(), before)

@@ -58,7 +58,7 @@ class Server:
         self._witness_read = self._witness.blk().prepare(0, 0, room=512)
         self.check_witness()
         self._tracked: list[Closable] = []
-        self._before = Holdings.of(self.pid)
+        self._before = Holdings.at_rest(self.pid)
         self.private_kib_before = 0
 
     def _image(self, victim: dict[str, Any]) -> dict[str, Any]:
@@ -86,7 +86,7 @@ class Server:
     def begin(self) -> None:
         """Before a test: a fresh device and the count of what the process holds."""
         self.ask("reset")
-        self._before = Holdings.of(self.pid)
+        self._before = Holdings.at_rest(self.pid)
         self.private_kib_before = private_kib(self.pid)
 
     def connect(self, memory: GuestMemory | None = None) -> FrontEnd:

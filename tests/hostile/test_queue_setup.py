@@ -280,6 +280,18 @@ def test_a_kick_descriptor_that_is_replaced_under_load_loses_no_kick(
     io_until(front, replace, turns(500, 10_000))
 
 
+def test_a_ring_is_looked_at_when_its_kick_descriptor_is_replaced(server: Server) -> None:
+    """A kick of the old descriptor may be lost on the way, so none is waited for."""
+    front = server.started()
+    ring, disk = front.rings[0], front.blk()
+    for turn in range(20):
+        request = disk.prepare(Type.IN, turn, room=512)
+        disk.submit(request)
+        front.change(Request.SET_VRING_KICK, wire.u64(0), [server.eventfd()])
+        ring.wait(1)
+        assert disk.result(request).status == 0
+
+
 def test_a_ring_without_a_kick_descriptor_is_polled(server: Server) -> None:
     front = server.connect().negotiate().share_memory()
     ring = front.add_ring()

@@ -23,6 +23,16 @@ class Holdings(NamedTuple):
         """Counts now."""
         return cls(descriptors(pid), guest_mappings(pid), len(os.listdir(f"/proc/{pid}/task")))
 
+    @classmethod
+    def at_rest(cls, pid: int) -> "Holdings":
+        """Counts once they no longer change: a thread that was joined may be listed a moment on."""
+        found = cls.of(pid)
+        while True:
+            time.sleep(0.005)
+            former, found = found, cls.of(pid)
+            if former == found:
+                return found
+
 
 def descriptors(pid: int) -> Counter[str]:
     """Open descriptors by what they are: 'socket', 'anon_inode:[eventfd]', '/memfd:name' ..."""
