@@ -11,6 +11,8 @@ from .server import Server
 
 SOAK = os.environ.get("VHOST_USER_SOAK") == "1"
 
+RING_SIZE = 256
+
 Refused = Callable[..., None]
 
 
@@ -89,6 +91,15 @@ def fresh_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
         finally:
             status = served.close()
         assert status == 0
+
+
+@pytest.fixture
+def front(server: Server) -> FrontEnd:
+    """Two running queues, the victim's ring of 256 entries."""
+    front = server.connect().negotiate().share_memory()
+    front.start_ring(0, RING_SIZE)
+    front.start_ring(1)
+    return front
 
 
 @pytest.fixture(params=["acknowledged", "closed"])
