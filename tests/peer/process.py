@@ -10,6 +10,9 @@ from typing import NamedTuple
 
 from .memory import NAME
 
+PF_EXITING = 0x4
+"""Set among a thread's flags in /proc (see proc(5)) before anybody who joins it is told."""
+
 
 class Holdings(NamedTuple):
     """What a process holds at one moment."""
@@ -21,7 +24,7 @@ class Holdings(NamedTuple):
     @classmethod
     def of(cls, pid: int) -> "Holdings":
         """Counts now."""
-        return cls(descriptors(pid), guest_mappings(pid), len(os.listdir(f"/proc/{pid}/task")))
+        return cls(descriptors(pid), guest_mappings(pid), threads(pid))
 
     @classmethod
     def at_rest(cls, pid: int) -> "Holdings":
@@ -53,6 +56,19 @@ def guest_mappings(pid: int) -> int:
     """Lines of /proc/PID/maps that show the peer's guest memory, neighbours counted one by one."""
     maps = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8")
     return sum(f"/memfd:{NAME}" in line for line in maps.splitlines())
+
+
+def threads(pid: int) -> int:
+    """Threads that are not on their way out: the kernel lists one for a while after its join."""
+    folder = Path(f"/proc/{pid}/task")
+    count = 0
+    for entry in os.listdir(folder):
+        try:
+            stat = (folder / entry / "stat").read_text(encoding="utf-8")
+        except (FileNotFoundError, ProcessLookupError):  # gone since it was listed
+            continue
+        count += not int(stat.rpartition(")")[2].split()[6]) & PF_EXITING
+    return count
 
 
 def private_kib(pid: int) -> int:
