@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .errors import VhostUserError as VhostUserError
     from .server import Backend as Backend
     from .server import serve as serve
+    from .xen import XenOptions as XenOptions
 
 __all__ = [
     "Backend",
@@ -54,6 +55,7 @@ __all__ = [
     "StaleRequestError",
     "VhostUserError",
     "VirtioBlkDriver",
+    "XenOptions",
     "__version__",
     "devices",
     "serve",
@@ -84,6 +86,7 @@ _HOMES = {
     "StaleRequestError": "errors",
     "VhostUserError": "errors",
     "VirtioBlkDriver": "_core",
+    "XenOptions": "xen",
     "serve": "server",
 }
 

@@ -180,6 +180,7 @@ class Backend:
         drain: float,
         on_error: str,
         label: str,
+        xen: tuple[str, int | None, int | None] | None,
     ) -> Self: ...
     @property
     def state(self) -> _State: ...

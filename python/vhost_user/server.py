@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
+    from .xen import XenOptions
+
 # The thread that imports `threading` first passes for the main thread, and the interpreter waits
 # for it at its end. That must not be the one which hands over log records.
 
@@ -62,6 +64,7 @@ class Backend:
         poll_us: int = 32,
         cpus: Sequence[int] | None = None,
         on_error: Literal["report", "raise", "stop"] = "report",
+        xen: XenOptions | None = None,
     ) -> None:
         """Nothing happens before ``start``.
 
@@ -78,6 +81,7 @@ class Backend:
         ``on_error``: what an exception in a callback does besides failing its request: it is
         logged ("report"), also kept for a front-end in this process to raise ("raise"), or the
         back-end stops and ``run()`` raises it ("stop").
+        ``xen``: serve front-ends on Xen too.
         """
         if not hasattr(device, "queue_size"):
             name = type(device).__name__
@@ -104,6 +108,7 @@ class Backend:
         self._poll_us = poll_us
         self._cpus = list(cpus or ())
         self._on_error = on_error
+        self._xen = xen
         self._core: _core.Backend | None = None
 
     @property
@@ -207,7 +212,7 @@ class Backend:
             fd = systemd.listen_fd()
             if fd is None:
                 raise ValueError("a back-end needs socket or fd")
-        device = self.device
+        device, xen = self.device, self._xen
         return _core.Backend(
             device,
             device.served_as,
@@ -225,6 +230,7 @@ class Backend:
             drain=DRAIN,
             on_error=self._on_error,
             label=_printable(self._socket) if self._socket else f"fd {fd}",
+            xen=None if xen is None else (xen.design, xen.copy_below, xen.domain),
         )
 
 

@@ -18,6 +18,7 @@ SWITCH_INTERVAL = 0.0005
 """Seconds after which a Python thread that wants the interpreter gets it. A worker waits that
 long for device code of another thread; the interpreter's own 5 ms would show in every request."""
 
+DESIGNS = ("auto", "merged", "review", "message")
 LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -45,6 +46,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--mode", type=checked(_mode), metavar="OCTAL", help="the socket file's mode (0600)"
     )
     socket.add_argument("--group", metavar="NAME", help="the socket file's group")
+    socket.add_argument(
+        "--xen",
+        nargs="?",
+        const="auto",
+        choices=DESIGNS,
+        metavar="=DESIGN",
+        help="serve front-ends on Xen too, with XEN_MMAP in this design: "
+        "auto (all of them), merged, review or message",
+    )
     socket.add_argument("--once", action="store_true", help="end when the first front-end has left")
     _add_tuning(parser.add_argument_group("threads and errors"))
 
@@ -161,6 +171,8 @@ def summary(device: Any) -> str:
 
 def _backend_options(options: argparse.Namespace) -> dict[str, Any]:
     """The arguments of :class:`vhost_user.Backend`; what was not given has its defaults."""
+    from vhost_user import XenOptions
+
     given = {
         "socket": options.socket_path,
         "fd": options.fd,
@@ -173,6 +185,7 @@ def _backend_options(options: argparse.Namespace) -> dict[str, Any]:
         "batch": options.batch,
         "poll_us": options.poll_us,
         "on_error": options.on_error,
+        "xen": None if options.xen is None else XenOptions(design=options.xen),
     }
     return {name: value for name, value in given.items() if value is not None}
 

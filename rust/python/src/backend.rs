@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 
 use pyo3::exceptions::{PyOverflowError, PyValueError};
 use pyo3::prelude::*;
-use vhost_user_core::backend::{self, Event, Observer, Options, State, Stuck, Threads};
+use vhost_user_core::backend::{self, Event, Observer, Options, State, Stuck, Threads, XenOptions};
 use vhost_user_core::block::{BlockDevice, FileDisk, NullDisk};
 use vhost_user_core::device::Device;
 use vhost_user_core::socket::{Endpoint, ListenOptions};
+use vhost_user_core::wire::XenDesigns;
 
 use crate::block::{PyBlock, options};
 use crate::buffer;
@@ -54,7 +55,7 @@ impl Backend {
     /// Starts to serve `device`, which is a `kind` of device: "queue", "block", "file" or "null".
     #[new]
     #[pyo3(signature = (device, kind, *, overrides, listen, dial, fd, mode, group, keep_listening,
-                        threads, batch, poll_us, cpus, drain, on_error, label))]
+                        threads, batch, poll_us, cpus, drain, on_error, label, xen))]
     #[allow(clippy::too_many_arguments)] // One keyword for each option; the façade has defaults.
     fn new(
         py: Python<'_>,
@@ -74,6 +75,7 @@ impl Backend {
         drain: f64,
         on_error: &str,
         label: String,
+        xen: Option<(String, Option<u64>, Option<u16>)>,
     ) -> PyResult<Self> {
         let endpoint = match (listen, dial, fd) {
             (Some(path), None, None) => Endpoint::Listen(ListenOptions { path, mode, group }),
@@ -90,6 +92,7 @@ impl Backend {
             poll: Duration::from_micros(poll_us),
             cpus,
             drain: seconds(drain)?,
+            xen: xen.map(xen_options).transpose()?,
             ..Options::new(endpoint)
         };
         let reports = Arc::new(Reports::new(label.clone(), on_error_of(on_error)?));
@@ -275,6 +278,22 @@ impl Observer for Listener {
         let text = format!("{}: {event}", self.label);
         log::record(Record { logger: Logger::Backend, level, text, exception: None });
     }
+}
+
+/// The options of `XenOptions`: the design, `copy_below` and the only domain.
+fn xen_options(
+    (design, copy_below, domain): (String, Option<u64>, Option<u16>),
+) -> PyResult<XenOptions> {
+    let designs = match design.as_str() {
+        "auto" => XenDesigns::ALL,
+        "merged" => XenDesigns::MERGED,
+        "review" => XenDesigns::REVIEW,
+        "message" => XenDesigns::MESSAGE,
+        _ => return Err(PyValueError::new_err(format!("there is no design {design:?}"))),
+    };
+    let mut options = XenOptions { designs, domain, ..XenOptions::default() };
+    options.access.copy_below = copy_below.unwrap_or(options.access.copy_below);
+    Ok(options)
 }
 
 fn on_error_of(word: &str) -> PyResult<OnError> {

@@ -14,7 +14,7 @@ use vhost_user_core::block::{
 };
 use vhost_user_core::device::{ConfigRefused, Device};
 use vhost_user_core::pace::{Pace, half};
-use vhost_user_core::request::Batch;
+use vhost_user_core::request::{Batch, Request};
 
 use crate::block_batch::BlockBatch;
 use crate::block_data::side_of;
@@ -366,6 +366,10 @@ impl Device for PyBlock {
 
     fn run_worker(&self, body: &mut (dyn FnMut() + Send)) {
         run_worker(body);
+    }
+
+    fn refuse(&self, _queue: u16, request: &Request) -> u32 {
+        self.core.refuse(request)
     }
 
     fn batch_limit(&self, queue: u16, available: u16) -> u16 {
