@@ -92,6 +92,7 @@ LIMITS = [
     ("core/src/wire/payload/region.rs", "MAX_REGIONS", "MAX_FDS", "regions | 32 in a table"),
     ("core/src/backend/session.rs", "MEMORY_SLOTS", "509", "509 with memory slots"),
     ("core/src/memory/region.rs", "MAX_SIZE", "1 << 45", "size of a region | 32 TiB"),
+    ("core/src/sys/guard.rs", "SLOTS", "1 << 16", "mappings in a process | 65536"),
     ("core/src/ring/mod.rs", "MAX_CHAIN", "1024", "descriptors in a chain | 1024"),
     ("core/src/block/parse.rs", "MAX_SEGMENTS", "32", "ranges of a discard"),
     ("core/src/socket/listener.rs", "BACKLOG", "128", "in the listen queue of 128"),

@@ -62,6 +62,9 @@ class HoldingDisk(Disk):
         super().__init__(size=size, **options)
         self.held: deque[vu.BlockRequest] = deque()
         self.holding = True
+        self.seen = b""
+        self.looks = 0
+        self.reader: threading.Thread | None = None
 
     def on_batch(self, batch: Sequence[vu.BlockRequest], /) -> None:
         for request in batch:
@@ -77,6 +80,13 @@ class HoldingDisk(Disk):
         elif request.op == "write":
             end = request.offset + request.length
             request.copy_to(memoryview(self.content)[request.offset : end])
+
+    def look_on(self) -> None:
+        """Reads the data of the first request held, without end, until it is told to stop."""
+        data = self.held[0].data
+        while self.reader is not None:
+            self.seen = bytes(data)
+            self.looks += 1
 
     def release(self) -> list[str]:
         """Answers everything held; gives the errors that completing raised."""
@@ -153,6 +163,25 @@ class Console:
         """Forgets all held requests without an answer, and answers all later ones at once."""
         self.devices[name].holding = False
         self.devices[name].held.clear()
+
+    def look_on(self, name: str) -> None:
+        """From now on a thread reads the first held request's data through one view."""
+        device = self.devices[name]
+        device.reader = threading.Thread(target=device.look_on)
+        device.reader.start()
+
+    def seen(self, name: str) -> str:
+        """What that thread has read in one of its latest turns, in hexadecimal."""
+        device = self.devices[name]
+        looks = device.looks
+        while device.looks < looks + 2 and device.reader.is_alive():
+            time.sleep(0.001)
+        return str(device.seen.hex())
+
+    def look_away(self, name: str) -> None:
+        """Ends that thread."""
+        thread, self.devices[name].reader = self.devices[name].reader, None
+        thread.join()
 
     def handle_signals(self, _: str) -> int:
         """Installs a handler that does nothing, without SA_RESTART; gives the signal's number."""

@@ -24,6 +24,7 @@ def start(
     """Starts a program; `SOCKET` is its socket's path."""
     return subprocess.Popen(
         [sys.executable, "-c", PREAMBLE + textwrap.dedent(body)],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

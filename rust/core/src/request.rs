@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::memory::Fault;
 use crate::memory::view::{Buffers, Readable, Writable};
 use crate::sys::eventfd::EventFd;
+use crate::sys::fork;
 
 /// One descriptor chain in the hands of the device.
 #[derive(Debug)]
@@ -81,7 +82,8 @@ impl Request {
 
     /// Whether its ring still runs.
     pub fn is_live(&self) -> bool {
-        !self.slot().sink.closed.load(Ordering::Acquire)
+        let sink = &self.slot().sink;
+        sink.is_ours() && !sink.closed.load(Ordering::Acquire)
     }
 
     /// What of its buffers cannot be reached; such a request goes to
@@ -234,11 +236,14 @@ pub(crate) struct Sink {
     done: Mutex<Vec<Done>>,
     closed: AtomicBool,
     bell: Arc<Bell>,
+    /// The process of the worker: a fork of it has no part in its requests.
+    generation: u32,
 }
 
 impl Sink {
     pub(crate) fn new(bell: Arc<Bell>) -> Arc<Self> {
-        Arc::new(Self { done: Mutex::default(), closed: AtomicBool::new(false), bell })
+        let (done, closed) = (Mutex::default(), AtomicBool::new(false));
+        Arc::new(Self { done, closed, bell, generation: fork::generation() })
     }
 
     /// Takes what has been completed.
@@ -253,8 +258,16 @@ impl Sink {
         done.clear();
     }
 
+    fn is_ours(&self) -> bool {
+        self.generation == fork::generation()
+    }
+
     fn finish(mut slot: Box<Slot>, last: impl FnOnce(Writable<'_>) -> u32) -> Result<(), Stopped> {
         let sink = Arc::clone(&slot.sink);
+        if !sink.is_ours() {
+            // The lock may be a thread's that this process does not have.
+            return Err(Stopped);
+        }
         let mut done = sink.done.lock().unwrap_or_else(PoisonError::into_inner);
         if sink.closed.load(Ordering::Relaxed) {
             slot.buffers.release();

@@ -7,6 +7,7 @@ use super::shared::{Shared, State};
 use super::{Event, Options, StartFailed};
 use crate::device::Device;
 use crate::socket::{Endpoint, Next, Source, Stream};
+use crate::sys::sigbus;
 use std::os::fd::AsFd;
 
 /// What the control thread owns.
@@ -32,6 +33,7 @@ impl Control {
     }
 
     pub(super) fn run(mut self) {
+        sigbus::unblock();
         while let Some(stream) = self.next() {
             self.serve(stream);
             if !self.options.keep_listening || self.shared.is_stopping() {

@@ -17,6 +17,7 @@ use crate::memory::{Memory, Region, XenKind};
 use crate::request::Sink;
 use crate::ring::{SplitLayout, SplitRing};
 use crate::socket::{Incoming, Stream};
+use crate::sys::guard::Loss;
 use crate::wire::features::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
 use crate::wire::payload::XenMeans;
 use crate::wire::{BackendMessage, Flags, Frame, ProtocolFeatures};
@@ -58,6 +59,8 @@ pub(super) struct Session<'a> {
     memory: Arc<Memory>,
     /// Every region that was mapped: those still in somebody's hands at the end are severed.
     mapped: Vec<Weak<Region>>,
+    /// The front-end has taken memory away that it shares.
+    loss: Arc<Loss>,
     vrings: Vec<Vring>,
     workers: Vec<Option<Worker>>,
     channel: Option<Stream>,
@@ -76,6 +79,7 @@ impl<'a> Session<'a> {
             connection: Connection::new(offer(&*control.device, control.options.xen.as_ref())),
             memory: Arc::default(),
             mapped: Vec::new(),
+            loss: Loss::new(Arc::clone(&control.shared.wake)),
             vrings: (0..queues).map(|_| Vring::default()).collect(),
             workers: (0..workers).map(|_| None).collect(),
             channel: None,
@@ -135,7 +139,12 @@ impl<'a> Session<'a> {
         if panicked {
             self.event(Event::Closed("a worker thread panicked".to_owned()));
         }
-        !stop && !panicked
+        let lost = self.loss.has_happened();
+        if lost {
+            let why = "the front-end has cut the file behind guest memory that it shares";
+            self.event(Event::Closed(why.to_owned()));
+        }
+        !stop && !panicked && !lost
     }
 
     fn send(&mut self, reply: &Frame) -> bool {
@@ -299,7 +308,8 @@ impl<'a> Session<'a> {
         self.mapped.retain(|region| region.strong_count() > 0);
         let known = |r: &Arc<Region>| self.mapped.iter().any(|m| m.as_ptr() == Arc::as_ptr(r));
         let all = memory.regions().iter().chain(memory.beyond());
-        let new: Vec<_> = all.filter(|r| !known(r)).map(Arc::downgrade).collect();
+        let new = all.filter(|r| !known(r)).inspect(|r| r.watch(&self.loss));
+        let new: Vec<_> = new.map(Arc::downgrade).collect();
         self.mapped.extend(new);
         self.memory = Arc::new(memory);
         for worker in self.workers.iter().flatten() {
@@ -322,7 +332,8 @@ impl<'a> Session<'a> {
         let counters = self.shared().queue(index);
         let vring = &mut self.vrings[usize::from(index)];
         vring.enabled = setup.enabled;
-        let queue = Queue::new(index, ring, setup.enabled, &bell, counters).with_fds(
+        let loss = Arc::clone(&self.loss);
+        let queue = Queue::new(index, ring, setup.enabled, &bell, loss, counters).with_fds(
             kick,
             vring.call.clone(),
             vring.error.clone(),

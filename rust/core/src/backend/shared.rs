@@ -79,7 +79,7 @@ pub(super) struct Shared {
     queues: Vec<Arc<QueueCounters>>,
     observer: Arc<dyn Observer>,
     /// Wakes the control thread.
-    pub(super) wake: EventFd,
+    pub(super) wake: Arc<EventFd>,
     pub(super) stopped_event: EventFd,
 }
 
@@ -115,7 +115,7 @@ impl Shared {
             sessions: AtomicU64::new(0),
             queues: (0..queues).map(|_| Arc::default()).collect(),
             observer,
-            wake: event()?,
+            wake: Arc::new(event()?),
             stopped_event: event()?,
         }))
     }

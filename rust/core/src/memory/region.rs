@@ -12,6 +12,7 @@ use super::foreign::{Foreign, NoPage};
 use super::grant::{GrantMap, Grants, run};
 use super::view::{Access, Segment};
 use crate::address::{GuestAddr, UserAddr};
+use crate::sys::guard::Loss;
 use crate::sys::mmap::{Mapping, Protection};
 use crate::xen::{GrantRef, XEN_PAGE, XenAccess, XenDevice, XenOps};
 
@@ -342,6 +343,13 @@ impl Region {
             Hold::Grants { maps, .. } => maps.iter().for_each(|map| map.sever()),
             Hold::OnDemand(OnDemand::Grants(grants, _)) => grants.sever(),
             Hold::OnDemand(OnDemand::Frames(_)) => {}
+        }
+    }
+
+    /// Has `loss` told if the front-end cuts the file; the first call counts.
+    pub fn watch(&self, loss: &Arc<Loss>) {
+        if let Hold::File(mapping) = &self.hold {
+            mapping.watch(loss);
         }
     }
 

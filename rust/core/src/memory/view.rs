@@ -20,6 +20,7 @@ use super::grant::{GrantMap, Grants, run};
 use super::region::{OnDemand, Reach, grant_of};
 use super::{Memory, OutOfMemory, Region};
 use crate::address::GuestAddr;
+use crate::sys::guard::report_fault;
 use crate::sys::io::{VECTORS, preadv, pwritev};
 use crate::sys::mmap::{Mapping, Protection};
 use crate::xen::XEN_PAGE;
@@ -494,7 +495,12 @@ fn transfer(
         if count == 0 {
             return Ok(total);
         }
-        let moved = call(&vectors[..count], at)?;
+        let moved = call(&vectors[..count], at).inspect_err(|error| {
+            if error.raw_os_error() == Some(libc::EFAULT) {
+                // SAFETY: the parts are of a span, whose owner keeps them mapped.
+                unsafe { report_fault(vectors[0].iov_base.cast()) };
+            }
+        })?;
         if moved == 0 {
             return Ok(total);
         }

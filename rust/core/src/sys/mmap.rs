@@ -5,8 +5,11 @@ use std::ffi::c_void;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::ptr;
+use std::sync::Arc;
 
 use rustix::mm::{self, Advice, MapFlags, ProtFlags};
+
+use super::guard::{Guard, Loss};
 
 /// What a mapping may be used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +35,8 @@ impl Protection {
 pub struct Mapping {
     base: *mut c_void,
     len: usize,
+    /// For memory whose owner may take it away.
+    guard: Option<Guard>,
 }
 
 // SAFETY: a mapping belongs to the process, not to a thread; the pointer is only handed out as a
@@ -42,7 +47,8 @@ unsafe impl Sync for Mapping {}
 
 impl Mapping {
     /// Maps `len` bytes of `fd` from `offset`, a multiple of the page size, readable and
-    /// writable, left out of core dumps and of forked children.
+    /// writable, left out of core dumps and of forked children. If the file is cut later, what is
+    /// mapped becomes private zeroes with the first access to a part that is gone.
     pub fn shared(fd: BorrowedFd<'_>, offset: u64, len: usize) -> io::Result<Self> {
         Self::protected(fd, offset, len, Protection::ReadWrite)
     }
@@ -59,9 +65,10 @@ impl Mapping {
         // SAFETY: a null hint lets the kernel choose a free range, so no memory in use changes.
         let base =
             unsafe { mm::mmap(ptr::null_mut(), len, protection.flags(), flags, fd, offset) }?;
-        let mapping = Self { base, len };
+        let mut mapping = Self { base, len, guard: None };
         mapping.advise(Advice::LinuxDontDump);
         mapping.advise(Advice::LinuxDontFork);
+        mapping.guard = Some(Guard::new(base as usize, len)?);
         Ok(mapping)
     }
 
@@ -79,7 +86,7 @@ impl Mapping {
     fn anonymous(len: usize, prot: ProtFlags, flags: MapFlags) -> io::Result<Self> {
         // SAFETY: a null hint lets the kernel choose a free range, so no memory in use changes.
         let base = unsafe { mm::mmap_anonymous(ptr::null_mut(), len, prot, flags) }?;
-        Ok(Self { base, len })
+        Ok(Self { base, len, guard: None })
     }
 
     /// Puts `len` bytes of `fd` from `offset` at `at` of a mapping that nobody uses yet, whole
@@ -145,6 +152,13 @@ impl Mapping {
         Ok(())
     }
 
+    /// Has `loss` told if the file is cut. Only for memory of a file, and only once.
+    pub fn watch(&self, loss: &Arc<Loss>) {
+        if let Some(guard) = &self.guard {
+            guard.watch(loss);
+        }
+    }
+
     fn advise(&self, advice: Advice) {
         // SAFETY: the range is our own mapping, and neither piece of advice changes its contents
         // in this process. A kernel that does not know the advice leaves things as they were.
@@ -154,7 +168,10 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        if self.len == 0 {
+        let theirs = self.guard.as_ref().is_some_and(|guard| !guard.is_ours());
+        // Before the addresses become somebody else's.
+        self.guard = None;
+        if self.len == 0 || theirs {
             return;
         }
         // SAFETY: the range was mapped when this value was made, is unmapped only here, and every

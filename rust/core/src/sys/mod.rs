@@ -2,8 +2,11 @@
 
 pub mod credentials;
 pub mod eventfd;
+pub mod fork;
+pub mod guard;
 pub mod io;
 pub mod lock;
 pub mod mmap;
 pub mod scratch;
 pub mod shared;
+pub mod sigbus;

@@ -23,6 +23,7 @@ use crate::error::HostError;
 use crate::memory::{Fault, Memory};
 use crate::request::{Batch, Bell, Done};
 use crate::ring::{RingError, StartError};
+use crate::sys::sigbus;
 use poll::PollWindow;
 use queue::{Hands, Look};
 pub(crate) use queue::{Phase, Queue, QueueCounters, Signal};
@@ -116,6 +117,7 @@ impl Worker {
             .name(name)
             .spawn(move || {
                 pin(manners.cpu);
+                sigbus::unblock();
                 device.run_worker(&mut || run(&own, &*device, &*report, manners));
                 // Nobody may be left to hear it.
                 let _ = end.send(());

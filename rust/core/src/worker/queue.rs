@@ -12,6 +12,7 @@ use crate::memory::Memory;
 use crate::request::{Batch, Bell, Done, Request, Sink, Slot};
 use crate::ring::{RingError, SplitRing};
 use crate::sys::eventfd;
+use crate::sys::guard::Loss;
 
 /// Slots kept for reuse: as many requests as one batch and its neighbours have in flight.
 const SPARE_SLOTS: usize = 256;
@@ -89,6 +90,8 @@ pub(crate) struct Queue {
     sink: Arc<Sink>,
     spare: Spare,
     pub(super) provided: Option<Box<Provided>>,
+    /// Once it has happened nothing is popped and nothing is published.
+    loss: Arc<Loss>,
     counters: Arc<QueueCounters>,
 }
 
@@ -107,6 +110,7 @@ impl Queue {
         ring: SplitRing,
         enabled: bool,
         bell: &Arc<Bell>,
+        loss: Arc<Loss>,
         counters: Arc<QueueCounters>,
     ) -> Self {
         Self {
@@ -122,6 +126,7 @@ impl Queue {
             sink: Sink::new(Arc::clone(bell)),
             spare: Vec::new(),
             provided: None,
+            loss,
             counters,
         }
     }
@@ -156,6 +161,9 @@ impl Queue {
         // these chains available (new memory above all) has rung the bell by now.
         if hands.bell.is_rung() {
             return Look::Busy;
+        }
+        if self.loss.has_happened() {
+            return self.lose();
         }
         let wanted = hands.device.batch_limit(self.index, available).max(1);
         let broken = self.pop_batch(available.min(wanted).min(hands.limit), hands.batch);
@@ -256,8 +264,18 @@ impl Queue {
     }
 
     fn fail(&mut self, error: RingError) -> Look {
+        if self.loss.has_happened() {
+            return self.lose();
+        }
         self.break_off();
         Look::Broke(error)
+    }
+
+    /// The ring may be zeroes in place of what the driver wrote, and so may the data. Nothing is
+    /// popped any more; the session has been woken by the loss itself and ends.
+    fn lose(&mut self) -> Look {
+        self.phase = Phase::Broken;
+        Look::Idle
     }
 
     /// Pops up to `limit` chains. On a bad chain those before it are good.
@@ -315,7 +333,8 @@ impl Queue {
     }
 
     fn publish(&mut self) {
-        if !self.ring.publish() {
+        // What was read of lost memory may have been zeroes: nothing counts as done.
+        if self.loss.has_happened() || !self.ring.publish() {
             return;
         }
         if let Some(call) = &self.call {
