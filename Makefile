@@ -51,7 +51,7 @@ lint: $(TOOLS) ## Checks format, lints and types, with warnings as errors.
 	$(BIN)/mypy
 
 test-rust: deps ## Runs the core's own tests.
-	$(CARGO) test --locked -p vhost-user-core
+	MODEL_SEQUENCES=1000000 $(CARGO) test --locked -p vhost-user-core
 
 test-peers: ## Drives the core with the front-end of another project.
 	$(CARGO) test --locked --manifest-path $(PEERS)/Cargo.toml

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy
 import pytest
 import vhost_user as vu
 from peer.blk import CANARY, BlkDriver, Request, Status, Type
@@ -19,8 +20,6 @@ from peer.process import eventually
 from peer.ring import Segment
 
 from .conftest import Bench, Drive, RamDisk
-
-numpy = pytest.importorskip("numpy")
 
 Hold = Callable[[memoryview], Any]
 

@@ -1,7 +1,7 @@
 """The peer's front-end drives a back-end that somebody else wrote.
 
 What it may later find wrong with ours counts only if it works with this one. The back-end is
-qemu-storage-daemon's `vhost-user-blk` export; without that program these tests are skipped.
+qemu-storage-daemon's `vhost-user-blk` export (`make deps` installs it).
 """
 
 import os
@@ -21,7 +21,6 @@ from .numbers import Feature, ProtocolFeature, Request
 from .process import eventually
 
 DAEMON = shutil.which("qemu-storage-daemon")
-pytestmark = pytest.mark.skipif(DAEMON is None, reason="qemu-storage-daemon is not installed")
 
 SIZE = 8 << 20
 
