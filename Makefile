@@ -24,7 +24,7 @@ TOOLS := $(VENV)/.tools
 PACKAGE := $(VENV)/.package
 SOURCES := Cargo.toml Cargo.lock pyproject.toml $(wildcard README.md) \
     $(shell find rust python -type f ! -name '*.pyc' ! -path 'rust/*/tests/*')
-PEERS := tests/peers/std
+PEERS := tests/peers/std tests/peers/xen
 
 .DELETE_ON_ERROR:
 .PHONY: help build demo test lint test-rust test-peers test-python test-guest guest-deps \
@@ -43,9 +43,10 @@ test: lint test-rust test-peers deps guest-deps xen-deps build ## Runs every che
 
 lint: $(TOOLS) ## Checks format, lints and types, with warnings as errors.
 	$(CARGO) fmt --all --check
-	$(CARGO) fmt --manifest-path $(PEERS)/Cargo.toml --check
+	$(foreach peer,$(PEERS),$(CARGO) fmt --manifest-path $(peer)/Cargo.toml --check &&) true
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
-	$(CARGO) clippy --locked --manifest-path $(PEERS)/Cargo.toml --all-targets -- -D warnings
+	$(foreach peer,$(PEERS),$(CARGO) clippy --locked --manifest-path $(peer)/Cargo.toml \
+	    --all-targets -- -D warnings &&) true
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -54,7 +55,7 @@ test-rust: deps ## Runs the core's own tests.
 	MODEL_SEQUENCES=1000000 $(CARGO) test --locked -p vhost-user-core
 
 test-peers: ## Drives the core with the front-end of another project.
-	$(CARGO) test --locked --manifest-path $(PEERS)/Cargo.toml
+	$(foreach peer,$(PEERS),$(CARGO) test --locked --manifest-path $(peer)/Cargo.toml &&) true
 
 test-python: deps build ## Runs the Python suites but for those that start a machine.
 	$(BIN)/pytest -n 2 --dist loadgroup $(PYTEST_ARGS) --ignore tests/guest --ignore tests/xen tests
