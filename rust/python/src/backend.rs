@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 
 use pyo3::exceptions::{PyOverflowError, PyValueError};
 use pyo3::prelude::*;
-use vhost_user_core::backend::{self, Event, Observer, Options, State, Stuck, Threads, XenOptions};
+use vhost_user_core::backend::{
+    self, Event, Observer, Options, State, Stuck, Threads, XenDesigns, XenOptions,
+};
 use vhost_user_core::block::{BlockDevice, FileDisk, NullDisk};
 use vhost_user_core::device::Device;
 use vhost_user_core::socket::{Endpoint, ListenOptions};
-use vhost_user_core::wire::XenDesigns;
 
 use crate::block::{PyBlock, options};
 use crate::buffer;

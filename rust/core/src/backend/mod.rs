@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use crate::device::Device;
 use crate::error::HostError;
 use crate::socket::{Endpoint, SocketError};
-use crate::wire::XenDesigns;
+pub use crate::wire::XenDesigns;
 use crate::xen::XenAccess;
 use control::Control;
 pub use event::{Event, Level, Observer, Stuck};

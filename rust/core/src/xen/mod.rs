@@ -60,9 +60,9 @@ pub struct GrantRef {
 }
 
 /// Bytes of a batch's data up to which granted pages are copied rather than mapped, by default.
-/// Under an emulated hypervisor, copying and mapping cost the same at some 256 pages, and copying
-/// a sixth at one; the choice errs on the side of mapping, where data is not touched.
-pub const COPY_BELOW: u64 = 64 << 10;
+/// On Xen 4.17 under software emulation a page cost 11 µs copied, and 19 µs mapped and unmapped,
+/// 128 of them in a call; one page alone 112 and 492 µs; at 256 pages both came to about the same.
+pub const COPY_BELOW: u64 = 512 << 10;
 
 /// The hypervisor's devices, and how to use them.
 #[derive(Clone, Debug)]
