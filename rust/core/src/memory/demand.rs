@@ -41,6 +41,10 @@ const SMALL: u64 = 512;
 /// a map call of its own is too dear for.
 const KEPT: u64 = PIECE_PAGES * XEN_PAGE;
 
+/// Pieces of a request that fail before the others are not tried any more: 4 GiB of nothing are
+/// 8192 pieces.
+const MAX_FAILED: usize = 16;
+
 /// Bounce bytes that an idle request keeps.
 const IDLE_BOUNCE: usize = 64 << 10;
 
@@ -331,10 +335,19 @@ impl Provider<'_, '_> {
             if request.len() < group.len() && self.try_map(grants, request, access, true) {
                 continue;
             }
-            for name in request {
-                if request.len() == 1 || !self.try_map(grants, &[*name], access, true) {
-                    self.batch[name.0].lose(name.1);
-                }
+            self.map_pieces(grants, request, access);
+        }
+    }
+
+    /// Maps each piece of a request alone, the last one first: it may have the byte that says that
+    /// the request failed.
+    fn map_pieces(&mut self, grants: &Arc<Grants>, request: &[Name], access: Access) {
+        let mut failed = 0;
+        for &name in request.iter().rev() {
+            let try_it = request.len() > 1 && failed < MAX_FAILED;
+            if !try_it || !self.try_map(grants, &[name], access, true) {
+                failed += 1;
+                self.batch[name.0].lose(name.1);
             }
         }
     }

@@ -179,3 +179,52 @@ impl Drop for Mapping {
         let _ = unsafe { mm::munmap(self.base, self.len) };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+    use std::os::fd::AsFd;
+
+    /// Where a file is mapped in this process, and with which rights.
+    fn mapped(file: &str) -> Vec<(usize, String)> {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let of_file = maps.lines().filter(|line| line.contains(file));
+        let parse = |line: &str| {
+            let (start, rest) = line.split_once('-').unwrap();
+            let rights = rest.split_whitespace().nth(1).unwrap();
+            (usize::from_str_radix(start, 16).unwrap(), rights.to_owned())
+        };
+        of_file.map(parse).collect()
+    }
+
+    #[test]
+    fn a_place_in_a_reservation_is_mapped_as_asked_and_goes_with_it() {
+        let name = "a place in a reservation";
+        let file = memfd_create(name, MemfdFlags::CLOEXEC).unwrap();
+        ftruncate(&file, 4 * 4096).unwrap();
+        let mut area = Mapping::reserved(8 * 4096).unwrap();
+        area.place(4096, file.as_fd(), 4096, 2 * 4096, Protection::ReadWrite).unwrap();
+        area.place(5 * 4096, file.as_fd(), 0, 4096, Protection::Read).unwrap();
+        let start = area.base() as usize;
+        let expected = [(start + 4096, "rw-s"), (start + 5 * 4096, "r--s")];
+        assert_eq!(mapped(name), expected.map(|(at, rights)| (at, rights.to_owned())));
+        drop(area);
+        assert_eq!(mapped(name), []);
+    }
+
+    #[test]
+    fn a_place_that_cannot_be_mapped_is_an_error() {
+        let (reader, _writer) = rustix::pipe::pipe().unwrap();
+        let mut area = Mapping::reserved(4 * 4096).unwrap();
+        assert!(area.place(0, reader.as_fd(), 0, 4096, Protection::Read).is_err());
+    }
+
+    #[test]
+    #[should_panic(expected = "a place outside")]
+    fn a_place_outside_the_reservation_panics() {
+        let file = memfd_create("a place", MemfdFlags::CLOEXEC).unwrap();
+        let mut area = Mapping::reserved(4096).unwrap();
+        let _ = area.place(4096, file.as_fd(), 0, 4096, Protection::Read);
+    }
+}
