@@ -106,6 +106,25 @@ def test_a_deferred_request_that_is_dropped_fails_and_warns(vhost_socket: Path) 
     assert "Deferring.on_batch: a deferred read of 512 bytes at 0" in messages[0]
 
 
+def test_a_request_that_is_deferred_and_not_kept_fails_and_warns(vhost_socket: Path) -> None:
+    class Forgetful(RamDisk):
+        def on_batch(self, batch: Sequence[vu.BlockRequest], /) -> None:
+            for request in batch:
+                request.defer()
+
+    with (
+        resource_warnings() as messages,
+        vu.Backend(Forgetful(), socket=vhost_socket),
+        open_driver(vhost_socket) as driver,
+    ):
+        for _ in range(3):
+            read = driver.read(0, 512)
+            assert driver.wait().head == read.head
+            assert read.status == 1
+    assert len(messages) == 3
+    assert "Forgetful.on_batch: a deferred read of 512 bytes at 0" in messages[0]
+
+
 def test_a_request_is_answered_once(vhost_socket: Path) -> None:
     device = Deferring()
     with vu.Backend(device, socket=vhost_socket), open_driver(vhost_socket) as driver:

@@ -156,6 +156,20 @@ def test_requests_are_deferred_and_completed_in_any_order(vhost_socket: Path) ->
             kept[0].readable  # noqa: B018  # asked for only to see it refused
 
 
+def test_a_request_that_is_deferred_and_not_kept_goes_back(vhost_socket: Path) -> None:
+    class Forgetful(Upper):
+        def on_queue(self, queue: vu.Queue, /) -> None:
+            for request in queue:
+                request.defer()
+
+    with serving(Forgetful(), vhost_socket) as front:
+        for _ in range(3):
+            chain = Chain(front, b"x", 1)
+            front.rings[0].kick()
+            (used,) = front.rings[0].wait()
+            assert (used.head, used.length) == (chain.head, 0)
+
+
 def test_no_slot_is_lost_to_a_device_that_never_completes(
     vhost_socket: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

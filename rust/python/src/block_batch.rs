@@ -15,9 +15,12 @@ use vhost_user_core::request::Batch;
 
 use crate::block_request::BlockRequest;
 use crate::buffer::{self, is_unshared};
-use crate::ticket::{Answerable, Origin};
+use crate::ticket::{Answerable, Origin, Settled};
 
-/// See the module.
+/// The requests that `on_batch` got, in the order in which the driver made them available.
+///
+/// A sequence; and what moves the data of all its reads or all its writes at once, which costs
+/// next to nothing for each. The driver has no order in mind for requests in flight.
 #[pyclass(frozen, sequence, module = "vhost_user")]
 #[derive(Default)]
 pub(crate) struct BlockBatch(Mutex<Inner>);
@@ -180,9 +183,10 @@ impl BlockBatch {
                     Answerable::finish(request, status, batch);
                 }
                 Entry::Object(object) => {
-                    object.get().settle(py, batch, &decide);
-                    // What Python code still knows keeps its identity: it is not used again.
-                    if is_unshared(py, &object) {
+                    let settled = object.get().settle(py, batch, &decide);
+                    // What Python code still knows keeps its identity: it is not used again. And
+                    // what was deferred and is known to nobody any more goes here, and so fails.
+                    if settled != Settled::Deferred && is_unshared(py, &object) {
                         pool.push(object);
                     }
                 }

@@ -215,12 +215,14 @@ impl Queue {
         *batch = std::mem::take(&mut state.batch);
         let mut out = std::mem::take(&mut state.out);
         drop(state);
-        let settle = |request: &Py<QueueRequest>| {
-            request.get().ticket.settle(py, batch, |answer, _| answer.unwrap_or(0))
-        };
-        let unanswered = out.iter().map(settle).filter(|s| *s == Settled::ByDefault).count();
-        // What Python code still knows keeps its identity: it is not used again.
-        out.retain(|request| is_unshared(py, request));
+        let mut unanswered = 0;
+        out.retain(|request| {
+            let settled = request.get().ticket.settle(py, batch, |answer, _| answer.unwrap_or(0));
+            unanswered += usize::from(settled == Settled::ByDefault);
+            // What Python code still knows keeps its identity: it is not used again. And what was
+            // deferred and is known to nobody any more goes here, and so back to the driver.
+            settled != Settled::Deferred && is_unshared(py, request)
+        });
         let mut state = self.lock(py);
         state.pool.append(&mut out);
         state.out = out;
