@@ -83,9 +83,7 @@ class Backend:
         back-end stops and ``run()`` raises it ("stop").
         ``xen``: serve front-ends on Xen too.
         """
-        if not hasattr(device, "queue_size"):
-            name = type(device).__name__
-            raise TypeError(f"{name}.__init__ must call super().__init__()")
+        _check_device(device)
         if socket is not None and fd is not None:
             raise ValueError("socket and fd exclude each other")
         if connect and socket is None:
@@ -242,6 +240,40 @@ def serve(device: Device, *, socket: Path | None = None, fd: int | None = None) 
     """
     sys.setswitchinterval(0.0005)
     Backend(device, socket=socket, fd=fd).run()
+
+
+def _check_device(device: Device) -> None:
+    """Says what is missing where the mistake was made, not at the first request."""
+    kind = type(device)
+    if isinstance(device, type):
+        raise TypeError(f"a device is needed, not its class: write {device.__name__}(...)")
+    if not isinstance(device, Device):
+        raise TypeError(f"{kind.__name__} is not a vhost_user.Device")
+    if not hasattr(device, "queue_size"):
+        raise TypeError(f"{kind.__name__}.__init__ must call super().__init__()")
+    if not hasattr(device, "device_id"):
+        raise TypeError(
+            f"{kind.__name__} has no device_id: the number of its type, as 4 for an entropy device"
+        )
+    missing = _missing(device)
+    if missing is not None:
+        raise TypeError(f"{kind.__name__} has no {missing}")
+
+
+def _missing(device: Device) -> str | None:
+    """The callback without which the device can do nothing, if it has not got it."""
+
+    def lacks(name: str, base: type[Device]) -> bool:
+        return getattr(getattr(device, name), "__func__", None) is getattr(base, name)
+
+    if device.served_as == "queue" and lacks("on_queue", Device):
+        return "on_queue"
+    if isinstance(device, BlockDevice) and lacks("on_batch", BlockDevice):
+        if lacks("read", BlockDevice):
+            return "read, nor on_batch"
+        if not device.read_only and lacks("write", BlockDevice):
+            return "write: add it, or say read_only=True"
+    return None
 
 
 def _overrides(device: Device) -> list[str]:

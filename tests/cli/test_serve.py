@@ -77,7 +77,7 @@ import vhost_user as vu
 
 class Slow(vu.BlockDevice):
     def __init__(self) -> None:
-        super().__init__(size=4096)
+        super().__init__(size=4096, read_only=True)
 
     def read(self, offset, buf):
         with open("entered", "wb"):
@@ -135,7 +135,7 @@ import vhost_user as vu
 
 class Failing(vu.BlockDevice):
     def __init__(self) -> None:
-        super().__init__(size=4096)
+        super().__init__(size=4096, read_only=True)
 
     def read(self, offset, buf):
         raise RuntimeError("worn out")

@@ -111,7 +111,7 @@ class NoType(vu.Device):
         ("ram.py:dict", 1, "ram.py has no dict"),
         ("empty.py:make", 1, "int is not a vhost_user.Device"),
         ("unready.py:NoSuper", 1, "NoSuper.__init__ must call super().__init__()"),
-        ("unready.py:NoType", 1, "cannot serve NoType: AttributeError: "),
+        ("unready.py:NoType", 1, "cannot serve NoType: TypeError: NoType has no device_id: "),
     ],
 )
 def test_a_target_that_cannot_be_served_is_one_line(

@@ -153,6 +153,20 @@ def test_wrong_numbers_are_refused_with_the_right_ones() -> None:
         vu.BlockDevice(size=512, serial="x" * 21)
     with pytest.raises(ValueError, match="num_queues"):
         vu.BlockDevice(size=512, num_queues=0)
+    with pytest.raises(TypeError, match=r"whole number of bytes, not 512\.0"):
+        vu.BlockDevice(size=512.0)  # type: ignore[arg-type]
+
+
+def test_a_disk_without_what_it_cannot_do_without_is_refused() -> None:
+    class ReadOnly(vu.BlockDevice):
+        def read(self, offset: int, buf: memoryview, /) -> None:
+            """Leaves zeroes."""
+
+    with pytest.raises(TypeError, match="BlockDevice has no read, nor on_batch"):
+        vu.Backend(vu.BlockDevice(size=512), socket="x")
+    with pytest.raises(TypeError, match="ReadOnly has no write: add it, or say read_only=True"):
+        vu.Backend(ReadOnly(size=512), socket="x")
+    vu.Backend(ReadOnly(size=512, read_only=True), socket="x")
 
 
 # Batches.

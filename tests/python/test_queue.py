@@ -226,6 +226,15 @@ def test_a_device_needs_its_base_and_sane_numbers() -> None:
 
     with pytest.raises(TypeError, match=r"Half.__init__ must call super"):
         vu.Backend(Half(), socket="x")
+    incomplete: dict[str, object] = {
+        r"not its class: write Upper\(\.\.\.\)": Upper,
+        "str is not a vhost_user.Device": "upper",
+        "Device has no device_id": vu.Device(),
+        "Idle has no on_queue": type("Idle", (vu.Device,), {"device_id": 42})(),
+    }
+    for message, device in incomplete.items():
+        with pytest.raises(TypeError, match=message):
+            vu.Backend(device, socket="x")  # type: ignore[arg-type]
     wrong: list[Callable[[], vu.Device]] = [
         lambda: vu.Device(num_queues=257),
         lambda: vu.Device(queue_size=100),

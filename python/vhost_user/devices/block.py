@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
@@ -34,8 +35,12 @@ class _Block(Device):
         queue_size: int = 256,
         serial: str = "",
     ) -> None:
-        """A disk of ``size`` bytes, a multiple of 512, in blocks of ``block_size`` bytes.
+        """A disk of ``size`` bytes, a multiple of 512.
 
+        ``block_size``: bytes of a logical block, as the guest is told: a power of two.
+        ``read_only``: the guest cannot write; the core refuses it if it tries.
+        ``num_queues``: the most virtqueues that the driver may use.
+        ``queue_size``: the most entries of each, a power of two.
         ``serial``: at most 20 bytes that the guest can ask for.
         """
         super().__init__(num_queues=num_queues, queue_size=queue_size)
@@ -172,5 +177,11 @@ class NullDisk(_RustDisk):
 
 
 def _check_size(size: int) -> None:
-    if not 0 <= size < 1 << 63 or size % SECTOR:
+    try:
+        bytes_ = operator.index(size)
+    except TypeError:
+        raise TypeError(f"size is a whole number of bytes, not {size!r}") from None
+    if not 0 <= bytes_ < 1 << 63:
+        raise ValueError(f"size is 0 to 2**63 - {SECTOR} bytes, not {size}")
+    if bytes_ % SECTOR:
         raise ValueError(f"size is a multiple of {SECTOR} bytes, not {size}")
