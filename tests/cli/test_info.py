@@ -88,17 +88,16 @@ def test_nobody_at_the_socket_is_status_5(words: list[str]) -> None:
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind("dead.sock")
     Path("file").write_text("")
+    hint = "; does a back-end listen there?"
     for path, problem in (
-        ("none.sock", "No such file or directory"),
-        ("dead.sock", "Connection refused"),
-        ("file", "Connection refused"),
+        ("none.sock", f"No such file or directory{hint}"),
+        ("dead.sock", f"Connection refused{hint}"),
+        ("file", f"Connection refused{hint}"),
         ("a" * 200, "AF_UNIX path too long"),
     ):
         result = run(*words, path)
         assert (result.status, result.out) == (5, "")
-        assert result.err == (
-            f"vhost-user: cannot connect to {path}: {problem}; does a back-end listen there?\n"
-        )
+        assert result.err == f"vhost-user: cannot connect to {path}: {problem}\n"
 
 
 def test_a_back_end_that_is_taken_is_status_5_with_a_hint(ram: str) -> None:

@@ -41,7 +41,9 @@ def connected(path: str, timeout: float) -> Iterator[int]:
             stream.settimeout(timeout)
             stream.connect(path)
         except OSError as error:
-            what = f"cannot connect to {path}: {one_line(error)}; does a back-end listen there?"
+            absent = isinstance(error, (FileNotFoundError, ConnectionRefusedError))
+            hint = "; does a back-end listen there?" if absent else ""
+            what = f"cannot connect to {path}: {one_line(error)}{hint}"
             raise Failure(what, status=Exit.UNREACHABLE) from error
         try:
             yield stream.fileno()
