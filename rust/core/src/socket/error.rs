@@ -100,6 +100,9 @@ impl fmt::Display for SocketError {
                 write!(f, "peer took {sent} bytes of a message and no more within {deadline:?}")
             }
             Self::PeerGone => write!(f, "peer has closed the connection"),
+            Self::BadPath { path, why } if path.as_os_str().is_empty() => {
+                write!(f, "socket path {why}")
+            }
             Self::BadPath { path, why } => write!(
                 f,
                 "socket path {why}: {} bytes, at most {MAX_PATH} fit: {}",
