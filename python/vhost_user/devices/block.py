@@ -118,8 +118,11 @@ class BlockDevice(_Block):
         ``batch`` is a sequence of requests, and moves the data of all its reads or writes at
         once. An override may as well take a ``Sequence[BlockRequest]``.
 
-        When this returns, each one that was not failed, submitted or deferred is done. An
-        exception fails all that were not answered.
+        When this returns, each one that was not failed, submitted or deferred is done, so that
+        the driver takes it for done. That goes for flush, discard and write-zeroes requests too,
+        which come here and not to the methods of these names: those only say what is offered
+        (and ``flush`` is called after writes while the write cache is off). An exception fails
+        all that were not answered.
         """
         raise NotImplementedError(f"{type(self).__name__}.on_batch")
 
