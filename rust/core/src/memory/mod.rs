@@ -28,6 +28,9 @@ pub struct Memory {
     /// Sorted by guest address, without overlap.
     regions: Box<[Arc<Region>]>,
     index: Index,
+    /// Sorted by user address, without those that have none.
+    by_user: Box<[Arc<Region>]>,
+    user_index: Index,
     /// A region that covers what no other does.
     beyond: Option<Arc<Region>>,
     /// The grant device that requests' pages are mapped through.
@@ -72,7 +75,9 @@ impl Memory {
         let index = Index::new(regions.iter().map(|r| (r.guest().0, r.size())));
         let grants = regions.iter().find_map(|r| r.on_demand().and_then(OnDemand::grants));
         let by_guest = regions.iter().any(|r| r.is_xen());
-        Ok(Self { regions: regions.into(), index, beyond: None, grants, by_guest })
+        let user_index = Index::new(by_user.iter().map(|r| (r.user().0, r.size())));
+        let (regions, by_user) = (regions.into(), by_user.into());
+        Ok(Self { regions, index, by_user, user_index, beyond: None, grants, by_guest })
     }
 
     /// This table, with `region`, whose memory is mapped on demand, for every address that no
@@ -216,10 +221,7 @@ impl Memory {
         align: usize,
         access: Access,
     ) -> Option<Window> {
-        let offset = |r: &Region| at.0.checked_sub(r.user().0).filter(|&o| o < r.size());
-        let mut told = self.regions.iter().filter(|r| !r.has_no_user_address());
-        let by_user = told.find_map(|r| Some(GuestAddr(r.guest().0 + offset(r)?)));
-        let guest = by_user.or_else(|| self.by_guest.then_some(GuestAddr(at.0)))?;
+        let guest = self.guest_of(at).or_else(|| self.by_guest.then_some(GuestAddr(at.0)))?;
         let mut places = Vec::new();
         self.reach(guest, len as u64, access, |place| places.push(place)).ok()?;
         let [place] = &places[..] else { return None };
@@ -233,6 +235,13 @@ impl Memory {
             }
             Reach::Denied => None,
         }
+    }
+
+    /// The guest's address of a byte that the front-end has at `at`.
+    fn guest_of(&self, at: UserAddr) -> Option<GuestAddr> {
+        let region = self.by_user.get(self.user_index.find(at.0))?;
+        let offset = at.0.checked_sub(region.user().0).filter(|&offset| offset < region.size())?;
+        region.guest().checked_add(offset)
     }
 
     fn holder(&self, at: GuestAddr) -> Option<&Arc<Region>> {
