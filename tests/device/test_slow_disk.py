@@ -60,3 +60,33 @@ def test_a_write_of_a_front_end_that_has_gone_leaves_the_disk_alone(
     os.close(device.fd)
     assert image.read_bytes() == OLD
     assert device.refused is not at_once
+
+
+class SlowMemory(vu.BlockDevice):
+    """Stores a write only when it is told to go on."""
+
+    def __init__(self) -> None:
+        super().__init__(size=len(OLD))
+        self.mem = bytearray(OLD)
+        self.begun, self.go_on, self.over = (threading.Event() for _ in range(3))
+
+    def write(self, offset: int, buf: memoryview) -> None:
+        self.begun.set()
+        self.go_on.wait(LIMIT)
+        self.mem[offset : offset + len(buf)] = buf
+        self.over.set()
+
+
+def test_a_view_that_outlives_its_front_end_shows_what_the_driver_wrote(bench: Bench) -> None:
+    device = SlowMemory()
+    bench.serve(device)
+    front = bench.connect().start()
+    disk = front.blk(0)
+    disk.submit(disk.prepare(Type.OUT, 0, b"\xab" * len(OLD)))
+    disk.ring.kick()
+    assert device.begun.wait(LIMIT)
+    front.channel.close()
+    assert eventually(lambda: bench.backend.state == "listening", LIMIT)
+    device.go_on.set()
+    assert device.over.wait(LIMIT)
+    assert device.mem == b"\xab" * len(OLD)

@@ -152,6 +152,8 @@ impl Pane {
         pane.hold.exports.fetch_add(1, Ordering::SeqCst);
         let base = pane.base.load(Ordering::SeqCst);
         let filled = if base.is_null() {
+            // SAFETY: `view` is to be filled; the protocol wants no object in it on an error.
+            unsafe { (*view).obj = ptr::null_mut() };
             Err(PyBufferError::new_err("the request was answered: its data is the driver's again"))
         } else {
             let len = pane.len.load(Ordering::Relaxed).cast_signed();

@@ -176,7 +176,7 @@ impl<'a> Session<'a> {
                 .device()
                 .write_config(offset as usize, &data)
                 .map_err(|refused| Refusal(format!("SET_CONFIG: {refused}")))?,
-            Action::Status(0) | Action::Reset => return Ok(Outcome::Stopped(self.reset())),
+            Action::Status(0) | Action::Reset => return self.reset().map(Outcome::Stopped),
             Action::Status(_) => {}
             Action::SetBackendChannel(fd) => self.set_channel(fd)?,
         }
@@ -455,12 +455,16 @@ impl<'a> Session<'a> {
 
     /// All rings stopped and disabled, the device as new; memory stays. Returns where the rings
     /// stopped that were started and came to an end.
-    fn reset(&mut self) -> Vec<(u16, u16)> {
+    fn reset(&mut self) -> Result<Vec<(u16, u16)>, Refusal> {
         let started = self.started();
         let bases = self.drain_rings(&started, self.shared().drain());
         self.vrings.iter_mut().for_each(|vring| vring.enabled = false);
         self.device().reset();
-        started.into_iter().zip(bases).filter_map(|(index, base)| Some((index, base?))).collect()
+        let base = |(index, base): (u16, Option<u16>)| {
+            let stuck = || Refusal(format!("reset: queue {index}: its requests did not come back"));
+            base.map(|base| (index, base)).ok_or_else(stuck)
+        };
+        started.into_iter().zip(bases).map(base).collect()
     }
 
     // --- workers -------------------------------------------------------------------------------
@@ -524,7 +528,7 @@ impl<'a> Session<'a> {
         self.vrings.clear();
         self.memory = Arc::default();
         for region in self.mapped.drain(..).filter_map(|region| region.upgrade()) {
-            region.sever();
+            region.detach();
         }
         self.device().disconnected();
     }

@@ -132,7 +132,7 @@ pub enum RegionError {
 }
 
 impl Region {
-    /// Maps `size` bytes of `fd` from `offset` on. The descriptor is closed.
+    /// Maps `size` bytes of `fd` from `offset` on. The descriptor goes with the region.
     pub fn map(
         guest: GuestAddr,
         user: UserAddr,
@@ -148,7 +148,8 @@ impl Region {
         let bytes = size.checked_add(lead).and_then(|n| n.checked_next_multiple_of(page));
         let len = bytes.and_then(|n| usize::try_from(n).ok()).ok_or(RegionError::TooLarge(size))?;
         let mapping = Mapping::shared(fd.as_fd(), offset - lead, len)
-            .map_err(|e| RegionError::System("map it", e))?;
+            .map_err(|e| RegionError::System("map it", e))?
+            .keep(fd, offset - lead);
         let whole = Segment::new(mapping.base().wrapping_add(lead as usize), size as usize);
         Ok(Self::held([whole; 2], guest, user, size, Hold::File(mapping)))
     }
@@ -336,10 +337,21 @@ impl Region {
 
     /// Replaces the memory by private zeroes, for those who still hold the region.
     pub fn sever(&self) {
+        self.replace(Mapping::sever);
+    }
+
+    /// Replaces the memory by a private copy, for those who still hold the region after the
+    /// front-end has gone: a write to a disk that is still under way must not become a write of
+    /// zeroes. What Xen's hypervisor lent cannot be kept, and becomes zeroes.
+    pub fn detach(&self) {
+        self.replace(Mapping::detach);
+    }
+
+    fn replace(&self, by: impl FnOnce(&Mapping) -> std::io::Result<()>) {
         match &self.hold {
             // If the kernel has no memory for that, the front-end's stays mapped: late accesses
             // then still reach it, which is what they did a moment ago.
-            Hold::File(mapping) | Hold::Frames(mapping) => drop(mapping.sever()),
+            Hold::File(mapping) | Hold::Frames(mapping) => drop(by(mapping)),
             Hold::Grants { maps, .. } => maps.iter().for_each(|map| map.sever()),
             Hold::OnDemand(OnDemand::Grants(grants, _)) => grants.sever(),
             Hold::OnDemand(OnDemand::Frames(_)) => {}

@@ -363,9 +363,9 @@ impl<'a> Readable<'a> {
         for part in self.parts(offset, out.len() as u64) {
             let target = out[done..done + part.len].as_mut_ptr();
             // SAFETY: the part is mapped while the `Buffers` that this span borrows hold their
-            // memory; `target` has `part.len` bytes by the slicing above; private memory and
-            // guest memory do not overlap.
-            unsafe { ptr::copy_nonoverlapping(part.base, target, part.len) };
+            // memory; `target` has `part.len` bytes by the slicing above. The two may overlap: a
+            // Python view of guest memory can be the target.
+            unsafe { ptr::copy(part.base, target, part.len) };
             done += part.len;
         }
         done
@@ -409,7 +409,7 @@ impl<'a> Writable<'a> {
         for part in self.parts(offset, data.len() as u64) {
             let source = data[done..done + part.len].as_ptr();
             // SAFETY: as in `Readable::read_at`, with the directions turned.
-            unsafe { ptr::copy_nonoverlapping(source, part.base, part.len) };
+            unsafe { ptr::copy(source, part.base, part.len) };
             done += part.len;
         }
         done

@@ -3,7 +3,7 @@
 
 use std::ffi::c_void;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr;
 use std::sync::Arc;
 
@@ -37,6 +37,8 @@ pub struct Mapping {
     len: usize,
     /// For memory whose owner may take it away.
     guard: Option<Guard>,
+    /// The file behind it and where in it, for a private view of it at the end.
+    file: Option<(OwnedFd, u64)>,
 }
 
 // SAFETY: a mapping belongs to the process, not to a thread; the pointer is only handed out as a
@@ -65,9 +67,8 @@ impl Mapping {
         // SAFETY: a null hint lets the kernel choose a free range, so no memory in use changes.
         let base =
             unsafe { mm::mmap(ptr::null_mut(), len, protection.flags(), flags, fd, offset) }?;
-        let mut mapping = Self { base, len, guard: None };
-        mapping.advise(Advice::LinuxDontDump);
-        mapping.advise(Advice::LinuxDontFork);
+        let mut mapping = Self { base, len, guard: None, file: None };
+        mapping.keep_to_ourselves();
         mapping.guard = Some(Guard::new(base as usize, len)?);
         Ok(mapping)
     }
@@ -86,7 +87,7 @@ impl Mapping {
     fn anonymous(len: usize, prot: ProtFlags, flags: MapFlags) -> io::Result<Self> {
         // SAFETY: a null hint lets the kernel choose a free range, so no memory in use changes.
         let base = unsafe { mm::mmap_anonymous(ptr::null_mut(), len, prot, flags) }?;
-        Ok(Self { base, len, guard: None })
+        Ok(Self { base, len, guard: None, file: None })
     }
 
     /// Puts `len` bytes of `fd` from `offset` at `at` of a mapping that nobody uses yet, whole
@@ -138,25 +139,57 @@ impl Mapping {
         self.len == 0
     }
 
+    /// Keeps the file for [`detach`](Self::detach).
+    #[must_use]
+    pub fn keep(mut self, file: OwnedFd, offset: u64) -> Self {
+        self.file = Some((file, offset));
+        self
+    }
+
+    /// Replaces the pages by private ones that show what the file holds, if it was kept, so that
+    /// a request that is still being carried out finds its data; else by zeroes. Later writes
+    /// touch nothing of the front-end's, and nothing can fault. The address range stays taken
+    /// until this value is dropped.
+    pub fn detach(&self) -> io::Result<()> {
+        let Some((file, offset)) = self.file.as_ref().filter(|_| self.len > 0) else {
+            return self.sever();
+        };
+        // SAFETY: the range is exactly the one that this value owns; nobody holds a reference
+        // into it, only raw pointers whose users expect the contents to change at any time.
+        let view = unsafe {
+            mm::mmap(self.base, self.len, Self::PRIVATE, Self::IN_PLACE, file.as_fd(), *offset)
+        };
+        if view.is_err() {
+            return self.sever();
+        }
+        self.keep_to_ourselves();
+        Ok(())
+    }
+
     /// Replaces the pages by private zeroes: later accesses touch nothing of the front-end's and
     /// cannot fault. The address range stays taken until this value is dropped.
     pub fn sever(&self) -> io::Result<()> {
         if self.len == 0 {
             return Ok(());
         }
-        let prot = ProtFlags::READ | ProtFlags::WRITE;
-        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
-        // SAFETY: the range is exactly the one that this value owns; nobody holds a reference
-        // into it, only raw pointers whose users expect the contents to change at any time.
-        unsafe { mm::mmap_anonymous(self.base, self.len, prot, flags) }?;
+        // SAFETY: as in `detach`.
+        unsafe { mm::mmap_anonymous(self.base, self.len, Self::PRIVATE, Self::IN_PLACE) }?;
         Ok(())
     }
+
+    const PRIVATE: ProtFlags = ProtFlags::READ.union(ProtFlags::WRITE);
+    const IN_PLACE: MapFlags = MapFlags::PRIVATE.union(MapFlags::NORESERVE).union(MapFlags::FIXED);
 
     /// Has `loss` told if the file is cut. Only for memory of a file, and only once.
     pub fn watch(&self, loss: &Arc<Loss>) {
         if let Some(guard) = &self.guard {
             guard.watch(loss);
         }
+    }
+
+    fn keep_to_ourselves(&self) {
+        self.advise(Advice::LinuxDontDump);
+        self.advise(Advice::LinuxDontFork);
     }
 
     fn advise(&self, advice: Advice) {

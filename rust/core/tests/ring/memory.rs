@@ -323,7 +323,7 @@ fn waiting_for_a_region_ends_when_another_thread_lets_go() {
 }
 
 #[test]
-fn severed_memory_is_private_zeroes_at_the_same_place() {
+fn detached_memory_is_private_and_shows_what_the_file_holds() {
     let (region, file) = region(0x1000, 0x2000);
     rustix::io::pwrite(&file, b"secret", 0x1000).unwrap();
     let memory = Arc::new(Memory::new(vec![Arc::clone(&region)]).unwrap());
@@ -334,26 +334,48 @@ fn severed_memory_is_private_zeroes_at_the_same_place() {
     let mut seen = [1; 6];
     assert_eq!(buffers.readable().read_at(0, &mut seen), 6);
     assert_eq!(&seen, b"secret");
+    region.detach();
+    // A write to a disk that is still under way must not become a write of zeroes.
+    assert_eq!(buffers.readable().read_at(0, &mut seen), 6);
+    assert_eq!(&seen, b"secret");
+    assert_eq!(buffers.writable().write_at(0, b"no way"), 6);
+    let mut left = [0; 6];
+    rustix::io::pread(&file, &mut left, 0x1000).unwrap();
+    assert_eq!(&left, b"secret", "a write after the end reached the front-end");
+    assert_eq!(buffers.readable().read_at(0, &mut seen), 6);
+    assert_eq!(&seen, b"no way");
+    // What the front-end does to its file is no fault here.
+    rustix::fs::ftruncate(&file, 0).unwrap();
+    assert_eq!(buffers.readable().read_at(0, &mut seen), 6);
+    assert_eq!(seen, [0; 6]);
+}
+
+#[test]
+fn severed_memory_is_private_zeroes_at_the_same_place() {
+    let (region, file) = region(0x1000, 0x2000);
+    rustix::io::pwrite(&file, b"secret", 0x1000).unwrap();
+    let memory = Arc::new(Memory::new(vec![Arc::clone(&region)]).unwrap());
+    let mut buffers = Buffers::default();
+    buffers.begin(&memory);
+    buffers.add(GuestAddr(0x2000), 6, Access::DeviceReadable).unwrap();
+    buffers.add(GuestAddr(0x2000), 6, Access::DeviceWritable).unwrap();
     region.sever();
+    let mut seen = [1; 6];
     assert_eq!(buffers.readable().read_at(0, &mut seen), 6);
     assert_eq!(seen, [0; 6]);
     assert_eq!(buffers.writable().write_at(0, b"no way"), 6);
     let mut left = [0; 6];
     rustix::io::pread(&file, &mut left, 0x1000).unwrap();
     assert_eq!(&left, b"secret", "a write after the end reached the front-end");
-    // What the front-end does to its file cannot fault here any more.
-    rustix::fs::ftruncate(&file, 0).unwrap();
-    assert_eq!(buffers.readable().read_at(0, &mut seen), 6);
-    assert_eq!(&seen, b"no way");
 }
 
 #[test]
-fn a_region_closes_its_descriptor_mapped_or_refused() {
+fn a_region_closes_its_descriptor_as_it_goes_or_is_refused() {
     for size in [0x1000, 0x2000] {
         let fd = memfd(0x1000);
         let number = fd.as_fd().as_raw_fd();
         let inode = rustix::fs::fstat(&fd).unwrap().st_ino;
-        let _region = map(size, 0, fd);
+        drop(map(size, 0, fd));
         // Another test's descriptor may have taken the number since, never this file.
         let link = std::fs::metadata(format!("/proc/self/fd/{number}"));
         assert!(link.is_err() || link.unwrap().ino() != inode);
