@@ -1,0 +1,67 @@
+"""The back-end's process, as the tests see it."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Self
+
+DISK_BYTES = 1 << 20
+END_SECONDS = 20.0
+
+
+class BackendProcess:
+    """Serves copies of a disk of random bytes from ``directory``; see ``serve``."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.content = random.Random(1).randbytes(DISK_BYTES)
+        for socket in ("file", "map"):
+            self.image(socket).write_bytes(self.content)
+        with open(directory / "backend.log", "wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "xen.dom0.serve", str(directory)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+            )
+        assert self.process.stdout is not None
+        if self.process.stdout.readline() != b"ready\n":
+            self.process.wait(END_SECONDS)
+            raise RuntimeError(f"the back-end did not start:\n{self.log()}")
+
+    def socket(self, name: str) -> str:
+        return str(self.directory / f"{name}.sock")
+
+    def image(self, socket: str) -> Path:
+        """The file behind a socket; its data does not pass through Python."""
+        return self.directory / f"{socket}.img"
+
+    def log(self) -> str:
+        """What it has said so far."""
+        return (self.directory / "backend.log").read_text()
+
+    def kill(self) -> None:
+        """End it as a crash would; returns when the kernel has taken all it had."""
+        self.process.kill()
+        self.process.wait(END_SECONDS)
+
+    def close(self) -> None:
+        """End it and insist that it was alive and well until now."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        status = self.process.wait(END_SECONDS)
+        self.process.stdout.close()
+        assert status == 0, f"the back-end ended with {status}:\n{self.log()}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.kill()

@@ -1,0 +1,1 @@
+"""The package's back-end on a real hypervisor."""
