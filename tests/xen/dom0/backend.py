@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
@@ -13,19 +14,25 @@ END_SECONDS = 20.0
 
 
 class BackendProcess:
-    """Serves copies of a disk of random bytes from ``directory``; see ``serve``."""
+    """Serves copies of a disk of random bytes from ``directory``; see ``serve``.
 
-    def __init__(self, directory: Path) -> None:
+    ``user``: who it runs as, to whom ``directory`` belongs then.
+    """
+
+    def __init__(self, directory: Path, *, user: int = 0) -> None:
         self.directory = directory
         self.content = random.Random(1).randbytes(DISK_BYTES)
         for socket in ("file", "map"):
             self.image(socket).write_bytes(self.content)
+            os.chown(self.image(socket), user, -1)
+        os.chown(directory, user, -1)
         with open(directory / "backend.log", "wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "xen.dom0.serve", str(directory)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
+                user=user,
             )
         assert self.process.stdout is not None
         if self.process.stdout.readline() != b"ready\n":

@@ -30,7 +30,7 @@ class XenFrontEnd(FrontEnd):
         self.design = design
         self.layout = layout
         self.keeps_devices = False
-        self._kept: list[int] = []
+        self.kept: list[int] = []
 
     def negotiate(self, *, also: int = 0, never: int = 0, protocol: int | None = None) -> Self:
         wanted = WANTED | ProtocolFeature.XEN_MMAP if protocol is None else protocol
@@ -112,14 +112,14 @@ class XenFrontEnd(FrontEnd):
         try:
             self.change(request, payload, fds)
         finally:
-            self._kept += fds
+            self.kept += fds
             if not self.keeps_devices:
                 self.close_devices()
 
     def close_devices(self) -> None:
         """Close the descriptors that were sent."""
-        while self._kept:
-            os.close(self._kept.pop())
+        while self.kept:
+            os.close(self.kept.pop())
 
     def close(self) -> None:
         super().close()
