@@ -185,3 +185,61 @@ def test_a_part_of_a_buffer_is_named_by_its_start(vhost_blk: BlkFactory) -> None
     driver = vhost_blk(Disk(body))
     driver.pwrite(PATTERN, 0)
     assert driver.pread(SIZE, 0) == PATTERN
+
+
+class Commanded(Disk):
+    """Has methods for what is not about data."""
+
+    def __init__(self, body: Callable[[vu.BlockBatch], None]) -> None:
+        super().__init__(body)
+        self.calls: list[object] = []
+
+    def flush(self) -> None:
+        self.calls.append("flush")
+
+    def discard(self, offset: int, length: int) -> None:
+        self.calls.append(("discard", offset, length))
+
+    def write_zeroes(self, offset: int, length: int, unmap: bool) -> None:
+        self.calls.append(("write_zeroes", offset, length, unmap))
+
+
+@pytest.mark.parametrize("looked_at", [False, True], ids=["unseen", "looked at"])
+def test_what_is_not_about_data_goes_to_its_method(vhost_blk: BlkFactory, looked_at: bool) -> None:
+    def body(batch: vu.BlockBatch) -> None:
+        if looked_at:
+            assert all(request.op for request in batch)
+
+    device = Commanded(body)
+    driver = vhost_blk(device)
+    driver.flush()
+    driver.discard(4096, 8192)
+    driver.write_zeroes(512, 1024, unmap=True)
+    expected = ["flush", ("discard", 4096, 8192), ("write_zeroes", 512, 1024, True)]
+    assert [call for call in device.calls if call in expected] == expected
+
+
+def test_what_the_batch_answers_itself_does_not_go_to_a_method(vhost_blk: BlkFactory) -> None:
+    def body(batch: vu.BlockBatch) -> None:
+        for request in batch:
+            if request.op == "discard":
+                request.complete()
+            elif request.op == "write_zeroes":
+                request.fail()
+
+    device = Commanded(body)
+    driver = vhost_blk(device)
+    driver.discard(0, 4096)
+    with pytest.raises(vu.RequestError):
+        driver.write_zeroes(0, 4096)
+    assert device.calls == []
+
+
+def test_a_method_that_raises_fails_what_the_batch_left(vhost_blk: BlkFactory) -> None:
+    class Broken(Commanded):
+        def flush(self) -> None:
+            raise OSError("no disk")
+
+    driver = vhost_blk(Broken(lambda _: None), on_error="report")
+    with pytest.raises(vu.RequestError):
+        driver.flush()

@@ -74,8 +74,8 @@ class BlockDevice(_Block):
     ``flush``, ``discard`` and ``write_zeroes`` are offered to the driver if they are overridden.
     Without ``flush`` the driver takes it that what ``write`` returned from is on stable storage.
 
-    A class that overrides ``on_batch`` gets all requests there, and none by the other callbacks,
-    except ``flush`` (see there).
+    A class that overrides ``on_batch`` gets all requests there, and reads and writes by no other
+    callback.
     """
 
     served_as = "block"
@@ -118,11 +118,9 @@ class BlockDevice(_Block):
         ``batch`` is a sequence of requests, and moves the data of all its reads or writes at
         once. An override may as well take a ``Sequence[BlockRequest]``.
 
-        When this returns, each one that was not failed, submitted or deferred is done, so that
-        the driver takes it for done. That goes for flush, discard and write-zeroes requests too,
-        which come here and not to the methods of these names: those only say what is offered
-        (and ``flush`` is called after writes while the write cache is off). An exception fails
-        all that were not answered.
+        When this returns, each read and write that was not failed, submitted or deferred is
+        done. Flush, discard and write-zeroes requests that were not answered or deferred are
+        passed to the methods of these names. An exception fails all that were not answered.
         """
         raise NotImplementedError(f"{type(self).__name__}.on_batch")
 

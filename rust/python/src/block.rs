@@ -9,14 +9,14 @@ use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
 use pyo3::types::PyBool;
 use vhost_user_core::block::{
-    BlkOp, BlockCore, BlockOptions, BlockRequest as CoreRequest, Geometry, InvalidBlock, Status,
-    VIRTIO_ID,
+    BlkOp, BlockCore, BlockOptions, BlockRequest as CoreRequest, ByteRange, Geometry, InvalidBlock,
+    Status, VIRTIO_ID,
 };
 use vhost_user_core::device::{ConfigRefused, Device};
 use vhost_user_core::pace::{Pace, half};
 use vhost_user_core::request::{Batch, Request};
 
-use crate::block_batch::BlockBatch;
+use crate::block_batch::{BlockBatch, Command};
 use crate::block_data::side_of;
 use crate::buffer::{self, Back, Lent, is_unshared};
 use crate::call::call;
@@ -155,22 +155,39 @@ impl PyBlock {
             BlkOp::GetId => return self.core.finish_id(request, batch),
             BlkOp::Read => return self.transfer(py, calls, lent, request, batch),
             BlkOp::Write => return self.transfer(py, calls, lent, request, batch),
-            // Without a callback there is no cache: what was written is where it should be.
-            BlkOp::Flush if !self.flushes => Ok(()),
-            BlkOp::Flush => call(py, &calls.flush, []).map(drop),
-            BlkOp::Discard => request.ranges().iter().try_for_each(|range| {
-                let (offset, length) = (number(py, range.offset), number(py, range.length));
+            _ => Command::of(&request).map_or(Ok(()), |command| self.command(py, calls, &command)),
+        };
+        request.finish(self.status(py, result, shown.op.name(), &shown), batch);
+    }
+
+    /// An operation without data, by the method of its name.
+    fn command(&self, py: Python<'_>, calls: &Calls, command: &Command) -> PyResult<()> {
+        let Command { op, ranges, unmap } = command;
+        let place = |range: &ByteRange| [number(py, range.offset), number(py, range.length)];
+        match op {
+            BlkOp::Flush if self.flushes => call(py, &calls.flush, []).map(drop),
+            BlkOp::Discard => ranges.iter().map(place).try_for_each(|[offset, length]| {
                 call(py, &calls.discard, [&offset, &length]).map(drop)
             }),
             BlkOp::WriteZeroes => self.durably(py, calls, || {
-                let unmap = PyBool::new(py, request.unmap());
-                request.ranges().iter().try_for_each(|range| {
-                    let (offset, length) = (number(py, range.offset), number(py, range.length));
+                let unmap = PyBool::new(py, *unmap);
+                ranges.iter().map(place).try_for_each(|[offset, length]| {
                     call(py, &calls.write_zeroes, [&offset, &length, &unmap]).map(drop)
                 })
             }),
-        };
-        request.finish(self.status(py, result, shown.op.name(), &shown), batch);
+            // Without a callback there is no cache: what was written is where it should be.
+            _ => Ok(()),
+        }
+    }
+
+    /// What `on_batch` has left of the operations without data goes to their own methods: they
+    /// are there, or the driver would not have been offered the operation.
+    fn serve_left(&self, py: Python<'_>, calls: &Calls, requests: &BlockBatch) {
+        for (place, command) in requests.left_commands(py) {
+            let result = self.command(py, calls, &command);
+            let status = self.status(py, result, command.op.name(), &"left by on_batch");
+            requests.note(py, place, status);
+        }
     }
 
     /// A read or a write: the callback gets a view of the data.
@@ -286,6 +303,9 @@ impl PyBlock {
             }
             let status = self.status(py, result, "on_batch", &format_args!("{count} requests"));
             requests.carry_out(py);
+            if status == Status::Ok {
+                self.serve_left(py, calls, requests);
+            }
             let durable = if writes { self.flush_after(py, calls, through) } else { Status::Ok };
             requests.settle(py, batch, |answer, request| match answer.unwrap_or(status) {
                 Status::Ok if is_write(request) => durable,

@@ -10,7 +10,7 @@ use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
 use pyo3::types::{PyList, PySlice};
-use vhost_user_core::block::{BlkOp, BlockRequest as CoreRequest, Status};
+use vhost_user_core::block::{BlkOp, BlockRequest as CoreRequest, ByteRange, Status};
 use vhost_user_core::request::Batch;
 
 use crate::block_request::BlockRequest;
@@ -41,6 +41,22 @@ enum Entry {
     Plain(CoreRequest, Option<Status>),
     /// In the hands of Python.
     Object(Py<BlockRequest>),
+}
+
+/// An operation that has no data, and a method of its own: flush, discard or write zeroes.
+pub(crate) struct Command {
+    pub(crate) op: BlkOp,
+    pub(crate) ranges: Vec<ByteRange>,
+    pub(crate) unmap: bool,
+}
+
+impl Command {
+    /// Copies what the request says; `None` if it is about data.
+    pub(crate) fn of(request: &CoreRequest) -> Option<Self> {
+        let op = request.op();
+        let command = matches!(op, BlkOp::Flush | BlkOp::Discard | BlkOp::WriteZeroes);
+        command.then(|| Self { op, ranges: request.ranges().to_vec(), unmap: request.unmap() })
+    }
 }
 
 #[pymethods]
@@ -165,6 +181,27 @@ impl BlockBatch {
                 }
             }
         });
+    }
+
+    /// What `on_batch` has left unanswered that has no data, and where it stands.
+    pub(crate) fn left_commands(&self, py: Python<'_>) -> Vec<(usize, Command)> {
+        let inner = self.lock(py);
+        let left = |entry: &Entry| match entry {
+            Entry::Plain(request, None) => Command::of(request),
+            Entry::Plain(_, Some(_)) => None,
+            Entry::Object(object) => object.get().left_command(py),
+        };
+        let entries = inner.entries.iter().enumerate();
+        entries.filter_map(|(place, entry)| Some((place, left(entry)?))).collect()
+    }
+
+    /// Notes an answer to the request at `place`.
+    pub(crate) fn note(&self, py: Python<'_>, place: usize, status: Status) {
+        match self.lock(py).entries.get_mut(place) {
+            Some(Entry::Plain(_, answer)) => *answer = Some(status),
+            Some(Entry::Object(object)) => object.get().note(py, status),
+            None => {}
+        }
     }
 
     /// Answers all that was not deferred. `decide` gets the answer that was given, if any.

@@ -15,6 +15,7 @@ use pyo3::{IntoPyObjectExt, intern};
 use vhost_user_core::block::{BlkOp, BlockRequest as CoreRequest, Status};
 use vhost_user_core::request::Batch;
 
+use crate::block_batch::Command;
 use crate::block_data::{read_file, read_whole, write_file, write_whole};
 use crate::buffer::{self, Lent, Side};
 use crate::error::stale;
@@ -247,6 +248,14 @@ impl BlockRequest {
         decide: impl FnOnce(Option<Status>, &CoreRequest) -> Status,
     ) -> Settled {
         self.ticket.settle(py, batch, decide)
+    }
+
+    /// The operation without data that the callback has left, if it is one.
+    pub(crate) fn left_command(&self, py: Python<'_>) -> Option<Command> {
+        if !self.ticket.is_left(py) {
+            return None;
+        }
+        self.look(py, Command::of).ok().flatten()
     }
 
     /// Notes an answer for when the callback has returned.

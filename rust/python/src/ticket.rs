@@ -136,6 +136,12 @@ impl<R: Answerable> Ticket<R> {
         self.lock(py).usable().is_ok()
     }
 
+    /// Whether the callback has left it unanswered and has not deferred it.
+    pub(crate) fn is_left(&self, py: Python<'_>) -> bool {
+        let state = self.lock(py);
+        state.usable().is_ok() && !state.deferred
+    }
+
     /// Answers.
     ///
     /// # Errors
