@@ -16,14 +16,29 @@ from collections.abc import Sequence
 from pathlib import Path
 
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
-MIRROR = os.environ.get("DEBIAN_MIRROR", "http://deb.debian.org/debian")
-SECURITY_MIRROR = os.environ.get("DEBIAN_SECURITY_MIRROR", "http://deb.debian.org/debian-security")
 ARCHITECTURE = "amd64"
 """What the host's programs are taken for."""
 
 
 class ArchiveError(Exception):
     """apt is missing, the archive cannot be reached, or a package is not there."""
+
+
+def mirror(variable: str, name: str) -> str:
+    """Where an archive is: what ``variable`` says, or where the system's own apt gets it from.
+
+    ``name`` is how an archive's address ends, whichever mirror has it.
+    """
+    if address := os.environ.get(variable):
+        return address
+    command = ["apt-get", "indextargets", "--format", "$(REPO_URI)"]
+    known = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+    for address in known:
+        if address.rstrip("/").endswith(f"/{name}"):
+            return address
+    raise ArchiveError(
+        f"the system's apt knows no mirror of Debian's archive {name}: set {variable} to one"
+    )
 
 
 class Archive:
@@ -48,6 +63,8 @@ class Archive:
                 "the tests with a virtual machine take QEMU and a kernel from Debian's archive "
                 "and need apt-get and dpkg-deb: apt-get install apt dpkg"
             )
+        self.mirror = mirror("DEBIAN_MIRROR", "debian")
+        self.security_mirror = mirror("DEBIAN_SECURITY_MIRROR", "debian-security")
         self._write_configuration()
 
     def update(self) -> None:
@@ -96,7 +113,7 @@ class Archive:
         if done.returncode != 0:
             raise ArchiveError(
                 f"{' '.join(command)} ended with {done.returncode} "
-                f"(archive: {MIRROR}, {SECURITY_MIRROR}):\n{done.stderr[-2000:]}"
+                f"(archive: {self.mirror}, {self.security_mirror}):\n{done.stderr[-2000:]}"
             )
         return done.stdout
 
@@ -108,9 +125,9 @@ class Archive:
         for name in ("lists/partial", "cache/archives/partial", "state"):
             (self.directory / name).mkdir(parents=True, exist_ok=True)
         (self.directory / "status").touch()
-        suites = [(MIRROR, "bookworm"), (SECURITY_MIRROR, "bookworm-security")]
+        suites = [(self.mirror, "bookworm"), (self.security_mirror, "bookworm-security")]
         if self.suite != "bookworm":
-            suites.append((MIRROR, self.suite))
+            suites.append((self.mirror, self.suite))
         (self.directory / "sources.list").write_text(
             "".join(f"deb [signed-by={KEYRING}] {url} {suite} main\n" for url, suite in suites)
         )
