@@ -31,11 +31,12 @@ def mirror(variable: str, name: str) -> str:
     """
     if address := os.environ.get(variable):
         return address
-    command = ["apt-get", "indextargets", "--format", "$(REPO_URI)"]
-    known = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
-    for address in known:
-        if address.rstrip("/").endswith(f"/{name}"):
-            return address
+    # What an update would fetch: known even where there has been none yet.
+    command = ["apt-get", "update", "--print-uris"]
+    plan = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    known = re.search(rf"'(\S+/{name})/dists/", plan)
+    if known:
+        return known[1]
     raise ArchiveError(
         f"the system's apt knows no mirror of Debian's archive {name}: set {variable} to one"
     )
