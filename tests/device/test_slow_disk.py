@@ -70,6 +70,9 @@ class SlowMemory(vu.BlockDevice):
         self.mem = bytearray(OLD)
         self.begun, self.go_on, self.over = (threading.Event() for _ in range(3))
 
+    def read(self, offset: int, buf: memoryview) -> None:
+        buf[:] = self.mem[offset : offset + len(buf)]
+
     def write(self, offset: int, buf: memoryview) -> None:
         self.begun.set()
         self.go_on.wait(LIMIT)
