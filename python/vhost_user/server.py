@@ -34,6 +34,20 @@ DRAIN = 5.0
 EXIT_LIMIT = 3.0
 """Seconds for all back-ends that still run when the interpreter exits."""
 
+CALLBACKS = (
+    *("read", "write", "flush", "discard", "write_zeroes", "on_batch", "on_queue"),
+    *("on_start", "on_stop", "on_disconnect", "write_config"),
+)
+"""Methods of devices that the core calls. They return None."""
+
+LAZY_FUNCTIONS = {
+    0x20: "a generator function",
+    0x80: "a coroutine function",
+    0x100: "a coroutine function",
+    0x200: "an asynchronous generator function",
+}
+"""By the code flags of ``inspect``, whose import takes longer than all of this package's."""
+
 _running: set[Backend] = set()
 _hooks_set = False
 
@@ -258,6 +272,20 @@ def _check_device(device: Device) -> None:
     missing = _missing(device)
     if missing is not None:
         raise TypeError(f"{kind.__name__} has no {missing}")
+    for name in CALLBACKS:
+        what = _never_runs(getattr(device, name, None))
+        if what is not None:
+            raise TypeError(
+                f"{kind.__name__}.{name} is {what}, which a call does not run: make it a plain "
+                "method that returns when it is done"
+            )
+
+
+def _never_runs(callback: object) -> str | None:
+    """What a function is whose call runs nothing of its body, in words."""
+    function = getattr(callback, "__func__", callback)
+    flags = getattr(getattr(function, "__code__", None), "co_flags", 0)
+    return next((words for flag, words in LAZY_FUNCTIONS.items() if flags & flag), None)
 
 
 def _missing(device: Device) -> str | None:

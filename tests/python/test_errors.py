@@ -2,6 +2,7 @@
 
 import errno
 import logging
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -152,3 +153,130 @@ def test_exceptions_have_the_bases_that_callers_expect() -> None:
         assert issubclass(of_system, vu.VhostUserError)
         assert issubclass(of_system, OSError)
         assert of_system(errno.EIO, "text").errno == errno.EIO
+
+
+def returning(name: str, value: object) -> vu.BlockDevice:
+    """A disk whose method of this name returns something."""
+    disk: vu.BlockDevice = type("Returning", (RamDisk,), {name: lambda *_: value})()
+    return disk
+
+
+def do_nothing(*_: object) -> None:
+    """A callback."""
+
+
+USES: dict[str, Callable[[vu.VirtioBlkDriver], object]] = {
+    "read": lambda disk: disk.pread(512, 0),
+    "write": lambda disk: disk.pwrite(bytes(512), 0),
+    "on_batch": lambda disk: disk.pread(512, 0),
+    "flush": lambda disk: disk.flush(),
+    "discard": lambda disk: disk.discard(0, 512),
+    "write_zeroes": lambda disk: disk.write_zeroes(0, 512),
+}
+
+
+@pytest.mark.parametrize("name", USES)
+def test_a_callback_that_returns_something_fails_its_request_and_is_told_what_to_do(
+    vhost_blk: vu.testing.BlkFactory, name: str
+) -> None:
+    disk = vhost_blk(returning(name, bytes(512)))
+    with pytest.raises(vu.RequestError) as caught:
+        USES[name](disk)
+    assert caught.value.errno == errno.EIO
+    advice = {
+        "read": r"buf\[:\] = data",
+        "on_batch": "request.data",
+    }.get(name, "raise OSError")
+    with pytest.raises(TypeError, match=f"{name} returned bytes, .* None: .*{advice}"):
+        raise caught.value.__cause__ or AssertionError
+
+
+def test_a_flush_that_returns_something_fails_the_writes_that_wait_for_it(
+    vhost_blk: vu.testing.BlkFactory,
+) -> None:
+    for batched in ({}, {"on_batch": do_nothing}):
+        returned: list[object] = []
+        flush = {"flush": lambda *_, returned=returned: returned[0] if returned else None}
+        disk = vhost_blk(type("Flushing", (RamDisk,), {**flush, **batched})())
+        disk.set_writeback(False)
+        returned.append(0)
+        with pytest.raises(vu.RequestError) as caught:
+            disk.pwrite(bytes(512), 0)
+        assert "flush returned int" in str(caught.value.__cause__)
+
+
+def test_the_coroutine_of_a_method_that_hides_it_is_not_awaited_and_fails_the_request(
+    vhost_blk: vu.testing.BlkFactory,
+) -> None:
+    class Later:
+        def __await__(self) -> Iterator[None]:
+            yield
+
+    disk = vhost_blk(returning("read", Later()))
+    with pytest.raises(vu.RequestError) as caught:
+        disk.pread(512, 0)
+    assert "read returned Later" in str(caught.value.__cause__)
+    assert "nobody awaits it" in str(caught.value.__cause__)
+
+
+def test_a_queue_callback_that_returns_something_is_told_what_to_do(
+    vhost_socket: Path,
+) -> None:
+    class Returning(vu.Device):
+        device_id = 2
+
+        def on_queue(self, queue: vu.Queue, /) -> None:
+            return list(queue)  # type: ignore[return-value]
+
+    backend = vu.Backend(Returning(), socket=vhost_socket, on_error="raise")
+    with backend, open_driver(vhost_socket) as driver:
+        read = driver.read(0, 512)
+        assert driver.wait().head == read.head
+        failure = backend.take_failure()
+        assert isinstance(failure, TypeError)
+        assert "on_queue returned list" in str(failure)
+        assert "request.writable" in str(failure)
+
+
+async def coroutine(*_: object) -> None:
+    """Runs when it is awaited."""
+
+
+def generator(*_: object) -> Iterator[None]:
+    yield
+
+
+async def asynchronous_generator(*_: object) -> AsyncIterator[None]:
+    yield
+
+
+@pytest.mark.parametrize(
+    ("function", "what"),
+    [
+        (coroutine, "a coroutine function"),
+        (generator, "a generator function"),
+        (asynchronous_generator, "an asynchronous generator function"),
+    ],
+)
+@pytest.mark.parametrize("name", [*USES, "on_start", "on_stop", "on_disconnect"])
+def test_a_method_that_a_call_does_not_run_is_refused_at_once(
+    function: Callable[..., object], what: str, name: str
+) -> None:
+    device = type("Lazy", (RamDisk,), {name: function})()
+    with pytest.raises(TypeError, match=rf"Lazy\.{name} is {what}, .* plain method"):
+        vu.Backend(device, socket="x")
+
+
+def test_queue_and_configuration_callbacks_are_refused_alike() -> None:
+    own = {"device_id": 4, "on_queue": do_nothing}
+    for name in ("on_queue", "write_config"):
+        device = type("Lazy", (vu.Device,), {**own, name: coroutine})()
+        with pytest.raises(TypeError, match=rf"Lazy\.{name} is a coroutine function"):
+            vu.Backend(device, socket="x")
+
+
+def test_a_callback_that_is_set_on_the_object_is_looked_at_too() -> None:
+    device = RamDisk()
+    device.read = coroutine  # type: ignore[method-assign,assignment]
+    with pytest.raises(TypeError, match=r"RamDisk\.read is a coroutine function"):
+        vu.Backend(device, socket="x")

@@ -165,14 +165,14 @@ impl PyBlock {
         let Command { op, ranges, unmap } = command;
         let place = |range: &ByteRange| [number(py, range.offset), number(py, range.length)];
         match op {
-            BlkOp::Flush if self.flushes => call(py, &calls.flush, []).map(drop),
+            BlkOp::Flush if self.flushes => call(py, "flush", &calls.flush, []),
             BlkOp::Discard => ranges.iter().map(place).try_for_each(|[offset, length]| {
-                call(py, &calls.discard, [&offset, &length]).map(drop)
+                call(py, "discard", &calls.discard, [&offset, &length])
             }),
             BlkOp::WriteZeroes => self.durably(py, calls, || {
                 let unmap = PyBool::new(py, *unmap);
                 ranges.iter().map(place).try_for_each(|[offset, length]| {
-                    call(py, &calls.write_zeroes, [&offset, &length, &unmap]).map(drop)
+                    call(py, "write_zeroes", &calls.write_zeroes, [&offset, &length, &unmap])
                 })
             }),
             // Without a callback there is no cache: what was written is where it should be.
@@ -204,14 +204,15 @@ impl PyBlock {
         let mut hand_over = |method: &Py<PyAny>| {
             let Some(pane) = lent.pane(py, side)? else { return Ok(()) };
             let view = buffer::view(py, &pane)?;
-            let result = call(py, method, [&number(py, shown.offset), view.as_any()]);
+            let arguments = [&number(py, shown.offset), view.as_any()];
+            let result = call(py, shown.op.name(), method, arguments);
             buffer::release(view);
             if let Err(error) = &result
                 && lent.is_viewed()
             {
                 forget_locals(py, error);
             }
-            result.map(drop)
+            result
         };
         let (result, origin) = match shown.op {
             BlkOp::Write => {
@@ -245,7 +246,7 @@ impl PyBlock {
         change()?;
         // Asked again: the flush at the switch may have come too early for this change.
         if self.flushes && (before || self.core.write_through()) {
-            call(py, &calls.flush, [])?;
+            call(py, "flush", &calls.flush, [])?;
         }
         Ok(())
     }
@@ -295,7 +296,7 @@ impl PyBlock {
         });
         served.into_iter().for_each(|request| self.core.finish_id(request, batch));
         if count > 0 {
-            let result = call(py, &calls.on_batch, [object.bind(py).as_any()]).map(drop);
+            let result = call(py, "on_batch", &calls.on_batch, [object.bind(py).as_any()]);
             if let Err(error) = &result
                 && requests.is_viewed(py)
             {
@@ -322,7 +323,7 @@ impl PyBlock {
         if !self.flushes || !(through || self.core.write_through()) {
             return Status::Ok;
         }
-        let flushed = call(py, &calls.flush, []).map(drop);
+        let flushed = call(py, "flush", &calls.flush, []);
         self.status(py, flushed, "flush", &"after writes, with the write cache off")
     }
 }
@@ -357,8 +358,9 @@ impl Device for PyBlock {
             if !self.flushes {
                 return Ok(());
             }
-            let flushed =
-                self.callee.ask("flush", |py| self.callee.method(py, "flush")?.call0(py).map(drop));
+            let flushed = self
+                .callee
+                .ask("flush", |py| call(py, "flush", &self.callee.method(py, "flush")?, []));
             flushed.ok_or_else(|| io::Error::other("flush raised"))
         })
     }

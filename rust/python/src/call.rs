@@ -12,6 +12,7 @@ use std::mem;
 use std::ptr;
 use std::thread;
 
+use pyo3::exceptions::PyTypeError;
 use pyo3::ffi::PyObject;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
@@ -36,12 +37,43 @@ impl Drop for Park {
     }
 }
 
-/// Most arguments of [`call`].
+/// Most arguments of a callback.
 const MOST: usize = 3;
 
-/// Calls `callable` with at most three positional arguments, and no tuple made for them.
+/// Calls a callback, `name` to its author, with at most three positional arguments.
+///
+/// # Errors
+/// What it raises; `TypeError` if it returns anything. That would be lost: most likely it is data
+/// that the driver waits for.
 #[inline]
 pub(crate) fn call<'py, const N: usize>(
+    py: Python<'py>,
+    name: &str,
+    callable: &Py<PyAny>,
+    arguments: [&Bound<'py, PyAny>; N],
+) -> PyResult<()> {
+    let result = call_raw(py, callable, arguments)?;
+    if result.is_none() { Ok(()) } else { Err(returned(name, &result)) }
+}
+
+/// Says what to do instead of returning something.
+#[cold]
+fn returned(name: &str, result: &Bound<'_, PyAny>) -> PyErr {
+    let advice = match name {
+        _ if result.hasattr("__await__").unwrap_or(false) => "nobody awaits it: use a plain method",
+        "read" => "copy the data into the view that it is handed, as in buf[:] = data",
+        "on_batch" => "copy the data of a read into request.data, or call request.copy_from(data)",
+        "on_queue" => "copy the answer into request.writable, and call request.complete()",
+        _ => "raise OSError if it failed",
+    };
+    let class = result.get_type();
+    let class = class.name().map_or_else(|_| "an object".to_owned(), |name| name.to_string());
+    PyTypeError::new_err(format!("{name} returned {class}, where it is to return None: {advice}"))
+}
+
+/// Calls with no tuple made for the arguments.
+#[inline]
+fn call_raw<'py, const N: usize>(
     py: Python<'py>,
     callable: &Py<PyAny>,
     arguments: [&Bound<'py, PyAny>; N],

@@ -79,7 +79,7 @@ impl Callee {
 
     /// Calls `name` on the control leg, where nobody waits for an answer.
     pub(crate) fn tell(&self, name: &'static str) {
-        self.ask(name, |py| call(py, &self.method(py, name)?, []).map(drop));
+        self.ask(name, |py| call(py, name, &self.method(py, name)?, []));
     }
 
     /// Makes a call on the control leg. `None`: it raised, or the device is stuck in another.
@@ -225,7 +225,7 @@ impl QueueDevice {
         self.prepare(py, index, state)?;
         let (Some(on_queue), Some(queue)) = (&state.on_queue, &state.queue) else { return Ok(()) };
         queue.get().lend(py, batch);
-        let result = call(py, on_queue, [queue.bind(py).as_any()]);
+        let result = call(py, "on_queue", on_queue, [queue.bind(py).as_any()]);
         if let Err(error) = &result
             && queue.get().is_viewed(py)
         {
@@ -240,7 +240,7 @@ impl QueueDevice {
                 )
             });
         }
-        result.map(drop)
+        result
     }
 
     fn prepare(&self, py: Python<'_>, index: u16, state: &mut QueueState) -> PyResult<()> {
@@ -291,7 +291,8 @@ impl Device for QueueDevice {
         let call = |py: Python<'_>| {
             let offset = offset.into_pyobject(py)?.into_any();
             let bytes = PyBytes::new(py, data).into_any();
-            call(py, &self.callee.method(py, "write_config")?, [&offset, &bytes]).map(drop)
+            let method = self.callee.method(py, "write_config")?;
+            call(py, "write_config", &method, [&offset, &bytes])
         };
         let refused = || ConfigRefused(format!("offset {offset}: write_config raised"));
         self.callee.ask("write_config", call).ok_or_else(refused)
