@@ -96,6 +96,9 @@ class Backend:
         logged ("report"), also kept for a front-end in this process to raise ("raise"), or the
         back-end stops and ``run()`` raises it ("stop").
         ``xen``: serve front-ends on Xen too.
+
+        Raises ``TypeError`` for a device that can do nothing or options of a wrong type,
+        ``ValueError`` for options out of range.
         """
         _check_device(device)
         if socket is not None and fd is not None:
@@ -120,7 +123,7 @@ class Backend:
         self._poll_us = poll_us
         self._cpus = list(cpus or ())
         self._on_error = on_error
-        self._xen = xen
+        self._xen = _checked_options(xen)
         self._core: _core.Backend | None = None
 
     @property
@@ -246,14 +249,21 @@ class Backend:
         )
 
 
-def serve(device: Device, *, socket: Path | None = None, fd: int | None = None) -> None:
+def serve(
+    device: Device,
+    *,
+    socket: Path | None = None,
+    fd: int | None = None,
+    xen: XenOptions | None = None,
+) -> None:
     """Serves ``device`` until SIGTERM or SIGINT: the whole of a program.
 
+    ``socket``, ``fd``, ``xen``: as ``Backend`` takes them, which has more options and ``run()``.
     Shortens the interpreter's switch interval, so that no request waits long for a thread of the
     program's own; a ``Backend`` leaves it alone.
     """
     sys.setswitchinterval(0.0005)
-    Backend(device, socket=socket, fd=fd).run()
+    Backend(device, socket=socket, fd=fd, xen=xen).run()
 
 
 def _check_device(device: Device) -> None:
@@ -279,6 +289,14 @@ def _check_device(device: Device) -> None:
                 f"{kind.__name__}.{name} is {what}, which a call does not run: make it a plain "
                 "method that returns when it is done"
             )
+
+
+def _checked_options(xen: XenOptions | None) -> XenOptions | None:
+    if xen is None:
+        return None
+    from .xen import checked  # Not at the top: it takes longer to load than all the rest.
+
+    return checked(xen)
 
 
 def _never_runs(callback: object) -> str | None:

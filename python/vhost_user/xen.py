@@ -1,5 +1,8 @@
 """Serving front-ends on Xen."""
 
+from __future__ import annotations
+
+from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, final
 
 Design: TypeAlias = Literal["auto", "merged", "review", "message"]
@@ -7,44 +10,58 @@ Design: TypeAlias = Literal["auto", "merged", "review", "message"]
 DESIGNS: Final[tuple[Design, ...]] = ("auto", "merged", "review", "message")
 
 FIRST_RESERVED = 0x7FF0
-"""Domain ids from here on are the hypervisor's own."""
+"""Ids from here on name no domain: ``DOMID_FIRST_RESERVED`` of Xen's ``public/xen.h``."""
+
+MOST_BYTES = (1 << 63) - 1
+"""The largest limit in bytes."""
 
 
 @final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class XenOptions:
-    """How a ``Backend`` serves front-ends on Xen. Ordinary front-ends are served as ever.
+    """How a ``Backend`` serves front-ends on Xen. Ordinary front-ends are served too.
 
     ``Backend(device, socket=path, xen=XenOptions())`` offers XEN_MMAP, and maps the memory of the
-    guest as the front-end says: by frames, by grants, or by grants on demand.
+    guest as the front-end says: by frames, by grants, or by grants not in advance but for each
+    request (QEMU "Vhost-user Protocol", "Memory region description").
+
+    ``design``: what the front-end sends with XEN_MMAP: flags and domain with each region, 32 bits
+    each ("merged", as specified) or 64 ("review"), or a message in front of them ("message").
+    "auto" takes all three, told apart by what arrives.
+    ``copy_below``: bytes of a batch's data, 0 to 2**63 - 1, up to which the hypervisor copies the
+    pages that are granted for a request; with more they are mapped. 0: always mapped.
+    ``None``: 524288, as measured.
+    ``domain``: the id of the only domain whose memory is mapped, 0 to 32751. ``None``: any that
+    the front-end names. Memory that is shared as a file is no domain's and not concerned.
+
+    Options cannot be changed once made; those that say the same are equal. ``TypeError`` for what
+    is no number, ``ValueError`` for a number or word that is none of these.
     """
 
-    __slots__ = ("copy_below", "design", "domain")
+    design: Design = "auto"
+    copy_below: int | None = None
+    domain: int | None = None
 
-    def __init__(
-        self,
-        *,
-        design: Design = "auto",
-        copy_below: int | None = None,
-        domain: int | None = None,
-    ) -> None:
-        """``design``: what the front-end sends with XEN_MMAP: flags and domain with each region,
-        32 bits each ("merged", as specified) or 64 ("review"), or a message in front of them
-        ("message"). "auto" takes all three, told apart by what arrives.
-        ``copy_below``: bytes of a batch's data up to which the hypervisor copies granted pages;
-        more is mapped. ``None``: as measured.
-        ``domain``: the only domain whose memory is mapped. ``None``: any that the front-end names.
-        """
-        if design not in DESIGNS:
-            raise ValueError(f"design is one of {', '.join(DESIGNS)}, not {design!r}")
-        if copy_below is not None and copy_below < 0:
-            raise ValueError(f"copy_below is not negative, as {copy_below} is")
-        if domain is not None and not 0 <= domain < FIRST_RESERVED:
-            raise ValueError(f"domain is 0 to {FIRST_RESERVED - 1}, not {domain}")
-        self.design = design
-        self.copy_below = copy_below
-        self.domain = domain
+    def __post_init__(self) -> None:
+        if self.design not in DESIGNS:
+            raise ValueError(f"design is one of {', '.join(DESIGNS)}, not {self.design!r}")
+        _check("copy_below", self.copy_below, MOST_BYTES)
+        _check("domain", self.domain, FIRST_RESERVED - 1)
 
-    def __repr__(self) -> str:
-        options = ((name, getattr(self, name)) for name in ("design", "copy_below", "domain"))
-        given = ", ".join(f"{name}={value!r}" for name, value in options if value is not None)
-        return f"XenOptions({given})"
+
+def checked(options: object) -> XenOptions:
+    """``options``, or a ``TypeError`` that says what to write."""
+    if isinstance(options, XenOptions):
+        return options
+    arguments = f"design={options!r}" if options in DESIGNS else ""
+    what = getattr(options, "__name__", repr(options))
+    raise TypeError(f"xen is a XenOptions, not {what}: write xen=vu.XenOptions({arguments})")
+
+
+def _check(name: str, value: object, most: int) -> None:
+    if value is None:
+        return
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} is a whole number from 0 to {most}, or None, not {value!r}")
+    if not 0 <= value <= most:
+        raise ValueError(f"{name} is 0 to {most}, not {value}")

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 import vhost_user as vu
+from peer.front_end import FrontEnd
 from peer.process import eventually
 
 from .disks import RamDisk
 from .driver import open_driver
 from .programs import finish, line, start
+
+XEN_MMAP = 1 << 17
 
 SERVE = """
 class Disk(RamDisk):
@@ -249,6 +252,18 @@ def test_a_socket_that_is_handed_down_is_served_and_readiness_told(
         process.send_signal(signal.SIGTERM)
         assert manager.recv(100) == b"STOPPING=1"
         assert finish(process)[0] == 0
+
+
+def test_serve_takes_options_for_xen(
+    vhost_socket: Path, programs: list[subprocess.Popen[str]]
+) -> None:
+    process = start("vu.serve(RamDisk(), socket=SOCKET, xen=vu.XenOptions())", vhost_socket)
+    programs.append(process)
+    assert eventually(vhost_socket.exists)
+    with FrontEnd.connect(str(vhost_socket)).start() as peer:
+        assert peer.protocol_offered & XEN_MMAP
+    process.send_signal(signal.SIGTERM)
+    assert finish(process) == (0, "", "")
 
 
 def test_a_stuck_callback_stops_neither_another_device_nor_the_stop(vhost_socket: Path) -> None:

@@ -35,16 +35,76 @@ def test_xen_mmap_is_not_offered_unasked(vhost_socket: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{"design": "other"}, {"copy_below": -1}, {"domain": -1}, {"domain": 0x7FF0}],
+    ("options", "said"),
+    [
+        ({"design": "mergd"}, "design is one of auto, merged, review, message, not 'mergd'"),
+        ({"design": None}, "design is one of auto, merged, review, message, not None"),
+        ({"copy_below": -1}, "copy_below is 0 to 9223372036854775807, not -1"),
+        ({"copy_below": 1 << 63}, "copy_below is 0 to 9223372036854775807, not 922337203685477580"),
+        ({"domain": -1}, "domain is 0 to 32751, not -1"),
+        ({"domain": 0x7FF0}, "domain is 0 to 32751, not 32752"),
+    ],
 )
-def test_wrong_options_are_refused_with_their_value(options: dict[str, Any]) -> None:
-    [value] = options.values()
-    with pytest.raises(ValueError, match=str(value)):
+def test_options_out_of_range_are_refused_with_range_and_value(
+    options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
         vu.XenOptions(**options)
 
 
-def test_options_show_what_was_given() -> None:
-    assert repr(vu.XenOptions()) == "XenOptions(design='auto')"
-    given = vu.XenOptions(design="merged", domain=3)
-    assert repr(given) == "XenOptions(design='merged', domain=3)"
+@pytest.mark.parametrize("name", ["copy_below", "domain"])
+@pytest.mark.parametrize("value", ["3", 1.5, True, b"3", [3]])
+def test_options_that_are_no_numbers_are_refused_with_name_and_value(name: str, value: Any) -> None:
+    with pytest.raises(TypeError, match=f"{name} is a whole number .*, not ") as refused:
+        vu.XenOptions(**{name: value})
+    assert repr(value) in str(refused.value)
+
+
+def test_the_ends_of_the_ranges_are_options() -> None:
+    least, most = vu.XenOptions(copy_below=0, domain=0), widest_options()
+    assert (least.copy_below, least.domain) == (0, 0)
+    assert (most.copy_below, most.domain) == (9223372036854775807, 32751)
+
+
+def test_the_widest_options_are_served(vhost_socket: Path) -> None:
+    with vu.Backend(RamDisk(), socket=vhost_socket, xen=widest_options()) as backend:
+        assert backend.state == "listening"
+
+
+def widest_options() -> vu.XenOptions:
+    return vu.XenOptions(copy_below=(1 << 63) - 1, domain=0x7FEF)
+
+
+def test_options_are_values() -> None:
+    options = vu.XenOptions(design="merged", domain=3)
+    assert options == vu.XenOptions(domain=3, design="merged")
+    assert options != vu.XenOptions(design="merged")
+    assert len({options, vu.XenOptions(domain=3, design="merged")}) == 1
+    assert repr(options) == "XenOptions(design='merged', copy_below=None, domain=3)"
+
+
+@pytest.mark.parametrize("name", ["design", "copy_below", "domain", "designs"])
+def test_options_stay_as_they_were_checked(name: str) -> None:
+    options = vu.XenOptions(domain=3)
+    with pytest.raises((AttributeError, TypeError)):
+        setattr(options, name, 70000)
+    assert options == vu.XenOptions(domain=3)
+
+
+@pytest.mark.parametrize(
+    ("xen", "said"),
+    [
+        ("merged", "not 'merged': write xen=vu.XenOptions(design='merged')"),
+        ("mergd", "not 'mergd': write xen=vu.XenOptions()"),
+        (True, "not True: write xen=vu.XenOptions()"),
+        (False, "not False: write xen=vu.XenOptions()"),
+        ({"domain": 3}, "not {'domain': 3}: write xen=vu.XenOptions()"),
+        (vu.XenOptions, "not XenOptions: write xen=vu.XenOptions()"),
+    ],
+)
+def test_a_back_end_takes_no_other_options_for_these(
+    vhost_socket: Path, xen: Any, said: str
+) -> None:
+    with pytest.raises(TypeError) as refused:
+        vu.Backend(RamDisk(), socket=vhost_socket, xen=xen)
+    assert str(refused.value) == f"xen is a XenOptions, {said}"
