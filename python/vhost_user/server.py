@@ -228,6 +228,11 @@ class Backend:
             if fd is None:
                 raise ValueError("a back-end needs socket or fd")
         device, xen = self.device, self._xen
+        label = _printable(self._socket) if self._socket else f"fd {fd}"
+        if xen is not None:
+            from .xen import tell_missing_devices
+
+            tell_missing_devices(label)
         return _core.Backend(
             device,
             device.served_as,
@@ -244,7 +249,7 @@ class Backend:
             cpus=self._cpus,
             drain=DRAIN,
             on_error=self._on_error,
-            label=_printable(self._socket) if self._socket else f"fd {fd}",
+            label=label,
             xen=None if xen is None else (xen.design, xen.copy_below, xen.domain),
         )
 

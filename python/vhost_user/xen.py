@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, final
 
@@ -14,6 +15,9 @@ FIRST_RESERVED = 0x7FF0
 
 MOST_BYTES = (1 << 63) - 1
 """The largest limit in bytes."""
+
+DEVICES: Final = ("/dev/xen/privcmd", "/dev/xen/gntdev")
+"""The hypervisor's devices: for foreign mapping, and for grants."""
 
 
 @final
@@ -47,6 +51,24 @@ class XenOptions:
             raise ValueError(f"design is one of {', '.join(DESIGNS)}, not {self.design!r}")
         _check("copy_below", self.copy_below, MOST_BYTES)
         _check("domain", self.domain, FIRST_RESERVED - 1)
+
+
+def missing_devices() -> list[str]:
+    """The hypervisor's devices that are not there for this process."""
+    return [path for path in DEVICES if not os.path.exists(path)]
+
+
+def tell_missing_devices(label: str) -> None:
+    """Logs that of the back-end called ``label``. It is no fault: front-ends pass descriptors."""
+    missing = missing_devices()
+    if missing:
+        import logging
+
+        logging.getLogger("vhost_user.backend").info(
+            "%s: there is no %s here: only descriptors of it that a front-end passes can be used",
+            label,
+            " and no ".join(missing),
+        )
 
 
 def checked(options: object) -> XenOptions:

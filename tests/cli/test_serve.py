@@ -412,20 +412,3 @@ def test_no_descriptor_leaks_to_what_a_device_starts(image: str) -> None:
         ]
         assert flags
         assert all(int(flag, 8) & os.O_CLOEXEC for flag in flags)
-
-
-@pytest.mark.parametrize("words", [["--xen"], ["--xen=auto"], ["--xen=merged"]])
-def test_xen_is_offered_when_asked_for_and_ordinary_front_ends_are_served(
-    image: str, words: list[str]
-) -> None:
-    served = ["blk", "--blk-file", image, "--socket-path", "disk.sock"]
-    for extra, offered in ((words, 1), ([], 0)):
-        with Server(*served, *extra), FrontEnd.connect("disk.sock").start() as peer:
-            assert peer.protocol_offered >> 17 & 1 == offered
-            check_data(peer)
-
-
-def test_a_design_of_xen_that_does_not_exist_is_refused(image: str) -> None:
-    result = run("blk", "--blk-file", image, "--socket-path", "disk.sock", "--xen=other")
-    assert result.status == 2
-    assert "--xen: invalid choice: 'other'" in result.err

@@ -1,10 +1,12 @@
 """Options for Xen: what is offered, and what is refused before anything starts."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
 import vhost_user as vu
+import vhost_user.xen
 from peer.front_end import FrontEnd
 
 from .disks import RamDisk
@@ -32,6 +34,26 @@ def test_xen_mmap_is_not_offered_unasked(vhost_socket: Path) -> None:
         FrontEnd.connect(str(vhost_socket)).start() as peer,
     ):
         assert not peer.protocol_offered & XEN_MMAP
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_devices_of_xen_that_are_missing_are_logged_at_the_start(
+    vhost_socket: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    there: bool,
+) -> None:
+    caplog.set_level(logging.INFO, "vhost_user")
+    device = tmp_path / "gntdev"
+    monkeypatch.setattr(vhost_user.xen, "DEVICES", (str(device),))
+    if there:
+        device.touch()
+    with vu.Backend(RamDisk(), socket=vhost_socket, xen=vu.XenOptions()):
+        pass
+    said = [record.getMessage() for record in caplog.records]
+    expected = f"{vhost_socket}: there is no {device} here: "
+    assert [text.startswith(expected) for text in said].count(True) == (not there)
 
 
 @pytest.mark.parametrize(

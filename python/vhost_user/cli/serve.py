@@ -8,6 +8,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from . import xen
 from .device_types import BLOCK, type_name
 from .exits import Exit, Failure, one_line
 from .parser import Once, checked
@@ -18,7 +19,6 @@ SWITCH_INTERVAL = 0.0005
 """Seconds after which a Python thread that wants the interpreter gets it. A worker waits that
 long for device code of another thread; the interpreter's own 5 ms would show in every request."""
 
-DESIGNS = ("auto", "merged", "review", "message")
 LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -46,16 +46,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--mode", type=checked(_mode), metavar="OCTAL", help="the socket file's mode (0600)"
     )
     socket.add_argument("--group", metavar="NAME", help="the socket file's group")
-    socket.add_argument(
-        "--xen",
-        nargs="?",
-        const="auto",
-        choices=DESIGNS,
-        metavar="=DESIGN",
-        help="serve front-ends on Xen too, with XEN_MMAP in this design: "
-        "auto (all of them), merged, review or message",
-    )
     socket.add_argument("--once", action="store_true", help="end when the first front-end has left")
+    xen.add_options(parser.add_argument_group("Xen"))
     _add_tuning(parser.add_argument_group("threads and errors"))
 
 
@@ -138,18 +130,19 @@ def serve(device: Any, options: argparse.Namespace) -> int:
 
     if not isinstance(device, Device):
         raise Failure(f"{type(device).__name__} is not a vhost_user.Device")
-    where = endpoint(options)
+    where, given = endpoint(options), _backend_options(options)
     to_stderr(options.log_level)
     sys.setswitchinterval(SWITCH_INTERVAL)
     try:
-        backend = Backend(device, **_backend_options(options)).start()
+        backend = Backend(device, **given).start()
     except (OSError, ValueError, VhostUserError) as error:
         raise Failure(one_line(error)) from error
     except Exception as error:  # The class is not what it should be.
         what = f"{type(error).__name__}: {one_line(error)}"
         raise Failure(f"cannot serve {type(device).__name__}: {what}") from error
     try:
-        note(f"{where}  {summary(device)}")
+        words = [summary(device)] + ([xen.summary(given["xen"])] if "xen" in given else [])
+        note(f"{where}  {'  '.join(words)}")
         backend.run()
     except Exception as error:
         what = f"{type(error).__name__}: {one_line(error)}"
@@ -171,8 +164,6 @@ def summary(device: Any) -> str:
 
 def _backend_options(options: argparse.Namespace) -> dict[str, Any]:
     """The arguments of :class:`vhost_user.Backend`; what was not given has its defaults."""
-    from vhost_user import XenOptions
-
     given = {
         "socket": options.socket_path,
         "fd": options.fd,
@@ -185,7 +176,7 @@ def _backend_options(options: argparse.Namespace) -> dict[str, Any]:
         "batch": options.batch,
         "poll_us": options.poll_us,
         "on_error": options.on_error,
-        "xen": None if options.xen is None else XenOptions(design=options.xen),
+        "xen": xen.xen_options(options),
     }
     return {name: value for name, value in given.items() if value is not None}
 
