@@ -62,7 +62,9 @@ class BlockRequest:
         """
     @property
     def segments(self) -> tuple[memoryview, ...]:
-        """The data's pieces as they lie in the driver's memory."""
+        """The data's pieces as they lie in the driver's memory; those of the copy if ``data`` has
+        made one. After this ``data`` of a read in several pieces is a ``BufferError``.
+        """
     def copy_from(self, src: Buffer, start: int | None = None, /) -> int:
         """Copies ``src`` to a read's data, or with ``start`` what the read asks for from there on;
         returns how many bytes. ``ValueError`` if they are too many, or ``src`` ends before.

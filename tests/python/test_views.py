@@ -332,3 +332,103 @@ def test_the_variables_of_a_callback_that_raised_hold_no_request(vhost_socket: P
             read = driver.read(0, 512)
             assert driver.wait().head == read.head
             assert isinstance(backend.take_failure(), LookupError)
+
+
+class Batches(Keeper):
+    """Answers each request by `answer`, and keeps what that raises."""
+
+    def __init__(self, answer: Callable[[vu.BlockRequest], None]) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def on_batch(self, batch: Sequence[vu.BlockRequest], /) -> None:
+        for request in batch:
+            self.answer(request)
+
+
+def run_read(socket: Path, answer: Callable[[vu.BlockRequest], None]) -> bytes:
+    """What comes of a read in two pieces."""
+    with (
+        vu.Backend(Batches(answer), socket=socket, on_error="stop") as backend,
+        open_driver(socket) as driver,
+    ):
+        read = driver.read(0, 512, 1024)
+        driver.wait()
+        assert read.status == 0, backend.take_failure()
+        return read.data
+
+
+def test_pieces_that_are_asked_for_after_the_whole_show_the_same(vhost_socket: Path) -> None:
+    def answer(request: vu.BlockRequest) -> None:
+        whole = request.data
+        whole[:] = b"w" * 1536
+        first, second = request.segments
+        assert (bytes(first), bytes(second)) == (b"w" * 512, b"w" * 1024)
+        first[:] = b"1" * 512
+        assert bytes(whole[:512]) == b"1" * 512
+        whole[-1:] = b"!"
+        assert bytes(second[-1:]) == b"!"
+
+    assert run_read(vhost_socket, answer) == b"1" * 512 + b"w" * 1023 + b"!"
+
+
+def test_the_whole_of_what_was_handed_out_in_pieces_is_refused(vhost_socket: Path) -> None:
+    def answer(request: vu.BlockRequest) -> None:
+        first, second = request.segments
+        first[:], second[:] = b"1" * 512, b"2" * 1024
+        with pytest.raises(BufferError, match="segments has handed out"):
+            request.data  # noqa: B018
+        request.copy_from(b"f")
+
+    assert run_read(vhost_socket, answer) == b"f" + b"1" * 511 + b"2" * 1024
+
+
+def test_the_next_request_may_be_taken_as_a_whole_again(vhost_socket: Path) -> None:
+    def answer(request: vu.BlockRequest) -> None:
+        if request.offset == HERE:
+            for piece in request.segments:
+                piece[:] = b"p" * len(piece)
+        else:
+            request.data[:] = b"d" * 1024
+
+    device = Batches(answer)
+    with vu.Backend(device, socket=vhost_socket), open_driver(vhost_socket) as driver:
+        for place, expected in ((HERE, b"p"), (THERE, b"d")) * 2:
+            read = driver.read(place, 512, 512)
+            driver.wait()
+            assert read.data == expected * 1024
+
+
+def test_of_data_in_one_piece_whole_and_pieces_are_one(vhost_socket: Path) -> None:
+    def answer(request: vu.BlockRequest) -> None:
+        (piece,) = request.segments
+        request.data[:2] = b"ab"
+        piece[1:3] = b"cd"
+        assert bytes(request.data[:3]) == b"acd"
+
+    device = Batches(answer)
+    with vu.Backend(device, socket=vhost_socket), open_driver(vhost_socket) as driver:
+        read = driver.read(0, 512)
+        driver.wait()
+        assert (read.status, read.data[:3]) == (0, b"acd")
+
+
+def test_a_write_s_data_is_seen_whole_and_in_pieces_in_any_order(vhost_socket: Path) -> None:
+    seen: list[bytes] = []
+
+    def answer(request: vu.BlockRequest) -> None:
+        if request.offset == HERE:
+            seen.append(bytes(request.data))
+            seen.extend(bytes(piece) for piece in request.segments)
+        else:
+            seen.extend(bytes(piece) for piece in request.segments)
+            seen.append(bytes(request.data))
+
+    device = Batches(answer)
+    with vu.Backend(device, socket=vhost_socket), open_driver(vhost_socket) as driver:
+        for place in (HERE, THERE):
+            write = driver.write(place, b"1" * 512 + b"2" * 512, 512, 512)
+            driver.wait()
+            assert write.status == 0
+    one, two = b"1" * 512, b"2" * 512
+    assert seen == [one + two, one, two, one, two, one + two]

@@ -22,7 +22,7 @@ use pyo3::exceptions::{PyBufferError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyMemoryView, PyTuple};
-use vhost_user_core::memory::view::Parts;
+use vhost_user_core::memory::view::{Parts, Segment};
 
 use crate::log::Watched;
 
@@ -34,6 +34,10 @@ pub(crate) enum Side {
     /// The device fills it.
     Writable = 1,
 }
+
+/// What is said to who wants in one piece what he has in pieces already.
+const SCATTERED: &str = "the data lies in several pieces, which segments has handed out: use those, \
+                         or ask for data first";
 
 /// A request whose memory can be lent to Python.
 pub(crate) trait Lendable: Send + 'static {
@@ -181,8 +185,10 @@ pub(crate) struct Lent<R: Lendable> {
     request: Option<R>,
     hold: Arc<Hold>,
     sides: [Lending; 2],
-    /// Panes over single pieces, for those who want them as they lie.
+    /// Panes over single pieces, for those who want the data as it lies.
     pieces: Vec<Py<Pane>>,
+    /// The pieces of the writable side were handed out as they lie.
+    scattered: bool,
 }
 
 /// What was lent of one side.
@@ -193,6 +199,7 @@ struct Lending {
     /// Holds a copy of the data if it is not in one piece. Never shrinks, so that a steady load
     /// allocates nothing.
     bounce: Vec<u8>,
+    /// All views show that copy.
     bounced: bool,
 }
 
@@ -208,7 +215,8 @@ pub(crate) enum Back<R> {
 
 impl<R: Lendable> Default for Lent<R> {
     fn default() -> Self {
-        Self { request: None, hold: Arc::default(), sides: Default::default(), pieces: Vec::new() }
+        let (hold, sides) = (Arc::default(), Default::default());
+        Self { request: None, hold, sides, pieces: Vec::new(), scattered: false }
     }
 }
 
@@ -225,8 +233,15 @@ impl<R: Lendable> Lent<R> {
     }
 
     /// The pane through which one side is seen, as one piece. `None` if there is no request.
+    ///
+    /// # Errors
+    /// `BufferError` if that would be a copy of what was handed out in pieces: when it is carried
+    /// over it would undo what was written through them.
     pub(crate) fn pane(&mut self, py: Python<'_>, side: Side) -> PyResult<Option<Py<Pane>>> {
         let Some(request) = &self.request else { return Ok(None) };
+        if self.scattered && side == Side::Writable && request.parts(side).nth(1).is_some() {
+            return Err(PyBufferError::new_err(SCATTERED));
+        }
         let lending = &mut self.sides[side as usize];
         let pane = match &lending.pane {
             Some(pane) if lending.open || is_unshared(py, pane) => pane.clone_ref(py),
@@ -250,15 +265,19 @@ impl<R: Lendable> Lent<R> {
         lending.bounced.then(|| &mut lending.bounce[..len])
     }
 
-    /// One pane per contiguous piece of a side, always over the request's own memory.
+    /// One pane per contiguous piece of a side: over the request's own memory, or over the copy
+    /// if there is one, so that all views show the same.
     pub(crate) fn pieces(&mut self, py: Python<'_>, side: Side) -> PyResult<Option<Vec<Py<Pane>>>> {
         let Some(request) = &self.request else { return Ok(None) };
-        let mut panes = Vec::new();
+        let lending = &mut self.sides[side as usize];
+        self.scattered |= side == Side::Writable && !lending.bounced;
+        let (mut panes, mut done) = (Vec::new(), 0);
         for part in request.parts(side) {
             let pane = Py::new(py, Pane::new(&self.hold))?;
             self.pieces.push(pane.clone_ref(py));
-            pane.get().open(part.base(), part.len(), side);
+            pane.get().open(lending.show(part, done), part.len(), side);
             panes.push(pane);
+            done += part.len();
         }
         Ok(Some(panes))
     }
@@ -279,13 +298,15 @@ impl<R: Lendable> Lent<R> {
         for piece in self.pieces.drain(..) {
             piece.get().shut();
         }
-        if self.hold.is_free() {
-            let writable = &mut self.sides[Side::Writable as usize];
-            writable.copy_back(&request);
-            writable.bounced = false;
-            return Back::Free(request);
+        self.scattered = false;
+        if !self.hold.is_free() {
+            return self.leave(request, finish);
         }
-        self.leave(request, finish)
+        self.sides[Side::Writable as usize].copy_back(&request);
+        for lending in &mut self.sides {
+            lending.bounced = false;
+        }
+        Back::Free(request)
     }
 
     #[cold]
@@ -322,13 +343,18 @@ impl Lending {
                 // Zeroes, not what another request left: that may be another guest's.
                 self.bounce.clear();
                 self.bounce.resize(len, 0);
-                match side {
-                    Side::Readable => request.copy_out(&mut self.bounce),
-                    Side::Writable => self.bounced = true,
+                self.bounced = true;
+                if side == Side::Readable {
+                    request.copy_out(&mut self.bounce);
                 }
                 Ok((self.bounce.as_mut_ptr(), len))
             }
         }
+    }
+
+    /// Where to show a piece of the data that starts with byte `start`.
+    fn show(&mut self, part: Segment, start: usize) -> *mut u8 {
+        if self.bounced { self.bounce[start..start + part.len()].as_mut_ptr() } else { part.base() }
     }
 
     /// Carries the private copy over to the request's own memory, if there is one.
