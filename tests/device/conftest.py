@@ -1,6 +1,7 @@
 """Serving a device in this process, and the account of what it leaves behind."""
 
 import contextlib
+import gc
 import os
 import shutil
 import tempfile
@@ -107,6 +108,7 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture
 def bench(socket_folder: Path, warm: None) -> Iterator[Bench]:
     """A witness is being served; the test adds its own device."""
+    gc.collect()  # or it takes what an earlier test's tracebacks hold in the middle of this one
     before = Holdings.at_rest(os.getpid())
     with bench_in(socket_folder) as running:
         yield running
