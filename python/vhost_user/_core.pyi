@@ -58,12 +58,14 @@ class BlockRequest:
     @property
     def data(self) -> memoryview:
         """The data as one view: writable for a read, read-only for a write. The driver's memory
-        if it is in one piece there, else a copy that is carried over with the answer.
+        if it is in one piece there, else a copy that is carried over with the answer; a copy too
+        where the memory is granted pages, unless ``XenOptions`` says ``raw_views``.
         """
     @property
     def segments(self) -> tuple[memoryview, ...]:
         """The data's pieces as they lie in the driver's memory; those of the copy if ``data`` has
-        made one. After this ``data`` of a read in several pieces is a ``BufferError``.
+        made one, or granted pages need one. Of a read in several pieces that were handed out as
+        they lie ``data`` is a ``BufferError``.
         """
     def copy_from(self, src: Buffer, start: int | None = None, /) -> int:
         """Copies ``src`` to a read's data, or with ``start`` what the read asks for from there on;
@@ -130,10 +132,12 @@ class Request:
 
     @property
     def readable(self) -> memoryview:
-        """What the driver wrote, read-only; its own memory if it is in one piece, else a copy."""
+        """What the driver wrote, read-only: its own memory or a copy, as ``BlockRequest.data``."""
     @property
     def writable(self) -> memoryview:
-        """What the device may fill; a copy, if not in one piece, is carried over at the end."""
+        """What the device may fill: the driver's memory, or a copy that is carried over at the
+        end, as ``BlockRequest.data``.
+        """
     def complete(self, written: int | None = None) -> None:
         """Gives the request back with ``written`` bytes of ``writable`` filled; all by default.
         ``StaleRequestError`` if it went back before or its queue has stopped.
@@ -182,7 +186,7 @@ class Backend:
         drain: float,
         on_error: str,
         label: str,
-        xen: tuple[str, int | None, int | None] | None,
+        xen: tuple[str, int | None, int | None, bool] | None,
     ) -> Self: ...
     @property
     def state(self) -> _State: ...

@@ -95,7 +95,8 @@ class Backend:
         ``on_error``: what an exception in a callback does besides failing its request: it is
         logged ("report"), also kept for a front-end in this process to raise ("raise"), or the
         back-end stops and ``run()`` raises it ("stop").
-        ``xen``: serve front-ends on Xen too.
+        ``xen``: serve front-ends on Xen too. What a guest grants reaches Python by a copy, unless
+        ``XenOptions(raw_views=True)`` asks for views of the granted pages themselves.
 
         Raises ``TypeError`` for a device that can do nothing or options of a wrong type,
         ``ValueError`` for options out of range.
@@ -250,7 +251,7 @@ class Backend:
             drain=DRAIN,
             on_error=self._on_error,
             label=label,
-            xen=None if xen is None else (xen.design, xen.copy_below, xen.domain),
+            xen=None if xen is None else (xen.design, xen.copy_below, xen.domain, xen.raw_views),
         )
 
 

@@ -37,20 +37,28 @@ class XenOptions:
     ``None``: 524288, as measured.
     ``domain``: the id of the only domain whose memory is mapped, 0 to 32751. ``None``: any that
     the front-end names. Memory that is shared as a file is no domain's and not concerned.
+    ``raw_views``: a device in Python sees granted pages themselves. The data of each request is
+    mapped for it alone, whatever ``copy_below`` says, but for pieces of 512 bytes or less; the
+    guest has its pages back when the request was answered and its last view is gone. ``False``:
+    views show copies in memory of this process. Devices in Rust, as ``FileDisk``, use the pages in
+    either case.
 
     Options cannot be changed once made; those that say the same are equal. ``TypeError`` for what
-    is no number, ``ValueError`` for a number or word that is none of these.
+    is no number or no truth value, ``ValueError`` for a number or word that is none of these.
     """
 
     design: Design = "auto"
     copy_below: int | None = None
     domain: int | None = None
+    raw_views: bool = False
 
     def __post_init__(self) -> None:
         if self.design not in DESIGNS:
             raise ValueError(f"design is one of {', '.join(DESIGNS)}, not {self.design!r}")
         _check("copy_below", self.copy_below, MOST_BYTES)
         _check("domain", self.domain, FIRST_RESERVED - 1)
+        if not isinstance(self.raw_views, bool):
+            raise TypeError(f"raw_views is True or False, not {self.raw_views!r}")
 
 
 def missing_devices() -> list[str]:

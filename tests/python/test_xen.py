@@ -18,7 +18,7 @@ XEN_MMAP = 1 << 17
 def test_xen_mmap_is_offered_in_every_design_and_ordinary_front_ends_are_served(
     vhost_socket: Path, design: Any
 ) -> None:
-    options = vu.XenOptions(design=design, copy_below=0, domain=1)
+    options = vu.XenOptions(design=design, copy_below=0, domain=1, raw_views=True)
     with (
         vu.Backend(RamDisk(), socket=vhost_socket, xen=options),
         FrontEnd.connect(str(vhost_socket)).start() as peer,
@@ -82,6 +82,12 @@ def test_options_that_are_no_numbers_are_refused_with_name_and_value(name: str, 
     assert repr(value) in str(refused.value)
 
 
+@pytest.mark.parametrize("value", [1, "yes", None])
+def test_raw_views_are_asked_for_by_a_truth_value(value: Any) -> None:
+    with pytest.raises(TypeError, match=f"raw_views is True or False, not {value!r}"):
+        vu.XenOptions(raw_views=value)
+
+
 def test_the_ends_of_the_ranges_are_options() -> None:
     least, most = vu.XenOptions(copy_below=0, domain=0), widest_options()
     assert (least.copy_below, least.domain) == (0, 0)
@@ -102,7 +108,9 @@ def test_options_are_values() -> None:
     assert options == vu.XenOptions(domain=3, design="merged")
     assert options != vu.XenOptions(design="merged")
     assert len({options, vu.XenOptions(domain=3, design="merged")}) == 1
-    assert repr(options) == "XenOptions(design='merged', copy_below=None, domain=3)"
+    assert (
+        repr(options) == "XenOptions(design='merged', copy_below=None, domain=3, raw_views=False)"
+    )
 
 
 @pytest.mark.parametrize("name", ["design", "copy_below", "domain", "designs"])

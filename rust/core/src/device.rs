@@ -83,6 +83,13 @@ pub trait Device: Send + Sync + 'static {
         true
     }
 
+    /// Whether the data of each request is to be mapped for as long as the device has it, where it
+    /// would be copied else because that is cheaper. For devices that show it to others as it
+    /// lies.
+    fn wants_mappings(&self) -> bool {
+        false
+    }
+
     /// Answers a request that `handle` does not get to see, or whose answer could not be written:
     /// some of its memory cannot be reached. Writes whatever says so; returns the bytes written.
     fn refuse(&self, queue: u16, request: &Request) -> u32 {

@@ -92,6 +92,13 @@ impl Request {
         self.slot().buffers.fault()
     }
 
+    /// Whether some of its buffers lie in mappings of pages that the guest has granted, and not in
+    /// ordinary shared memory or in a copy.
+    #[inline]
+    pub fn maps_grants(&self) -> bool {
+        self.slot().buffers.maps_grants()
+    }
+
     /// What the driver wrote.
     #[inline]
     pub fn readable(&self) -> Readable<'_> {

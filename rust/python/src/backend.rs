@@ -76,7 +76,7 @@ impl Backend {
         drain: f64,
         on_error: &str,
         label: String,
-        xen: Option<(String, Option<u64>, Option<u16>)>,
+        xen: Option<XenArguments>,
     ) -> PyResult<Self> {
         let endpoint = match (listen, dial, fd) {
             (Some(path), None, None) => Endpoint::Listen(ListenOptions { path, mode, group }),
@@ -86,6 +86,7 @@ impl Backend {
             }
             _ => return Err(PyValueError::new_err("exactly one of listen, dial, fd")),
         };
+        let raw_views = xen.as_ref().is_some_and(|(.., raw_views)| *raw_views);
         let options = Options {
             keep_listening,
             threads: NonZeroU16::new(threads).map_or(Threads::PerQueue, Threads::Count),
@@ -97,7 +98,7 @@ impl Backend {
             ..Options::new(endpoint)
         };
         let reports = Arc::new(Reports::new(label.clone(), on_error_of(on_error)?));
-        let served = Served::new(device, kind, &overrides, &reports)?;
+        let served = Served::new(device, kind, &overrides, raw_views, &reports)?;
         log::start()?;
         let observer = Arc::new(Listener { label });
         let device = served.device();
@@ -231,13 +232,16 @@ impl Served {
         device: &Bound<'_, PyAny>,
         kind: &str,
         overrides: &[String],
+        raw_views: bool,
         reports: &Arc<Reports>,
     ) -> PyResult<Self> {
         let reports = Arc::clone(reports);
         let invalid = |error| error::block(&error);
         Ok(match kind {
-            "queue" => Self::Queue(Arc::new(QueueDevice::new(device, overrides, reports)?)),
-            "block" => Self::Block(Arc::new(PyBlock::new(device, overrides, reports)?)),
+            "queue" => {
+                Self::Queue(Arc::new(QueueDevice::new(device, overrides, raw_views, reports)?))
+            }
+            "block" => Self::Block(Arc::new(PyBlock::new(device, overrides, raw_views, reports)?)),
             "file" => {
                 let path: PathBuf = device.getattr("path")?.extract()?;
                 let read_only = device.getattr("read_only")?.extract()?;
@@ -281,10 +285,11 @@ impl Observer for Listener {
     }
 }
 
-/// The options of `XenOptions`: the design, `copy_below` and the only domain.
-fn xen_options(
-    (design, copy_below, domain): (String, Option<u64>, Option<u16>),
-) -> PyResult<XenOptions> {
+/// What `XenOptions` says: the design, `copy_below`, the only domain and `raw_views`.
+type XenArguments = (String, Option<u64>, Option<u16>, bool);
+
+/// The core's part of it.
+fn xen_options((design, copy_below, domain, _): XenArguments) -> PyResult<XenOptions> {
     let designs = match design.as_str() {
         "auto" => XenDesigns::ALL,
         "merged" => XenDesigns::MERGED,

@@ -74,6 +74,7 @@ impl PyBlock {
     pub(crate) fn new(
         object: &Bound<'_, PyAny>,
         overrides: &[String],
+        raw_views: bool,
         reports: Arc<Reports>,
     ) -> PyResult<Self> {
         let has = |name: &str| overrides.iter().any(|known| known == name);
@@ -91,7 +92,7 @@ impl PyBlock {
         let core = BlockCore::new(&geometry, &options(object)?).map_err(|e| error::block(&e))?;
         let count = core.num_queues();
         Ok(Self {
-            callee: Callee::new(object, reports)?,
+            callee: Callee::new(object, raw_views, reports)?,
             core,
             batched: has("on_batch"),
             flushes: geometry.flush,
@@ -200,7 +201,7 @@ impl PyBlock {
         batch: &mut Batch,
     ) {
         let (shown, side) = (Shown::new(&request), side_of(&request));
-        lent.begin(request);
+        lent.begin(request, self.callee.has_raw_views());
         let mut hand_over = |method: &Py<PyAny>| {
             let Some(pane) = lent.pane(py, side)? else { return Ok(()) };
             let view = buffer::view(py, &pane)?;
@@ -388,6 +389,10 @@ impl Device for PyBlock {
 
     fn run_worker(&self, body: &mut (dyn FnMut() + Send)) {
         run_worker(body);
+    }
+
+    fn wants_mappings(&self) -> bool {
+        self.callee.has_raw_views()
     }
 
     fn refuse(&self, _queue: u16, request: &Request) -> u32 {

@@ -37,6 +37,10 @@ impl Lendable for CoreRequest {
     fn is_live(&self) -> bool {
         CoreRequest::is_live(self)
     }
+
+    fn maps_grants(&self) -> bool {
+        CoreRequest::maps_grants(self)
+    }
 }
 
 impl Answerable for CoreRequest {

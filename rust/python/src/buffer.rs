@@ -3,7 +3,8 @@
 //!
 //! Laws:
 //! - A [`Pane`] exports one contiguous piece of memory: the request's own if its data lies in one
-//!   piece, else a private copy (the *bounce*) that is copied back when the request ends.
+//!   piece, else a private copy (the *bounce*) that is copied back when the request ends. Mappings
+//!   of granted pages are exported only where that was asked for; else there is a copy too.
 //! - All panes of a request share one [`Hold`], which counts the views. A slice of a view counts
 //!   as the view does, since it keeps the same export alive.
 //! - [`Lent`] owns the request and the bounce. It gives the request out again only when the panes
@@ -58,6 +59,9 @@ pub(crate) trait Lendable: Send + 'static {
 
     /// Whether its ring still runs. If not, its memory is the driver's again.
     fn is_live(&self) -> bool;
+
+    /// Whether its parts lie in mappings of pages that the guest has granted.
+    fn maps_grants(&self) -> bool;
 }
 
 /// Counts the views of one request.
@@ -189,6 +193,8 @@ pub(crate) struct Lent<R: Lendable> {
     pieces: Vec<Py<Pane>>,
     /// The pieces of the writable side were handed out as they lie.
     scattered: bool,
+    /// Mappings of granted pages are shown as they are.
+    raw: bool,
 }
 
 /// What was lent of one side.
@@ -216,15 +222,18 @@ pub(crate) enum Back<R> {
 impl<R: Lendable> Default for Lent<R> {
     fn default() -> Self {
         let (hold, sides) = (Arc::default(), Default::default());
-        Self { request: None, hold, sides, pieces: Vec::new(), scattered: false }
+        Self { request: None, hold, sides, pieces: Vec::new(), scattered: false, raw: false }
     }
 }
 
 impl<R: Lendable> Lent<R> {
-    /// Takes a request. The former one was taken back before.
-    pub(crate) fn begin(&mut self, request: R) {
+    /// Takes a request. The former one was taken back before. `raw`: mappings of granted pages
+    /// are shown as they are.
+    #[inline]
+    pub(crate) fn begin(&mut self, request: R, raw: bool) {
         debug_assert!(self.request.is_none(), "a request is taken back before the next begins");
         self.request = Some(request);
+        self.raw = raw;
     }
 
     /// The request, if there is one.
@@ -239,7 +248,7 @@ impl<R: Lendable> Lent<R> {
     /// over it would undo what was written through them.
     pub(crate) fn pane(&mut self, py: Python<'_>, side: Side) -> PyResult<Option<Py<Pane>>> {
         let Some(request) = &self.request else { return Ok(None) };
-        if self.scattered && side == Side::Writable && request.parts(side).nth(1).is_some() {
+        if self.scattered && side == Side::Writable && joined(request.parts(side)).is_none() {
             return Err(PyBufferError::new_err(SCATTERED));
         }
         let lending = &mut self.sides[side as usize];
@@ -251,7 +260,7 @@ impl<R: Lendable> Lent<R> {
             }
         };
         if !lending.open {
-            let (base, len) = lending.place(request, side)?;
+            let (base, len) = lending.place(request, side, self.raw)?;
             pane.get().open(base, len, side);
             lending.open = true;
         }
@@ -270,6 +279,9 @@ impl<R: Lendable> Lent<R> {
     pub(crate) fn pieces(&mut self, py: Python<'_>, side: Side) -> PyResult<Option<Vec<Py<Pane>>>> {
         let Some(request) = &self.request else { return Ok(None) };
         let lending = &mut self.sides[side as usize];
+        if !self.raw && request.maps_grants() {
+            lending.copy(request, side)?;
+        }
         self.scattered |= side == Side::Writable && !lending.bounced;
         let (mut panes, mut done) = (Vec::new(), 0);
         for part in request.parts(side) {
@@ -333,23 +345,31 @@ impl<R: Lendable> Drop for Lent<R> {
 
 impl Lending {
     /// Where the data is, or its copy.
-    fn place<R: Lendable>(&mut self, request: &R, side: Side) -> PyResult<(*mut u8, usize)> {
+    fn place<R: Lendable>(
+        &mut self,
+        request: &R,
+        side: Side,
+        raw: bool,
+    ) -> PyResult<(*mut u8, usize)> {
+        match joined(request.parts(side)) {
+            Some(place) if raw || !request.maps_grants() => Ok(place),
+            _ => self.copy(request, side),
+        }
+    }
+
+    /// The data's copy, made if there is none yet.
+    fn copy<R: Lendable>(&mut self, request: &R, side: Side) -> PyResult<(*mut u8, usize)> {
         let len = usize::try_from(request.len(side))?;
-        let mut parts = request.parts(side);
-        match (parts.next(), parts.next()) {
-            (None, _) => Ok((ptr::null_mut(), 0)),
-            (Some(part), None) => Ok((part.base(), part.len())),
-            _ => {
-                // Zeroes, not what another request left: that may be another guest's.
-                self.bounce.clear();
-                self.bounce.resize(len, 0);
-                self.bounced = true;
-                if side == Side::Readable {
-                    request.copy_out(&mut self.bounce);
-                }
-                Ok((self.bounce.as_mut_ptr(), len))
+        if !self.bounced {
+            // Zeroes, not what another request left: that may be another guest's.
+            self.bounce.clear();
+            self.bounce.resize(len, 0);
+            self.bounced = true;
+            if side == Side::Readable {
+                request.copy_out(&mut self.bounce);
             }
         }
+        Ok((self.bounce.as_mut_ptr(), len))
     }
 
     /// Where to show a piece of the data that starts with byte `start`.
@@ -374,6 +394,21 @@ impl Lending {
             self.open = false;
         }
     }
+}
+
+/// Pieces as one, if each begins where the one before it ends. Long buffers are mapped like that,
+/// and drivers cut what they have in one piece.
+#[inline]
+fn joined(mut parts: Parts<'_>) -> Option<(*mut u8, usize)> {
+    let Some(first) = parts.next() else { return Some((ptr::null_mut(), 0)) };
+    let (base, mut len) = (first.base(), first.len());
+    for part in parts {
+        if part.base() != base.wrapping_add(len) {
+            return None;
+        }
+        len += part.len();
+    }
+    Some((base, len))
 }
 
 /// A memoryview of what `pane` exports.

@@ -37,6 +37,8 @@ pub(crate) struct Callee {
     object: Py<PyAny>,
     /// The class's name, for messages.
     pub(crate) name: String,
+    /// Its views show mappings of granted pages as they are.
+    raw_views: bool,
     turn: Turn,
     pub(crate) reports: Arc<Reports>,
     /// The control leg has waited in vain.
@@ -46,12 +48,17 @@ pub(crate) struct Callee {
 }
 
 impl Callee {
-    pub(crate) fn new(object: &Bound<'_, PyAny>, reports: Arc<Reports>) -> PyResult<Self> {
+    pub(crate) fn new(
+        object: &Bound<'_, PyAny>,
+        raw_views: bool,
+        reports: Arc<Reports>,
+    ) -> PyResult<Self> {
         let thread_safe = object.getattr("thread_safe")?.is_truthy()?;
         let name = object.get_type().name()?.to_string();
         let turn = Turn::new(thread_safe);
         let (stuck, starts) = (AtomicBool::new(false), AtomicU64::new(1));
-        Ok(Self { object: object.clone().unbind(), name, turn, reports, stuck, starts })
+        let object = object.clone().unbind();
+        Ok(Self { object, name, raw_views, turn, reports, stuck, starts })
     }
 
     /// Runs `body` attached to the interpreter, when no other callback runs.
@@ -74,7 +81,13 @@ impl Callee {
     /// What to call the callback `name` in messages.
     pub(crate) fn origin(&self, name: &str) -> Arc<Origin> {
         let callback = format!("{}.{name}", self.name);
-        Arc::new(Origin { callback, reports: Arc::clone(&self.reports) })
+        let reports = Arc::clone(&self.reports);
+        Arc::new(Origin { callback, raw_views: self.raw_views, reports })
+    }
+
+    /// Whether its views show mappings of granted pages as they are.
+    pub(crate) fn has_raw_views(&self) -> bool {
+        self.raw_views
     }
 
     /// Calls `name` on the control leg, where nobody waits for an answer.
@@ -173,11 +186,12 @@ impl QueueDevice {
     pub(crate) fn new(
         object: &Bound<'_, PyAny>,
         overrides: &[String],
+        raw_views: bool,
         reports: Arc<Reports>,
     ) -> PyResult<Self> {
         let num_queues: u16 = object.getattr("num_queues")?.extract()?;
         Ok(Self {
-            callee: Callee::new(object, reports)?,
+            callee: Callee::new(object, raw_views, reports)?,
             virtio_id: object.getattr("device_id")?.extract()?,
             features: object.getattr("features")?.extract()?,
             queue_size: object.getattr("queue_size")?.extract()?,
@@ -316,6 +330,10 @@ impl Device for QueueDevice {
 
     fn run_worker(&self, body: &mut (dyn FnMut() + Send)) {
         run_worker(body);
+    }
+
+    fn wants_mappings(&self) -> bool {
+        self.callee.has_raw_views()
     }
 
     fn handle(&self, queue: u16, batch: &mut Batch) {

@@ -44,6 +44,10 @@ impl Lendable for Request {
     fn is_live(&self) -> bool {
         Request::is_live(self)
     }
+
+    fn maps_grants(&self) -> bool {
+        Request::maps_grants(self)
+    }
 }
 
 impl Answerable for Request {

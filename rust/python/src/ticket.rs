@@ -45,6 +45,8 @@ pub(crate) struct State<R: Answerable> {
 pub(crate) struct Origin {
     /// As in `RamDisk.on_batch`.
     pub(crate) callback: String,
+    /// Views show mappings of granted pages as they are.
+    pub(crate) raw_views: bool,
     pub(crate) reports: Arc<Reports>,
 }
 
@@ -82,7 +84,7 @@ impl<R: Answerable> Ticket<R> {
     /// Takes a request from the batch that is being handled.
     pub(crate) fn begin(&self, py: Python<'_>, request: R, origin: &Arc<Origin>) {
         let mut state = self.lock(py);
-        state.lent.begin(request);
+        state.lent.begin(request, origin.raw_views);
         (state.phase, state.answer, state.deferred) = (Phase::Batch, None, false);
         if !state.origin.as_ref().is_some_and(|known| Arc::ptr_eq(known, origin)) {
             state.origin = Some(Arc::clone(origin));

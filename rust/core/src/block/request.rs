@@ -128,6 +128,12 @@ impl BlockRequest {
         self.inner().is_live()
     }
 
+    /// As [`Request::maps_grants`].
+    #[inline]
+    pub fn maps_grants(&self) -> bool {
+        self.inner().maps_grants()
+    }
+
     /// Whether the data is the device's to write: a read, or the serial number.
     #[inline]
     pub fn is_writable(&self) -> bool {

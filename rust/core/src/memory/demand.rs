@@ -169,6 +169,11 @@ impl Demand {
         self.fault
     }
 
+    /// Whether granted pages are mapped for it.
+    pub(super) fn maps_grants(&self) -> bool {
+        self.pins.iter().any(|pin| matches!(pin, Pin::Grants(_)))
+    }
+
     fn bytes(&self, access: Access) -> u64 {
         let these = self.pieces.iter().filter(|piece| piece.access == access);
         these.filter(|piece| piece.len as u64 > SMALL).map(|piece| piece.len as u64).sum()
@@ -214,14 +219,15 @@ pub(super) fn cut(
 }
 
 /// Gives every piece of every chain its place. All chains are from one table of memory. `kept`:
-/// the device may keep requests when it is done with the batch.
-pub fn provide(batch: &mut [&mut Buffers], kept: bool) -> Shared {
+/// the device may keep requests when it is done with the batch. `mapped`: what could be copied is
+/// mapped, unless it is small.
+pub fn provide(batch: &mut [&mut Buffers], kept: bool, mapped: bool) -> Shared {
     let Some(memory) = batch.first().and_then(|buffers| buffers.memory()).map(Arc::clone) else {
         return Shared::default();
     };
     let mut provider = Provider { batch, shared: Shared::default() };
     if let Some(grants) = memory.grants() {
-        provider.plan(grants, kept);
+        provider.plan(grants, kept, mapped);
         provider.copy_in(grants);
         provider.map(grants, Access::DeviceReadable, kept);
         provider.map(grants, Access::DeviceWritable, kept);
@@ -281,7 +287,7 @@ type Name = (usize, usize);
 
 impl Provider<'_, '_> {
     /// Decides what is copied.
-    fn plan(&mut self, grants: &Grants, kept: bool) {
+    fn plan(&mut self, grants: &Grants, kept: bool, mapped: bool) {
         let sides = [Access::DeviceReadable, Access::DeviceWritable];
         let total = |access| -> u64 { self.demands().map(|d| d.bytes(access)).sum() };
         let few = sides.map(|access| total(access) <= grants.copy_below());
@@ -291,8 +297,9 @@ impl Provider<'_, '_> {
             let mut end = 0;
             for piece in &mut demand.pieces {
                 let side = usize::from(piece.access == Access::DeviceWritable);
-                let little = piece.len as u64 <= SMALL || few[side] || kept && own <= KEPT;
-                if little && matches!(piece.source, Source::Grants(_)) {
+                let little = few[side] || kept && own <= KEPT;
+                let copied = piece.len as u64 <= SMALL || little && !mapped;
+                if copied && matches!(piece.source, Source::Grants(_)) {
                     piece.state = State::Copied(end);
                     end += piece.len.next_multiple_of(8);
                 }

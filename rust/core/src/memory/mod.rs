@@ -33,6 +33,8 @@ pub struct Memory {
     user_index: Index,
     /// A region that covers what no other does.
     beyond: Option<Arc<Region>>,
+    /// Where granted pages are mapped in advance.
+    granted: Box<[Segment]>,
     /// The grant device that requests' pages are mapped through.
     grants: Option<Arc<Grants>>,
     /// Rings may be told by guest addresses.
@@ -74,10 +76,12 @@ impl Memory {
         }
         let index = Index::new(regions.iter().map(|r| (r.guest().0, r.size())));
         let grants = regions.iter().find_map(|r| r.on_demand().and_then(OnDemand::grants));
+        let granted = regions.iter().flat_map(|r| r.granted_areas()).collect();
         let by_guest = regions.iter().any(|r| r.is_xen());
         let user_index = Index::new(by_user.iter().map(|r| (r.user().0, r.size())));
         let (regions, by_user) = (regions.into(), by_user.into());
-        Ok(Self { regions, index, by_user, user_index, beyond: None, grants, by_guest })
+        let beyond = None;
+        Ok(Self { regions, index, by_user, user_index, beyond, granted, grants, by_guest })
     }
 
     /// This table, with `region`, whose memory is mapped on demand, for every address that no
@@ -246,6 +250,12 @@ impl Memory {
 
     fn holder(&self, at: GuestAddr) -> Option<&Arc<Region>> {
         self.regions.get(self.index.find(at.0))
+    }
+
+    /// Where granted pages are mapped in advance.
+    #[inline]
+    fn granted(&self) -> &[Segment] {
+        &self.granted
     }
 
     /// The grant device that requests' pages are mapped through.

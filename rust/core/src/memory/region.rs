@@ -329,6 +329,15 @@ impl Region {
         }
     }
 
+    /// Where granted pages are mapped for all of its life.
+    pub(super) fn granted_areas(&self) -> impl Iterator<Item = Segment> + '_ {
+        let maps = match &self.hold {
+            Hold::Grants { maps, .. } => &maps[..],
+            Hold::File(_) | Hold::Frames(_) | Hold::OnDemand(_) => &[],
+        };
+        maps.iter().map(|map| Segment::new(map.base(), map.len()))
+    }
+
     /// Whether the front-end has told no address of its own for it: it has not mapped what it
     /// tells the back-end not to map in advance.
     pub(super) fn has_no_user_address(&self) -> bool {

@@ -250,6 +250,19 @@ impl Buffers {
         }
     }
 
+    /// Whether some of it lies in mappings of granted pages, made for it or in advance.
+    #[inline]
+    pub fn maps_grants(&self) -> bool {
+        let granted = self.memory.as_ref().map_or(&[][..], |memory| memory.granted());
+        let inside = |area: &Segment, place: &Segment| {
+            (place.base as usize).wrapping_sub(area.base as usize) < area.len
+        };
+        self.demand.as_ref().is_some_and(|demand| demand.maps_grants())
+            || granted.iter().any(|area| {
+                self.readable.iter().chain(&self.writable).any(|place| inside(area, place))
+            })
+    }
+
     pub(super) fn memory(&self) -> Option<&Arc<Memory>> {
         self.memory.as_ref()
     }

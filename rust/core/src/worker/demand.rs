@@ -30,7 +30,8 @@ impl Queue {
         if waiting.is_empty() {
             return;
         }
-        let shared = provide(&mut waiting, hands.device.keeps_requests());
+        let device = hands.device;
+        let shared = provide(&mut waiting, device.keeps_requests(), device.wants_mappings());
         self.provided().shared.push(shared);
         for request in hands.batch.take_faulty() {
             if let Some(fault) = request.fault() {

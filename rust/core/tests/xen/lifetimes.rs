@@ -19,12 +19,17 @@ const LARGE: u32 = 600 << 10;
 struct Keeper {
     to: Mutex<Sender<Request>>,
     says_so: bool,
+    wants_mappings: bool,
 }
 
 impl Keeper {
     fn new(says_so: bool) -> (Arc<Self>, Receiver<Request>) {
+        Self::with(says_so, false)
+    }
+
+    fn with(says_so: bool, wants_mappings: bool) -> (Arc<Self>, Receiver<Request>) {
         let (to, kept) = mpsc::channel();
-        (Arc::new(Self { to: Mutex::new(to), says_so }), kept)
+        (Arc::new(Self { to: Mutex::new(to), says_so, wants_mappings }), kept)
     }
 }
 
@@ -47,6 +52,9 @@ impl Device for Keeper {
     fn read_config(&self, _offset: usize, _out: &mut [u8]) {}
     fn keeps_requests(&self) -> bool {
         self.says_so
+    }
+    fn wants_mappings(&self) -> bool {
+        self.wants_mappings
     }
     /// Answers requests with a readable part of one byte at once.
     fn handle(&self, _queue: u16, batch: &mut Batch) {
@@ -116,6 +124,76 @@ fn a_request_that_is_kept_reads_and_writes_the_guests_memory_until_it_is_answere
         assert_eq!((used.head, used.len), (0, len));
         assert_eq!(guest.xen.in_use(DOMID), [FIRST_REF]);
         assert!(raw.read(DATA_PAGE + 512, len as usize) == bytes);
+    }
+}
+
+#[test]
+fn data_that_the_device_wants_mapped_is_mapped_until_its_request_is_answered() {
+    for (copy_below, len) in [(u64::MAX, 4096), (0, 4096), (u64::MAX, LARGE)] {
+        let guest = Guest::granting();
+        let (device, kept) = Keeper::with(true, true);
+        let served = Served::new(device, &guest, copy_below);
+        let mut raw = start(&served, &guest);
+        raw.write(DATA_PAGE, &pattern(len as usize, 1));
+        let (from, to) = (raw.address(DATA_PAGE), raw.address(DATA_PAGE + 512));
+        raw.push(0, &[(from, len, false), (to, len, true)]);
+        raw.push(8, &[(raw.address(STATUS_PAGE), 2, false)]);
+        raw.ring.publish();
+        let [request, little] = [(); 2].map(|()| kept.recv_timeout(LIMIT).unwrap());
+        assert_eq!((request.maps_grants(), little.maps_grants()), (true, false));
+        assert_eq!(guest.xen.in_use(DOMID).len(), 1 + 2 * len.div_ceil(4096) as usize);
+        // What the guest writes meanwhile is seen: it is no copy.
+        raw.write(DATA_PAGE, b"changed");
+        let mut bytes = [0; 7];
+        request.readable().read_at(0, &mut bytes);
+        assert_eq!(&bytes, b"changed");
+        little.complete(0).unwrap();
+        assert_eq!(raw.used().head, 8);
+        request.complete(len).unwrap();
+        assert_eq!(raw.used().head, 0);
+        // The driver sees the answer: it may end its grants.
+        for page in DATA_PAGE..DATA_PAGE + 512 + u64::from(len.div_ceil(4096)) {
+            assert!(guest.xen.revoke(DOMID, FIRST_REF + page as u32), "page {page}");
+        }
+    }
+}
+
+#[test]
+fn a_request_knows_whether_its_data_lies_in_mappings_of_grants() {
+    let copied = (ON_DEMAND, u64::MAX, 4096, false);
+    let mapped = (ON_DEMAND, 0, LARGE, true);
+    let both = [(IN_ADVANCE, 0, 4096, true), (FOREIGN, 0, 4096, false), copied, mapped];
+    for (flags, copy_below, len, expected) in both {
+        let guest = Guest::for_flags(flags);
+        let (device, kept) = Keeper::new(true);
+        let served = Served::new(device, &guest, copy_below);
+        let mut raw = Raw::start(&served, guest.whole(RegionLayout::XenMerged, flags));
+        raw.push(0, &[(raw.address(DATA_PAGE), len, true)]);
+        raw.ring.publish();
+        let request = kept.recv_timeout(LIMIT).unwrap();
+        assert_eq!(request.maps_grants(), expected, "{flags:#x}, {len} bytes");
+        request.complete(0).unwrap();
+        raw.used();
+    }
+}
+
+#[test]
+fn buffers_beside_what_is_granted_in_advance_are_no_mappings_of_grants() {
+    let guest = Guest::granting();
+    let (device, kept) = Keeper::new(true);
+    let served = Served::new(device, &guest, u64::MAX);
+    let user = guest.memory.regions()[0].user().0;
+    let rings = guest.region(0, SIZE / 2, user, IN_ADVANCE);
+    let rest = guest.region(SIZE / 2, SIZE / 2, 0, ON_DEMAND);
+    let told = guest.told(RegionLayout::XenMerged, vec![rings, rest]);
+    let mut raw = Raw::start(&served, told);
+    for (head, page, expected) in [(0, DATA_PAGE, true), (4, SIZE / 2 / PAGE, false)] {
+        raw.push(head, &[(raw.address(page), 4096, true)]);
+        raw.ring.publish();
+        let request = kept.recv_timeout(LIMIT).unwrap();
+        assert_eq!(request.maps_grants(), expected, "page {page}");
+        request.complete(0).unwrap();
+        raw.used();
     }
 }
 
