@@ -32,6 +32,16 @@ def test_the_course_of_a_session_is_logged_in_order(
     assert {r.name for r in caplog.records} == {"vhost_user.backend"}
 
 
+def test_features_are_logged_by_name(vhost_socket: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "vhost_user")
+    with vu.Backend(RamDisk(), socket=vhost_socket), open_driver(vhost_socket) as driver:
+        driver.front.stop_ring()
+    [said] = [r.getMessage() for r in caplog.records if "negotiated" in r.getMessage()]
+    assert "SEG_MAX, BLK_SIZE, " in said
+    assert ", VERSION_1)" in said
+    assert "bit " not in said
+
+
 def test_reports_of_callbacks_stand_where_they_happened(
     vhost_socket: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

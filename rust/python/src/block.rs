@@ -10,7 +10,7 @@ use pyo3::sync::MutexExt;
 use pyo3::types::PyBool;
 use vhost_user_core::block::{
     BlkOp, BlockCore, BlockOptions, BlockRequest as CoreRequest, ByteRange, Geometry, InvalidBlock,
-    Status, VIRTIO_ID,
+    Status, VIRTIO_ID, feature,
 };
 use vhost_user_core::device::{ConfigRefused, Device};
 use vhost_user_core::pace::{Pace, half};
@@ -336,6 +336,10 @@ impl Device for PyBlock {
 
     fn features(&self) -> u64 {
         self.core.features()
+    }
+
+    fn feature_name(&self, bit: u64) -> Option<&'static str> {
+        feature::name(bit)
     }
 
     fn num_queues(&self) -> u16 {

@@ -4,7 +4,6 @@ use std::fmt;
 
 use crate::connection::Refusal;
 use crate::wire::ProtocolFeatures;
-use crate::wire::features::describe;
 
 /// Hears what happens. Called on the back-end's own threads, with no lock held; must not block.
 pub trait Observer: Send + Sync + 'static {
@@ -36,6 +35,8 @@ pub enum Event {
     Negotiated {
         /// Virtio and vhost feature bits.
         features: u64,
+        /// Their names.
+        names: String,
         /// Protocol features.
         protocol: ProtocolFeatures,
     },
@@ -122,10 +123,9 @@ impl fmt::Display for Event {
         match self {
             Self::Listening(at) => write!(f, "listening on {at}"),
             Self::Connected(peer) => write!(f, "front-end connected: {peer}"),
-            Self::Negotiated { features, protocol } => write!(
+            Self::Negotiated { features, names, protocol } => write!(
                 f,
-                "negotiated features {features:#x} ({}), protocol features {:#x} ({})",
-                describe(*features),
+                "negotiated features {features:#x} ({names}), protocol features {:#x} ({})",
                 protocol.bits(),
                 protocol.describe()
             ),

@@ -18,7 +18,7 @@ use crate::request::Sink;
 use crate::ring::{SplitLayout, SplitRing};
 use crate::socket::{Incoming, Stream};
 use crate::sys::guard::Loss;
-use crate::wire::features::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
+use crate::wire::features::{self, EVENT_IDX, INDIRECT_DESC, VERSION_1};
 use crate::wire::payload::XenMeans;
 use crate::wire::{BackendMessage, Flags, Frame, ProtocolFeatures};
 use crate::worker::{Command, Manners, Queue, Signal, Worker};
@@ -188,7 +188,8 @@ impl<'a> Session<'a> {
     fn set_features(&mut self, features: u64, enable_all: bool) -> Result<(), Refusal> {
         self.device().negotiated(features);
         let protocol = self.connection.protocol_features();
-        self.event(Event::Negotiated { features, protocol });
+        let names = features::describe_of(features, |bit| self.device().feature_name(bit));
+        self.event(Event::Negotiated { features, names, protocol });
         if enable_all {
             for index in 0..self.device().num_queues() {
                 self.enable(index, true)?;

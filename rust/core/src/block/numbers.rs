@@ -32,6 +32,22 @@ pub mod feature {
     pub const DISCARD: u64 = 1 << 13;
     /// Write zeroes requests.
     pub const WRITE_ZEROES: u64 = 1 << 14;
+
+    /// The standard's name of a bit above.
+    pub fn name(bit: u64) -> Option<&'static str> {
+        Some(match bit {
+            SEG_MAX => "SEG_MAX",
+            RO => "RO",
+            BLK_SIZE => "BLK_SIZE",
+            FLUSH => "FLUSH",
+            TOPOLOGY => "TOPOLOGY",
+            CONFIG_WCE => "CONFIG_WCE",
+            MQ => "MQ",
+            DISCARD => "DISCARD",
+            WRITE_ZEROES => "WRITE_ZEROES",
+            _ => return None,
+        })
+    }
 }
 
 /// What a request asks for.

@@ -106,9 +106,15 @@ const NAMES: [(u64, &str); 13] = [
 /// The bits of `features` in words: names where the bit belongs to every device type, `bit N`
 /// where its meaning depends on the device. `none` for 0.
 pub fn describe(features: u64) -> String {
-    words((0..64).filter(|n| features & (1 << n) != 0).map(|n| {
-        let named = NAMES.iter().find(|(mask, _)| *mask == 1 << n);
-        named.map_or_else(|| format!("bit {n}"), |(_, name)| (*name).to_owned())
+    describe_of(features, |_| None)
+}
+
+/// The same of a device whose own bits `of_type` knows.
+pub fn describe_of(features: u64, of_type: impl Fn(u64) -> Option<&'static str>) -> String {
+    words((0..64).map(|n| 1 << n).filter(|bit| features & bit != 0).map(|bit: u64| {
+        let named = NAMES.iter().find(|(mask, _)| *mask == bit).map(|(_, name)| *name);
+        let name = named.or_else(|| of_type(bit));
+        name.map_or_else(|| format!("bit {}", bit.trailing_zeros()), str::to_owned)
     }))
 }
 
@@ -155,6 +161,8 @@ mod tests {
     fn bits_are_described_by_name_or_number() {
         assert_eq!(describe(0), "none");
         assert_eq!(describe(VERSION_1 | 0x20), "bit 5, VERSION_1");
+        let of_type = |bit| (bit == 0x20).then_some("RO");
+        assert_eq!(describe_of(VERSION_1 | 0x60, of_type), "RO, bit 6, VERSION_1");
         let odd = ProtocolFeatures::MQ | ProtocolFeatures::from_bits_retain(1 << 63);
         assert_eq!(odd.describe(), "MQ, bit 63");
     }
