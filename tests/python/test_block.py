@@ -342,3 +342,9 @@ def test_a_write_is_durable_where_no_flush_is_offered(vhost_blk: vu.testing.BlkF
 
     vhost_blk(Noting()).pwrite(bytes(512), 0)
     assert durable == [True]
+
+
+def test_a_disk_made_without_its_keyword_is_refused_by_a_public_name() -> None:
+    for kind in (vu.NullDisk, vu.BlockDevice):
+        with pytest.raises(TypeError, match=r"^Disk\.__init__\(\) takes 1 positional argument"):
+            kind(1 << 20)  # type: ignore[call-arg]

@@ -20,8 +20,8 @@ MAX_SERIAL = 20
 """Bytes of a serial number."""
 
 
-class _Block(Device):
-    """What all disks have."""
+class Disk(Device):
+    """What all disks have: the base of those below, none that can be served."""
 
     device_id: ClassVar[int] = 2
 
@@ -62,7 +62,7 @@ class _Block(Device):
         self.size = size
 
 
-class BlockDevice(_Block):
+class BlockDevice(Disk):
     """A disk whose data is in Python.
 
     The smallest needs ``read`` and, unless it is read-only, ``write``. Each request has been
@@ -125,7 +125,7 @@ class BlockDevice(_Block):
         raise NotImplementedError(f"{type(self).__name__}.on_batch")
 
 
-class _RustDisk(_Block):
+class _RustDisk(Disk):
     """A disk whose data never passes through Python."""
 
     def __init_subclass__(cls) -> None:
