@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -58,6 +59,15 @@ def boot(kind: Kind, script: str, directory: Path, *, seconds: float = SECONDS) 
         image.unlink()
 
 
+def counts(junit: bytes) -> str:
+    """How many tests a JUnit report has, in words."""
+    [suite] = ElementTree.fromstring(junit).iter("testsuite")
+    names = ("tests", "failures", "errors", "skipped")
+    tests, failed, broken, skipped = (int(suite.get(name, "0")) for name in names)
+    passed = tests - failed - broken - skipped
+    return f"{passed} passed, {failed + broken} failed, {skipped} skipped"
+
+
 def failures(junit: bytes) -> list[str]:
     """The tests in a JUnit report that did not pass, with what they said."""
     found = []
@@ -68,16 +78,25 @@ def failures(junit: bytes) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", [PV, PVH, ARM], ids=lambda kind: kind.name)
-def test_every_test_in_dom0_passes(kind: Kind) -> None:
+def test_every_test_in_dom0_passes(
+    kind: Kind, record_property: Callable[[str, object], None]
+) -> None:
     directory = DIRECTORY / "results" / kind.name
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     results = boot(kind, SCRIPTS[kind], directory)
     for name, content in results.files.items():
         (directory / name).write_bytes(content)
-    failed = failures(results.files["junit.xml"])
+    junit = results.files["junit.xml"]
+    record_property("dom0", f"{kind.name}: {counts(junit)}; {directory}")
+    failed = failures(junit)
     assert not failed, "\n\n".join(failed)
     assert results.status == 0, f"dom0 ended with {results.status}: see {directory}"
+
+
+def test_results_are_counted() -> None:
+    junit = b'<testsuites><testsuite tests="9" failures="1" errors="2" skipped="3"/></testsuites>'
+    assert counts(junit) == "3 passed, 3 failed, 3 skipped"
 
 
 def test_the_status_and_the_files_of_the_script_come_out(tmp_path: Path) -> None:
