@@ -1,0 +1,193 @@
+//! Buffers in memory that is not mapped until it is needed.
+//!
+//! A chain is popped first: its descriptors say where buffers are, and a buffer in such memory is
+//! noted as [`Piece`]s with no place yet. Then all pieces of a batch get their places at once:
+//!
+//! ```text
+//! little data    one copy call      into the request's bounce buffer, and back when it is answered
+//! more           one map call       for what the device reads, read-only,
+//!                one map call       for what it writes
+//! ```
+//!
+//! A mapped page must be given back before the driver sees the request's used element: it ends
+//! its grant then, and cannot while the page is mapped. The pages of one map call are given back
+//! together, so requests share one only if the device is done with all of them when it is done
+//! with the batch. Requests that it may keep are copied, or have map calls of their own.
+//!
+//! What cannot be reached is the request's [`Fault`]: the piece becomes private zeroes, so that
+//! all others keep their offsets, and the device is not shown the request.
+
+mod copy;
+mod place;
+mod provide;
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::grant::GrantMap;
+use super::region::OnDemand;
+use super::view::{Access, Buffers, Segment};
+use crate::address::GuestAddr;
+use crate::sys::mmap::Mapping;
+use crate::sys::scratch::Scratch;
+use crate::xen::XEN_PAGE;
+pub(super) use copy::cut;
+pub use copy::give_back;
+pub use provide::{Shared, provide};
+
+/// Pages of the longest piece. Longer buffers are several pieces, so that the kernel's limit of a
+/// call can be kept.
+const PIECE_PAGES: u64 = 128;
+
+/// Bounce bytes that an idle request keeps.
+const IDLE_BOUNCE: usize = 64 << 10;
+
+/// What of a chain lies in memory that is mapped on demand.
+#[derive(Debug, Default)]
+pub(super) struct Demand {
+    pieces: Vec<Piece>,
+    bounce: Scratch,
+    pins: Vec<Pin>,
+    fault: Option<Fault>,
+}
+
+/// A run of bytes in consecutive pages.
+#[derive(Debug)]
+struct Piece {
+    access: Access,
+    /// Which segment of its side it is.
+    segment: usize,
+    at: GuestAddr,
+    len: usize,
+    source: Source,
+    state: State,
+}
+
+/// What a piece is reached by.
+#[derive(Clone, Copy, Debug)]
+enum Source {
+    /// Grants of a domain, from the reference that its address names.
+    Grants(u16),
+    /// The frames that its address names.
+    Frames,
+    /// Nothing: it may not be used so.
+    Nothing,
+}
+
+/// What became of a piece.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Waiting,
+    /// In the bounce buffer, from here on.
+    Copied(usize),
+    Mapped,
+    Lost,
+}
+
+/// What keeps a piece's place valid.
+#[derive(Debug)]
+#[expect(dead_code, reason = "held, and never looked at")]
+enum Pin {
+    Grants(Arc<GrantMap>),
+    Private(Mapping),
+}
+
+/// A buffer that cannot be reached: it was never granted, not any more, not for writing, or too
+/// often at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// First address.
+    pub at: GuestAddr,
+    /// Bytes.
+    pub len: usize,
+    /// What it was wanted for.
+    pub access: Access,
+}
+
+impl Demand {
+    /// Notes `len` bytes at `at`, whose place is not known: empty segments stand for it in
+    /// `list`.
+    #[cold]
+    pub(super) fn add(
+        &mut self,
+        list: &mut Vec<Segment>,
+        (at, len): (GuestAddr, u64),
+        how: Option<&OnDemand>,
+        access: Access,
+    ) {
+        let source = match how {
+            Some(OnDemand::Grants(_, domid)) => Source::Grants(*domid),
+            Some(OnDemand::Frames(_)) => Source::Frames,
+            None => Source::Nothing,
+        };
+        let (mut at, mut left) = (at.0, len);
+        while left > 0 {
+            let len = left.min(PIECE_PAGES * XEN_PAGE - at % XEN_PAGE);
+            self.pieces.push(Piece {
+                access,
+                segment: list.len(),
+                at: GuestAddr(at),
+                len: len as usize,
+                source,
+                state: State::Waiting,
+            });
+            list.push(Segment::EMPTY);
+            (at, left) = (at + len, left - len);
+        }
+    }
+
+    /// Forgets everything. Whatever was mapped is given back.
+    pub(super) fn clear(&mut self) {
+        self.pieces.clear();
+        self.pins.clear();
+        self.fault = None;
+        self.bounce.reset(0, IDLE_BOUNCE);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    pub(super) fn fault(&self) -> Option<Fault> {
+        self.fault
+    }
+
+    /// Whether granted pages are mapped for it.
+    pub(super) fn maps_grants(&self) -> bool {
+        self.pins.iter().any(|pin| matches!(pin, Pin::Grants(_)))
+    }
+}
+
+impl Piece {
+    fn pages(&self) -> usize {
+        (self.at.0 % XEN_PAGE + self.len as u64).div_ceil(XEN_PAGE) as usize
+    }
+
+    /// Its place in an area whose first byte is that of its first page.
+    fn inside(&self, first_page: *mut u8) -> Segment {
+        Segment::new(first_page.wrapping_add((self.at.0 % XEN_PAGE) as usize), self.len)
+    }
+}
+
+impl Buffers {
+    /// Whether some of it waits to be given a place.
+    pub fn waits(&self) -> bool {
+        self.demand().is_some_and(|demand| !demand.is_empty())
+    }
+
+    /// What of it cannot be reached.
+    pub fn fault(&self) -> Option<Fault> {
+        self.demand()?.fault()
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { at, len, access } = self;
+        let what = match access {
+            Access::DeviceReadable => "read",
+            Access::DeviceWritable => "written",
+        };
+        write!(f, "{len} bytes at {at} cannot be {what}: no grant allows it")
+    }
+}

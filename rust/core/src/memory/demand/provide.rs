@@ -1,0 +1,209 @@
+//! Which pieces of a batch are copied, which are mapped, and by which calls.
+
+use std::sync::{Arc, Weak};
+
+use super::copy::copy;
+use super::{Demand, IDLE_BOUNCE, PIECE_PAGES, Piece, Source, State};
+use crate::memory::foreign::Foreign;
+use crate::memory::grant::{GrantMap, Grants, run};
+use crate::memory::region::{OnDemand, grant_of};
+use crate::memory::view::{Access, Buffers};
+use crate::xen::{GrantRef, XEN_PAGE};
+
+/// Bytes of a piece that is always copied: headers and status bytes. A page would have to be
+/// mapped for them, and one page is copied in the time that it takes to map it.
+const SMALL: u64 = 512;
+
+/// Bytes of a request that is copied when the device may keep it. Above, it has more pages than
+/// a map call of its own is too dear for.
+const KEPT: u64 = PIECE_PAGES * XEN_PAGE;
+
+/// Pieces of a request that fail before the others are not tried any more: 4 GiB of nothing are
+/// 8192 pieces.
+const MAX_FAILED: usize = 16;
+
+/// Map calls that the requests of a batch share.
+#[derive(Debug, Default)]
+pub struct Shared(Vec<Weak<GrantMap>>);
+
+impl Shared {
+    /// Whether no request holds a page of theirs any more.
+    pub fn is_free(&self) -> bool {
+        self.0.iter().all(|map| map.strong_count() == 0)
+    }
+}
+
+/// Gives every piece of every chain its place. All chains are from one table of memory. `kept`:
+/// the device may keep requests when it is done with the batch. `mapped`: what could be copied is
+/// mapped, unless it is small.
+pub fn provide(batch: &mut [&mut Buffers], kept: bool, mapped: bool) -> Shared {
+    let Some(memory) = batch.first().and_then(|buffers| buffers.memory()).map(Arc::clone) else {
+        return Shared::default();
+    };
+    let mut provider = Provider { batch, shared: Shared::default() };
+    if let Some(grants) = memory.grants() {
+        provider.plan(grants, kept, mapped);
+        provider.copy_in(grants);
+        provider.map(grants, Access::DeviceReadable, kept);
+        provider.map(grants, Access::DeviceWritable, kept);
+    }
+    if let Some(OnDemand::Frames(foreign)) = memory.beyond().and_then(|r| r.on_demand()) {
+        provider.map_frames(foreign);
+    }
+    provider.lose_the_rest();
+    provider.shared
+}
+
+/// The chains of a batch while they get their places.
+struct Provider<'a, 'b> {
+    batch: &'a mut [&'b mut Buffers],
+    shared: Shared,
+}
+
+/// A chain, and a piece of it.
+type Name = (usize, usize);
+
+impl Provider<'_, '_> {
+    /// Decides what is copied.
+    fn plan(&mut self, grants: &Grants, kept: bool, mapped: bool) {
+        let sides = [Access::DeviceReadable, Access::DeviceWritable];
+        let total = |access| -> u64 { self.demands().map(|d| d.bytes(access)).sum() };
+        let few = sides.map(|access| total(access) <= grants.copy_below());
+        for buffers in &mut *self.batch {
+            let Some(demand) = buffers.demand_mut() else { continue };
+            let own: u64 = sides.iter().map(|&access| demand.bytes(access)).sum();
+            let mut end = 0;
+            for piece in &mut demand.pieces {
+                let side = usize::from(piece.access == Access::DeviceWritable);
+                let little = few[side] || kept && own <= KEPT;
+                let copied = piece.len as u64 <= SMALL || little && !mapped;
+                if copied && matches!(piece.source, Source::Grants(_)) {
+                    piece.state = State::Copied(end);
+                    end += piece.len.next_multiple_of(8);
+                }
+            }
+            demand.bounce.reset(end, IDLE_BOUNCE);
+            buffers.place_copied();
+        }
+    }
+
+    fn copy_in(&mut self, grants: &Grants) {
+        copy(self.batch, grants, Access::DeviceReadable);
+    }
+
+    /// Maps all pieces of one side that wait for grants.
+    fn map(&mut self, grants: &Arc<Grants>, access: Access, kept: bool) {
+        let mut group: Vec<Name> = Vec::new();
+        let mut pages = 0;
+        for name in self.waiting(access) {
+            let more = self.pages(name);
+            let full = pages + more > grants.limit();
+            let other = kept && group.first().is_some_and(|first| first.0 != name.0);
+            if full || other {
+                self.map_group(grants, &group, access, kept);
+                group.clear();
+                pages = 0;
+            }
+            group.push(name);
+            pages += more;
+        }
+        self.map_group(grants, &group, access, kept);
+    }
+
+    /// Maps pieces in one call. It fails as a whole for one bad page: then each request is mapped
+    /// alone, and each piece of a request for which that fails.
+    fn map_group(&mut self, grants: &Arc<Grants>, group: &[Name], access: Access, kept: bool) {
+        if group.is_empty() || self.try_map(grants, group, access, kept) {
+            return;
+        }
+        for request in group.chunk_by(|a, b| a.0 == b.0) {
+            if request.len() < group.len() && self.try_map(grants, request, access, true) {
+                continue;
+            }
+            self.map_pieces(grants, request, access);
+        }
+    }
+
+    /// Maps each piece of a request alone, the last one first: it may have the byte that says that
+    /// the request failed.
+    fn map_pieces(&mut self, grants: &Arc<Grants>, request: &[Name], access: Access) {
+        let mut failed = 0;
+        for &name in request.iter().rev() {
+            let try_it = request.len() > 1 && failed < MAX_FAILED;
+            if !try_it || !self.try_map(grants, &[name], access, true) {
+                failed += 1;
+                self.batch[name.0].lose(name.1);
+            }
+        }
+    }
+
+    fn try_map(&mut self, grants: &Arc<Grants>, group: &[Name], access: Access, own: bool) -> bool {
+        let refs: Vec<GrantRef> = group.iter().flat_map(|&name| self.refs(name)).collect();
+        let Ok(map) = grants.map(&refs, access.protection()) else { return false };
+        let mut page = 0;
+        for &(number, piece) in group {
+            let pages = self.pages((number, piece));
+            self.batch[number].place_mapped(piece, &map, page);
+            page += pages;
+        }
+        if !own {
+            self.shared.0.push(Arc::downgrade(&map));
+        }
+        true
+    }
+
+    fn map_frames(&mut self, foreign: &Foreign) {
+        for access in [Access::DeviceReadable, Access::DeviceWritable] {
+            for buffers in &mut *self.batch {
+                buffers.place_frames(foreign, access);
+            }
+        }
+    }
+
+    fn lose_the_rest(&mut self) {
+        for buffers in &mut *self.batch {
+            buffers.lose_waiting();
+        }
+    }
+
+    fn demands(&self) -> impl Iterator<Item = &Demand> {
+        self.batch.iter().filter_map(|buffers| buffers.demand())
+    }
+
+    fn piece(&self, (number, piece): Name) -> Option<&Piece> {
+        self.batch[number].demand()?.pieces.get(piece)
+    }
+
+    fn waiting(&self, access: Access) -> Vec<Name> {
+        let chains = self.batch.iter().enumerate();
+        let demands = chains.filter_map(|(number, buffers)| Some((number, buffers.demand()?)));
+        demands
+            .flat_map(|(number, demand)| {
+                let pieces = demand.pieces.iter().enumerate();
+                pieces.map(move |(at, piece)| ((number, at), piece))
+            })
+            .filter(|(_, piece)| piece.access == access && piece.state == State::Waiting)
+            .filter(|(_, piece)| matches!(piece.source, Source::Grants(_)))
+            .map(|(name, _)| name)
+            .collect()
+    }
+
+    fn pages(&self, name: Name) -> usize {
+        self.piece(name).map_or(0, Piece::pages)
+    }
+
+    fn refs(&self, name: Name) -> impl Iterator<Item = GrantRef> + use<> {
+        let run = self.piece(name).and_then(|piece| match piece.source {
+            Source::Grants(domid) => Some(run(domid, grant_of(piece.at), piece.pages())),
+            Source::Frames | Source::Nothing => None,
+        });
+        run.into_iter().flatten()
+    }
+}
+
+impl Demand {
+    fn bytes(&self, access: Access) -> u64 {
+        let these = self.pieces.iter().filter(|piece| piece.access == access);
+        these.filter(|piece| piece.len as u64 > SMALL).map(|piece| piece.len as u64).sum()
+    }
+}
