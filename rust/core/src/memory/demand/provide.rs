@@ -14,8 +14,8 @@ use crate::xen::{GrantRef, XEN_PAGE};
 /// mapped for them, and one page is copied in the time that it takes to map it.
 const SMALL: u64 = 512;
 
-/// Bytes of a request that is copied when the device may keep it. Above, it has more pages than
-/// a map call of its own is too dear for.
+/// Bytes of one side of a request that is copied when the device may keep it. Above, it has more
+/// pages than a map call of its own is too dear for.
 const KEPT: u64 = PIECE_PAGES * XEN_PAGE;
 
 /// Pieces of a request that fail before the others are not tried any more: 4 GiB of nothing are
@@ -44,8 +44,7 @@ pub fn provide(batch: &mut [&mut Buffers], kept: bool, mapped: bool) -> Shared {
     if let Some(grants) = memory.grants() {
         provider.plan(grants, kept, mapped);
         provider.copy_in(grants);
-        provider.map(grants, Access::DeviceReadable, kept);
-        provider.map(grants, Access::DeviceWritable, kept);
+        SIDES.into_iter().for_each(|side| provider.map(grants, side, kept));
     }
     if let Some(OnDemand::Frames(foreign)) = memory.beyond().and_then(|r| r.on_demand()) {
         provider.map_frames(foreign);
@@ -60,23 +59,22 @@ struct Provider<'a, 'b> {
     shared: Shared,
 }
 
+const SIDES: [Access; 2] = [Access::DeviceReadable, Access::DeviceWritable];
+
 /// A chain, and a piece of it.
 type Name = (usize, usize);
 
 impl Provider<'_, '_> {
     /// Decides what is copied.
     fn plan(&mut self, grants: &Grants, kept: bool, mapped: bool) {
-        let sides = [Access::DeviceReadable, Access::DeviceWritable];
-        let total = |access| -> u64 { self.demands().map(|d| d.bytes(access)).sum() };
-        let few = sides.map(|access| total(access) <= grants.copy_below());
+        let few = self.few(grants.copy_below());
         for buffers in &mut *self.batch {
             let Some(demand) = buffers.demand_mut() else { continue };
-            let own: u64 = sides.iter().map(|&access| demand.bytes(access)).sum();
+            let own = SIDES.map(|side| kept && demand.bytes(side) <= KEPT);
             let mut end = 0;
             for piece in &mut demand.pieces {
                 let side = usize::from(piece.access == Access::DeviceWritable);
-                let little = few[side] || kept && own <= KEPT;
-                let copied = piece.len as u64 <= SMALL || little && !mapped;
+                let copied = piece.is_small() || !mapped && (few[side] || own[side]);
                 if copied && matches!(piece.source, Source::Grants(_)) {
                     piece.state = State::Copied(end);
                     end += piece.len.next_multiple_of(8);
@@ -85,6 +83,18 @@ impl Provider<'_, '_> {
             demand.bounce.reset(end, IDLE_BOUNCE);
             buffers.place_copied();
         }
+    }
+
+    /// Of which sides all that the batch has is copied. A map call is for one side: two of them
+    /// for no more pages than one is worth cost more than to copy the lesser side.
+    fn few(&self, copy_below: u64) -> [bool; 2] {
+        let bytes = SIDES.map(|side| self.demands().map(|d| d.bytes(side)).sum::<u64>());
+        let few = bytes.map(|bytes| bytes <= copy_below);
+        let pages: usize = self.demands().map(Demand::pages).sum();
+        if few == [false; 2] && pages as u64 <= PIECE_PAGES {
+            return [bytes[0] <= bytes[1], bytes[0] > bytes[1]];
+        }
+        few
     }
 
     fn copy_in(&mut self, grants: &Grants) {
@@ -153,7 +163,7 @@ impl Provider<'_, '_> {
     }
 
     fn map_frames(&mut self, foreign: &Foreign) {
-        for access in [Access::DeviceReadable, Access::DeviceWritable] {
+        for access in SIDES {
             for buffers in &mut *self.batch {
                 buffers.place_frames(foreign, access);
             }
@@ -202,8 +212,20 @@ impl Provider<'_, '_> {
 }
 
 impl Demand {
+    /// Bytes of one side that are not copied in any case.
     fn bytes(&self, access: Access) -> u64 {
-        let these = self.pieces.iter().filter(|piece| piece.access == access);
-        these.filter(|piece| piece.len as u64 > SMALL).map(|piece| piece.len as u64).sum()
+        let these = self.pieces.iter().filter(|piece| piece.access == access && !piece.is_small());
+        these.map(|piece| piece.len as u64).sum()
+    }
+
+    /// The pages of those bytes.
+    fn pages(&self) -> usize {
+        self.pieces.iter().filter(|piece| !piece.is_small()).map(Piece::pages).sum()
+    }
+}
+
+impl Piece {
+    fn is_small(&self) -> bool {
+        self.len as u64 <= SMALL
     }
 }
