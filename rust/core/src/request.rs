@@ -204,7 +204,7 @@ impl Batch {
 
     /// The buffers of the requests that were not taken.
     pub(crate) fn buffers_mut(&mut self) -> impl Iterator<Item = &mut Buffers> {
-        self.pending.iter_mut().filter_map(|r| r.slot.as_deref_mut()).map(|slot| &mut slot.buffers)
+        self.chains_mut().map(|(_, buffers)| buffers)
     }
 
     pub(crate) fn done_mut(&mut self) -> &mut Vec<Done> {
@@ -231,9 +231,16 @@ impl Batch {
         self.done.drain(..)
     }
 
-    /// The slots of the requests that the device left, last first.
-    pub(crate) fn take_left(&mut self) -> impl Iterator<Item = Box<Slot>> + '_ {
-        self.pending.drain(..).rev().map(Request::into_slot)
+    /// The heads and the buffers of the requests that were not taken.
+    pub(crate) fn chains_mut(&mut self) -> impl Iterator<Item = (u16, &mut Buffers)> {
+        let slots = self.pending.iter_mut().filter_map(|r| r.slot.as_deref_mut());
+        slots.map(|slot| (slot.head, &mut slot.buffers))
+    }
+
+    /// The slots of the requests that were not taken, from the one numbered `first` on, last
+    /// first.
+    pub(crate) fn take_left(&mut self, first: usize) -> impl Iterator<Item = Box<Slot>> + '_ {
+        self.pending.drain(first..).rev().map(Request::into_slot)
     }
 }
 

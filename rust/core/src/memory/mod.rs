@@ -14,7 +14,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::address::{GuestAddr, UserAddr};
-pub use demand::{Fault, Shared, give_back, provide};
+pub use demand::{Fault, Reads, Shared, give_back, provide};
 pub use foreign::NoPage;
 use grant::Grants;
 use index::Index;

@@ -7,14 +7,14 @@
 //! [`Buffers`] hold the memory table that their segments were looked up in (descriptor chains).
 #![allow(unsafe_code)] // Raw pointers into memory that is shared with the guest.
 
-use std::cell::Cell;
 use std::io;
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
-use super::demand::{Demand, cut};
+use super::demand::{Demand, Fault};
 use super::foreign::Foreign;
 use super::grant::{GrantMap, Grants, run};
 use super::region::{OnDemand, Reach, grant_of};
@@ -286,6 +286,14 @@ impl Buffers {
         }
     }
 
+    /// Nothing is known of the chain's buffers: its descriptors cannot be read.
+    #[cold]
+    pub fn fail(&mut self, at: GuestAddr, len: usize) {
+        self.forget();
+        let fault = Fault { at, len, access: Access::DeviceReadable };
+        self.demand.get_or_insert_default().fail(fault);
+    }
+
     fn forget(&mut self) {
         self.readable.clear();
         self.writable.clear();
@@ -533,41 +541,56 @@ impl Parts<'_> {
     }
 }
 
-/// Copies `out.len()` bytes at `at` out of `memory`, across regions.
-pub fn read(memory: &Memory, at: GuestAddr, out: &mut [u8]) -> Result<(), OutOfMemory> {
+/// Copies `out.len()` bytes at `at` out of `memory` if they are one mapped piece, as nearly all are.
+#[inline]
+pub(super) fn read_mapped(memory: &Memory, at: GuestAddr, out: &mut [u8]) -> bool {
+    let place = memory.mapped(at, out.len() as u64, Access::DeviceReadable);
+    // SAFETY: `memory` is borrowed and holds its regions; the place has as many bytes as `out`;
+    // private memory and guest memory do not overlap.
+    place.map(|from| unsafe { copy_out(from, out) }).is_some()
+}
+
+/// Copies `out.len()` bytes at `at` out of `memory`, across regions. What is granted on demand is
+/// not copied: `later` gets its address, its domain and its place in `out`.
+pub(super) fn read(
+    memory: &Memory,
+    at: GuestAddr,
+    out: &mut [u8],
+    mut later: impl FnMut(GuestAddr, u16, Range<usize>),
+) -> Result<(), OutOfMemory> {
     let (mut done, mut whole) = (0, true);
     memory.reach(at, out.len() as u64, Access::DeviceReadable, |place| {
-        let out = &mut out[done..done + place.len as usize];
-        done += out.len();
+        let part = done..done + place.len as usize;
+        done = part.end;
         match place.reach {
-            // SAFETY: `memory` is borrowed and holds its regions; `out` has `part.len` bytes, as
-            // many as the place; private memory and guest memory do not overlap.
-            Reach::Mapped(part) => unsafe {
-                ptr::copy_nonoverlapping(part.base, out.as_mut_ptr(), part.len);
-            },
-            Reach::OnDemand(how) => whole &= read_unmapped(how, place.at, out),
+            // SAFETY: as in `read_mapped`, for a part of `out`.
+            Reach::Mapped(from) => unsafe { copy_out(from, &mut out[part]) },
+            Reach::OnDemand(OnDemand::Grants(_, domid)) => later(place.at, *domid, part),
+            Reach::OnDemand(OnDemand::Frames(foreign)) => {
+                whole &= read_frames(foreign, place.at, &mut out[part]);
+            }
             Reach::Denied => whole = false,
         }
     })?;
     if whole { Ok(()) } else { Err(OutOfMemory { at, len: out.len() as u64 }) }
 }
 
+/// # Safety
+/// `from` is mapped and does not overlap `out`.
+#[inline]
+unsafe fn copy_out(from: Segment, out: &mut [u8]) {
+    assert_eq!(from.len, out.len(), "a place is as long as what it is read into");
+    // SAFETY: `from` is mapped, by the caller's word, for the length of `out`, checked above; the
+    // two do not overlap, by the caller's word.
+    unsafe { ptr::copy_nonoverlapping(from.base, out.as_mut_ptr(), out.len()) };
+}
+
 #[cold]
-fn read_unmapped(how: &OnDemand, at: GuestAddr, out: &mut [u8]) -> bool {
-    match how {
-        OnDemand::Grants(grants, domid) => {
-            let cells = Cell::from_mut(out).as_slice_of_cells();
-            let mut pieces: Vec<_> = cut(at, *domid, cells, false).collect();
-            grants.copy(&mut pieces);
-            pieces.iter().all(|piece| piece.status == 0)
-        }
-        OnDemand::Frames(foreign) => {
-            let Ok(area) = foreign.map(at, out.len() as u64) else { return false };
-            let from = area.base().wrapping_add((at.0 % XEN_PAGE) as usize);
-            // SAFETY: `map` mapped all pages of `out.len()` bytes at `at`, of which `from` is the
-            // first, and `area` lives on; private memory and guest memory do not overlap.
-            unsafe { ptr::copy_nonoverlapping(from, out.as_mut_ptr(), out.len()) };
-            true
-        }
-    }
+fn read_frames(foreign: &Foreign, at: GuestAddr, out: &mut [u8]) -> bool {
+    let Ok(area) = foreign.map(at, out.len() as u64) else { return false };
+    let from = area.base().wrapping_add((at.0 % XEN_PAGE) as usize);
+    // SAFETY: `map` mapped all pages of `out.len()` bytes at `at`, of which `from` is the first,
+    // and `area` lives on; private memory and guest memory do not overlap.
+    unsafe { ptr::copy_nonoverlapping(from, out.as_mut_ptr(), out.len()) };
+    true
 }

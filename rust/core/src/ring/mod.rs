@@ -1,7 +1,9 @@
 //! Virtqueues as the device sees them. No protocol message and no device is known here.
 
+mod chain;
 mod event;
 mod split;
+mod tables;
 
 use std::fmt;
 

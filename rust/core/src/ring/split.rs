@@ -12,15 +12,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
+use super::chain::{Chain, DESC_INDIRECT, DESC_LEN, DESC_NEXT, Descriptor};
+use super::tables::Tables;
 use super::{MAX_CHAIN, RingError, need_event};
-use crate::address::{GuestAddr, UserAddr};
+use crate::address::UserAddr;
+use crate::memory::Memory;
 use crate::memory::view::{Access, Buffers, Window};
-use crate::memory::{Memory, view};
 
-const DESC_LEN: usize = 16;
-const DESC_NEXT: u16 = 1;
-const DESC_WRITE: u16 = 2;
-const DESC_INDIRECT: u16 = 4;
 const AVAIL_NO_INTERRUPT: u16 = 1;
 const USED_NO_NOTIFY: u16 = 1;
 const RING_HEADER: usize = 4;
@@ -84,6 +82,8 @@ pub struct SplitRing {
     next_avail: u16,
     /// The available index as read last: entries before it are safe to read.
     seen_avail: u16,
+    /// Nothing is popped from here on before the next look at the available index.
+    batch_end: u16,
     /// Next used index to write.
     next_used: u16,
     /// The used index as published last.
@@ -92,18 +92,8 @@ pub struct SplitRing {
     decided: Option<u16>,
     /// One bit for each descriptor that heads a chain in flight.
     in_flight: Box<[u64]>,
-    /// Private copy of an indirect table.
-    table: Vec<u8>,
+    tables: Tables,
     max_chain: u16,
-}
-
-/// One descriptor, copied.
-#[derive(Clone, Copy, Debug)]
-struct Descriptor {
-    at: GuestAddr,
-    len: u32,
-    flags: u16,
-    next: u16,
 }
 
 impl SplitRing {
@@ -127,11 +117,12 @@ impl SplitRing {
             memory: Arc::clone(memory),
             next_avail: next,
             seen_avail: next,
+            batch_end: next,
             next_used: next,
             published: next,
             decided: None,
             in_flight,
-            table: Vec::new(),
+            tables: Tables::default(),
             max_chain: layout.size.max(MAX_CHAIN),
         })
     }
@@ -155,14 +146,16 @@ impl SplitRing {
             return Err(RingError::IndexJump { available, next, size });
         }
         self.seen_avail = available;
+        self.batch_end = available;
         Ok(ahead)
     }
 
     /// Pops one of the chains that [`available`](Self::available) counted, into `buffers`;
-    /// returns its head. `None`: that many have been popped.
+    /// returns its head. `None`: that many have been popped, or there is so much to do for
+    /// [`finish_walks`](Self::finish_walks) that it comes first.
     #[inline]
     pub fn pop(&mut self, buffers: &mut Buffers) -> Result<Option<u16>, RingError> {
-        if self.next_avail == self.seen_avail {
+        if self.next_avail == self.batch_end {
             return Ok(None);
         }
         let slot = RING_HEADER + 2 * usize::from(self.next_avail & self.mask);
@@ -178,6 +171,20 @@ impl SplitRing {
         self.flip_in_flight(head);
         self.next_avail = self.next_avail.wrapping_add(1);
         Ok(Some(head))
+    }
+
+    /// Ends the walks of chains whose indirect tables lie in memory that is granted on demand:
+    /// the tables are read by one call. `popped`: all chains popped since the last call, in order.
+    /// To be called after a batch was popped from memory [of Xen](Memory::is_xen).
+    ///
+    /// # Errors
+    /// The number of good chains before a bad one, and what is bad. That one and those behind it
+    /// are to be put back.
+    pub fn finish_walks<'a>(
+        &mut self,
+        popped: impl Iterator<Item = (u16, &'a mut Buffers)>,
+    ) -> Result<(), (usize, RingError)> {
+        self.tables.walk(&self.memory, popped)
     }
 
     /// Chains that [`available`](Self::available) counted last and that were not popped.
@@ -296,39 +303,23 @@ impl SplitRing {
         }
     }
 
-    /// Copies the indirect table that ends a chain, then walks the copy.
+    /// Reads the indirect table that ends a chain, and walks it unless it is to be read later.
     fn walk_table(
         &mut self,
         outer: Descriptor,
-        mut chain: Chain,
+        chain: Chain,
         buffers: &mut Buffers,
     ) -> Result<(), RingError> {
-        let head = chain.head;
         if !self.layout.indirect || outer.flags & DESC_NEXT != 0 {
-            return Err(RingError::BadIndirect { head });
+            return Err(RingError::BadIndirect { head: chain.head });
         }
-        let (bytes, count) = (outer.len as usize, outer.len / DESC_LEN as u32);
-        let whole = bytes.is_multiple_of(DESC_LEN);
-        if !whole || count == 0 || count > u32::from(self.max_chain) {
-            return Err(RingError::BadTable { head, len: outer.len });
+        if let Some(table) = self.tables.read(&self.memory, outer, chain)? {
+            return chain.walk_table(table, buffers);
         }
-        self.table.resize(bytes, 0);
-        view::read(&self.memory, outer.at, &mut self.table).map_err(RingError::outside(head))?;
-        let mut index = 0;
-        loop {
-            let descriptor = Descriptor::from_table(&self.table, index);
-            if descriptor.flags & DESC_INDIRECT != 0 {
-                return Err(RingError::BadIndirect { head });
-            }
-            chain.add(descriptor, buffers)?;
-            if descriptor.flags & DESC_NEXT == 0 {
-                return Ok(());
-            }
-            index = descriptor.next;
-            if u32::from(index) >= count {
-                return Err(RingError::BadNext { head, next: index, table: count });
-            }
+        if self.tables.is_full() {
+            self.batch_end = self.next_avail.wrapping_add(1);
         }
+        Ok(())
     }
 
     #[inline]
@@ -352,63 +343,5 @@ impl Parts {
             available: find("available ring", layout.available, 6 + 2 * n, 2, read)?,
             used: find("used ring", layout.used, 6 + 8 * n, 4, write)?,
         })
-    }
-}
-
-impl Descriptor {
-    #[inline]
-    fn new(low: u64, high: u64) -> Self {
-        Self {
-            at: GuestAddr(low),
-            len: high as u32,
-            flags: (high >> 32) as u16,
-            next: (high >> 48) as u16,
-        }
-    }
-
-    #[inline]
-    fn from_table(table: &[u8], index: u16) -> Self {
-        let (entries, _) = table.as_chunks::<DESC_LEN>();
-        let entry = u128::from_le_bytes(entries[usize::from(index)]);
-        Self::new(entry as u64, (entry >> 64) as u64)
-    }
-}
-
-/// What must be remembered along one chain.
-#[derive(Clone, Copy, Debug)]
-struct Chain {
-    head: u16,
-    limit: u16,
-    count: u16,
-    bytes: u64,
-    writable: bool,
-}
-
-impl Chain {
-    fn new(head: u16, limit: u16) -> Self {
-        Self { head, limit, count: 0, bytes: 0, writable: false }
-    }
-
-    #[inline]
-    fn add(&mut self, descriptor: Descriptor, buffers: &mut Buffers) -> Result<(), RingError> {
-        let head = self.head;
-        if self.count == self.limit {
-            return Err(RingError::TooLong { head, limit: self.limit });
-        }
-        self.count += 1;
-        let writable = descriptor.flags & DESC_WRITE != 0;
-        if self.writable && !writable {
-            return Err(RingError::ReadableAfterWritable { head });
-        }
-        self.writable = writable;
-        self.bytes += u64::from(descriptor.len);
-        if self.bytes > u64::from(u32::MAX) {
-            return Err(RingError::TooLarge { head });
-        }
-        if descriptor.len == 0 {
-            return Ok(());
-        }
-        let access = if writable { Access::DeviceWritable } else { Access::DeviceReadable };
-        buffers.add(descriptor.at, descriptor.len, access).map_err(RingError::outside(head))
     }
 }

@@ -166,10 +166,11 @@ impl Queue {
             return self.lose();
         }
         let wanted = hands.device.batch_limit(self.index, available).max(1);
-        let broken = self.pop_batch(available.min(wanted).min(hands.limit), hands.batch);
+        let mut broken = self.pop_batch(available.min(wanted).min(hands.limit), hands.batch);
         if !hands.batch.is_empty() {
             self.counters.in_flight.store(self.in_flight, Ordering::Relaxed);
             if self.ring.memory().is_xen() {
+                broken = self.finish_walks(hands.batch).or(broken);
                 self.provide(hands);
             }
             hands.device.handle(self.index, hands.batch);
@@ -298,18 +299,34 @@ impl Queue {
         None
     }
 
+    /// Ends the walks of the chains of a batch. From a bad chain on they are put back; those before
+    /// it are good.
+    #[cold]
+    fn finish_walks(&mut self, batch: &mut Batch) -> Option<RingError> {
+        let (good, error) = self.ring.finish_walks(batch.chains_mut()).err()?;
+        for slot in batch.take_left(good) {
+            self.put_back(slot);
+        }
+        Some(error)
+    }
+
+    /// Leaves a request in the ring.
+    fn put_back(&mut self, slot: Box<Slot>) {
+        self.ring.unpop(slot.head);
+        self.in_flight -= 1;
+        keep(&mut self.spare, &self.ring, slot);
+    }
+
     /// Gives back what the device answered and puts back what it left.
     fn settle(&mut self, hands: &mut Hands<'_>) {
         if self.provided.is_some() {
             self.take_back(hands);
         }
         self.left = 0;
-        for slot in hands.batch.take_left() {
-            self.ring.unpop(slot.head);
+        for slot in hands.batch.take_left(0) {
+            self.put_back(slot);
             // Nothing of what is there now is offered before the next kick.
             self.left = self.ring.seen();
-            self.in_flight -= 1;
-            keep(&mut self.spare, &self.ring, slot);
         }
         let mut answered = 0;
         for done in hands.batch.take_done() {

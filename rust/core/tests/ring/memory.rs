@@ -10,8 +10,8 @@ use std::time::Duration;
 use proptest::prelude::*;
 use rustix::fs::{Mode, OFlags};
 use vhost_user_core::address::{GuestAddr, UserAddr};
-use vhost_user_core::memory::view::{Access, Buffers, read};
-use vhost_user_core::memory::{Memory, OutOfMemory, Region, RegionError, TableError};
+use vhost_user_core::memory::view::{Access, Buffers};
+use vhost_user_core::memory::{Memory, OutOfMemory, Reads, Region, RegionError, TableError};
 
 use crate::guest::{memfd, region, user};
 
@@ -28,9 +28,8 @@ fn map(size: u64, offset: u64, fd: OwnedFd) -> Result<Arc<Region>, RegionError> 
 }
 
 fn bytes_at(memory: &Memory, at: u64, len: usize) -> Result<Vec<u8>, OutOfMemory> {
-    let mut bytes = vec![0; len];
-    read(memory, GuestAddr(at), &mut bytes)?;
-    Ok(bytes)
+    let mut reads = Reads::default();
+    Ok(reads.read(memory, GuestAddr(at), len)?.expect("mapped memory waits for nothing").to_vec())
 }
 
 // Tables.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use vhost_user_core::block::{BlockDevice, BlockOptions, FileDisk, NullDisk};
+use vhost_user_core::block::{BlockDevice, BlockOptions, FileDisk};
 use vhost_user_core::frontend::BlockDriver;
 use vhost_user_core::wire::RegionLayout;
 
@@ -183,26 +183,4 @@ fn an_ordinary_front_end_is_served_on_another_socket_at_the_same_time() {
         exercise(&mut driver, turn);
         exercise(&mut ordinary, turn + 100);
     }
-}
-
-#[test]
-fn one_map_call_for_each_direction_serves_a_whole_batch() {
-    let guest = Guest::granting();
-    let disk = NullDisk::new(DISK);
-    let device = Arc::new(BlockDevice::new(disk, &BlockOptions::default()).unwrap());
-    let served = Served::new(device, &guest, 0);
-    let memory = guest.whole(RegionLayout::XenMerged, ON_DEMAND);
-    let mut driver = served.driver_with(memory, |options| options.request_bytes = 4096);
-    let rings = guest.xen.calls();
-    driver.pwrite(&vec![1; DISK as usize], 0).unwrap();
-    driver.pread(&mut vec![0; DISK as usize], 0).unwrap();
-    let (calls, batches) = (guest.xen.calls(), served.backend.counters().batches);
-    let maps = calls.map_grants - rings.map_grants;
-    // At most 128 pages in a batch of 64 requests: one call for what is read or written.
-    assert!(maps <= batches, "{maps} map calls for {batches} batches");
-    assert_eq!(calls.unmap_grants, maps, "each is undone by one call");
-    assert_eq!(calls.grants - rings.grants, 2 * DISK / PAGE, "and no page is mapped twice");
-    // One for the indirect table of each request, and two for headers and status bytes.
-    let requests = served.backend.counters().requests;
-    assert!(calls.copy_grants <= requests + 2 * batches, "{calls:?}");
 }

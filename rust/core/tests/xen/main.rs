@@ -5,6 +5,7 @@
 mod support;
 
 mod blocks;
+mod calls;
 mod faults;
 mod guest;
 mod lifetimes;

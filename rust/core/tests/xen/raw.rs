@@ -4,7 +4,8 @@ use std::os::fd::AsFd;
 
 use vhost_user_core::address::GuestAddr;
 use vhost_user_core::frontend::{
-    Client, Descriptor, IMPLEMENTED, NEXT, RingLayout, SplitRing, Used, WRITE, Wanted, XenMemory,
+    Client, Descriptor, IMPLEMENTED, INDIRECT, NEXT, RingLayout, SplitRing, Used, WRITE, Wanted,
+    XenMemory,
 };
 use vhost_user_core::wire::ProtocolFeatures;
 
@@ -56,14 +57,44 @@ impl Raw {
 
     /// Makes a chain available; not published yet.
     pub(crate) fn push(&mut self, head: u16, buffers: &[Buffer]) {
-        let last = buffers.len() as u16 - 1;
-        for (number, &(addr, len, writable)) in (0..).zip(buffers) {
-            let next = if number == last { 0 } else { NEXT };
-            let flags = next | if writable { WRITE } else { 0 };
-            let next = head + number + 1;
-            self.ring.set_descriptor(head + number, Descriptor { addr, len, flags, next });
+        self.push_at(&indices(head, buffers), buffers);
+    }
+
+    /// The same, with its descriptors at these indices.
+    pub(crate) fn push_at(&mut self, indices: &[u16], buffers: &[Buffer]) {
+        for (&index, descriptor) in indices.iter().zip(chain(indices, buffers)) {
+            self.ring.set_descriptor(index, descriptor);
         }
+        self.ring.push(indices[0]);
+    }
+
+    /// Makes a chain available that lies in a table, from the start of a page on.
+    pub(crate) fn push_table(&mut self, head: u16, page: u64, buffers: &[Buffer]) {
+        let len = self.write_table(page, buffers);
+        self.push_indirect(head, page, len);
+    }
+
+    /// Writes a table from the start of a page on; returns its bytes.
+    pub(crate) fn write_table(&self, page: u64, buffers: &[Buffer]) -> u32 {
+        let table: Vec<u8> = chain(&indices(0, buffers), buffers).flat_map(bytes_of).collect();
+        self.write(page, &table);
+        table.len() as u32
+    }
+
+    /// Makes `len` bytes available as a table, whatever lies there.
+    pub(crate) fn push_indirect(&mut self, head: u16, page: u64, len: u32) {
+        let addr = self.address(page);
+        self.ring.set_descriptor(head, Descriptor { addr, len, flags: INDIRECT, next: 0 });
         self.ring.push(head);
+    }
+
+    /// Shows the device what was made available while it does not look: so it takes all of it as
+    /// one batch, up to its limit.
+    pub(crate) fn publish_at_once(&mut self, push: impl FnOnce(&mut Self)) {
+        self.client.set_vring_enable(0, false).unwrap();
+        push(self);
+        self.ring.publish();
+        self.client.set_vring_enable(0, true).unwrap();
     }
 
     pub(crate) fn used(&mut self) -> Used {
@@ -101,4 +132,23 @@ impl Raw {
     pub(crate) fn write(&self, page: u64, data: &[u8]) {
         self.memory.memory.write(GuestAddr(self.address(page)), data).unwrap();
     }
+}
+
+fn indices(first: u16, buffers: &[Buffer]) -> Vec<u16> {
+    (first..).take(buffers.len()).collect()
+}
+
+/// The descriptors of a chain that lie at `indices`.
+fn chain(indices: &[u16], buffers: &[Buffer]) -> impl Iterator<Item = Descriptor> {
+    let following = indices.iter().skip(1).map(Some).chain([None]);
+    buffers.iter().zip(following).map(|(&(addr, len, writable), next)| {
+        let flags = if writable { WRITE } else { 0 } | if next.is_some() { NEXT } else { 0 };
+        Descriptor { addr, len, flags, next: next.copied().unwrap_or(0) }
+    })
+}
+
+/// VIRTIO 1.3, "The Virtqueue Descriptor Table".
+fn bytes_of(Descriptor { addr, len, flags, next }: Descriptor) -> [u8; 16] {
+    let high = u64::from(len) | u64::from(flags) << 32 | u64::from(next) << 48;
+    (u128::from(addr) | u128::from(high) << 64).to_le_bytes()
 }

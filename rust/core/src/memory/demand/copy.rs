@@ -69,7 +69,7 @@ impl Demand {
 }
 
 /// Cuts a run of bytes at the ends of pages.
-pub(in crate::memory) fn cut(
+pub(super) fn cut(
     at: GuestAddr,
     domid: u16,
     cells: &[Cell<u8>],

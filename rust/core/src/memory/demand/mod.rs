@@ -1,12 +1,14 @@
 //! Buffers in memory that is not mapped until it is needed.
 //!
 //! A chain is popped first: its descriptors say where buffers are, and a buffer in such memory is
-//! noted as [`Piece`]s with no place yet. Then all pieces of a batch get their places at once:
+//! noted as [`Piece`]s with no place yet. Indirect tables in such memory are [`Reads`] that wait.
+//! Then everything of a batch is done at once:
 //!
 //! ```text
+//! tables         one copy call      and the rest of the chains is known
 //! little data    one copy call      into the request's bounce buffer, and back when it is answered
 //! more           one map call       for what the device reads, read-only,
-//!                one map call       for what it writes
+//!                one map call       for what it writes; both only for more than 128 pages
 //! ```
 //!
 //! A mapped page must be given back before the driver sees the request's used element: it ends
@@ -20,6 +22,7 @@
 mod copy;
 mod place;
 mod provide;
+mod reads;
 
 use std::fmt;
 use std::sync::Arc;
@@ -31,9 +34,10 @@ use crate::address::GuestAddr;
 use crate::sys::mmap::Mapping;
 use crate::sys::scratch::Scratch;
 use crate::xen::XEN_PAGE;
-pub(super) use copy::cut;
+use copy::cut;
 pub use copy::give_back;
 pub use provide::{Shared, provide};
+pub use reads::Reads;
 
 /// Pages of the longest piece. Longer buffers are several pieces, so that the kernel's limit of a
 /// call can be kept.
@@ -144,8 +148,13 @@ impl Demand {
         self.bounce.reset(0, IDLE_BOUNCE);
     }
 
+    /// Whether there is nothing of it.
     pub(super) fn is_empty(&self) -> bool {
-        self.pieces.is_empty()
+        self.pieces.is_empty() && self.fault.is_none()
+    }
+
+    pub(super) fn fail(&mut self, fault: Fault) {
+        self.fault = Some(fault);
     }
 
     pub(super) fn fault(&self) -> Option<Fault> {
@@ -170,7 +179,7 @@ impl Piece {
 }
 
 impl Buffers {
-    /// Whether some of it waits to be given a place.
+    /// Whether some of it has to be given a place, or cannot be.
     pub fn waits(&self) -> bool {
         self.demand().is_some_and(|demand| !demand.is_empty())
     }

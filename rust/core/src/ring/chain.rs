@@ -1,0 +1,119 @@
+//! A chain while it is walked: each descriptor is checked and its buffer looked up.
+//!
+//! VIRTIO 1.3, "The Virtqueue Descriptor Table".
+
+use super::RingError;
+use crate::address::GuestAddr;
+use crate::memory::view::{Access, Buffers};
+
+pub(super) const DESC_LEN: usize = 16;
+pub(super) const DESC_NEXT: u16 = 1;
+pub(super) const DESC_WRITE: u16 = 2;
+pub(super) const DESC_INDIRECT: u16 = 4;
+
+/// One descriptor, copied.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Descriptor {
+    pub(super) at: GuestAddr,
+    pub(super) len: u32,
+    pub(super) flags: u16,
+    pub(super) next: u16,
+}
+
+impl Descriptor {
+    #[inline]
+    pub(super) fn new(low: u64, high: u64) -> Self {
+        Self {
+            at: GuestAddr(low),
+            len: high as u32,
+            flags: (high >> 32) as u16,
+            next: (high >> 48) as u16,
+        }
+    }
+
+    #[inline]
+    fn from_table(table: &[u8], index: u16) -> Self {
+        let (entries, _) = table.as_chunks::<DESC_LEN>();
+        let entry = u128::from_le_bytes(entries[usize::from(index)]);
+        Self::new(entry as u64, (entry >> 64) as u64)
+    }
+}
+
+/// What must be remembered along one chain.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Chain {
+    pub(super) head: u16,
+    limit: u16,
+    count: u16,
+    bytes: u64,
+    writable: bool,
+}
+
+impl Chain {
+    pub(super) fn new(head: u16, limit: u16) -> Self {
+        Self { head, limit, count: 0, bytes: 0, writable: false }
+    }
+
+    #[inline]
+    pub(super) fn add(
+        &mut self,
+        descriptor: Descriptor,
+        buffers: &mut Buffers,
+    ) -> Result<(), RingError> {
+        let head = self.head;
+        if self.count == self.limit {
+            return Err(RingError::TooLong { head, limit: self.limit });
+        }
+        self.count += 1;
+        let writable = descriptor.flags & DESC_WRITE != 0;
+        if self.writable && !writable {
+            return Err(RingError::ReadableAfterWritable { head });
+        }
+        self.writable = writable;
+        self.bytes += u64::from(descriptor.len);
+        if self.bytes > u64::from(u32::MAX) {
+            return Err(RingError::TooLarge { head });
+        }
+        if descriptor.len == 0 {
+            return Ok(());
+        }
+        let access = if writable { Access::DeviceWritable } else { Access::DeviceReadable };
+        buffers.add(descriptor.at, descriptor.len, access).map_err(RingError::outside(head))
+    }
+
+    /// The bytes of the table that `outer` describes.
+    pub(super) fn table_len(&self, outer: Descriptor) -> Result<usize, RingError> {
+        let (head, len) = (self.head, outer.len);
+        let (bytes, count) = (len as usize, len / DESC_LEN as u32);
+        let whole = bytes.is_multiple_of(DESC_LEN);
+        if !whole || count == 0 || count > u32::from(self.limit) {
+            return Err(RingError::BadTable { head, len });
+        }
+        Ok(bytes)
+    }
+
+    /// Walks the rest of the chain in a copy of its indirect table.
+    pub(super) fn walk_table(
+        mut self,
+        table: &[u8],
+        buffers: &mut Buffers,
+    ) -> Result<(), RingError> {
+        let head = self.head;
+        let count = (table.len() / DESC_LEN) as u32;
+        let mut index = 0;
+        loop {
+            let descriptor = Descriptor::from_table(table, index);
+            if descriptor.flags & DESC_INDIRECT != 0 {
+                return Err(RingError::BadIndirect { head });
+            }
+            self.add(descriptor, buffers)?;
+            if descriptor.flags & DESC_NEXT == 0 {
+                return Ok(());
+            }
+            index = descriptor.next;
+            if u32::from(index) >= count {
+                return Err(RingError::BadNext { head, next: index, table: count });
+            }
+        }
+    }
+}
