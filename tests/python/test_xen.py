@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import vhost_user as vu
 import vhost_user.xen
-from peer.front_end import FrontEnd
+from peer.front_end import WANTED, FrontEnd
 
 from .disks import RamDisk
 
@@ -24,6 +24,20 @@ def test_xen_mmap_is_offered_in_every_design_and_ordinary_front_ends_are_served(
         FrontEnd.connect(str(vhost_socket)).start() as peer,
     ):
         assert peer.protocol_offered & XEN_MMAP
+        assert peer.blk().write(0, b"x" * 512).status == 0
+        assert peer.blk().read(0, 512).data == b"x" * 512
+
+
+@pytest.mark.parametrize("design", ["auto", "merged", "review", "message"])
+def test_a_front_end_that_accepts_xen_mmap_without_knowing_it_is_served_in_every_design(
+    vhost_socket: Path, design: Any
+) -> None:
+    """As QEMU 10.0 does: it accepts all that is offered, and sends plain regions."""
+    with (
+        vu.Backend(RamDisk(), socket=vhost_socket, xen=vu.XenOptions(design=design)),
+        FrontEnd.connect(str(vhost_socket)).start(protocol=WANTED | XEN_MMAP) as peer,
+    ):
+        assert peer.protocol & XEN_MMAP
         assert peer.blk().write(0, b"x" * 512).status == 0
         assert peer.blk().read(0, 512).data == b"x" * 512
 

@@ -6,9 +6,7 @@ use super::state::{Commit, Connection, Handled, Verdict, only_fd, read};
 use super::{Action, Refusal, RegionOffer, RegionRange};
 use crate::wire::message::Size;
 use crate::wire::payload::{MemoryTable, Region, SingleRegion, XenFields, XenMapping, XenMeans};
-use crate::wire::{
-    Frame, FrontendMessage, Payload, ProtocolFeatures, Reader, RegionLayout, XenDesigns,
-};
+use crate::wire::{Frame, FrontendMessage, Payload, ProtocolFeatures, RegionLayout, XenDesigns};
 
 /// Set in guest addresses that stand for grants.
 const GRANT_ADDRESS: u64 = 1 << 63;
@@ -72,23 +70,6 @@ impl Connection {
         let second = message == FrontendMessage::GetSharedObject
             && self.xen().is_some_and(|designs| designs.message);
         Some(if second { FrontendMessage::SetXenMmap } else { message })
-    }
-
-    /// How the regions in a payload are laid out: with XEN_MMAP their size tells.
-    pub(super) fn layout_of(&self, size: Size, payload: &[u8]) -> Result<RegionLayout, Refusal> {
-        let Some(designs) = self.xen() else { return Ok(RegionLayout::Plain) };
-        let regions = match size {
-            Size::Table => Reader::new(payload).u32()? as usize,
-            Size::OneRegion => 1,
-            Size::Exact(_) | Size::OneOf(_) | Size::Within(..) => return Ok(RegionLayout::Plain),
-        };
-        let bytes = payload.len().saturating_sub(8);
-        let each = bytes.checked_div(regions).filter(|each| each * regions == bytes);
-        each.and_then(|each| designs.layout(each)).ok_or_else(|| {
-            let sizes: Vec<_> = designs.layouts().map(RegionLayout::region_len).collect();
-            let len = payload.len();
-            Refusal(format!("{len} bytes for {regions} regions, which have {sizes:?} bytes each"))
-        })
     }
 
     /// Refuses what would need addresses in a mapping that come and go.

@@ -24,6 +24,7 @@
 mod action;
 mod config;
 mod features;
+mod layout;
 mod memory;
 mod offer;
 mod reply;
@@ -31,6 +32,7 @@ mod rings;
 mod state;
 mod status;
 mod vring;
+mod words;
 
 pub use action::{Action, Outcome, Refusal, RegionOffer, RegionRange, RingSetup, Step};
 pub use offer::Offer;

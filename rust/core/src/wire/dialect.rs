@@ -3,6 +3,8 @@
 //! The Xen extension went through several shapes before one was merged, and programs speak more
 //! than one of them. The shape is a value that goes with the connection, never a build option.
 
+use std::fmt;
+
 /// The layout of one region in SET_MEM_TABLE, ADD_MEM_REG and REM_MEM_REG.
 ///
 /// | layout | bytes | after the four plain fields |
@@ -35,8 +37,18 @@ impl RegionLayout {
     }
 }
 
+impl fmt::Display for RegionLayout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Plain => "plain",
+            Self::XenMerged => "merged",
+            Self::XenReview => "review",
+        })
+    }
+}
+
 /// The designs of XEN_MMAP that are understood. Which of them a message follows is told by its
-/// size.
+/// size. Plain regions belong to all: front-ends accept XEN_MMAP without knowing it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct XenDesigns {
     /// Two 32-bit fields after each region: what was merged into the specification.
@@ -66,7 +78,7 @@ impl XenDesigns {
     /// The layouts that regions may have.
     pub fn layouts(self) -> impl Iterator<Item = RegionLayout> {
         let known = [
-            (self.message, RegionLayout::Plain),
+            (true, RegionLayout::Plain),
             (self.merged, RegionLayout::XenMerged),
             (self.review, RegionLayout::XenReview),
         ];
@@ -92,9 +104,13 @@ mod tests {
             (XenDesigns::ALL, 40, Some(RegionLayout::XenMerged)),
             (XenDesigns::ALL, 48, Some(RegionLayout::XenReview)),
             (XenDesigns::ALL, 36, None),
-            (XenDesigns::MERGED, 32, None),
+            (XenDesigns::MERGED, 32, Some(RegionLayout::Plain)),
             (XenDesigns::MERGED, 40, Some(RegionLayout::XenMerged)),
+            (XenDesigns::MERGED, 48, None),
+            (XenDesigns::REVIEW, 32, Some(RegionLayout::Plain)),
             (XenDesigns::REVIEW, 40, None),
+            (XenDesigns::MESSAGE, 32, Some(RegionLayout::Plain)),
+            (XenDesigns::MESSAGE, 40, None),
             (XenDesigns::MESSAGE, 48, None),
         ] {
             assert_eq!(designs.layout(len), layout, "{designs:?} {len}");
