@@ -48,10 +48,10 @@ impl Connection {
     pub(super) fn rem_mem_reg(&mut self, frame: &Frame) -> Handled {
         let layout = self.layout_of(Size::OneRegion, &frame.payload)?;
         let SingleRegion(region) = SingleRegion::from_bytes(&frame.payload, layout)?;
-        let left = self
-            .regions
-            .checked_sub(1)
-            .ok_or_else(|| Refusal("there is no region to remove".to_owned()))?;
+        let left = self.regions.checked_sub(1).ok_or_else(|| {
+            let Region { guest, user, size, .. } = region;
+            Refusal(format!("guest {guest}, user {user}, {size:#x} bytes: no region is mapped"))
+        })?;
         Ok(Verdict::Act(Action::RemoveRegion(range(&region)), Commit::Regions(left)))
     }
 
@@ -128,7 +128,8 @@ fn check(region: &Region, mapping: XenMapping) -> Result<(), Refusal> {
             "guest address {guest}: bit 63 stands for grants, and the region is foreign"
         ))),
         XenMeans::Grant | XenMeans::GrantOnDemand if !inside => Err(Refusal(format!(
-            "guest address {guest}, {size:#x} bytes: grants lie from bit 63 on, with references of 32 bits"
+            "guest address {guest}, {size:#x} bytes: grants lie from bit 63 on, with references of \
+             32 bits: {GRANT_ADDRESS:#x} to {GRANT_ADDRESS_END:#x}"
         ))),
         _ => Ok(()),
     }

@@ -2,6 +2,7 @@
 
 use super::reply::Request;
 use super::status::Status;
+use super::words::count;
 use super::{Action, Offer, Outcome, Refusal, Step, Vring};
 use crate::wire::message::{Needs, Row};
 use crate::wire::payload::XenMapping;
@@ -167,11 +168,11 @@ impl Connection {
         self.negotiated(row.needs)?;
         let (bytes, fds) = (frame.payload.len(), frame.fds.len());
         if !row.payload.allows(bytes, self.layout_of(row.payload, &frame.payload)?) {
-            return Err(Refusal(format!("{bytes} bytes of payload, {:?} wanted", row.payload)));
+            return Err(Refusal(format!("{bytes} bytes of payload, {} expected", row.payload)));
         }
         if !row.fds.allows(fds) {
-            let (min, max) = (row.fds.min, row.fds.max);
-            return Err(Refusal(format!("{fds} descriptors, {min} to {max} wanted")));
+            let fds = count(fds, "descriptor");
+            return Err(Refusal(format!("{fds}, {} expected", row.fds)));
         }
         Ok(())
     }

@@ -3,6 +3,8 @@
 //!
 //! Source: QEMU "Vhost-user Protocol", "Front-end message types" and "Back-end message types".
 
+use std::fmt;
+
 use super::ProtocolFeatures as P;
 use super::features::{ACCESS_PLATFORM, PROTOCOL_FEATURES};
 use super::{MAX_FDS, MAX_PAYLOAD, RegionLayout};
@@ -55,6 +57,22 @@ impl Size {
     }
 }
 
+/// The bytes in words, without those of regions, whose layout a connection decides.
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(size) => size.fmt(f),
+            Self::OneOf(sizes) => {
+                let sizes: Vec<_> = sizes.iter().map(usize::to_string).collect();
+                f.write_str(&sizes.join(" or "))
+            }
+            Self::Within(min, max) => write!(f, "{min} to {max}"),
+            Self::Table => f.write_str("8 and some regions"),
+            Self::OneRegion => f.write_str("8 and one region"),
+        }
+    }
+}
+
 /// How many descriptors may come with a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fds {
@@ -77,6 +95,15 @@ impl Fds {
     /// Whether `count` descriptors fit.
     pub fn allows(self, count: usize) -> bool {
         (self.min..=self.max).contains(&count)
+    }
+}
+
+impl fmt::Display for Fds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self { min, max } if min == max => min.fmt(f),
+            Self { min, max } => write!(f, "{min} to {max}"),
+        }
     }
 }
 
@@ -381,6 +408,19 @@ mod tests {
         }
         assert!(Size::OneRegion.allows(48, RegionLayout::XenMerged));
         assert!(!Size::OneRegion.allows(48, RegionLayout::Plain));
+    }
+
+    #[test]
+    fn sizes_and_descriptors_are_said_in_numbers() {
+        for (size, words) in [
+            (Size::Exact(16), "16"),
+            (Size::OneOf(&[0, 8]), "0 or 8"),
+            (Size::Within(12, 4096), "12 to 4096"),
+        ] {
+            assert_eq!(size.to_string(), words);
+        }
+        assert_eq!(Fds::ONE.to_string(), "1");
+        assert_eq!(Fds::EACH_REGION.to_string(), "1 to 32");
     }
 
     #[test]

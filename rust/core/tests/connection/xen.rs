@@ -262,15 +262,21 @@ fn a_refused_message_leaves_the_former_one_in_force() {
     for (flags, domid, part) in [
         (3, 1, "xen mmap flags 0x3"),
         (0x10, 1, "unknown bits in xen mmap flags: 0x10"),
-        (1 << 32, 1, "xen mmap flags out of range: 4294967296"),
+        (1 << 32, 1, "unknown bits in xen mmap flags: 0x100000000"),
         (1, 0x7ff0, "xen domain id out of range: 32752"),
-        (1, 1 << 32, "xen domain id out of range: 4294967296"),
+        (1, 1 << 32, "xen domain id out of range: 4294967296 is not 0 to 32751"),
     ] {
         let why = xen.why(SET_XEN_MMAP, [word(flags), word(domid)].concat(), 0);
         assert!(why.starts_with("SET_XEN_MMAP: ") && why.contains(part), "{why}");
     }
-    assert!(xen.why(SET_XEN_MMAP, vec![0; 15], 0).starts_with("SET_XEN_MMAP: 15 bytes"));
-    assert!(xen.why(SET_XEN_MMAP, vec![0; 16], 1).starts_with("SET_XEN_MMAP: 1 descriptors"));
+    for (bytes, fds, what) in [
+        (8, 0, "8 bytes of payload, 16 expected"),
+        (15, 0, "15 bytes of payload, 16 expected"),
+        (16, 1, "1 descriptor, 0 expected"),
+    ] {
+        let why = xen.why(SET_XEN_MMAP, vec![0; bytes], fds);
+        assert_eq!(why, format!("SET_XEN_MMAP: {what}"));
+    }
     let added = xen.say(ADD_MEM_REG, xen_single(RAM, Tail::None), 1);
     assert_eq!(added, End::Mapped(vec![mapped(3, XenMeans::Foreign)]));
 }
@@ -325,6 +331,13 @@ fn bad_regions_are_refused_by_field_and_value() {
         let why = xen.why(SET_MEM_TABLE, xen_table(&[(raw, more)]), 1);
         assert!(why.starts_with("SET_MEM_TABLE: ") && why.contains(part), "{why}");
     }
+}
+
+#[test]
+fn a_region_that_cannot_be_removed_is_named_by_its_addresses() {
+    let why = Xen::new(XenDesigns::ALL).why(REM_MEM_REG, xen_single(RAM, Tail::Merged(1, 5)), 0);
+    let region = "guest 0x40000000, user 0x7f0000000000, 0x10000000 bytes";
+    assert_eq!(why, format!("REM_MEM_REG: {region}: no region is mapped"));
 }
 
 #[test]

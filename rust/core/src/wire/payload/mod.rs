@@ -172,7 +172,7 @@ impl fmt::Display for PayloadError {
             Self::Trailing { left } => write!(f, "payload too long: {left} bytes left over"),
             Self::UnknownBits { field, bits } => write!(f, "unknown bits in {field}: {bits:#x}"),
             Self::OutOfRange { field, got, min, max } => {
-                write!(f, "{field} out of range: {got} is not in {min}..={max}")
+                write!(f, "{field} out of range: {got} is not {min} to {max}")
             }
             Self::Wraps { field, start, size } => {
                 write!(f, "{field} plus size wraps: {start:#x} + {size:#x}")

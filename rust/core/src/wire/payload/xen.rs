@@ -95,8 +95,9 @@ impl XenFields {
             return Ok(None);
         }
         let means = means(flags)?;
-        let most = FIRST_RESERVED_DOMID - 1;
-        PayloadError::check_range("xen domain id", domid.into(), 0, most.into())?;
+        if domid >= FIRST_RESERVED_DOMID {
+            return Err(no_domain(domid.into()));
+        }
         Ok(Some(XenMapping { domid: domid as u16, means, more: flags & MORE != 0 }))
     }
 }
@@ -126,8 +127,11 @@ fn means(flags: u32) -> Result<XenMeans, PayloadError> {
 /// | 8 | 8 | domain id |
 impl Payload for XenFields {
     fn read(reader: &mut Reader<'_>) -> Result<Self, PayloadError> {
-        let flags = narrow("xen mmap flags", reader.u64()?)?;
-        Ok(Self { flags, domid: narrow("xen domain id", reader.u64()?)? })
+        let (flags, domid) = (reader.u64()?, reader.u64()?);
+        PayloadError::check_bits("xen mmap flags", flags, u32::MAX.into())?;
+        let domid = u32::try_from(domid).map_err(|_| no_domain(domid))?;
+        // Nothing is cut off: the higher half is zero.
+        Ok(Self { flags: flags as u32, domid })
     }
 
     fn write(&self, writer: &mut Writer) {
@@ -136,14 +140,10 @@ impl Payload for XenFields {
     }
 }
 
-/// No flag above bit 31 and no domain id above 16 bits exists.
-fn narrow(field: &'static str, got: u64) -> Result<u32, PayloadError> {
-    u32::try_from(got).map_err(|_| PayloadError::OutOfRange {
-        field,
-        got,
-        min: 0,
-        max: u32::MAX.into(),
-    })
+/// The highest id that a domain can have is the same in every layout.
+fn no_domain(got: u64) -> PayloadError {
+    let max = u64::from(FIRST_RESERVED_DOMID) - 1;
+    PayloadError::OutOfRange { field: "xen domain id", got, min: 0, max }
 }
 
 #[cfg(test)]
@@ -220,7 +220,17 @@ mod tests {
     fn domains_that_cannot_be_a_guest_are_refused() {
         for domid in [0x7ff0, 0xffff, 0x1_0000, u32::MAX] {
             let why = mapping(1, domid, RegionLayout::XenMerged).unwrap_err();
-            assert_eq!(why, format!("xen domain id out of range: {domid} is not in 0..=32751"));
+            assert_eq!(why, format!("xen domain id out of range: {domid} is not 0 to 32751"));
         }
+        let review = [&[1, 0, 0, 0, 0, 0, 0, 0], &(1_u64 << 40).to_ne_bytes()[..]].concat();
+        let why = XenFields::from_bytes(&review).unwrap_err().to_string();
+        assert_eq!(why, "xen domain id out of range: 1099511627776 is not 0 to 32751");
+    }
+
+    #[test]
+    fn flags_above_32_bits_are_refused_as_flags_are() {
+        let bytes = [&(1_u64 << 40 | 1).to_ne_bytes()[..], &[1, 0, 0, 0, 0, 0, 0, 0]].concat();
+        let why = XenFields::from_bytes(&bytes).unwrap_err().to_string();
+        assert_eq!(why, "unknown bits in xen mmap flags: 0x10000000000");
     }
 }
