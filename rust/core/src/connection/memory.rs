@@ -58,17 +58,23 @@ impl Connection {
     /// Says how regions that follow in the plain layout are to be mapped. Regions that are there
     /// stay as they are.
     pub(super) fn set_xen_mmap(&mut self, frame: &Frame) -> Handled {
+        if !self.xen().is_some_and(|designs| designs.message) {
+            let why = "not of the design that is served: use --xen=message or auto";
+            return Err(Refusal(why.to_owned()));
+        }
         let fields: XenFields = read(frame)?;
         self.xen_mmap = fields.mapping(RegionLayout::Plain)?;
         Ok(Verdict::Done)
     }
 
-    /// The message with this number: one number belongs to two messages, of which at most one is
-    /// ever offered.
+    /// The message with this number. 41 belongs to two: it is GET_SHARED_OBJECT if SHARED_OBJECT
+    /// was accepted, or if XEN_MMAP was not even offered. The other has no answer of its own, so
+    /// that a front-end of any design of XEN_MMAP never gets one that it does not wait for.
     pub(super) fn message(&self, number: u32) -> Option<FrontendMessage> {
         let message = FrontendMessage::from_number(number)?;
-        let second = message == FrontendMessage::GetSharedObject
-            && self.xen().is_some_and(|designs| designs.message);
+        let objects = self.protocol_features.contains(ProtocolFeatures::SHARED_OBJECT);
+        let second =
+            message == FrontendMessage::GetSharedObject && self.offer.xen.is_some() && !objects;
         Some(if second { FrontendMessage::SetXenMmap } else { message })
     }
 

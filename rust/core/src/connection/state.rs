@@ -165,7 +165,7 @@ impl Connection {
     /// Holds a message against its row of the table.
     fn admit(&self, row: &Row<FrontendMessage>, frame: &Frame) -> Result<(), Refusal> {
         self.possible_with_xen(row.message)?;
-        self.negotiated(row.needs)?;
+        self.negotiated(row)?;
         let (bytes, fds) = (frame.payload.len(), frame.fds.len());
         if !row.payload.allows(bytes, self.layout_of(row.payload, &frame.payload)?) {
             return Err(Refusal(format!("{bytes} bytes of payload, {} expected", row.payload)));
@@ -177,15 +177,29 @@ impl Connection {
         Ok(())
     }
 
-    fn negotiated(&self, needs: Needs) -> Result<(), Refusal> {
+    fn negotiated(&self, row: &Row<FrontendMessage>) -> Result<(), Refusal> {
+        let Some(what) = self.missing(row.needs) else { return Ok(()) };
+        let namesake = row.message.namesake().map(FrontendMessage::row);
+        let other = namesake.and_then(|row| Some((row.name, self.missing(row.needs)?)));
+        Err(Refusal(match other {
+            None => format!("needs {what}, which was not negotiated"),
+            Some((name, needed)) => format!(
+                "needs {what}, and {name}, which has the same number, needs {needed}: neither was \
+                 negotiated"
+            ),
+        }))
+    }
+
+    /// What is needed and was not negotiated.
+    fn missing(&self, needs: Needs) -> Option<String> {
         let (met, what) = match needs {
-            Needs::Nothing => return Ok(()),
+            Needs::Nothing => return None,
             Needs::Offered(bit) => (self.offer.features & bit != 0, features::describe(bit)),
             Needs::Accepted(bit) => (self.features & bit != 0, features::describe(bit)),
             Needs::Protocol(bits) => (self.protocol_features.contains(bits), bits.describe()),
             Needs::DeviceType(id) => (false, format!("device type {id}")),
         };
-        if met { Ok(()) } else { Err(Refusal(format!("needs {what}, which was not negotiated"))) }
+        (!met).then_some(what)
     }
 
     fn dispatch(&mut self, message: FrontendMessage, frame: Frame) -> Handled {

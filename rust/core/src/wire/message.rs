@@ -245,6 +245,12 @@ macro_rules! messages {
                 $table.get(index).filter(|row| row.number == number).map(|row| row.message)
             }
 
+            /// The other message with this one's number, if there is one.
+            pub fn namesake(self) -> Option<Self> {
+                let number = self.number();
+                $table.iter().find(|r| r.number == number && r.message != self).map(|r| r.message)
+            }
+
             /// The number in the header.
             pub fn number(self) -> u32 {
                 self.row().number
@@ -380,6 +386,9 @@ mod tests {
         assert_eq!(FrontendMessage::SetXenMmap.number(), 41);
         assert_eq!(FrontendMessage::SetXenMmap.name(), "SET_XEN_MMAP");
         assert_eq!(FrontendMessage::from_number(41), Some(FrontendMessage::GetSharedObject));
+        let (first, second) = (FrontendMessage::GetSharedObject, FrontendMessage::SetXenMmap);
+        assert_eq!((first.namesake(), second.namesake()), (Some(second), Some(first)));
+        assert_eq!(FrontendMessage::GetFeatures.namesake(), None);
     }
 
     #[test]

@@ -281,14 +281,43 @@ fn a_refused_message_leaves_the_former_one_in_force() {
     assert_eq!(added, End::Mapped(vec![mapped(3, XenMeans::Foreign)]));
 }
 
+/// Number 41 with a payload of 16 bytes, on a connection that was offered XEN_MMAP in `xen`.
+fn say_41(xen: Option<XenDesigns>, accepted: u64, flags: u32) -> Step {
+    let mut connection = Connection::new(xen_offer(xen));
+    connection.handle(frame(SET_PROTOCOL_FEATURES, word(PROTOCOL | accepted), 0));
+    let payload = [word(1), word(5)].concat();
+    connection.handle(Frame::new(41, Flags::from_bits_retain(flags), payload, Vec::new()))
+}
+
 #[test]
-fn without_the_message_design_number_41_stays_the_shared_objects() {
-    let mut connection = Connection::new(xen_offer(Some(XenDesigns::MERGED)));
-    connection.handle(frame(SET_PROTOCOL_FEATURES, word(PROTOCOL | XEN_MMAP), 0));
-    let step = connection.handle(frame(41, vec![0; 16], 0));
-    let Step::Refuse { reply, why } = step else { panic!("{step:?}") };
-    assert!(why.0.starts_with("GET_SHARED_OBJECT: "), "{why}");
-    assert!(reply.payload.is_empty());
+fn number_41_is_set_xen_mmap_in_every_design_and_answered_only_if_asked() {
+    for designs in [XenDesigns::MERGED, XenDesigns::REVIEW] {
+        let step = say_41(Some(designs), XEN_MMAP, NEED_REPLY);
+        let Step::Refuse { reply, why: Refusal(why) } = step else { panic!("{step:?}") };
+        let advice = "not of the design that is served: use --xen=message or auto";
+        assert_eq!(why, format!("SET_XEN_MMAP: {advice}"));
+        assert_eq!(reply.payload, [1, 0, 0, 0, 0, 0, 0, 0]);
+        let step = say_41(Some(designs), XEN_MMAP, 0x1);
+        assert!(matches!(&step, Step::Close(Refusal(why)) if why.ends_with(advice)), "{step:?}");
+    }
+    let step = say_41(Some(XenDesigns::MESSAGE), XEN_MMAP, 0x1);
+    assert!(matches!(step, Step::Reply(None)), "{step:?}");
+}
+
+#[test]
+fn number_41_is_refused_by_both_names_when_neither_was_negotiated() {
+    let step = say_41(Some(XenDesigns::ALL), 0, 0x1);
+    let Step::Close(Refusal(why)) = step else { panic!("{step:?}") };
+    let expected = "SET_XEN_MMAP: needs XEN_MMAP, and GET_SHARED_OBJECT, which has the same \
+                    number, needs SHARED_OBJECT: neither was negotiated";
+    assert_eq!(why, expected);
+
+    let step = say_41(None, 0, 0x1);
+    let Step::Refuse { reply, why: Refusal(why) } = step else { panic!("{step:?}") };
+    let expected = "GET_SHARED_OBJECT: needs SHARED_OBJECT, and SET_XEN_MMAP, which has the same \
+                    number, needs XEN_MMAP: neither was negotiated";
+    assert_eq!(why, expected);
+    assert!(reply.payload.is_empty(), "as GET_SHARED_OBJECT says that there is no object");
 }
 
 #[test]
