@@ -13,6 +13,7 @@ use super::grant::{GrantMap, Grants, run};
 use super::view::{Access, Segment};
 use crate::address::{GuestAddr, UserAddr};
 use crate::sys::guard::Loss;
+use crate::sys::kind::kind;
 use crate::sys::mmap::{Mapping, Protection};
 use crate::xen::{GrantRef, XEN_PAGE, XenAccess, XenDevice, XenOps};
 
@@ -108,7 +109,7 @@ struct GoneOnDrop(Gone);
 /// Why a region cannot be mapped.
 #[derive(Debug)]
 pub enum RegionError {
-    /// Not a regular file: nothing that could be memory.
+    /// Not a regular file, but this: nothing that could be memory.
     NotAFile(String),
     /// The file ends before the region does.
     FileTooShort {
@@ -117,10 +118,18 @@ pub enum RegionError {
         /// Bytes that offset and size ask for.
         needed: u128,
     },
-    /// The region is larger than any that is taken.
-    TooLarge(u64),
-    /// Its descriptor is not the device that it should be, and this process cannot open that.
-    NoDevice(XenDevice, std::io::Error),
+    /// The region is larger than any of its kind that is taken.
+    TooLarge {
+        /// Bytes of the region.
+        size: u64,
+        /// Bytes of the largest.
+        most: u64,
+    },
+    /// Its descriptor is this, not the device that it should be, and this process cannot open that.
+    NoDevice(XenDevice, String, std::io::Error),
+    /// Its descriptor is the first, not the device that it should be, and where this process looks
+    /// for that stands the second.
+    WrongDevice(XenDevice, String, String),
     /// A domain's page cannot be mapped.
     Foreign(NoPage),
     /// Granted pages cannot be mapped: so many from this reference on.
@@ -140,13 +149,14 @@ impl Region {
         offset: u64,
         fd: OwnedFd,
     ) -> Result<Arc<Self>, RegionError> {
+        let too_large = RegionError::TooLarge { size, most: MAX_SIZE };
         if size > MAX_SIZE {
-            return Err(RegionError::TooLarge(size));
+            return Err(too_large);
         }
         let page = check_file(&fd, offset, size)?;
         let lead = offset % page;
         let bytes = size.checked_add(lead).and_then(|n| n.checked_next_multiple_of(page));
-        let len = bytes.and_then(|n| usize::try_from(n).ok()).ok_or(RegionError::TooLarge(size))?;
+        let len = bytes.and_then(|n| usize::try_from(n).ok()).ok_or(too_large)?;
         let mapping = Mapping::shared(fd.as_fd(), offset - lead, len)
             .map_err(|e| RegionError::System("map it", e))?
             .keep(fd, offset - lead);
@@ -166,7 +176,7 @@ impl Region {
         fd: OwnedFd,
     ) -> Result<Arc<Self>, RegionError> {
         if size > MAX_XEN_SIZE && kind == XenKind::Foreign {
-            return Err(RegionError::TooLarge(size));
+            return Err(RegionError::TooLarge { size, most: MAX_XEN_SIZE });
         }
         let device = match kind {
             XenKind::Foreign | XenKind::ForeignOnDemand => XenDevice::Privcmd,
@@ -408,16 +418,21 @@ impl Drop for GoneOnDrop {
 impl fmt::Display for RegionError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotAFile(kind) => write!(f, "its descriptor is a {kind}, not a regular file"),
+            Self::NotAFile(kind) => write!(f, "its descriptor is {kind}, not a regular file"),
             Self::FileTooShort { file, needed } => {
                 write!(f, "its file has {file:#x} bytes, offset and size ask for {needed:#x}")
             }
-            Self::TooLarge(size) => {
-                write!(f, "{size:#x} bytes are more than the {MAX_SIZE:#x} that a region may have")
+            Self::TooLarge { size, most } => {
+                write!(f, "{size:#x} bytes are more than the {most:#x} that a region may have")
             }
-            Self::NoDevice(device, error) => {
+            Self::NoDevice(device, passed, error) => {
                 let name = device.path();
-                write!(f, "its descriptor is not {name}, which cannot be opened here: {error}")
+                write!(f, "its descriptor is {passed}, not {name}, which cannot be opened here: ")?;
+                error.fmt(f)
+            }
+            Self::WrongDevice(device, passed, own) => {
+                let name = device.path();
+                write!(f, "its descriptor is {passed}, not {name}, which is {own} here")
             }
             Self::Foreign(error) => error.fmt(f),
             Self::Grants(GrantRef { domid, reference }, pages, error) => write!(
@@ -426,7 +441,10 @@ impl fmt::Display for RegionError {
                  (or they are mapped too often): {error}"
             ),
             Self::HostPages(bytes) => {
-                write!(f, "grants are mapped on hosts with pages of 4096 bytes, not {bytes}")
+                write!(
+                    f,
+                    "grants need a host with pages of {XEN_PAGE} bytes, and here they have {bytes}"
+                )
             }
             Self::System(what, error) => write!(f, "cannot {what}: {error}"),
         }
@@ -440,7 +458,12 @@ fn right_device(ops: &dyn XenOps, device: XenDevice, fd: OwnedFd) -> Result<Owne
     if ops.is_device(device, fd.as_fd()) {
         return Ok(fd);
     }
-    ops.open(device).map_err(|error| RegionError::NoDevice(device, error))
+    let passed = || kind(fd.as_fd());
+    let own = ops.open(device).map_err(|error| RegionError::NoDevice(device, passed(), error))?;
+    if ops.is_device(device, own.as_fd()) {
+        return Ok(own);
+    }
+    Err(RegionError::WrongDevice(device, passed(), kind(own.as_fd())))
 }
 
 fn grants(access: &XenAccess, fd: OwnedFd) -> Result<Arc<Grants>, RegionError> {
@@ -465,7 +488,7 @@ fn map_all(
 ) -> Result<Granted, RegionError> {
     let first = grant_of(guest);
     let pages = usize::try_from((guest.0 % XEN_PAGE + size).div_ceil(XEN_PAGE))
-        .map_err(|_| RegionError::TooLarge(size))?;
+        .map_err(|_| RegionError::TooLarge { size, most: MAX_XEN_SIZE })?;
     let each = grants.limit().max(1);
     let try_to = |protection| {
         let mut maps = Vec::new();
@@ -498,9 +521,8 @@ pub(super) fn grant_of(at: GuestAddr) -> u32 {
 /// Checks that the file can be memory and is long enough; returns the size of its pages.
 fn check_file(fd: &OwnedFd, offset: u64, size: u64) -> Result<u64, RegionError> {
     let stat = rustix::fs::fstat(fd).map_err(|e| RegionError::System("stat it", e.into()))?;
-    let kind = FileType::from_raw_mode(stat.st_mode);
-    if kind != FileType::RegularFile {
-        return Err(RegionError::NotAFile(format!("{kind:?}").to_lowercase()));
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Err(RegionError::NotAFile(kind(fd.as_fd())));
     }
     // Sums at 128 bits cannot wrap.
     let (file, needed) = (stat.st_size as u64, u128::from(offset) + u128::from(size));

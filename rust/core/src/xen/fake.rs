@@ -59,6 +59,7 @@ struct State {
     /// So many grant maps still fail because pages are paged out.
     busy: u32,
     can_open: bool,
+    opens_another: bool,
 }
 
 #[derive(Debug)]
@@ -116,6 +117,7 @@ impl FakeXen {
             max_grants: 65536,
             busy: 0,
             can_open: true,
+            opens_another: false,
         })))
     }
 
@@ -187,6 +189,11 @@ impl FakeXen {
         self.lock().can_open = can;
     }
 
+    /// Whether another file stands where this process looks for its devices.
+    pub fn set_opens_another(&self, another: bool) {
+        self.lock().opens_another = another;
+    }
+
     /// Opens a device as a front-end does, to pass it on.
     pub fn device(&self, kind: XenDevice) -> io::Result<OwnedFd> {
         let file = memfd_create("fake xen device", MemfdFlags::CLOEXEC)?;
@@ -214,6 +221,9 @@ impl XenOps for FakeXen {
     fn open(&self, device: XenDevice) -> io::Result<OwnedFd> {
         if !self.lock().can_open {
             return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        if self.lock().opens_another {
+            return Ok(memfd_create("no xen device", MemfdFlags::CLOEXEC)?);
         }
         self.device(device)
     }

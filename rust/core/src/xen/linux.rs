@@ -7,10 +7,12 @@
 use std::ffi::c_void;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::sync::OnceLock;
 
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 
+use super::node::device_number;
 use super::{Frames, GrantCopy, GrantRef, XEN_PAGE, XenDevice, XenOps};
 use crate::sys::mmap::{Mapping, Protection};
 
@@ -28,9 +30,6 @@ const PRIVCMD_RESTRICT: u32 = ioc(b'P', 6, 2);
 /// GRANT_COPY: the source, or the destination, is a grant.
 const SOURCE_IS_GRANT: u16 = 1;
 const TARGET_IS_GRANT: u16 = 2;
-
-/// The major number of Linux's miscellaneous devices, of which Xen's are.
-const MISC_MAJOR: u32 = 10;
 
 /// `xen_gntdev.limit` when it cannot be read.
 const DEFAULT_LIMIT: usize = 65536;
@@ -52,30 +51,16 @@ struct CopySegment {
     pad: u16,
 }
 
-impl XenDevice {
-    /// Its minor number, as the kernel lists it.
-    fn minor(self) -> Option<u32> {
-        let list = std::fs::read_to_string("/proc/misc").ok()?;
-        let mut lines = list.lines().filter_map(|line| line.trim().split_once(' '));
-        lines
-            .find(|(_, name)| self.path().strip_prefix("/dev/") == Some(name.trim()))?
-            .0
-            .parse()
-            .ok()
-    }
-}
-
 impl XenOps for LinuxXen {
     fn is_device(&self, device: XenDevice, fd: BorrowedFd<'_>) -> bool {
-        let Ok(stat) = rustix::fs::fstat(fd) else { return false };
-        let kind = FileType::from_raw_mode(stat.st_mode);
-        let number = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
-        kind == FileType::CharacterDevice
-            && device.minor().is_some_and(|m| number == (MISC_MAJOR, m))
+        let number = rustix::fs::fstat(fd).ok().and_then(|stat| device_number(&stat));
+        number.is_some() && number == device.number(Path::new("/"))
     }
 
     fn open(&self, device: XenDevice) -> io::Result<OwnedFd> {
-        Ok(rustix::fs::open(device.path(), OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
+        // What stands there may be no device at all.
+        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOCTTY;
+        Ok(rustix::fs::open(device.path(), flags, Mode::empty())?)
     }
 
     fn restrict(&self, privcmd: BorrowedFd<'_>, domid: u16) -> io::Result<()> {

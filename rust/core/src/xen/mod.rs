@@ -17,6 +17,7 @@
 
 mod fake;
 mod linux;
+mod node;
 
 use std::cell::Cell;
 use std::fmt;
@@ -110,7 +111,7 @@ pub trait XenOps: fmt::Debug + Send + Sync + 'static {
     /// Whether `fd` is an open `device`.
     fn is_device(&self, device: XenDevice, fd: BorrowedFd<'_>) -> bool;
 
-    /// Opens a device.
+    /// Opens what stands where a device usually is: see [`is_device`](Self::is_device).
     fn open(&self, device: XenDevice) -> io::Result<OwnedFd>;
 
     /// From now on `privcmd`, and whoever shares its open file, reaches no domain but `domid`.

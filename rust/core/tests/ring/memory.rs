@@ -221,7 +221,7 @@ fn a_region_larger_than_any_guest_is_refused() {
     // A sparse file may claim to be as long, and half of an address space can even be mapped.
     for size in [(1 << 45) + 1, 1 << 46, 1 << 62] {
         let refused = map(size, 0, memfd(size));
-        assert!(matches!(refused, Err(RegionError::TooLarge(found)) if found == size));
+        assert!(matches!(refused, Err(RegionError::TooLarge { size: found, .. }) if found == size));
     }
     assert!(map(1 << 45, 0, memfd(1 << 45)).is_ok());
 }

@@ -380,7 +380,25 @@ fn a_wrong_descriptor_is_refused_where_no_own_one_can_be_had() {
         let mut memory = guest.whole(RegionLayout::XenMerged, flags);
         memory.regions[0].fd = std::fs::File::open("/dev/null").unwrap().into();
         let why = refusal(&served(&guest, 0), &guest, memory);
-        assert!(why.contains(&format!("its descriptor is not {name}")), "{why}");
+        let what = format!("its descriptor is a character device (1:3), not {name}, which cannot");
+        assert!(why.contains(&what), "{why}");
+    }
+}
+
+#[test]
+fn another_file_in_place_of_the_own_device_is_refused_as_such() {
+    for (flags, name) in [
+        (FOREIGN, "/dev/xen/privcmd"),
+        (IN_ADVANCE, "/dev/xen/gntdev"),
+        (ON_DEMAND, "/dev/xen/gntdev"),
+    ] {
+        let guest = Guest::for_flags(flags);
+        guest.xen.set_opens_another(true);
+        let mut memory = guest.whole(RegionLayout::XenMerged, flags);
+        memory.regions[0].fd = std::fs::File::open("/proc").unwrap().into();
+        let why = refusal(&served(&guest, 0), &guest, memory);
+        let what = format!("is a directory, not {name}, which is a regular file here");
+        assert!(why.ends_with(&what), "{why}");
     }
 }
 

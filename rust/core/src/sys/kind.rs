@@ -1,0 +1,41 @@
+//! What an open file is, in words.
+
+use std::os::fd::BorrowedFd;
+
+use rustix::fs::{FileType, fstat, major, minor};
+
+/// `a regular file`, `a character device (10:58)`: kind and article, and of a device its numbers.
+pub fn kind(fd: BorrowedFd<'_>) -> String {
+    let Ok(stat) = fstat(fd) else { return "no open file".to_owned() };
+    let device =
+        |kind| format!("a {kind} device ({}:{})", major(stat.st_rdev), minor(stat.st_rdev));
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => "a regular file".to_owned(),
+        FileType::Directory => "a directory".to_owned(),
+        FileType::Symlink => "a symbolic link".to_owned(),
+        FileType::Fifo => "a pipe".to_owned(),
+        FileType::Socket => "a socket".to_owned(),
+        FileType::CharacterDevice => device("character"),
+        FileType::BlockDevice => device("block"),
+        FileType::Unknown => "an anonymous file, such as an eventfd".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn files_are_named_by_their_kind() {
+        let of = |path: &str| kind(File::open(path).unwrap().as_fd());
+        assert_eq!(of("/dev/null"), "a character device (1:3)");
+        assert_eq!(of("/proc"), "a directory");
+        assert_eq!(of("/proc/self/exe"), "a regular file");
+        let flags = rustix::event::EventfdFlags::CLOEXEC;
+        let eventfd = rustix::event::eventfd(0, flags).unwrap();
+        assert_eq!(kind(eventfd.as_fd()), "an anonymous file, such as an eventfd");
+    }
+}
