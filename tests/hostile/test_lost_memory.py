@@ -106,6 +106,24 @@ def test_a_request_whose_data_is_gone_never_succeeds(server: Server, kind: Type)
     assert server.image.read_bytes() == before
 
 
+@pytest.mark.victim("file", direct=True)
+@pytest.mark.parametrize("kind", [Type.IN, Type.OUT])
+@pytest.mark.parametrize("shift", [0, 1])
+def test_a_request_past_the_page_cache_whose_data_is_gone_never_succeeds(
+    server: Server, kind: Type, shift: int
+) -> None:
+    """What is not aligned goes through other memory: no zeroes reach the disk from there."""
+    before = server.image.read_bytes()
+    front = apart(server)
+    status = submit_on(front, kind, 0, DATA + shift, 512 << 10)
+    cut(front, region=1)
+    front.rings[0].kick()
+    assert_dropped(server, front)
+    assert front.memory.read(status, 1)[0] != 0
+    assert front.rings[0].used_index == 0
+    assert server.image.read_bytes() == before
+
+
 @pytest.mark.victim("file", size=32 * MIB)
 @pytest.mark.parametrize("kind", [Type.IN, Type.OUT])
 def test_memory_may_be_cut_in_the_middle_of_input_and_output(

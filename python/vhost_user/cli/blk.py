@@ -28,6 +28,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     disk.add_argument("--read-only", action="store_true", help="refuse writes")
     disk.add_argument(
+        "--direct", action="store_true", help="move data past the host's page cache (O_DIRECT)"
+    )
+    disk.add_argument(
         "--num-queues", type=checked(parse_size), default=1, metavar="N", help="request queues (1)"
     )
     disk.add_argument(
@@ -53,6 +56,7 @@ def _disk(options: argparse.Namespace) -> object:
         return FileDisk(
             options.blk_file,
             read_only=options.read_only,
+            direct=options.direct,
             num_queues=options.num_queues,
             queue_size=options.queue_size,
             serial=options.serial,

@@ -148,15 +148,22 @@ class FileDisk(_RustDisk):
         path: str | os.PathLike[str],
         *,
         read_only: bool = False,
+        direct: bool = False,
         num_queues: int = 1,
         queue_size: int = 256,
         serial: str = "",
     ) -> None:
         """The disk in ``path``, of its size now, cut to a multiple of 512 bytes.
 
-        Raises ``OSError`` if it cannot be opened.
+        ``direct``: data goes past the host's page cache (open(2), "O_DIRECT"), straight between
+        the disk and guest memory where the kernel can do that. Parts of blocks go through the
+        cache all the same, and what a foreign mapping of Xen holds through memory of our own.
+
+        Raises ``OSError`` if it cannot be opened, or, when a ``Backend`` starts it, if the file
+        system has no direct I/O.
         """
         self.path = os.fspath(path)
+        self.direct = direct
         fd = os.open(self.path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
         try:
             size = os.lseek(fd, 0, os.SEEK_END)

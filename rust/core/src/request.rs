@@ -99,6 +99,17 @@ impl Request {
         self.slot().buffers.maps_grants()
     }
 
+    /// Whether its buffers may be foreign mappings of Xen, on which the kernel does no direct I/O.
+    pub fn is_foreign(&self) -> bool {
+        self.slot().buffers.is_foreign()
+    }
+
+    /// Whether some of its memory was lost: what has been copied out of it or into it does not
+    /// count.
+    pub fn is_lost(&self) -> bool {
+        self.slot().buffers.is_lost()
+    }
+
     /// What the driver wrote.
     #[inline]
     pub fn readable(&self) -> Readable<'_> {

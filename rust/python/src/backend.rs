@@ -245,7 +245,9 @@ impl Served {
             "file" => {
                 let path: PathBuf = device.getattr("path")?.extract()?;
                 let read_only = device.getattr("read_only")?.extract()?;
-                let disk = FileDisk::open(&path, read_only).map_err(|e| error::host(&e))?;
+                let direct = device.getattr("direct")?.extract()?;
+                let open = if direct { FileDisk::open_direct } else { FileDisk::open };
+                let disk = open(&path, read_only).map_err(|e| error::host(&e))?;
                 Self::File(Arc::new(BlockDevice::new(disk, &options(device)?).map_err(invalid)?))
             }
             "null" => {

@@ -16,19 +16,21 @@ END_SECONDS = 20.0
 class BackendProcess:
     """Serves copies of a disk of random bytes from ``directory``; see ``serve``.
 
-    ``user``: who it runs as, to whom ``directory`` belongs then.
+    ``user``: who it runs as, to whom ``directory`` belongs then. ``device``: a block device of
+    the same size, which is served alone.
     """
 
-    def __init__(self, directory: Path, *, user: int = 0) -> None:
+    def __init__(self, directory: Path, *, user: int = 0, device: str = "") -> None:
         self.directory = directory
+        self.device = device
         self.content = random.Random(1).randbytes(DISK_BYTES)
-        for socket in ("file", "map"):
+        for socket in ("direct",) if device else ("file", "map"):
             self.image(socket).write_bytes(self.content)
             os.chown(self.image(socket), user, -1)
         os.chown(directory, user, -1)
         with open(directory / "backend.log", "wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "xen.dom0.serve", str(directory)],
+                [sys.executable, "-m", "xen.dom0.serve", str(directory), *filter(None, [device])],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -44,7 +46,7 @@ class BackendProcess:
 
     def image(self, socket: str) -> Path:
         """The file behind a socket; its data does not pass through Python."""
-        return self.directory / f"{socket}.img"
+        return Path(self.device) if self.device else self.directory / f"{socket}.img"
 
     def log(self) -> str:
         """What it has said so far."""

@@ -4,7 +4,8 @@
 data never passes through Python; ``map.sock``, ``map.img`` with buffers mapped that would be
 copied; ``ram.sock``, a disk written in Python; and ``views.sock`` and ``raw.sock``, with disks that
 tell what their views show, by default and with raw views. ``plain.sock`` is a disk for ordinary
-front-ends alone. It prints ``ready`` and ends with its standard input.
+front-ends alone. With ``DIRECTORY DEVICE`` it serves ``direct.sock`` alone, that block device past
+the page cache. It prints ``ready`` and ends with its standard input.
 """
 
 from __future__ import annotations
@@ -13,8 +14,12 @@ import ctypes
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TypeAlias
 
 import vhost_user as vu
+
+Served: TypeAlias = dict[str, tuple[vu.Device, vu.XenOptions | None]]
+"""What is served on which socket, and how."""
 
 
 class RamDisk(vu.BlockDevice):
@@ -73,10 +78,23 @@ def is_of_device(view: memoryview) -> bool:
     raise AssertionError(f"nothing is mapped at {address:#x}")
 
 
-def main(directory: Path) -> None:
+def main(directory: Path, device: str | None = None) -> None:
+    with ExitStack() as stack:
+        for name, (served, xen) in (one(device) if device else several(directory)).items():
+            socket = directory / f"{name}.sock"
+            stack.enter_context(vu.Backend(served, socket=socket, xen=xen))
+        print("ready", flush=True)
+        sys.stdin.read()
+
+
+def one(device: str) -> Served:
+    return {"direct": (vu.FileDisk(device, direct=True), vu.XenOptions(copy_below=0))}
+
+
+def several(directory: Path) -> Served:
     images = {name: directory / f"{name}.img" for name in ("file", "map")}
     content = images["file"].read_bytes()
-    devices: dict[str, tuple[vu.Device, vu.XenOptions | None]] = {
+    return {
         "file": (vu.FileDisk(images["file"]), vu.XenOptions()),
         "map": (vu.FileDisk(images["map"]), vu.XenOptions(copy_below=0)),
         "ram": (RamDisk(content), vu.XenOptions()),
@@ -84,13 +102,7 @@ def main(directory: Path) -> None:
         "raw": (ViewDisk(), vu.XenOptions(raw_views=True)),
         "plain": (RamDisk(content), None),
     }
-    with ExitStack() as stack:
-        for name, (device, xen) in devices.items():
-            socket = directory / f"{name}.sock"
-            stack.enter_context(vu.Backend(device, socket=socket, xen=xen))
-        print("ready", flush=True)
-        sys.stdin.read()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -22,7 +22,16 @@ from .packages import Packages, fetch
 
 TESTS = Path(__file__).resolve().parents[2]
 INIT = Path(__file__).with_name("init.sh")
-MODULES = ("xen-gntdev", "xen-gntalloc", "xen-privcmd", "xen-evtchn")
+MODULES = {
+    "xen/xen-gntdev": "",
+    "xen/xen-gntalloc": "",
+    "xen/xen-privcmd": "",
+    "xen/xen-evtchn": "",
+    "block/brd": "rd_nr=1 rd_size=1024",
+}
+"""Drivers that dom0 loads, and their parameters: Xen's, and a disk in memory of 1 MiB that takes
+direct I/O, which dom0's file system does not."""
+
 DISTRIBUTIONS = ("pytest", "pluggy", "iniconfig", "packaging", "Pygments")
 """pytest and what it needs, all without compiled parts, so that they run on any architecture."""
 
@@ -86,9 +95,11 @@ def _base(packages: Packages) -> Path:
 
 
 def _add_modules(archive: Cpio, packages: Packages) -> None:
-    archive.file("etc/modules", "\n".join(MODULES).encode())
-    for name in MODULES:
-        module = packages.module_directory / f"drivers/xen/{name}.ko"
+    names = {path: path.rpartition("/")[2] for path in MODULES}
+    lines = [f"{names[path]} {parameters}\n" for path, parameters in MODULES.items()]
+    archive.file("etc/modules", "".join(lines).encode())
+    for path, name in names.items():
+        module = packages.module_directory / f"drivers/{path}.ko"
         archive.file(f"lib/modules/{name}.ko", module.read_bytes())
 
 

@@ -9,9 +9,10 @@ mount -t tracefs tracefs /sys/kernel/tracing
 mkdir -p /dev/shm /results
 mount -t tmpfs tmpfs /dev/shm
 exec </dev/console >/dev/console 2>&1
-for module in $(cat /etc/modules); do
-    insmod "/lib/modules/$module.ko"
-done
+while read -r module parameters; do
+    # shellcheck disable=SC2086
+    insmod "/lib/modules/$module.ko" $parameters
+done </etc/modules
 ip link set lo up 2>/dev/null
 
 export HOME=/tmp TERM=dumb PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=/opt/site:/opt/tests

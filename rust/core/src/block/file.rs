@@ -2,7 +2,7 @@
 //!
 //! Data goes between guest memory and the host's page cache by `preadv` and `pwritev`, never
 //! through a mapping of the image: an image that is cut while in use is an I/O error, not a
-//! signal. What the promises about durability come to:
+//! signal. With direct I/O it goes past that cache. What the promises about durability come to:
 //!
 //! | the driver has | a completed write is | a completed flush is |
 //! |---|---|---|
@@ -15,7 +15,7 @@
 //! failure is final: no flush and no durable write succeeds until the image is opened anew.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -58,6 +58,23 @@ impl FileDisk {
     /// It cannot be opened, is neither regular file nor block device, has a size that is no
     /// multiple of 512, or is locked by somebody else.
     pub fn open(path: &Path, read_only: bool) -> Result<Self, HostError> {
+        Self::open_as(path, read_only, |fd| Ok(HostImage::new(fd)))
+    }
+
+    /// As [`open`](Self::open); data goes past the host's page cache, as far as requests are in
+    /// whole blocks.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), and the file system has no direct I/O.
+    pub fn open_direct(path: &Path, read_only: bool) -> Result<Self, HostError> {
+        Self::open_as(path, read_only, |fd| HostImage::direct(fd, read_only))
+    }
+
+    fn open_as(
+        path: &Path,
+        read_only: bool,
+        image: impl FnOnce(OwnedFd) -> io::Result<HostImage>,
+    ) -> Result<Self, HostError> {
         let shown = path.display();
         let opening = |e| HostError::new(format!("open disk image {shown}"), e);
         let access = if read_only { OFlags::RDONLY } else { OFlags::RDWR };
@@ -76,7 +93,7 @@ impl FileDisk {
             }
             _ => HostError::new(format!("lock disk image {shown}"), error),
         })?;
-        Self::new(HostImage::new(fd), read_only).map_err(opening)
+        image(fd).and_then(|image| Self::new(image, read_only)).map_err(opening)
     }
 
     /// A disk of `size` zero bytes in memory that is gone with the disk.

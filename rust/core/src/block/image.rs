@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::FallocateFlags;
 
+use super::direct::DirectFile;
 use super::numbers::ByteRange;
 use super::request::BlockRequest;
 
@@ -35,34 +36,57 @@ pub trait Image: Send + Sync + fmt::Debug + 'static {
     fn size(&self) -> io::Result<u64>;
 }
 
-/// A regular file or a block device of the host, through its page cache.
+/// A regular file or a block device of the host, through its page cache or past it.
 #[derive(Debug)]
-pub struct HostImage(OwnedFd);
+pub struct HostImage {
+    fd: OwnedFd,
+    direct: Option<DirectFile>,
+}
 
 impl HostImage {
-    /// `fd` is open for what will be asked of it.
+    /// Through the page cache. `fd` is open for what will be asked of it.
     pub fn new(fd: OwnedFd) -> Self {
-        Self(fd)
+        Self { fd, direct: None }
+    }
+
+    /// Past the page cache, as far as requests are in whole blocks.
+    ///
+    /// # Errors
+    /// [`Unsupported`](io::ErrorKind::Unsupported) if the file system has no direct I/O; the
+    /// system's.
+    pub fn direct(fd: OwnedFd, read_only: bool) -> io::Result<Self> {
+        let direct = Some(DirectFile::reopen(fd.as_fd(), read_only)?);
+        Ok(Self { fd, direct })
     }
 }
 
 impl Image for HostImage {
     #[inline]
     fn read(&self, request: &BlockRequest) -> io::Result<u64> {
-        request.preadv(0, request.length(), self.0.as_fd(), request.offset())
+        if let Some(direct) = &self.direct
+            && let Some(done) = direct.read(request)?
+        {
+            return Ok(done);
+        }
+        request.preadv(0, request.length(), self.fd.as_fd(), request.offset())
     }
 
     #[inline]
     fn write(&self, request: &BlockRequest, durable: bool) -> io::Result<u64> {
-        request.pwritev(0, request.length(), self.0.as_fd(), request.offset(), durable)
+        if let Some(direct) = &self.direct
+            && let Some(done) = direct.write(request, durable)?
+        {
+            return Ok(done);
+        }
+        request.pwritev(0, request.length(), self.fd.as_fd(), request.offset(), durable)
     }
 
     fn write_bytes(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
-        Ok(rustix::io::retry_on_intr(|| rustix::io::pwrite(&self.0, bytes, offset))?)
+        Ok(rustix::io::retry_on_intr(|| rustix::io::pwrite(&self.fd, bytes, offset))?)
     }
 
     fn sync(&self) -> io::Result<()> {
-        Ok(rustix::io::retry_on_intr(|| rustix::fs::fdatasync(&self.0))?)
+        Ok(rustix::io::retry_on_intr(|| rustix::fs::fdatasync(&self.fd))?)
     }
 
     fn punch_hole(&self, range: ByteRange) -> io::Result<()> {
@@ -75,14 +99,14 @@ impl Image for HostImage {
 
     fn size(&self) -> io::Result<u64> {
         // Works for files and for block devices; the position is used by nobody.
-        Ok(rustix::fs::seek(&self.0, rustix::fs::SeekFrom::End(0))?)
+        Ok(rustix::fs::seek(&self.fd, rustix::fs::SeekFrom::End(0))?)
     }
 }
 
 impl HostImage {
     fn allocate(&self, how: FallocateFlags, range: ByteRange) -> io::Result<()> {
         let ByteRange { offset, length } = range;
-        let call = || rustix::fs::fallocate(&self.0, how, offset, length);
+        let call = || rustix::fs::fallocate(&self.fd, how, offset, length);
         Ok(rustix::io::retry_on_intr(call)?)
     }
 }

@@ -10,6 +10,7 @@
 
 mod config;
 mod core;
+mod direct;
 mod disk;
 mod file;
 mod image;

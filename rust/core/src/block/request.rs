@@ -217,6 +217,17 @@ impl BlockRequest {
         }
     }
 
+    /// Whether its data may be in foreign mappings of Xen, on which the kernel does no direct I/O.
+    pub(super) fn is_foreign(&self) -> bool {
+        self.inner().is_foreign()
+    }
+
+    /// Whether some of its memory was lost while it was carried out: what has been copied out of
+    /// it or into it does not count.
+    pub(super) fn is_lost(&self) -> bool {
+        self.inner().is_lost()
+    }
+
     /// Counts `bytes` that were written to the data through [`parts`](Self::parts). The driver is
     /// told how many bytes of data were written, at most [`length`](Self::length) of them.
     #[inline]

@@ -107,6 +107,12 @@ impl Memory {
         self.by_guest || self.beyond.is_some()
     }
 
+    /// Whether some of it is, or is to be, foreign mappings, which have no pages that the kernel
+    /// could do direct I/O on.
+    pub fn is_foreign(&self) -> bool {
+        self.regions.iter().chain(&self.beyond).any(|region| region.is_foreign())
+    }
+
     /// This table and one region more.
     pub fn with(&self, region: Arc<Region>) -> Result<Self, TableError> {
         let mut regions = self.regions.to_vec();

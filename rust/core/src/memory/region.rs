@@ -331,6 +331,11 @@ impl Region {
         self.xen
     }
 
+    /// Whether its pages are a domain's frames.
+    pub(super) fn is_foreign(&self) -> bool {
+        matches!(self.hold, Hold::Frames(_) | Hold::OnDemand(OnDemand::Frames(_)))
+    }
+
     /// How its pages are mapped, if not in advance.
     pub(super) fn on_demand(&self) -> Option<&OnDemand> {
         match &self.hold {

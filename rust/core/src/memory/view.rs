@@ -20,7 +20,7 @@ use super::grant::{GrantMap, Grants, run};
 use super::region::{OnDemand, Reach, grant_of};
 use super::{Memory, OutOfMemory, Region};
 use crate::address::GuestAddr;
-use crate::sys::guard::report_fault;
+use crate::sys::guard::{is_lost, report_fault};
 use crate::sys::io::{VECTORS, preadv, pwritev};
 use crate::sys::mmap::{Mapping, Protection};
 use crate::xen::XEN_PAGE;
@@ -261,6 +261,19 @@ impl Buffers {
             || granted.iter().any(|area| {
                 self.readable.iter().chain(&self.writable).any(|place| inside(area, place))
             })
+    }
+
+    /// Whether some of it was lost: what has been copied out of it may be zeroes that the driver
+    /// did not write, and what was copied into it is nowhere.
+    pub fn is_lost(&self) -> bool {
+        // SAFETY: the segments are mapped as long as `self` has them.
+        let lost = |segment: &Segment| unsafe { is_lost(segment.base) };
+        self.readable.iter().chain(&self.writable).any(lost)
+    }
+
+    /// Whether some of it may be a foreign mapping.
+    pub fn is_foreign(&self) -> bool {
+        self.memory.as_ref().is_some_and(|memory| memory.is_foreign())
     }
 
     pub(super) fn memory(&self) -> Option<&Arc<Memory>> {

@@ -139,6 +139,17 @@ pub unsafe fn report_fault(address: *const u8) {
     }
 }
 
+/// Whether memory was lost that was told together with the mapping at `address`: what has been
+/// read there may be zeroes that nobody wrote.
+///
+/// # Safety
+/// What is mapped there must stay mapped during the call.
+pub unsafe fn is_lost(address: *const u8) -> bool {
+    let loss = TABLE.find(address as usize).map_or(ptr::null(), |found| found.loss);
+    // SAFETY: the mapping exists, as the caller promises, and holds what it told its slot.
+    unsafe { loss.as_ref() }.is_some_and(Loss::has_happened)
+}
+
 /// Puts zeroes in place of the noted mapping that `address` lies in; `false` if it lies in none or
 /// the system refuses. Called by the signal handler.
 pub(super) fn replace(address: usize) -> bool {

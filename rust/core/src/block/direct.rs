@@ -1,0 +1,170 @@
+//! File I/O past the host's page cache.
+//!
+//! The kernel moves data so only in whole blocks, and only where the memory is aligned and made
+//! of ordinary pages. A request goes
+//!
+//! | what it is | how it goes |
+//! |---|---|
+//! | whole blocks, aligned memory | straight between the disk and guest memory |
+//! | whole blocks, other memory, or foreign mappings of Xen | through aligned memory of our own |
+//! | parts of blocks | through the page cache, which the kernel keeps coherent |
+//!
+//! Source: open(2), "O_DIRECT"; statx(2), `stx_dio_mem_align`, `stx_dio_offset_align`.
+
+use std::cell::RefCell;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
+use rustix::io::ReadWriteFlags;
+
+use super::request::BlockRequest;
+use crate::memory::view::Segment;
+
+/// The alignment of our own memory, and what is assumed of a file that does not tell its own.
+const PAGE: usize = 4096;
+
+/// Bytes that go through our own memory at once.
+const BOUNCE: usize = 256 << 10;
+
+/// A file or block device, open for direct I/O.
+#[derive(Debug)]
+pub(super) struct DirectFile {
+    fd: OwnedFd,
+    alignment: Alignment,
+}
+
+/// What the kernel asks of a direct transfer, in bytes; powers of two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Alignment {
+    /// Of addresses.
+    memory: usize,
+    /// Of file offsets and of lengths.
+    block: usize,
+}
+
+thread_local! {
+    /// Made at the first transfer that needs it.
+    static OWN: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+impl DirectFile {
+    /// Opens the file behind `fd` once more.
+    ///
+    /// # Errors
+    /// [`Unsupported`](io::ErrorKind::Unsupported) if its file system has no direct I/O; the
+    /// system's.
+    pub(super) fn reopen(fd: BorrowedFd<'_>, read_only: bool) -> io::Result<Self> {
+        let access = if read_only { OFlags::RDONLY } else { OFlags::RDWR };
+        let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        let flags = access | OFlags::CLOEXEC | OFlags::DIRECT;
+        let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| match error {
+            rustix::io::Errno::INVAL => unsupported(),
+            error => error.into(),
+        })?;
+        let alignment = Alignment::of(fd.as_fd())?;
+        Ok(Self { fd, alignment })
+    }
+
+    /// Reads into the request's data; returns the bytes read. `None` if it has parts of blocks.
+    pub(super) fn read(&self, request: &BlockRequest) -> io::Result<Option<u64>> {
+        if !self.takes(request) {
+            return Ok(None);
+        }
+        if self.takes_memory(request) {
+            let fd = self.fd.as_fd();
+            return request.preadv(0, request.length(), fd, request.offset()).map(Some);
+        }
+        through_own(request.length(), |own, at| {
+            let from = request.offset() + at;
+            let done = rustix::io::retry_on_intr(|| rustix::io::pread(&self.fd, &mut *own, from))?;
+            request.copy_from(at, &own[..done]);
+            still_there(request)?;
+            Ok(done)
+        })
+        .map(Some)
+    }
+
+    /// Writes the request's data; returns the bytes written. `None` if it has parts of blocks.
+    pub(super) fn write(&self, request: &BlockRequest, durable: bool) -> io::Result<Option<u64>> {
+        if !self.takes(request) {
+            return Ok(None);
+        }
+        if self.takes_memory(request) {
+            let fd = self.fd.as_fd();
+            return request.pwritev(0, request.length(), fd, request.offset(), durable).map(Some);
+        }
+        let flags = if durable { ReadWriteFlags::DSYNC } else { ReadWriteFlags::empty() };
+        through_own(request.length(), |own, at| {
+            request.copy_to(at, own);
+            still_there(request)?;
+            let to = request.offset() + at;
+            let write = || rustix::io::pwritev2(&self.fd, &[IoSlice::new(own)], to, flags);
+            Ok(rustix::io::retry_on_intr(write)?)
+        })
+        .map(Some)
+    }
+
+    fn takes(&self, request: &BlockRequest) -> bool {
+        let block = self.alignment.block as u64;
+        request.offset().is_multiple_of(block) && request.length().is_multiple_of(block)
+    }
+
+    fn takes_memory(&self, request: &BlockRequest) -> bool {
+        let Alignment { memory, block } = self.alignment;
+        let aligned = |part: Segment| {
+            part.base().addr().is_multiple_of(memory) && part.len().is_multiple_of(block)
+        };
+        request.parts().all(aligned) && !request.is_foreign()
+    }
+}
+
+impl Alignment {
+    fn of(fd: BorrowedFd<'_>) -> io::Result<Self> {
+        let stat = rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN)?;
+        if stat.stx_mask & StatxFlags::DIOALIGN.bits() == 0 {
+            return Ok(Self { memory: PAGE, block: PAGE });
+        }
+        let (memory, block) = (stat.stx_dio_mem_align as usize, stat.stx_dio_offset_align as usize);
+        // 0: the file system takes the flag and then goes through its cache all the same.
+        let usual = |n: usize, most| n.is_power_of_two() && n <= most;
+        if usual(memory, PAGE) && usual(block, BOUNCE) {
+            Ok(Self { memory, block })
+        } else {
+            Err(unsupported())
+        }
+    }
+}
+
+/// Moves `length` bytes in pieces. `step` gets aligned memory and the place in the whole, and
+/// returns the bytes that it moved: fewer than there is memory for only at the end of the file.
+fn through_own(
+    length: u64,
+    mut step: impl FnMut(&mut [u8], u64) -> io::Result<usize>,
+) -> io::Result<u64> {
+    OWN.with_borrow_mut(|own| {
+        own.resize(BOUNCE + PAGE, 0);
+        let lead = own.as_ptr().align_offset(PAGE);
+        let mut done = 0;
+        while done < length {
+            let piece = (length - done).min(BOUNCE as u64) as usize;
+            let moved = step(&mut own[lead..lead + piece], done)?;
+            done += moved as u64;
+            if moved < piece {
+                break;
+            }
+        }
+        Ok(done)
+    })
+}
+
+/// What was copied counts only if the front-end has not taken the memory away. A system call on it
+/// would have failed in the same way.
+fn still_there(request: &BlockRequest) -> io::Result<()> {
+    if request.is_lost() { Err(io::Error::from_raw_os_error(libc::EFAULT)) } else { Ok(()) }
+}
+
+fn unsupported() -> io::Error {
+    let why = "its file system has no direct I/O: open it without `direct`";
+    io::Error::new(io::ErrorKind::Unsupported, why)
+}
