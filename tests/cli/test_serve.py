@@ -338,7 +338,7 @@ def test_a_second_back_end_on_an_image_is_refused(image: str) -> None:
             result = run("blk", "--blk-file", image, "--socket-path", "two.sock", *also)
             assert result.status == 1
             assert "disk.img" in result.err
-            assert "in use" in result.err
+            assert "it is in use: another back-end or program has locked it" in result.err
             assert result.err.count("\n") == 1
         assert not Path("two.sock").exists()
         write_and_read("one.sock")

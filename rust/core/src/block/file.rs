@@ -89,7 +89,7 @@ impl FileDisk {
         let hold = if read_only { Hold::Shared } else { Hold::Alone };
         lock_description(fd.as_fd(), hold).map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock => {
-                opening(other("it is in use: another process has locked it"))
+                opening(other("it is in use: another back-end or program has locked it"))
             }
             _ => HostError::new(format!("lock disk image {shown}"), error),
         })?;
