@@ -89,7 +89,7 @@ impl Guest {
 
     /// `size` bytes of memory from `offset` on, as a region.
     pub(crate) fn region(&self, offset: u64, size: u64, user: u64, flags: u32) -> XenRegion {
-        let xen = Some(XenFields { flags, domid: DOMID.into() });
+        let xen = Some(XenFields { flags: flags.into(), domid: DOMID.into() });
         let guest = GuestAddr(self.base() + offset);
         let region = Region { guest, size, user: UserAddr(user), mmap_offset: 0, xen };
         XenRegion { region, fd: self.device(flags) }

@@ -199,12 +199,12 @@ mod tests {
     }
 
     #[test]
-    fn a_domain_id_above_32_bits_is_refused() {
-        let bytes = [&[0; 8][..], &REGION, &[0; 8], &[0, 0, 0, 0, 1, 0, 0, 0]].concat();
-        assert!(matches!(
-            SingleRegion::from_bytes(&bytes, RegionLayout::XenReview),
-            Err(PayloadError::OutOfRange { field: "xen domain id", .. })
-        ));
+    fn xen_fields_of_64_bits_are_read_whole() {
+        let fields = [0, 0, 0, 0, 2, 0, 0, 0, 5, 0, 0, 0, 1, 0, 0, 0];
+        let bytes = [&[0; 8][..], &REGION, &fields].concat();
+        let single = SingleRegion::from_bytes(&bytes, RegionLayout::XenReview).unwrap();
+        let xen = Some(XenFields { flags: 0x2_0000_0000, domid: 0x1_0000_0005 });
+        assert_eq!(single, SingleRegion(Region { xen, ..region() }));
     }
 
     #[test]

@@ -15,26 +15,26 @@ use super::{Payload, PayloadError};
 use crate::wire::{Reader, RegionLayout, Writer};
 
 /// Map by foreign mapping.
-pub const FOREIGN: u32 = 1 << 0;
+pub const FOREIGN: u64 = 1 << 0;
 /// Map by grant mapping.
-pub const GRANT: u32 = 1 << 1;
+pub const GRANT: u64 = 1 << 1;
 /// The back-end may map memory outside all regions as well.
-pub const MORE: u32 = 1 << 2;
+pub const MORE: u64 = 1 << 2;
 /// Do not map in advance, in rust-vmm's numbering.
-pub const NO_ADVANCE_RUST_VMM: u32 = 1 << 3;
+pub const NO_ADVANCE_RUST_VMM: u64 = 1 << 3;
 /// Do not map in advance, as the specification numbers it.
-pub const NO_ADVANCE: u32 = 1 << 8;
+pub const NO_ADVANCE: u64 = 1 << 8;
 
 /// Domain ids from here on are reserved by the hypervisor: DOMID_FIRST_RESERVED.
-pub const FIRST_RESERVED_DOMID: u32 = 0x7ff0;
+pub const FIRST_RESERVED_DOMID: u64 = 0x7ff0;
 
 /// A region's or a SET_XEN_MMAP's two numbers, as they came.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct XenFields {
     /// Mapping flags.
-    pub flags: u32,
+    pub flags: u64,
     /// The domain whose memory it is.
-    pub domid: u32,
+    pub domid: u64,
 }
 
 /// How a domain's memory is to be mapped.
@@ -67,21 +67,27 @@ impl XenFields {
         match layout {
             RegionLayout::Plain => Ok(None),
             RegionLayout::XenMerged => {
-                Ok(Some(Self { flags: reader.u32()?, domid: reader.u32()? }))
+                Ok(Some(Self { flags: reader.u32()?.into(), domid: reader.u32()?.into() }))
             }
             RegionLayout::XenReview => Payload::read(reader).map(Some),
         }
     }
 
+    /// What has 32 bits there is cut to them: see [`fits`](Self::fits).
     pub(super) fn write(self, writer: &mut Writer, layout: RegionLayout) {
         match layout {
             RegionLayout::Plain => {}
             RegionLayout::XenMerged => {
-                writer.u32(self.flags);
-                writer.u32(self.domid);
+                writer.u32(self.flags as u32);
+                writer.u32(self.domid as u32);
             }
             RegionLayout::XenReview => Payload::write(&self, writer),
         }
+    }
+
+    /// Whether the layout has room for the numbers.
+    pub fn fits(self, layout: RegionLayout) -> bool {
+        layout != RegionLayout::XenMerged || (self.flags | self.domid) >> 32 == 0
     }
 
     /// What the numbers mean; `None`: an ordinary mapping, whatever the domain. `layout`: that of
@@ -90,20 +96,19 @@ impl XenFields {
         let Self { flags, domid } = self;
         let more = if layout == RegionLayout::XenMerged { 0 } else { MORE };
         let known = FOREIGN | GRANT | NO_ADVANCE | NO_ADVANCE_RUST_VMM | more;
-        PayloadError::check_bits("xen mmap flags", flags.into(), known.into())?;
+        PayloadError::check_bits("xen mmap flags", flags, known)?;
         if flags == 0 {
             return Ok(None);
         }
         let means = means(flags)?;
-        if domid >= FIRST_RESERVED_DOMID {
-            return Err(no_domain(domid.into()));
-        }
+        let most = FIRST_RESERVED_DOMID - 1;
+        PayloadError::check_range("xen domain id", domid, 0, most)?;
         Ok(Some(XenMapping { domid: domid as u16, means, more: flags & MORE != 0 }))
     }
 }
 
-fn means(flags: u32) -> Result<XenMeans, PayloadError> {
-    let wrong = |rule| PayloadError::BadFlags { field: "xen mmap flags", got: flags.into(), rule };
+fn means(flags: u64) -> Result<XenMeans, PayloadError> {
+    let wrong = |rule| PayloadError::BadFlags { field: "xen mmap flags", got: flags, rule };
     let on_demand = flags & (NO_ADVANCE | NO_ADVANCE_RUST_VMM);
     if on_demand == NO_ADVANCE | NO_ADVANCE_RUST_VMM {
         return Err(wrong("0x8 and 0x100 both mean no mapping in advance, and one is enough"));
@@ -127,23 +132,13 @@ fn means(flags: u32) -> Result<XenMeans, PayloadError> {
 /// | 8 | 8 | domain id |
 impl Payload for XenFields {
     fn read(reader: &mut Reader<'_>) -> Result<Self, PayloadError> {
-        let (flags, domid) = (reader.u64()?, reader.u64()?);
-        PayloadError::check_bits("xen mmap flags", flags, u32::MAX.into())?;
-        let domid = u32::try_from(domid).map_err(|_| no_domain(domid))?;
-        // Nothing is cut off: the higher half is zero.
-        Ok(Self { flags: flags as u32, domid })
+        Ok(Self { flags: reader.u64()?, domid: reader.u64()? })
     }
 
     fn write(&self, writer: &mut Writer) {
-        writer.u64(self.flags.into());
-        writer.u64(self.domid.into());
+        writer.u64(self.flags);
+        writer.u64(self.domid);
     }
-}
-
-/// The highest id that a domain can have is the same in every layout.
-fn no_domain(got: u64) -> PayloadError {
-    let max = u64::from(FIRST_RESERVED_DOMID) - 1;
-    PayloadError::OutOfRange { field: "xen domain id", got, min: 0, max }
 }
 
 #[cfg(test)]
@@ -154,7 +149,7 @@ mod tests {
     const LAYOUTS: [RegionLayout; 3] =
         [RegionLayout::Plain, RegionLayout::XenMerged, RegionLayout::XenReview];
 
-    fn mapping(flags: u32, domid: u32, layout: RegionLayout) -> Result<XenMapping, String> {
+    fn mapping(flags: u64, domid: u64, layout: RegionLayout) -> Result<XenMapping, String> {
         let read = XenFields { flags, domid }.mapping(layout).map_err(|e| e.to_string())?;
         read.ok_or_else(|| "ordinary".to_owned())
     }
@@ -183,7 +178,7 @@ mod tests {
             assert_eq!(mapping(1, 0x7fef, layout), Ok(foreign));
             let grant = XenMapping { domid: 0, means: XenMeans::Grant, more: false };
             assert_eq!(mapping(2, 0, layout), Ok(grant));
-            assert_eq!(mapping(0, u32::MAX, layout), Err("ordinary".to_owned()));
+            assert_eq!(mapping(0, u64::MAX, layout), Err("ordinary".to_owned()));
         }
     }
 
@@ -210,7 +205,7 @@ mod tests {
             let why = mapping(flags, 1, RegionLayout::XenMerged).unwrap_err();
             assert!(why.contains(rule) && why.contains(&format!("{flags:#x}")), "{why}");
         }
-        for flags in [0x10, 0x12, 0x202, 1 << 31] {
+        for flags in [0x10, 0x12, 0x202, 1 << 31, 0x1_0000_0001] {
             let why = mapping(flags, 1, RegionLayout::XenMerged).unwrap_err();
             assert!(why.starts_with("unknown bits in xen mmap flags"), "{why}");
         }
@@ -218,19 +213,19 @@ mod tests {
 
     #[test]
     fn domains_that_cannot_be_a_guest_are_refused() {
-        for domid in [0x7ff0, 0xffff, 0x1_0000, u32::MAX] {
+        for domid in [0x7ff0, 0xffff, 0x1_0000, 0x1_0000_0001, u64::MAX] {
             let why = mapping(1, domid, RegionLayout::XenMerged).unwrap_err();
             assert_eq!(why, format!("xen domain id out of range: {domid} is not 0 to 32751"));
         }
-        let review = [&[1, 0, 0, 0, 0, 0, 0, 0], &(1_u64 << 40).to_ne_bytes()[..]].concat();
-        let why = XenFields::from_bytes(&review).unwrap_err().to_string();
-        assert_eq!(why, "xen domain id out of range: 1099511627776 is not 0 to 32751");
     }
 
     #[test]
-    fn flags_above_32_bits_are_refused_as_flags_are() {
-        let bytes = [&(1_u64 << 40 | 1).to_ne_bytes()[..], &[1, 0, 0, 0, 0, 0, 0, 0]].concat();
-        let why = XenFields::from_bytes(&bytes).unwrap_err().to_string();
-        assert_eq!(why, "unknown bits in xen mmap flags: 0x10000000000");
+    fn only_the_merged_layout_has_no_room_for_more_than_32_bits() {
+        for (flags, domid) in [(0x1_0000_0001, 1), (1, 0x1_0000_0001)] {
+            let fields = XenFields { flags, domid };
+            assert_eq!(LAYOUTS.map(|layout| fields.fits(layout)), [true, false, true]);
+        }
+        let most = XenFields { flags: 0xffff_ffff, domid: 0xffff_ffff };
+        assert_eq!(LAYOUTS.map(|layout| most.fits(layout)), [true; 3]);
     }
 }
