@@ -14,6 +14,7 @@ use super::error::{FrontendError, Result};
 use crate::error::HostError;
 use crate::socket::{Incoming, Stream};
 use crate::wire::message::{Answer, Needs};
+use crate::wire::payload::XenFields;
 use crate::wire::{Flags, Frame, FrontendMessage, Payload, ProtocolFeatures};
 
 /// A connection to a back-end.
@@ -26,6 +27,8 @@ pub struct Client {
     pub(super) protocol: ProtocolFeatures,
     /// Offered virtio-level features, once they were asked for.
     pub(super) offered: u64,
+    /// What the last SET_XEN_MMAP said.
+    pub(super) xen_said: XenFields,
 }
 
 impl Client {
@@ -40,7 +43,8 @@ impl Client {
     /// Takes a connected socket. `timeout`: how long each reply may take.
     pub fn from_stream(stream: Stream, timeout: Duration) -> Self {
         let protocol = ProtocolFeatures::empty();
-        Self { stream, timeout, channel: Channel::closed(), protocol, offered: 0 }
+        let (channel, xen_said) = (Channel::closed(), XenFields::default());
+        Self { stream, timeout, channel, protocol, offered: 0, xen_said }
     }
 
     /// Sends a frame as it is. What the protocol says of it is not checked.

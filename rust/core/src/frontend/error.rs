@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::error::HostError;
 use crate::socket::SocketError;
+use crate::wire::FrontendMessage as M;
 
 /// An error of the front-end's side.
 #[derive(Debug)]
@@ -99,6 +100,13 @@ impl FrontendError {
 
     pub(crate) fn range(why: impl Into<String>) -> Self {
         Self::OutOfRange { why: why.into() }
+    }
+
+    /// Whether the back-end has refused guest memory.
+    pub fn refuses_memory(&self) -> bool {
+        let about_memory = [M::SetMemTable, M::AddMemReg, M::RemMemReg, M::SetXenMmap];
+        matches!(self, Self::Refused { message, .. }
+            if about_memory.iter().any(|about| about.name() == *message))
     }
 
     /// A failed exchange: ends and silences get variants of their own.

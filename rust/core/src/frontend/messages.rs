@@ -11,13 +11,10 @@ use super::client::{Client, copy, read};
 use super::error::{FrontendError, Result};
 use super::memory::{GuestMemory, Region};
 use super::split::SplitRing;
-use super::xen::XenRegion;
 use crate::address::GuestAddr;
 use crate::socket::Stream;
 use crate::wire::FrontendMessage as M;
-use crate::wire::payload::{
-    Config, MemoryTable, SingleRegion, VringAddress, VringFd, VringState, XenFields,
-};
+use crate::wire::payload::{Config, MemoryTable, SingleRegion, VringAddress, VringFd, VringState};
 use crate::wire::{Payload, ProtocolFeatures, RegionLayout, features};
 
 /// Protocol features that this front-end can carry out.
@@ -61,6 +58,13 @@ pub struct Negotiated {
 impl Default for Wanted {
     fn default() -> Self {
         Self { features: features::EVENT_IDX | features::INDIRECT_DESC, protocol: IMPLEMENTED }
+    }
+}
+
+impl Wanted {
+    /// The default, and XEN_MMAP.
+    pub fn on_xen() -> Self {
+        Self { protocol: IMPLEMENTED | ProtocolFeatures::XEN_MMAP, ..Self::default() }
     }
 }
 
@@ -221,30 +225,6 @@ impl Client {
     pub fn remove_region(&mut self, region: &Region) -> Result<()> {
         let payload = SingleRegion(region.description()).to_bytes(RegionLayout::Plain);
         self.tell(M::RemMemReg, payload, Vec::new())
-    }
-
-    /// SET_MEM_TABLE with regions of Xen domains.
-    pub fn set_xen_table(&mut self, regions: &[XenRegion], layout: RegionLayout) -> Result<()> {
-        let fds = regions.iter().map(|region| copy(region.fd.as_fd())).collect::<Result<_>>()?;
-        let table = MemoryTable { regions: regions.iter().map(|r| r.region).collect() };
-        self.tell(M::SetMemTable, table.to_bytes(layout), fds)
-    }
-
-    /// ADD_MEM_REG with a region of a Xen domain.
-    pub fn add_xen_region(&mut self, region: &XenRegion, layout: RegionLayout) -> Result<()> {
-        let payload = SingleRegion(region.region).to_bytes(layout);
-        self.tell(M::AddMemReg, payload, vec![copy(region.fd.as_fd())?])
-    }
-
-    /// REM_MEM_REG with a region of a Xen domain.
-    pub fn remove_xen_region(&mut self, region: &XenRegion, layout: RegionLayout) -> Result<()> {
-        let payload = SingleRegion(region.region).to_bytes(layout);
-        self.tell(M::RemMemReg, payload, Vec::new())
-    }
-
-    /// SET_XEN_MMAP: how later regions in the plain layout are mapped.
-    pub fn set_xen_mmap(&mut self, fields: XenFields) -> Result<()> {
-        self.tell(M::SetXenMmap, fields.to_bytes(), Vec::new())
     }
 
     /// SET_VRING_NUM: the ring's entries.

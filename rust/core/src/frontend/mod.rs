@@ -29,3 +29,6 @@ pub use memory::{GuestMemory, Region, RegionSpec};
 pub use messages::{IMPLEMENTED, Negotiated, Wanted};
 pub use split::{Descriptor, INDIRECT, NEXT, RingLayout, SplitRing, Used, WRITE};
 pub use xen::{XenMemory, XenRegion};
+
+pub use crate::wire::RegionLayout;
+pub use crate::wire::payload::{Region as RegionDescription, XenFields};

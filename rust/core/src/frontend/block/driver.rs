@@ -73,7 +73,7 @@ pub struct BlockDriver {
     client: Client,
     memory: Arc<GuestMemory>,
     /// How the back-end is told of it, on Xen.
-    xen: Option<XenMemory>,
+    xen: Option<Arc<XenMemory>>,
     negotiated: Negotiated,
     config: BlockConfig,
     queues: Vec<BlockQueue>,
@@ -90,10 +90,7 @@ struct Piece {
 impl BlockDriver {
     /// Connects to a back-end that may not listen yet and starts its queues.
     pub fn connect(path: &Path, options: BlockOptions) -> Result<Self> {
-        let client = Client::connect(path, options.timeout)?;
-        let mut driver = Self::start(client, options, None)?;
-        driver.path = Some(path.to_owned());
-        Ok(driver)
+        Self::dial(path, options, None)
     }
 
     /// Takes a connected socket and starts the back-end's queues.
@@ -104,9 +101,17 @@ impl BlockDriver {
     /// As [`connect`](Self::connect), with its rings and buffers in a Xen domain's memory.
     /// `options.memory` says how much of it, from the first region on.
     pub fn connect_xen(path: &Path, options: BlockOptions, memory: XenMemory) -> Result<Self> {
-        let client = Client::connect(path, options.timeout)?;
-        let protocol = options.protocol | ProtocolFeatures::XEN_MMAP;
-        Self::start(client, BlockOptions { protocol, ..options }, Some(memory))
+        Self::dial(path, options, Some(Arc::new(memory)))
+    }
+
+    /// As [`from_stream`](Self::from_stream), with a Xen domain's memory.
+    pub fn xen_from_stream(
+        stream: Stream,
+        options: BlockOptions,
+        memory: XenMemory,
+    ) -> Result<Self> {
+        let client = Client::from_stream(stream, options.timeout);
+        Self::start(client, options, Some(Arc::new(memory)))
     }
 
     /// Reads from the disk. Offset and length are multiples of 512.
@@ -199,10 +204,10 @@ impl BlockDriver {
     }
 
     /// Connects again to the same path, as after a restart of the back-end: new connection, new
-    /// memory, fresh rings. What was in flight is lost.
+    /// memory unless it is a Xen domain's, fresh rings. What was in flight is lost.
     ///
     /// # Errors
-    /// A connection that was handed over, or has a Xen domain's memory, cannot be made again.
+    /// A connection that was handed over cannot be made again.
     pub fn reconnect(&mut self) -> Result<()> {
         let path = self.path.clone().ok_or_else(|| {
             FrontendError::range("a connection that was handed over cannot be made again")
@@ -211,7 +216,7 @@ impl BlockDriver {
         let (stream, _) = Stream::pair()
             .map_err(|source| FrontendError::Connect { path: path.clone(), source })?;
         self.client = Client::from_stream(stream, self.options.timeout);
-        *self = Self::connect(&path, self.options.clone())?;
+        *self = Self::dial(&path, self.options.clone(), self.xen.clone())?;
         Ok(())
     }
 
@@ -269,15 +274,30 @@ impl BlockDriver {
         &self.options
     }
 
-    fn start(mut client: Client, options: BlockOptions, xen: Option<XenMemory>) -> Result<Self> {
+    fn dial(path: &Path, options: BlockOptions, xen: Option<Arc<XenMemory>>) -> Result<Self> {
+        let client = Client::connect(path, options.timeout)?;
+        Ok(Self { path: Some(path.to_owned()), ..Self::start(client, options, xen)? })
+    }
+
+    fn start(
+        mut client: Client,
+        options: BlockOptions,
+        xen: Option<Arc<XenMemory>>,
+    ) -> Result<Self> {
         let mut wanted = options.features & feature::ALL;
         for (chosen, bit) in
             [(options.indirect, features::INDIRECT_DESC), (options.event_idx, features::EVENT_IDX)]
         {
             wanted |= if chosen { bit } else { 0 };
         }
-        let negotiated =
-            client.negotiate(&Wanted { features: wanted, protocol: options.protocol })?;
+        let mut protocol = options.protocol;
+        if xen.is_some() {
+            protocol |= ProtocolFeatures::XEN_MMAP;
+        }
+        let negotiated = client.negotiate(&Wanted { features: wanted, protocol })?;
+        if xen.is_some() {
+            client.need_xen()?;
+        }
         let bytes = client.config(0, BlockConfig::LEN)?;
         let config = BlockConfig::new(&bytes, negotiated.features);
         check_queues(&options, &negotiated, &config)?;
