@@ -32,19 +32,21 @@ MAY_NAME = {
         *("ring", "memory", "request", "device", "xen", "sys", "address", "error"),
     },
     "frontend": {"socket", "wire", "address", "sys", "error"},
+    "xen_guest": {"frontend", "xen", "wire", "address", "error"},
 }
 """Which top-level modules of the core each may name, beside itself."""
 
-TESTS_MAY_NAME = {"block": {"ring", "address"}}
+TESTS_MAY_NAME = {"block": {"ring", "address"}, "xen_guest": {"sys"}}
 """What the tests of a module may name beyond that, in files of their own: they stand at the other
 end of what the module serves."""
 
 CORE_CRATE = "vhost_user_core"
 BINDING_MAY_NAME = {
-    *("backend", "socket", "frontend", "device", "pace", "block", "request", "memory", "error"),
+    *("backend", "socket", "device", "pace", "block", "request", "memory", "error"),
+    *("frontend", "address", "xen_guest"),
 }
 """Which modules of the core the binding may name: neither protocol nor rings, and of memory what
-requests are made of."""
+requests are made of, and what a front-end tells."""
 
 DEVICES_KNOW_NOTHING_OF = {
     "socket",
@@ -63,9 +65,9 @@ UNSAFE_PYTHON = re.compile(r"(buffer|call)\.rs")
 
 FOREIGN = ("pyo3", "PyO3")
 NOISE = ("print", "println", "eprint", "eprintln", "dbg")
-IMPORTS_CORE = {"__init__.py", "server.py", "errors.py"}
+IMPORTS_CORE = {"__init__.py", "server.py", "errors.py", "testing/xen.py"}
 """The Python files that may import the extension module, relative to the package; `__init__` is the
-typed façade."""
+typed façade, `testing/xen.py` that of what only tests have."""
 
 
 def arrows_crossed(source: str, path: str) -> Iterator[str]:

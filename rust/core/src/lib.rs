@@ -21,3 +21,4 @@ pub mod sys;
 pub mod wire;
 mod worker;
 pub mod xen;
+pub mod xen_guest;
