@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from .server import Backend as Backend
     from .server import serve as serve
     from .xen import XenOptions as XenOptions
+    from .xen_region import XenFlags as XenFlags
+    from .xen_region import XenRegion as XenRegion
 
 __all__ = [
     "Backend",
@@ -55,7 +57,9 @@ __all__ = [
     "StaleRequestError",
     "VhostUserError",
     "VirtioBlkDriver",
+    "XenFlags",
     "XenOptions",
+    "XenRegion",
     "__version__",
     "devices",
     "serve",
@@ -86,7 +90,9 @@ _HOMES = {
     "StaleRequestError": "errors",
     "VhostUserError": "errors",
     "VirtioBlkDriver": "_core",
+    "XenFlags": "xen_region",
     "XenOptions": "xen",
+    "XenRegion": "xen_region",
     "serve": "server",
 }
 

@@ -7,6 +7,8 @@ from typing import Any, Literal, Self, TypeAlias, final, overload
 from typing_extensions import Buffer, disjoint_base
 
 from .devices.base import Device
+from .xen import SentDesign
+from .xen_region import XenRegion
 
 __all__ = [
     "Backend",
@@ -17,6 +19,7 @@ __all__ = [
     "Queue",
     "Request",
     "VirtioBlkDriver",
+    "XenGuest",
     "__version__",
     "end_logging",
 ]
@@ -187,6 +190,7 @@ class Backend:
         on_error: str,
         label: str,
         xen: tuple[str, int | None, int | None, bool] | None,
+        guest: XenGuest | None,
     ) -> Self: ...
     @property
     def state(self) -> _State: ...
@@ -209,8 +213,10 @@ class Frontend:
         *,
         fd: int | None = None,
         timeout: float = 5.0,
+        xen: bool = False,
     ) -> Self:
         """Connects to ``socket``, or takes over a connected socket ``fd``, and negotiates.
+        ``xen``: XEN_MMAP too, for regions of Xen domains.
 
         ``OSError`` if nobody answers in ``timeout`` seconds, which also limits each later
         exchange; ``NegotiationError``, ``ProtocolError``.
@@ -241,6 +247,24 @@ class Frontend:
         """Who is at the other end."""
     def config(self, offset: int, length: int) -> bytes:
         """Bytes of the device's configuration space."""
+    def set_xen_memory(
+        self, regions: Sequence[XenRegion], *, design: SentDesign = "merged"
+    ) -> None:
+        """Tells the back-end of all guest memory: SET_MEM_TABLE with up to 32 regions of Xen
+        domains. It replaces what was told before.
+
+        ``design``: flags and domain stand in each region, 32 bits each ("merged": QEMU "Vhost-user
+        Protocol", "Memory region description") or 64 ("review"), or in a message that is sent
+        before ("message"), so that all regions have the same.
+        ``MappingError`` if the back-end refuses it; ``ValueError`` if the message has no room for
+        the numbers; ``NegotiationError`` without ``xen=True``.
+        """
+    def add_xen_region(self, region: XenRegion, *, design: SentDesign = "merged") -> None:
+        """Tells the back-end of one more region: ADD_MEM_REG. Else as ``set_xen_memory``."""
+    def remove_xen_region(self, region: XenRegion, *, design: SentDesign = "merged") -> None:
+        """Takes a region back: REM_MEM_REG. When this returns nothing of it is mapped any more.
+        Else as ``set_xen_memory``.
+        """
     def reconnect(self) -> Self:
         """Closes the connection and makes a new one to the same socket, with fresh rings."""
     def close(self) -> None:
@@ -260,8 +284,11 @@ class VirtioBlkDriver(Frontend):
         num_queues: int = 1,
         queue_size: int = 128,
         timeout: float = 5.0,
+        guest: XenGuest | None = None,
     ) -> Self:
-        """As ``Frontend``, and starts ``num_queues`` rings in ``memory`` bytes of its own."""
+        """As ``Frontend``, and starts ``num_queues`` rings in ``memory`` bytes of its own, or in
+        all the memory of ``guest``, a ``vhost_user.testing.XenGuest``.
+        """
     @property
     def size(self) -> int:
         """Bytes of the disk."""
@@ -350,3 +377,24 @@ class LoadReport:
     @property
     def p99(self) -> float:
         """99 of 100 took no longer, in seconds."""
+
+@disjoint_base
+class XenGuest:
+    """A domain on a hypervisor that is not there; see ``vhost_user.testing.XenGuest``."""
+
+    def __new__(cls, flags: int, domain: int, *, design: SentDesign, memory: int) -> Self: ...
+    @property
+    def guest_address(self) -> int:
+        """First address of its memory in descriptors: a guest address, or one for grants."""
+    @property
+    def user_address(self) -> int:
+        """Where its memory is mapped for its driver, in this process."""
+    @property
+    def memory(self) -> int:
+        """Bytes of its memory."""
+    def fileno(self) -> int:
+        """The hypervisor's device by which its memory is mapped. It is closed with the guest."""
+    def in_use(self) -> list[int]:
+        """Its pages that a back-end has mapped, lowest first: grant references, or frame numbers
+        if its memory is mapped by frames.
+        """

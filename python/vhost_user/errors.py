@@ -26,7 +26,9 @@ class RequestError(VhostUserError, OSError):
 
 
 class MappingError(VhostUserError, OSError):
-    """Guest memory could not be mapped."""
+    """On the front-end's side: the back-end has refused guest memory, which it cannot map or which
+    was described wrongly. Its log says why.
+    """
 
 
 class StaleRequestError(VhostUserError):

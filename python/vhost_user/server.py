@@ -252,6 +252,7 @@ class Backend:
             on_error=self._on_error,
             label=label,
             xen=None if xen is None else (xen.design, xen.copy_below, xen.domain, xen.raw_views),
+            guest=None if xen is None else xen._guest,  # noqa: SLF001 - set by a test
         )
 
 

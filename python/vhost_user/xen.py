@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias, final
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, final
 
-Design: TypeAlias = Literal["auto", "merged", "review", "message"]
+if TYPE_CHECKING:
+    from .testing import XenGuest
+
+SentDesign: TypeAlias = Literal["merged", "review", "message"]
+Design: TypeAlias = Literal["auto"] | SentDesign
 
 DESIGNS: Final[tuple[Design, ...]] = ("auto", "merged", "review", "message")
 
@@ -51,6 +55,9 @@ class XenOptions:
     copy_below: int | None = None
     domain: int | None = None
     raw_views: bool = False
+
+    _guest: XenGuest | None = field(default=None, init=False, repr=False, compare=False)
+    """Whose hypervisor is used instead of the host's: see ``XenGuest.options``."""
 
     def __post_init__(self) -> None:
         if self.design not in DESIGNS:

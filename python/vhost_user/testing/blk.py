@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from .. import Device
+    from .xen import XenGuest
 
 
 class TestedDisk(VirtioBlkDriver):
@@ -68,9 +69,10 @@ class BlkFactory(Protocol):
         num_queues: int = 1,
         queue_size: int = 128,
         timeout: float = 5.0,
+        guest: XenGuest | None = None,
         **backend: Any,
     ) -> TestedDisk:
-        """The driver of ``device``. ``backend``: options of ``Backend``."""
+        """The driver of ``device``, as ``blk`` gives it."""
 
 
 @contextmanager
@@ -80,21 +82,28 @@ def blk(
     num_queues: int = 1,
     queue_size: int = 128,
     timeout: float = 5.0,
+    guest: XenGuest | None = None,
     **backend: Any,
 ) -> Iterator[TestedDisk]:
     """Serves ``device`` on a socket of its own and gives a driver that is connected to it.
 
     What a callback raises is raised by the driver's method, as the ``__cause__`` of its
     ``RequestError``. ``backend``: options of ``Backend``.
+    ``guest``: the driver's rings and buffers lie in this guest of Xen. At the end nothing of it
+    may still be mapped: ``AssertionError``.
     """
     options = {"on_error": "raise", **backend}
+    if guest is not None:
+        options["xen"] = guest.options(options.get("xen"))
     with tempfile.TemporaryDirectory(prefix="vhost-") as directory:
         socket = Path(directory, "blk")
         with (
             Backend(device, socket=socket, **options) as running,
             TestedDisk(
-                socket, num_queues=num_queues, queue_size=queue_size, timeout=timeout
+                socket, num_queues=num_queues, queue_size=queue_size, timeout=timeout, guest=guest
             ) as driver,
         ):
             driver.backend = running
             yield driver
+    if guest is not None:
+        guest.assert_released()

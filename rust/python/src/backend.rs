@@ -21,6 +21,7 @@ use crate::device::{QueueDevice, in_callback};
 use crate::error;
 use crate::log::{self, Level, Logger, Record};
 use crate::report::{OnError, Reports};
+use crate::xen::XenGuest;
 
 /// How long a wait goes on before signals are looked at, as every wait of Python does.
 const SIGNAL_CHECK: Duration = Duration::from_millis(50);
@@ -54,9 +55,10 @@ enum Served {
 #[pymethods]
 impl Backend {
     /// Starts to serve `device`, which is a `kind` of device: "queue", "block", "file" or "null".
+    /// With `guest` on that guest's hypervisor.
     #[new]
     #[pyo3(signature = (device, kind, *, overrides, listen, dial, fd, mode, group, keep_listening,
-                        threads, batch, poll_us, cpus, drain, on_error, label, xen))]
+                        threads, batch, poll_us, cpus, drain, on_error, label, xen, guest))]
     #[allow(clippy::too_many_arguments)] // One keyword for each option; the façade has defaults.
     fn new(
         py: Python<'_>,
@@ -77,6 +79,7 @@ impl Backend {
         on_error: &str,
         label: String,
         xen: Option<XenArguments>,
+        guest: Option<&XenGuest>,
     ) -> PyResult<Self> {
         let endpoint = match (listen, dial, fd) {
             (Some(path), None, None) => Endpoint::Listen(ListenOptions { path, mode, group }),
@@ -87,7 +90,7 @@ impl Backend {
             _ => return Err(PyValueError::new_err("exactly one of listen, dial, fd")),
         };
         let raw_views = xen.as_ref().is_some_and(|(.., raw_views)| *raw_views);
-        let options = Options {
+        let mut options = Options {
             keep_listening,
             threads: NonZeroU16::new(threads).map_or(Threads::PerQueue, Threads::Count),
             batch,
@@ -97,6 +100,9 @@ impl Backend {
             xen: xen.map(xen_options).transpose()?,
             ..Options::new(endpoint)
         };
+        if let (Some(xen), Some(guest)) = (&mut options.xen, guest) {
+            xen.access.ops = guest.guest().ops();
+        }
         let reports = Arc::new(Reports::new(label.clone(), on_error_of(on_error)?));
         let served = Served::new(device, kind, &overrides, raw_views, &reports)?;
         log::start()?;

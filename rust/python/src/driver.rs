@@ -12,6 +12,7 @@ use crate::buffer;
 use crate::error;
 use crate::frontend::{Frontend, Target};
 use crate::load::{self, LoadReport};
+use crate::xen::XenGuest;
 
 /// A block device at the other end: memory, rings, and requests.
 #[pyclass(frozen, subclass, extends = Frontend, module = "vhost_user")]
@@ -19,10 +20,12 @@ pub(crate) struct VirtioBlkDriver;
 
 #[pymethods]
 impl VirtioBlkDriver {
-    /// Connects to `socket`, or takes over a connected socket `fd`, and starts the rings.
+    /// Connects to `socket`, or takes over a connected socket `fd`, and starts the rings, in
+    /// memory of its own or of a `guest`.
     #[new]
     #[pyo3(signature = (socket=None, *, fd=None, memory=67_108_864, num_queues=1, queue_size=128,
-                        timeout=5.0))]
+                        timeout=5.0, guest=None))]
+    #[allow(clippy::too_many_arguments)] // One keyword for each option.
     fn new(
         py: Python<'_>,
         socket: Option<PathBuf>,
@@ -31,14 +34,21 @@ impl VirtioBlkDriver {
         num_queues: u16,
         queue_size: u16,
         timeout: f64,
+        guest: Option<&XenGuest>,
     ) -> PyResult<PyClassInitializer<Self>> {
         let timeout = seconds_of(timeout)?;
+        let memory = guest.map_or(memory, |guest| guest.guest().description().size);
         let options =
             BlockOptions { memory, num_queues, queue_size, timeout, ..BlockOptions::default() };
         let target = Target::new(socket.clone(), fd)?;
-        let driver = py.detach(|| match target {
-            Target::Path(path) => BlockDriver::connect(&path, options),
-            Target::Stream(stream) => BlockDriver::from_stream(stream, options),
+        let guest = guest.map(|guest| guest.told(py)).transpose()?;
+        let driver = py.detach(|| match (target, guest) {
+            (Target::Path(path), None) => BlockDriver::connect(&path, options),
+            (Target::Path(path), Some(guest)) => BlockDriver::connect_xen(&path, options, guest),
+            (Target::Stream(stream), None) => BlockDriver::from_stream(stream, options),
+            (Target::Stream(stream), Some(guest)) => {
+                BlockDriver::xen_from_stream(stream, options, guest)
+            }
         });
         let driver = driver.map_err(|e| error::frontend(py, &e))?;
         let base = Frontend::block(driver, socket, timeout);

@@ -13,6 +13,9 @@ use vhost_user_core::error::HostError;
 use vhost_user_core::frontend::{BlockStatus, FrontendError};
 use vhost_user_core::socket::SocketError;
 
+const NO_XEN: &str = "XEN_MMAP was not negotiated: serve with xen=XenOptions() or --xen, and connect \
+                      with xen=True";
+
 /// The class `name` of `vhost_user.errors`. They are written in Python, since some have two bases.
 fn class<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyType>> {
     static MODULE: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
@@ -90,7 +93,13 @@ pub(crate) fn frontend(py: Python<'_>, error: &FrontendError) -> PyErr {
         FrontendError::Connect { .. } => PyConnectionError::new_err(text),
         FrontendError::Closed { .. } => os_error(Errno::CONNRESET, &text),
         FrontendError::TimedOut { .. } => os_error(Errno::TIMEDOUT, &text),
+        FrontendError::NotOffered { what: "XEN_MMAP" } => {
+            raise(py, "NegotiationError", NO_XEN.to_owned())
+        }
         FrontendError::NotOffered { .. } => raise(py, "NegotiationError", text),
+        FrontendError::Refused { .. } if error.refuses_memory() => {
+            raise(py, "MappingError", format!("{text}: its log says why"))
+        }
         FrontendError::Socket { .. }
         | FrontendError::Refused { .. }
         | FrontendError::BadReply { .. }

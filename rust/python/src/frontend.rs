@@ -16,6 +16,7 @@ use vhost_user_core::socket::Stream;
 
 use crate::buffer;
 use crate::error;
+use crate::xen;
 
 /// A connection to a back-end, negotiated and with no ring.
 #[pyclass(frozen, subclass, module = "vhost_user")]
@@ -23,6 +24,8 @@ pub(crate) struct Frontend {
     end: Mutex<End>,
     path: Option<PathBuf>,
     timeout: Duration,
+    /// XEN_MMAP is to be accepted.
+    xen: bool,
 }
 
 /// What holds the connection.
@@ -40,19 +43,21 @@ pub(crate) enum Target {
 
 #[pymethods]
 impl Frontend {
-    /// Connects to `socket`, or takes over a connected socket `fd`, and negotiates.
+    /// Connects to `socket`, or takes over a connected socket `fd`, and negotiates; with `xen` for
+    /// telling of Xen domains' memory.
     #[new]
-    #[pyo3(signature = (socket=None, *, fd=None, timeout=5.0))]
+    #[pyo3(signature = (socket=None, *, fd=None, timeout=5.0, xen=false))]
     fn new(
         py: Python<'_>,
         socket: Option<PathBuf>,
         fd: Option<RawFd>,
         timeout: f64,
+        xen: bool,
     ) -> PyResult<Self> {
         let timeout = crate::backend::seconds(timeout)?;
         let target = Target::new(socket.clone(), fd)?;
-        let end = py.detach(|| plain(target, timeout)).map_err(|e| error::frontend(py, &e))?;
-        Ok(Self { end: Mutex::new(end), path: socket, timeout })
+        let end = py.detach(|| plain(target, timeout, xen)).map_err(|e| error::frontend(py, &e))?;
+        Ok(Self { end: Mutex::new(end), path: socket, timeout, xen })
     }
 
     /// Connects to `socket`; options as the class takes them.
@@ -113,6 +118,33 @@ impl Frontend {
         self.client(py, |client| client.config(offset, length))
     }
 
+    /// SET_MEM_TABLE: all of guest memory, in regions of Xen domains.
+    #[pyo3(signature = (regions, *, design="merged"))]
+    fn set_xen_memory(
+        &self,
+        py: Python<'_>,
+        regions: Vec<xen::Region>,
+        design: &str,
+    ) -> PyResult<()> {
+        let layout = xen::layout(design)?;
+        let regions = regions.iter().map(xen::Region::told).collect::<PyResult<Vec<_>>>()?;
+        self.xen_client(py, |client| client.set_xen_table(&regions, layout))
+    }
+
+    /// ADD_MEM_REG with a region of a Xen domain.
+    #[pyo3(signature = (region, *, design="merged"))]
+    fn add_xen_region(&self, py: Python<'_>, region: xen::Region, design: &str) -> PyResult<()> {
+        let (layout, region) = (xen::layout(design)?, region.told()?);
+        self.xen_client(py, |client| client.add_xen_region(&region, layout))
+    }
+
+    /// REM_MEM_REG with a region of a Xen domain.
+    #[pyo3(signature = (region, *, design="merged"))]
+    fn remove_xen_region(&self, py: Python<'_>, region: xen::Region, design: &str) -> PyResult<()> {
+        let (layout, region) = (xen::layout(design)?, region.told()?);
+        self.xen_client(py, |client| client.remove_xen_region(&region, layout))
+    }
+
     /// Closes the connection and makes a new one.
     fn reconnect(slf: Bound<'_, Self>) -> PyResult<Bound<'_, Self>> {
         let (py, this) = (slf.py(), slf.get());
@@ -124,7 +156,7 @@ impl Frontend {
                     // The back-end takes one front-end at a time: the old one leaves first.
                     *end = End::Closed;
                     let target = Target::new(this.path.clone(), None).map_err(|_| no_path())?;
-                    *end = plain(target, this.timeout)?;
+                    *end = plain(target, this.timeout, this.xen)?;
                     Ok(())
                 }
             }
@@ -159,7 +191,7 @@ impl Frontend {
 impl Frontend {
     /// A connection with a block driver on it.
     pub(crate) fn block(driver: BlockDriver, path: Option<PathBuf>, timeout: Duration) -> Self {
-        Self { end: Mutex::new(End::Block(Box::new(driver))), path, timeout }
+        Self { end: Mutex::new(End::Block(Box::new(driver))), path, timeout, xen: false }
     }
 
     /// Uses the connection, detached.
@@ -188,6 +220,15 @@ impl Frontend {
             End::Block(driver) => work(driver.client()),
             End::Closed => Err(no_path()),
         })
+    }
+
+    /// As [`client`](Self::client), where XEN_MMAP was accepted.
+    fn xen_client(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&mut Client) -> Result<(), FrontendError> + Send,
+    ) -> PyResult<()> {
+        self.client(py, |client| client.need_xen().and_then(|()| work(client)))
     }
 
     fn negotiated<T: Send>(
@@ -228,12 +269,16 @@ impl Target {
     }
 }
 
-fn plain(target: Target, timeout: Duration) -> Result<End, FrontendError> {
+fn plain(target: Target, timeout: Duration, xen: bool) -> Result<End, FrontendError> {
     let mut client = match target {
         Target::Path(path) => Client::connect(&path, timeout)?,
         Target::Stream(stream) => Client::from_stream(stream, timeout),
     };
-    let negotiated = client.negotiate(&Wanted::default())?;
+    let wanted = if xen { Wanted::on_xen() } else { Wanted::default() };
+    let negotiated = client.negotiate(&wanted)?;
+    if xen {
+        client.need_xen()?;
+    }
     Ok(End::Plain(Box::new(client), negotiated))
 }
 

@@ -21,6 +21,7 @@ mod report;
 mod request;
 mod ticket;
 mod turn;
+mod xen;
 
 use pyo3::prelude::*;
 
@@ -41,6 +42,8 @@ mod _core {
     use super::load::LoadReport;
     #[pymodule_export]
     use super::request::{Queue, QueueRequest};
+    #[pymodule_export]
+    use super::xen::XenGuest;
 
     use super::*;
 
