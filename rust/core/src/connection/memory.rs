@@ -22,8 +22,13 @@ impl Connection {
         if regions != fds {
             return Err(Refusal(format!("{regions} regions with {fds} descriptors")));
         }
-        let offers = table.regions.iter().zip(frame.fds);
-        let offers = offers.map(|(region, fd)| self.offer(region, layout, fd));
+        let offers = (1..).zip(&table.regions).zip(frame.fds).map(|((number, region), fd)| {
+            let of_many = |Refusal(why)| match regions {
+                1 => Refusal(why),
+                _ => Refusal(format!("region {number} of {regions}: {why}")),
+            };
+            self.offer(region, layout, fd).map_err(of_many)
+        });
         let offers = offers.collect::<Result<_, _>>()?;
         Ok(Verdict::Act(Action::SetMemory(offers), Commit::Regions(regions as u64)))
     }

@@ -440,11 +440,7 @@ impl fmt::Display for RegionError {
                 write!(f, "its descriptor is {passed}, not {name}, which is {own} here")
             }
             Self::Foreign(error) => error.fmt(f),
-            Self::Grants(GrantRef { domid, reference }, pages, error) => write!(
-                f,
-                "domain {domid} does not grant the {pages} pages from reference {reference} on \
-                 (or they are mapped too often): {error}"
-            ),
+            Self::Grants(first, pages, error) => not_granted(f, *first, *pages, error),
             Self::HostPages(bytes) => {
                 write!(
                     f,
@@ -453,6 +449,25 @@ impl fmt::Display for RegionError {
             }
             Self::System(what, error) => write!(f, "cannot {what}: {error}"),
         }
+    }
+}
+
+/// What the error means that the kernel has for so many grants from the first on.
+fn not_granted(
+    f: &mut fmt::Formatter<'_>,
+    first: GrantRef,
+    pages: usize,
+    error: &std::io::Error,
+) -> fmt::Result {
+    let GrantRef { domid, reference } = first;
+    let what = format!("the {pages} pages from reference {reference} on");
+    match error.raw_os_error() {
+        Some(libc::EINVAL) => write!(
+            f,
+            "domain {domid} does not grant {what} (or they are mapped too often): {error}"
+        ),
+        Some(libc::EAGAIN) => write!(f, "{what} of domain {domid} stay paged out"),
+        _ => write!(f, "{what} of domain {domid} cannot be mapped: {error}"),
     }
 }
 

@@ -363,6 +363,13 @@ fn bad_regions_are_refused_by_field_and_value() {
 }
 
 #[test]
+fn a_bad_region_among_others_is_counted() {
+    let table = xen_table(&[(RAM, Tail::Merged(1, 5)), (GRANTS, Tail::Merged(0x10a, 5))]);
+    let why = Xen::new(XenDesigns::ALL).why(SET_MEM_TABLE, table, 2);
+    assert!(why.starts_with("SET_MEM_TABLE: region 2 of 2: xen mmap flags 0x10a: "), "{why}");
+}
+
+#[test]
 fn a_region_that_cannot_be_removed_is_named_by_its_addresses() {
     let why = Xen::new(XenDesigns::ALL).why(REM_MEM_REG, xen_single(RAM, Tail::Merged(1, 5)), 0);
     let region = "guest 0x40000000, user 0x7f0000000000, 0x10000000 bytes";

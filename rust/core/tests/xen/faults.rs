@@ -325,6 +325,15 @@ fn grants_of_pages_that_are_paged_out_are_waited_for() {
 }
 
 #[test]
+fn a_region_of_grants_that_stay_paged_out_is_refused_as_such() {
+    let guest = Guest::granting();
+    guest.xen.set_busy(u32::MAX);
+    let why = refusal(&served(&guest, 0), &guest, guest.whole(RegionLayout::XenMerged, IN_ADVANCE));
+    let what = "the 2048 pages from reference 16 on of domain 5 stay paged out";
+    assert!(why.ends_with(what), "{why}");
+}
+
+#[test]
 fn a_region_with_one_bad_grant_is_refused_by_its_reference() {
     let guest = Guest::granting();
     guest.xen.revoke(DOMID, FIRST_REF + 100);
