@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -17,10 +18,12 @@ class BackendProcess:
     """Serves copies of a disk of random bytes from ``directory``; see ``serve``.
 
     ``user``: who it runs as, to whom ``directory`` belongs then. ``device``: a block device of
-    the same size, which is served alone.
+    the same size, which is served alone. ``hidden``: files and directories that are empty for it.
     """
 
-    def __init__(self, directory: Path, *, user: int = 0, device: str = "") -> None:
+    def __init__(
+        self, directory: Path, *, user: int = 0, device: str = "", hidden: Sequence[str] = ()
+    ) -> None:
         self.directory = directory
         self.device = device
         self.content = random.Random(1).randbytes(DISK_BYTES)
@@ -28,9 +31,10 @@ class BackendProcess:
             self.image(socket).write_bytes(self.content)
             os.chown(self.image(socket), user, -1)
         os.chown(directory, user, -1)
+        command = [sys.executable, "-m", "xen.dom0.serve", str(directory), *filter(None, [device])]
         with open(directory / "backend.log", "wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "xen.dom0.serve", str(directory), *filter(None, [device])],
+                [*without(hidden), *command],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -74,3 +78,14 @@ class BackendProcess:
             self.close()
         else:
             self.kill()
+
+
+def without(hidden: Sequence[str]) -> list[str]:
+    """The start of a command that runs the rest of itself where these paths are empty."""
+    if not hidden:
+        return []
+    steps = [
+        f"mount -t tmpfs none {path}" if os.path.isdir(path) else f"mount -o bind /dev/null {path}"
+        for path in hidden
+    ]
+    return ["unshare", "-m", "sh", "-c", " && ".join([*steps, 'exec "$@"']), "sh"]

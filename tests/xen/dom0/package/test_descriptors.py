@@ -22,6 +22,8 @@ from .conftest import Connect, connector
 NOBODY = 65534
 START = FRAMES[0] * PAGE
 LAYOUTS = [FOREIGN_LAYOUT, IN_ADVANCE, on_demand(NO_ADVANCE)]
+LISTS = ["/proc/misc", "/sys/class/misc"]
+"""Where the kernel tells the devices' numbers."""
 WRONG = [(FOREIGN, START, "gntdev"), (GRANT, bus_of(FIRST_REFERENCE), "privcmd")]
 
 
@@ -33,6 +35,24 @@ def stranger() -> Iterator[BackendProcess]:
         BackendProcess(Path(directory), user=NOBODY) as process,
     ):
         yield process
+
+
+@pytest.fixture(scope="module", params=[LISTS[:1], LISTS], ids=["no-list", "no-list-no-entries"])
+def shut_in(request: pytest.FixtureRequest) -> Iterator[BackendProcess]:
+    """A back-end that does not see all that tells which device is which."""
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        BackendProcess(Path(directory), hidden=request.param) as process,
+    ):
+        yield process
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_devices_are_recognised_where_the_kernels_lists_are_hidden(
+    guest: Guest, shut_in: BackendProcess, layout: Layout
+) -> None:
+    with connector(guest, shut_in)(layout) as front:
+        Workload(front.start(), shut_in.image("file").read_bytes()).run(16)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
