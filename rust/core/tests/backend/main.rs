@@ -1,0 +1,8 @@
+//! A running back-end, driven through its socket by the built-in front-end.
+
+#[path = "../support/mod.rs"]
+#[allow(dead_code)] // Each test program uses a part of it.
+mod support;
+
+mod served;
+mod serving;
