@@ -8,6 +8,7 @@ pub mod io;
 pub mod kind;
 pub mod lock;
 pub mod mmap;
+pub mod quiet;
 pub mod scratch;
 pub mod shared;
 pub mod sigbus;

@@ -11,8 +11,8 @@ use crate::device::Device;
 use crate::memory::Memory;
 use crate::request::{Batch, Bell, Done, Request, Sink, Slot};
 use crate::ring::{RingError, SplitRing};
-use crate::sys::eventfd;
 use crate::sys::guard::Loss;
+use crate::sys::{eventfd, quiet};
 
 /// Slots kept for reuse: as many requests as one batch and its neighbours have in flight.
 const SPARE_SLOTS: usize = 256;
@@ -31,23 +31,32 @@ pub(crate) struct QueueCounters {
     pub(crate) in_flight: AtomicU32,
 }
 
-/// A descriptor to signal through, and whether writing to it may block.
+/// A descriptor to signal through, whether writing to it may block, and whether that may raise a
+/// signal: the protocol says that it is an eventfd, and a front-end passes what it likes.
 #[derive(Clone, Debug)]
 pub(crate) struct Signal {
     fd: Arc<OwnedFd>,
     blocking: bool,
+    raises: bool,
 }
 
 impl Signal {
     pub(crate) fn new(fd: OwnedFd) -> Self {
         let blocking = rustix::fs::fcntl_getfl(&fd)
             .is_ok_and(|flags| !flags.contains(rustix::fs::OFlags::NONBLOCK));
-        Self { fd: Arc::new(fd), blocking }
+        let raises = quiet::may_raise(fd.as_fd());
+        Self { fd: Arc::new(fd), blocking, raises }
     }
 
     /// Signals; a descriptor that would block is full, which is a signal already.
     fn send(&self) {
-        if !self.blocking || eventfd::is_writable(self.fd.as_fd()) {
+        if self.blocking && !eventfd::is_writable(self.fd.as_fd()) {
+            return;
+        }
+        if self.raises {
+            // What takes no write is its owner's loss, as with an eventfd.
+            let _ = quiet::write(self.fd.as_fd(), &1_u64.to_ne_bytes());
+        } else {
             eventfd::signal(self.fd.as_fd());
         }
     }

@@ -6,3 +6,4 @@ mod support;
 
 mod served;
 mod serving;
+mod unhelpful;
