@@ -297,12 +297,17 @@ impl<'a> Session<'a> {
         self.swap_memory(memory);
         let (gone, held) = (region.gone(), Arc::downgrade(&region));
         drop(region);
-        if !gone.wait(self.shared().drain())
-            && let Some(region) = held.upgrade()
-        {
-            region.sever();
+        let (begun, limit) = (Instant::now(), self.shared().drain());
+        loop {
+            let left = self.left(begun, limit);
+            if gone.wait(left.min(SECOND_THOUGHTS)) {
+                return Ok(());
+            }
+            if left.is_zero() {
+                held.upgrade().inspect(|region| region.sever());
+                return Ok(());
+            }
         }
-        Ok(())
     }
 
     fn swap_memory(&mut self, memory: Memory) {
@@ -432,15 +437,20 @@ impl<'a> Session<'a> {
     /// Waits for a worker's answer; no longer than a stop that is asked for meanwhile allows.
     fn hear(&self, answer: &mpsc::Receiver<u16>, begun: Instant, limit: Duration) -> Option<u16> {
         loop {
-            let stopping = self.shared().is_stopping();
-            let limit = if stopping { limit.min(self.shared().drain()) } else { limit };
-            let left = (begun + limit).saturating_duration_since(Instant::now());
+            let left = self.left(begun, limit);
             match answer.recv_timeout(left.min(SECOND_THOUGHTS)) {
                 Ok(base) => return Some(base),
                 Err(RecvTimeoutError::Timeout) if !left.is_zero() => {}
                 Err(_) => return None,
             }
         }
+    }
+
+    /// What is left of a wait for requests; a stop that was asked for meanwhile may shorten it.
+    fn left(&self, begun: Instant, limit: Duration) -> Duration {
+        let stopping = self.shared().is_stopping();
+        let limit = if stopping { limit.min(self.shared().drain()) } else { limit };
+        (begun + limit).saturating_duration_since(Instant::now())
     }
 
     fn ring_has_stopped(&mut self, index: u16, base: Option<u16>) {

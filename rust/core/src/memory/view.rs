@@ -81,7 +81,7 @@ pub struct Window {
 enum Holder {
     Region(Arc<Region>),
     Grants(Arc<GrantMap>),
-    Frames(Mapping),
+    Area(Mapping),
 }
 
 impl Window {
@@ -123,7 +123,13 @@ impl Window {
         let area = foreign.map(at, len as u64).ok()?;
         let lead = (at.0 % XEN_PAGE) as usize;
         let place = Segment::new(area.base().wrapping_add(lead), len);
-        Self::new(place, len, align, Holder::Frames(area))
+        Self::new(place, len, align, Holder::Area(area))
+    }
+
+    /// `len` zeroes of this process's own, aligned to a page.
+    pub(crate) fn private(len: usize) -> io::Result<Self> {
+        let area = Mapping::private(len)?;
+        Ok(Self { place: Segment::new(area.base(), len), _holder: Holder::Area(area) })
     }
 
     fn new(place: Segment, len: usize, align: usize, holder: Holder) -> Option<Self> {

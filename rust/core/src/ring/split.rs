@@ -9,6 +9,7 @@
 //! VIRTIO 1.3, "Split Virtqueues".
 
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
@@ -131,6 +132,14 @@ impl SplitRing {
     pub fn move_to(&mut self, memory: &Arc<Memory>) -> Result<(), StartError> {
         self.parts = Parts::find(memory, &self.layout)?;
         self.memory = Arc::clone(memory);
+        Ok(())
+    }
+
+    /// Lets go of guest memory: the ring stands in zeroes of this process's own from now on, which
+    /// no driver sees. Where it stood in the available ring stays known.
+    pub fn leave(&mut self) -> io::Result<()> {
+        self.parts = Parts::private(&self.layout)?;
+        self.memory = Arc::default();
         Ok(())
     }
 
@@ -332,16 +341,27 @@ impl SplitRing {
 
 impl Parts {
     fn find(memory: &Memory, layout: &SplitLayout) -> Result<Self, StartError> {
-        let n = usize::from(layout.size);
         let find = |part, at, len, align, access| {
             memory.ring_part(at, len, align, access).ok_or(StartError { part, at, len })
         };
         let (read, write) = (Access::DeviceReadable, Access::DeviceWritable);
-        // The event fields count whether negotiated or not: drivers lay them out always.
+        let [descriptors, available, used] = Self::lengths(layout.size);
         Ok(Self {
-            descriptors: find("descriptor table", layout.descriptors, 16 * n, 16, read)?,
-            available: find("available ring", layout.available, 6 + 2 * n, 2, read)?,
-            used: find("used ring", layout.used, 6 + 8 * n, 4, write)?,
+            descriptors: find("descriptor table", layout.descriptors, descriptors, 16, read)?,
+            available: find("available ring", layout.available, available, 2, read)?,
+            used: find("used ring", layout.used, used, 4, write)?,
         })
+    }
+
+    fn private(layout: &SplitLayout) -> io::Result<Self> {
+        let [descriptors, available, used] = Self::lengths(layout.size).map(Window::private);
+        Ok(Self { descriptors: descriptors?, available: available?, used: used? })
+    }
+
+    /// Bytes of the parts. The event fields count whether negotiated or not: drivers lay them out
+    /// always.
+    fn lengths(size: u16) -> [usize; 3] {
+        let n = usize::from(size);
+        [16 * n, 6 + 2 * n, 6 + 8 * n]
     }
 }

@@ -355,6 +355,8 @@ impl<'a> Thread<'a> {
                 queue.break_off();
                 self.report.queue_broken(queue.index, Broken::Memory(error));
             }
+            // Told first: the front-end is answered when the memory is free.
+            queue.leave();
         }
     }
 

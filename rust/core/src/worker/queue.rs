@@ -99,6 +99,9 @@ pub(crate) struct Queue {
     sink: Arc<Sink>,
     spare: Spare,
     pub(super) provided: Option<Box<Provided>>,
+    /// The ring is not in guest memory any more. It keeps what it was in until the last request
+    /// in flight is given back there.
+    homeless: bool,
     /// Once it has happened nothing is popped and nothing is published.
     loss: Arc<Loss>,
     counters: Arc<QueueCounters>,
@@ -135,6 +138,7 @@ impl Queue {
             sink: Sink::new(Arc::clone(bell)),
             spare: Vec::new(),
             provided: None,
+            homeless: false,
             loss,
             counters,
         }
@@ -203,6 +207,7 @@ impl Queue {
             self.give_back(done);
         }
         self.publish();
+        self.leave();
     }
 
     /// Asks for kicks; `true` if there is work already.
@@ -239,7 +244,19 @@ impl Queue {
     /// Goes on in another table of memory.
     pub(super) fn move_to(&mut self, memory: &Arc<Memory>) -> Result<(), crate::ring::StartError> {
         self.spare.clear();
-        self.ring.move_to(memory)
+        let moved = self.ring.move_to(memory);
+        self.homeless = moved.is_err();
+        moved
+    }
+
+    /// Lets go of memory that the ring has no place in any more: whoever takes it away may be
+    /// waiting for that.
+    pub(super) fn leave(&mut self) {
+        if self.homeless && self.in_flight == 0 {
+            self.spare.clear();
+            // Without memory for it the ring stays, and the wait is as long as it may be.
+            self.homeless = self.ring.leave().is_err();
+        }
     }
 
     /// Whether it was asked to stop and nothing is in flight any more.

@@ -1,8 +1,15 @@
 //! Front-ends that pass odd descriptors, do not read, or take memory away at a bad time.
 
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use vhost_user_core::backend::{Event, Stuck};
+use vhost_user_core::frontend::{SplitRing, Used};
+use vhost_user_core::request::Request;
 
 use super::served::*;
 
@@ -31,4 +38,76 @@ fn a_call_or_an_error_descriptor_without_a_reader_raises_no_signal() {
     // The status says so after the error descriptor was signalled.
     eventually("needs-reset", || driver.client.status().unwrap() & 0x40 != 0);
     assert!(!raised.load(Ordering::SeqCst));
+}
+
+/// Requests have more time to come back than the front-end waits for any answer.
+fn patient(keep: Option<Mutex<Sender<Request>>>) -> Served {
+    let device = Mirror { keep, ..Mirror::default() };
+    Served::with(device, |options| options.drain = 10 * LIMIT)
+}
+
+fn broke(event: &Event) -> bool {
+    matches!(event, Event::QueueBroken { queue: 0, .. })
+}
+
+#[test]
+fn a_region_with_an_idle_ring_in_it_is_removed_at_once() {
+    let served = patient(None);
+    let mut driver = served.driver();
+    assert_eq!(driver.ask(0, &[1]), [254]);
+    let memory = Arc::clone(&driver.memory);
+    driver.client.remove_region(&memory.regions()[0]).unwrap();
+    assert!(served.events.any(broke));
+    assert!(driver.rings[0].error_signalled());
+    assert_eq!(driver.client.vring_base(0).unwrap(), 1);
+    // It comes back with its memory.
+    driver.client.add_region(&memory.regions()[0]).unwrap();
+    let layout = *driver.rings[0].layout();
+    driver.rings[0] = SplitRing::new(&memory, layout, true).unwrap();
+    driver.start();
+    assert_eq!(driver.ask(0, &[2]), [253]);
+}
+
+#[test]
+fn a_request_that_is_kept_is_given_back_in_a_ring_whose_region_is_being_removed() {
+    let (keep, kept) = mpsc::channel();
+    let served = patient(Some(Mutex::new(keep)));
+    let mut driver = served.driver();
+    driver.push(0, 0, b"late", 2 * MIB);
+    driver.rings[0].publish();
+    let request = kept.recv_timeout(LIMIT).unwrap();
+    let remover = thread::spawn(move || {
+        let memory = Arc::clone(&driver.memory);
+        driver.client.remove_region(&memory.regions()[0]).unwrap();
+        driver
+    });
+    eventually("the broken ring", || served.events.any(broke));
+    assert!(!remover.is_finished());
+    request.complete(4).unwrap();
+    let mut driver = remover.join().unwrap();
+    assert_eq!(driver.rings[0].pop().unwrap(), Some(Used { head: 0, len: 4 }));
+    assert_eq!(driver.client.vring_base(0).unwrap(), 1);
+}
+
+#[test]
+fn a_stop_does_not_wait_for_the_removal_of_a_region() {
+    let (keep, kept) = mpsc::channel();
+    let served = patient(Some(Mutex::new(keep)));
+    let mut driver = served.driver();
+    driver.push(0, 0, b"kept", 2 * MIB);
+    driver.rings[0].publish();
+    let request = kept.recv_timeout(LIMIT).unwrap();
+    let memory = Arc::clone(&driver.memory);
+    let remover = thread::spawn(move || driver.client.remove_region(&memory.regions()[0]));
+    eventually("the broken ring", || served.events.any(broke));
+    served.backend.request_stop();
+    let (stopped, heard) = mpsc::channel();
+    let served = thread::spawn(move || {
+        let stuck = served.backend.stop(Duration::from_millis(100));
+        stopped.send(stuck).unwrap();
+        served
+    });
+    assert_eq!(heard.recv_timeout(LIMIT).unwrap(), [Stuck { queue: 0, requests: 1 }]);
+    drop((served.join().unwrap(), remover.join().unwrap()));
+    assert!(request.complete(4).is_err());
 }
