@@ -11,6 +11,8 @@ pub(super) struct Request {
     pub(super) need_reply: bool,
     /// `None` for a number that no message has.
     pub(super) message: Option<FrontendMessage>,
+    /// How it is answered with what was negotiated.
+    pub(super) answer: Answer,
 }
 
 impl Request {
@@ -42,8 +44,7 @@ impl Request {
     }
 
     fn error_payload(self) -> Option<Vec<u8>> {
-        let answer = self.message.map_or(Answer::IfAsked, |message| message.row().answer);
-        match answer {
+        match self.answer {
             Answer::IfAsked => self.need_reply.then(|| 1_u64.to_bytes()),
             Answer::Always { error: ErrorForm::None, .. } => None,
             Answer::Always { error: ErrorForm::Empty, .. } => Some(Vec::new()),
@@ -61,7 +62,9 @@ mod tests {
     use super::*;
 
     fn request(number: u32, need_reply: bool) -> Request {
-        Request { number, need_reply, message: FrontendMessage::from_number(number) }
+        let message = FrontendMessage::from_number(number);
+        let answer = message.map_or(Answer::IfAsked, |message| message.row().answer);
+        Request { number, need_reply, message, answer }
     }
 
     /// Flags and payload of a refusal's reply; `None` when the connection is closed.

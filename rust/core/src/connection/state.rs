@@ -4,7 +4,7 @@ use super::reply::Request;
 use super::status::Status;
 use super::words::count;
 use super::{Action, Offer, Outcome, Refusal, Step, Vring};
-use crate::wire::message::{Needs, Row};
+use crate::wire::message::{Answer, Needs, Row};
 use crate::wire::payload::XenMapping;
 use crate::wire::{
     Flags, Frame, FrontendMessage, MAX_PAYLOAD, Payload, PayloadError, ProtocolFeatures, features,
@@ -102,7 +102,7 @@ impl Connection {
         let number = frame.header.request;
         let message = self.message(number);
         let need_reply = frame.header.flags.contains(Flags::NEED_REPLY);
-        let request = Request { number, need_reply, message };
+        let request = Request { number, need_reply, message, answer: self.answer_to(message) };
         let handled = match message {
             None => Err(Refusal("unknown".to_owned())),
             Some(message) => {
@@ -200,6 +200,16 @@ impl Connection {
             Needs::DeviceType(id) => (false, format!("device type {id}")),
         };
         (!met).then_some(what)
+    }
+
+    /// SET_LOG_BASE has an answer of its own with LOG_SHMFD, and is a message like most without.
+    fn answer_to(&self, message: Option<FrontendMessage>) -> Answer {
+        let logs = self.protocol_features.contains(ProtocolFeatures::LOG_SHMFD);
+        match message {
+            None => Answer::IfAsked,
+            Some(FrontendMessage::SetLogBase) if !logs => Answer::IfAsked,
+            Some(message) => message.row().answer,
+        }
     }
 
     fn dispatch(&mut self, message: FrontendMessage, frame: Frame) -> Handled {

@@ -304,6 +304,21 @@ fn messages_of_features_that_are_never_offered_are_refused_after_full_negotiatio
     }
 }
 
+/// QEMU "Vhost-user Protocol", "VHOST_USER_SET_LOG_BASE": the message is answered by a payload of
+/// its own when LOG_SHMFD was negotiated, so that else REPLY_ACK holds for it as for most.
+#[test]
+fn a_log_without_log_shmfd_is_refused_by_an_acknowledgement_if_one_was_asked_for() {
+    // An address in the front-end, or a size and an offset in a file.
+    for (payload, fds) in [(word(0x7f00_0000_0000), 0), ([word(0x1000), word(0)].concat(), 1)] {
+        let mut peer = Peer::started();
+        assert_eq!(peer.say(SET_LOG_BASE, NEED_REPLY, payload.clone(), fds), nack());
+        assert!(peer.connection.ring(0).unwrap().is_started());
+        assert_eq!(peer.deeds, []);
+        // A front-end that hears nothing would take writes for logged.
+        assert_eq!(peer.say(SET_LOG_BASE, PLAIN, payload, fds), Said::Closed);
+    }
+}
+
 #[test]
 fn ownership_may_be_taken_and_given_back_any_number_of_times() {
     let mut peer = Peer::started();
