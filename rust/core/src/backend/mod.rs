@@ -4,6 +4,7 @@
 //! ask for. Worker threads serve the vrings; they are started with a session's first vring and
 //! end with the session, so that an idle back-end is one sleeping thread.
 
+mod channel;
 mod control;
 mod event;
 mod session;

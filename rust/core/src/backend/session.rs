@@ -6,6 +6,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use super::channel::Channel;
 use super::control::Control;
 use super::shared::{Errands, Shared, State};
 use super::{Event, Stuck, Threads, XenOptions};
@@ -20,7 +21,7 @@ use crate::socket::{Incoming, Stream};
 use crate::sys::guard::Loss;
 use crate::wire::features::{self, EVENT_IDX, INDIRECT_DESC, VERSION_1};
 use crate::wire::payload::XenMeans;
-use crate::wire::{BackendMessage, Flags, Frame, ProtocolFeatures};
+use crate::wire::{Frame, ProtocolFeatures};
 use crate::worker::{Command, Manners, Queue, Signal, Worker};
 
 /// Longest wait for requests in flight when the front-end has gone: nobody waits for their
@@ -63,7 +64,7 @@ pub(super) struct Session<'a> {
     loss: Arc<Loss>,
     vrings: Vec<Vring>,
     workers: Vec<Option<Worker>>,
-    channel: Option<Stream>,
+    channel: Channel,
 }
 
 impl<'a> Session<'a> {
@@ -82,7 +83,7 @@ impl<'a> Session<'a> {
             loss: Loss::new(Arc::clone(&control.shared.wake)),
             vrings: (0..queues).map(|_| Vring::default()).collect(),
             workers: (0..workers).map(|_| None).collect(),
-            channel: None,
+            channel: Channel::default(),
         }
     }
 
@@ -178,7 +179,7 @@ impl<'a> Session<'a> {
                 .map_err(|refused| Refusal(format!("SET_CONFIG: {refused}")))?,
             Action::Status(0) | Action::Reset => return self.reset().map(Outcome::Stopped),
             Action::Status(_) => {}
-            Action::SetBackendChannel(fd) => self.set_channel(fd)?,
+            Action::SetBackendChannel(fd) => self.channel = Channel::open(fd)?,
         }
         Ok(Outcome::Done)
     }
@@ -206,28 +207,11 @@ impl<'a> Session<'a> {
         bytes
     }
 
-    fn set_channel(&mut self, fd: OwnedFd) -> Result<(), Refusal> {
-        let kind = rustix::net::sockopt::socket_type(&fd);
-        if kind != Ok(rustix::net::SocketType::STREAM) {
-            return Err(Refusal(
-                "SET_BACKEND_REQ_FD: its descriptor is no stream socket".to_owned(),
-            ));
-        }
-        self.channel = Some(Stream::new(fd));
-        Ok(())
-    }
-
     fn notify_config(&mut self) {
-        if !self.connection.can_notify_config() {
-            return;
-        }
-        let Some(channel) = &mut self.channel else { return };
-        let request = BackendMessage::ConfigChangeMsg.number();
-        let frame = Frame::new(request, Flags::VERSION, Vec::new(), Vec::new());
-        // No answer is asked for: the front-end may be waiting for us on the main socket.
-        if let Err(error) = channel.send(&frame) {
-            self.event(Event::Refused(Refusal(format!("CONFIG_CHANGE_MSG: {error}"))));
-            self.channel = None;
+        if self.connection.can_notify_config()
+            && let Err(why) = self.channel.config_changed()
+        {
+            self.event(Event::Refused(why));
         }
     }
 
@@ -535,7 +519,7 @@ impl<'a> Session<'a> {
                 self.shared().disown(thread);
             }
         }
-        self.channel = None;
+        self.channel = Channel::default();
         self.vrings.clear();
         self.memory = Arc::default();
         for region in self.mapped.drain(..).filter_map(|region| region.upgrade()) {

@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
     SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recv, recvmsg,
@@ -113,19 +113,33 @@ impl Stream {
     ///
     /// After an error the connection is out of step and must be dropped.
     pub fn send(&mut self, frame: &Frame) -> Result<(), SocketError> {
-        let mut bytes = Vec::with_capacity(Header::LEN + frame.payload.len());
-        bytes.extend_from_slice(&frame.header.to_bytes());
-        bytes.extend_from_slice(&frame.payload);
         let until = Instant::now() + self.deadline;
-        let mut sent = 0;
+        let bytes = whole(frame);
+        while !self.begin(frame, &bytes, until)? {
+            self.wait_for_room(0, until)?;
+        }
+        Ok(())
+    }
+
+    /// As [`send`](Self::send), but if the peer has left no room for a first byte nothing is sent:
+    /// `false`. A frame without payload goes as a whole or not at all, and this does not wait.
+    pub fn offer(&mut self, frame: &Frame) -> Result<bool, SocketError> {
+        self.begin(frame, &whole(frame), Instant::now() + self.deadline)
+    }
+
+    /// Sends a frame that there is some room for now.
+    fn begin(&self, frame: &Frame, bytes: &[u8], until: Instant) -> Result<bool, SocketError> {
+        let mut sent = send_some(self.fd.as_fd(), bytes, &frame.fds)?;
+        if sent == 0 {
+            return Ok(false);
+        }
         while let Some(rest) = bytes.get(sent..).filter(|rest| !rest.is_empty()) {
-            let fds: &[OwnedFd] = if sent == 0 { &frame.fds } else { &[] };
-            match send_some(self.fd.as_fd(), rest, fds)? {
+            match send_some(self.fd.as_fd(), rest, &[])? {
                 0 => self.wait_for_room(sent, until)?,
                 n => sent += n,
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Who is at the other end, for a log line: `pid 123`, or `an unknown process` when the
@@ -271,6 +285,10 @@ impl Partial {
     }
 }
 
+fn whole(frame: &Frame) -> Vec<u8> {
+    [&frame.header.to_bytes()[..], &frame.payload].concat()
+}
+
 fn receive_some(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Read, SocketError> {
     match recv(fd, buffer, RecvFlags::DONTWAIT) {
         Ok((_, 0)) => Ok(Read::End),
@@ -312,9 +330,9 @@ fn send_some(fd: BorrowedFd<'_>, bytes: &[u8], fds: &[OwnedFd]) -> Result<usize,
         debug_assert!(pushed, "the buffer has room for MAX_FDS");
     }
     let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-    match sendmsg(fd, &[IoSlice::new(bytes)], &mut control, flags) {
+    match retry_on_intr(|| sendmsg(fd, &[IoSlice::new(bytes)], &mut control, flags)) {
         Ok(n) => Ok(n),
-        Err(Errno::AGAIN | Errno::INTR) => Ok(0),
+        Err(Errno::AGAIN) => Ok(0),
         Err(Errno::PIPE | Errno::CONNRESET) => Err(SocketError::PeerGone),
         Err(error) => Err(HostError::new("send a message", error).into()),
     }

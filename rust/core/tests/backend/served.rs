@@ -118,7 +118,11 @@ impl Observer for Events {
 
 impl Events {
     pub(crate) fn any(&self, wanted: impl Fn(&Event) -> bool) -> bool {
-        self.0.lock().unwrap().iter().any(wanted)
+        self.count(wanted) > 0
+    }
+
+    pub(crate) fn count(&self, wanted: impl Fn(&Event) -> bool) -> usize {
+        self.0.lock().unwrap().iter().filter(|event| wanted(event)).count()
     }
 }
 

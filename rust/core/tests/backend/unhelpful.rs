@@ -5,11 +5,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vhost_user_core::backend::{Event, Stuck};
 use vhost_user_core::frontend::{SplitRing, Used};
 use vhost_user_core::request::Request;
+use vhost_user_core::socket::{Incoming, Stream};
+use vhost_user_core::wire::{Flags, Frame};
 
 use super::served::*;
 
@@ -110,4 +112,33 @@ fn a_stop_does_not_wait_for_the_removal_of_a_region() {
     assert_eq!(heard.recv_timeout(LIMIT).unwrap(), [Stuck { queue: 0, requests: 1 }]);
     drop((served.join().unwrap(), remover.join().unwrap()));
     assert!(request.complete(4).is_err());
+}
+
+#[test]
+fn a_back_end_channel_that_is_not_read_holds_nothing_up_and_works_when_it_is() {
+    let served = Served::new(Mirror::default());
+    let mut driver = served.driver();
+    let (theirs, mut ours) = Stream::pair().unwrap();
+    let fd = theirs.as_fd().try_clone_to_owned().unwrap();
+    rustix::net::sockopt::set_socket_send_buffer_size(&fd, 0).unwrap();
+    driver.client.raw(&Frame::new(21, Flags::VERSION, Vec::new(), vec![fd])).unwrap();
+    drop(theirs);
+    let unread = |event: &Event| event.to_string().contains("does not read its back-end channel");
+    let mut notices = 0;
+    for _ in 0..100 {
+        served.backend.notify_config();
+        // A wake is looked at before a message.
+        driver.client.features().unwrap();
+    }
+    assert_eq!(served.events.count(unread), 1, "it is said once");
+    while ours.receive_until(None, Instant::now()).is_ok_and(is_config_change) {
+        notices += 1;
+    }
+    assert!((1..100).contains(&notices), "{notices}");
+    served.backend.notify_config();
+    assert!(is_config_change(ours.receive_until(None, Instant::now() + LIMIT).unwrap()));
+}
+
+fn is_config_change(incoming: Incoming) -> bool {
+    matches!(incoming, Incoming::Frame(frame) if frame.header.request == 2)
 }

@@ -1,0 +1,52 @@
+//! The channel for the back-end's own requests, of which one is sent: the configuration changed.
+//!
+//! The front-end may be waiting for us on the main socket, so nothing is waited for here: no answer
+//! is asked for, and where there is no room nothing is sent. The front-end then has such a message
+//! to read yet, and looks at the configuration when it does.
+
+use std::os::fd::OwnedFd;
+
+use crate::connection::Refusal;
+use crate::socket::Stream;
+use crate::wire::{BackendMessage, Flags, Frame};
+
+/// Closed until the front-end passes one, and again when it is gone.
+#[derive(Debug, Default)]
+pub(super) struct Channel {
+    stream: Option<Stream>,
+    /// There was no room last time.
+    full: bool,
+}
+
+impl Channel {
+    /// Takes the front-end's descriptor.
+    pub(super) fn open(fd: OwnedFd) -> Result<Self, Refusal> {
+        let kind = rustix::net::sockopt::socket_type(&fd);
+        if kind != Ok(rustix::net::SocketType::STREAM) {
+            return Err(Refusal(
+                "SET_BACKEND_REQ_FD: its descriptor is no stream socket".to_owned(),
+            ));
+        }
+        Ok(Self { stream: Some(Stream::new(fd)), full: false })
+    }
+
+    /// Sends CONFIG_CHANGE_MSG. The error is for the log, and comes once of a kind.
+    pub(super) fn config_changed(&mut self) -> Result<(), Refusal> {
+        let Some(stream) = &mut self.stream else { return Ok(()) };
+        let number = BackendMessage::ConfigChangeMsg.number();
+        let why = match stream.offer(&Frame::new(number, Flags::VERSION, Vec::new(), Vec::new())) {
+            Ok(sent) => {
+                let known = std::mem::replace(&mut self.full, !sent);
+                if sent || known {
+                    return Ok(());
+                }
+                "the front-end does not read its back-end channel".to_owned()
+            }
+            Err(error) => {
+                self.stream = None;
+                error.to_string()
+            }
+        };
+        Err(Refusal(format!("CONFIG_CHANGE_MSG: {why}")))
+    }
+}
