@@ -49,8 +49,9 @@ class BlockRequest:
     @property
     def durable(self) -> bool:
         """Whether a write must be on stable storage before it is completed: the driver has turned
-        the write cache off, or was not offered one. ``pwritev`` and ``submit`` see to it, and what
-        is answered with its batch is flushed with it; a deferred write is its keeper's business.
+        the write cache off, or was not offered one. ``pwritev`` and ``submit`` see to it, what is
+        answered with its batch is flushed with it, and what is answered later, since it was
+        deferred or a view of it was kept, is flushed when it is answered.
         """
     @property
     def unmap(self) -> bool:

@@ -100,7 +100,8 @@ class BlockDevice(Disk):
         """Returns when all writes that have returned are on stable storage.
 
         Also called after each write, or after a batch with writes, when the driver has turned the
-        write cache off or knows nothing of one.
+        write cache off or knows nothing of one; and then once more, on a thread of its own, after
+        the last view of a write or its ``complete()``, if that comes after the callback.
         """
         raise NotImplementedError(f"{type(self).__name__}.flush")
 

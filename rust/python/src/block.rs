@@ -22,18 +22,21 @@ use crate::buffer::{self, Back, Lent, is_unshared};
 use crate::call::call;
 use crate::device::{Callee, run_worker};
 use crate::error;
+use crate::late::{LateWrites, leaves_data};
 use crate::log;
 use crate::report::{Context, Fault, Reports, forget_locals};
 use crate::ticket::{Answerable, Origin};
 
 /// A block device with Python callbacks.
 pub(crate) struct PyBlock {
-    callee: Callee,
-    core: BlockCore,
+    callee: Arc<Callee>,
+    core: Arc<BlockCore>,
     /// `on_batch` gets the requests; else `read`, `write` and so on, one by one.
     batched: bool,
     /// There is a `flush` to call.
     flushes: bool,
+    /// Writes that are answered after their callback, if there is.
+    late: Option<Arc<LateWrites>>,
     queues: Vec<Mutex<BlockQueue>>,
     paces: Vec<Pace>,
 }
@@ -91,8 +94,10 @@ impl PyBlock {
         };
         let core = BlockCore::new(&geometry, &options(object)?).map_err(|e| error::block(&e))?;
         let count = core.num_queues();
+        let (callee, core) = (Arc::new(Callee::new(object, raw_views, reports)?), Arc::new(core));
         Ok(Self {
-            callee: Callee::new(object, raw_views, reports)?,
+            late: geometry.flush.then(|| LateWrites::new(&callee, &core)),
+            callee,
             core,
             batched: has("on_batch"),
             flushes: geometry.flush,
@@ -129,6 +134,7 @@ impl PyBlock {
         let start = self.callee.start_number();
         if queue.start != start {
             let method = |name| self.callee.method(py, name);
+            let origin = |name| self.callee.origin(name, self.late.clone());
             queue.calls = Some(Calls {
                 read: method("read")?,
                 write: method("write")?,
@@ -136,7 +142,7 @@ impl PyBlock {
                 discard: method("discard")?,
                 write_zeroes: method("write_zeroes")?,
                 on_batch: method("on_batch")?,
-                origins: ["read", "write", "on_batch"].map(|name| self.callee.origin(name)),
+                origins: ["read", "write", "on_batch"].map(origin),
             });
             queue.start = start;
         }
@@ -222,9 +228,12 @@ impl PyBlock {
             _ => (hand_over(&calls.read), &calls.origins[0]),
         };
         let status = self.status(py, result, shown.op.name(), &shown);
-        let back = lent.end(move |request| {
-            // Its ring may have stopped meanwhile: then it went back when it did.
-            let _ = Answerable::complete(request, status);
+        let back = lent.end(|| {
+            let origin = Arc::clone(origin);
+            move |request| {
+                // Its ring may have stopped meanwhile: then it went back when it did.
+                let _ = Answerable::complete(request, status, Some(&origin));
+            }
         });
         match back {
             Back::Free(request) => Answerable::finish(request, status, batch),
@@ -289,7 +298,7 @@ impl PyBlock {
                 let request = self.core.next(batch)?;
                 if request.op() != BlkOp::GetId {
                     count += 1;
-                    writes |= is_write(&request);
+                    writes |= leaves_data(&request);
                     return Some(request);
                 }
                 served.push(request);
@@ -310,7 +319,7 @@ impl PyBlock {
             }
             let durable = if writes { self.flush_after(py, calls, through) } else { Status::Ok };
             requests.settle(py, batch, |answer, request| match answer.unwrap_or(status) {
-                Status::Ok if is_write(request) => durable,
+                Status::Ok if leaves_data(request) => durable,
                 other => other,
             });
         }
@@ -444,11 +453,6 @@ impl fmt::Display for Shown {
         let Self { op, offset, length, queue } = self;
         write!(f, "{op} of {length} bytes at offset {offset}, queue {queue}")
     }
-}
-
-/// Whether what it leaves on the disk has to last.
-fn is_write(request: &CoreRequest) -> bool {
-    matches!(request.op(), BlkOp::Write | BlkOp::WriteZeroes)
 }
 
 /// An offset or a length, as Python has it.

@@ -11,7 +11,7 @@ use vhost_user_core::memory::view::Parts;
 use vhost_user_core::request::{Batch, Stopped};
 
 use crate::buffer::{Lendable, Lent, Side};
-use crate::ticket::Answerable;
+use crate::ticket::{Answerable, Origin};
 
 impl Lendable for CoreRequest {
     type Answer = Status;
@@ -49,9 +49,12 @@ impl Answerable for CoreRequest {
         CoreRequest::finish(self, status, batch);
     }
 
-    fn complete(self, status: Status) -> Result<(), Stopped> {
+    fn complete(self, status: Status, origin: Option<&Origin>) -> Result<(), Stopped> {
         count(&self, status);
-        CoreRequest::complete(self, status)
+        match origin.and_then(|origin| origin.late.as_ref()) {
+            Some(late) if late.wants(&self, status) => late.add(self),
+            _ => CoreRequest::complete(self, status),
+        }
     }
 }
 

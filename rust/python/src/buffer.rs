@@ -299,10 +299,13 @@ impl<R: Lendable> Lent<R> {
         !self.hold.is_free()
     }
 
-    /// Takes the request back. If views of it are left, it stays and `finish` gets it from
-    /// whoever lets go of the last one.
+    /// Takes the request back. If views of it are left, it stays and what `finish` makes gets it
+    /// from whoever lets go of the last one.
     #[inline]
-    pub(crate) fn end(&mut self, finish: impl FnOnce(R) + Send + 'static) -> Back<R> {
+    pub(crate) fn end<F>(&mut self, finish: impl FnOnce() -> F) -> Back<R>
+    where
+        F: FnOnce(R) + Send + 'static,
+    {
         let Some(request) = self.request.take() else { return Back::Nothing };
         for lending in &mut self.sides {
             lending.shut();
@@ -312,7 +315,7 @@ impl<R: Lendable> Lent<R> {
         }
         self.scattered = false;
         if !self.hold.is_free() {
-            return self.leave(request, finish);
+            return self.leave(request, finish());
         }
         self.sides[Side::Writable as usize].copy_back(&request);
         for lending in &mut self.sides {
@@ -339,7 +342,7 @@ impl<R: Lendable> Lent<R> {
 impl<R: Lendable> Drop for Lent<R> {
     fn drop(&mut self) {
         // Views may still point into the request's memory, so it cannot just go.
-        let _ = self.end(drop);
+        let _ = self.end(|| drop);
     }
 }
 

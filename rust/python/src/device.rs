@@ -13,6 +13,7 @@ use vhost_user_core::device::{ConfigRefused, Device};
 use vhost_user_core::request::Batch;
 
 use crate::call::call;
+use crate::late::LateWrites;
 use crate::log::Level;
 use crate::report::{Context, Reports, forget_locals};
 use crate::request::Queue;
@@ -61,6 +62,14 @@ impl Callee {
         Ok(Self { object, name, raw_views, turn, reports, stuck, starts })
     }
 
+    /// As [`enter`](Self::enter), from a thread that may come when the interpreter has ended:
+    /// `None` then.
+    pub(crate) fn try_enter<T>(&self, body: impl FnOnce(Python<'_>) -> T) -> Option<T> {
+        let _turn = self.turn.take();
+        let _mark = Mark::set();
+        Python::try_attach(body)
+    }
+
     /// Runs `body` attached to the interpreter, when no other callback runs.
     pub(crate) fn enter<T>(&self, body: impl FnOnce(Python<'_>) -> T) -> T {
         let _turn = self.turn.take();
@@ -78,11 +87,11 @@ impl Callee {
         self.object.getattr(py, name)
     }
 
-    /// What to call the callback `name` in messages.
-    pub(crate) fn origin(&self, name: &str) -> Arc<Origin> {
+    /// What to call the callback `name` in messages, and where its late writes go.
+    pub(crate) fn origin(&self, name: &str, late: Option<Arc<LateWrites>>) -> Arc<Origin> {
         let callback = format!("{}.{name}", self.name);
         let reports = Arc::clone(&self.reports);
-        Arc::new(Origin { callback, raw_views: self.raw_views, reports })
+        Arc::new(Origin { callback, raw_views: self.raw_views, reports, late })
     }
 
     /// Whether its views show mappings of granted pages as they are.
@@ -261,7 +270,7 @@ impl QueueDevice {
         let start = self.callee.start_number();
         if state.start != start {
             state.on_queue = Some(self.callee.method(py, "on_queue")?);
-            let origin = self.callee.origin("on_queue");
+            let origin = self.callee.origin("on_queue", None);
             state.queue = Some(Py::new(py, Queue::new(index, self.queue_size, origin))?);
             state.start = start;
         }

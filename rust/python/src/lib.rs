@@ -15,6 +15,7 @@ mod device;
 mod driver;
 mod error;
 mod frontend;
+mod late;
 mod load;
 mod log;
 mod report;

@@ -55,7 +55,7 @@ impl Answerable for Request {
         batch.complete(self, written);
     }
 
-    fn complete(self, written: u32) -> Result<(), Stopped> {
+    fn complete(self, written: u32, _origin: Option<&Origin>) -> Result<(), Stopped> {
         Request::complete(self, written)
     }
 }

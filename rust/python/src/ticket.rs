@@ -16,6 +16,7 @@ use vhost_user_core::request::{Batch, Stopped};
 
 use crate::buffer::{Back, Lendable, Lent};
 use crate::error::stale;
+use crate::late::LateWrites;
 use crate::log;
 use crate::report::Reports;
 
@@ -24,8 +25,8 @@ pub(crate) trait Answerable: Lendable {
     /// Answers on the worker's own thread.
     fn finish(self, answer: Self::Answer, batch: &mut Batch);
 
-    /// Answers from any thread.
-    fn complete(self, answer: Self::Answer) -> Result<(), Stopped>;
+    /// Answers from any thread, what `origin` wants done before that included.
+    fn complete(self, answer: Self::Answer, origin: Option<&Origin>) -> Result<(), Stopped>;
 }
 
 /// One request and its state. Reused.
@@ -48,6 +49,8 @@ pub(crate) struct Origin {
     /// Views show mappings of granted pages as they are.
     pub(crate) raw_views: bool,
     pub(crate) reports: Arc<Reports>,
+    /// Where writes go that are answered after the callback, if the device has a write cache.
+    pub(crate) late: Option<Arc<LateWrites>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -155,15 +158,13 @@ impl<R: Answerable> Ticket<R> {
         if state.phase == Phase::Batch {
             return Ok(());
         }
-        state.phase = Phase::Idle;
+        let back = state.end(answer);
         let origin = state.origin.clone();
-        let back = state.lent.end(move |request| {
-            // The ring may have stopped meanwhile: then it went back when it did.
-            let _ = request.complete(answer);
-        });
         drop(state);
         match back {
-            Back::Free(request) => request.complete(answer).map_err(|e| stale(py, &e.to_string())),
+            Back::Free(request) => request
+                .complete(answer, origin.as_deref())
+                .map_err(|stopped| stale(py, &stopped.to_string())),
             Back::Held(hold) => {
                 watch(hold, origin);
                 Ok(())
@@ -211,15 +212,16 @@ impl<R: Answerable> Ticket<R> {
         };
         let Some(request) = state.lent.request() else { return Settled::Done };
         let answer = decide(state.answer, request);
-        state.phase = Phase::Idle;
-        let origin = state.origin.clone();
-        let back = state.lent.end(move |request| {
-            let _ = request.complete(answer);
-        });
-        drop(state);
-        match back {
-            Back::Free(request) => request.finish(answer, batch),
-            Back::Held(hold) => watch(hold, origin),
+        match state.end(answer) {
+            Back::Free(request) => {
+                drop(state);
+                request.finish(answer, batch);
+            }
+            Back::Held(hold) => {
+                let origin = state.origin.clone();
+                drop(state);
+                watch(hold, origin);
+            }
             Back::Nothing => {}
         }
         settled
@@ -257,6 +259,19 @@ impl<R: Answerable> State<R> {
             Some(request) if request.is_live() => Ok(()),
             _ => Err(STOPPED),
         }
+    }
+
+    /// Takes the request back, which is answered when its last view is gone if there is one.
+    fn end(&mut self, answer: R::Answer) -> Back<R> {
+        self.phase = Phase::Idle;
+        let Self { lent, origin, .. } = self;
+        lent.end(|| {
+            let origin = origin.clone();
+            move |request: R| {
+                // The ring may have stopped meanwhile: then it went back when it did.
+                let _ = request.complete(answer, origin.as_deref());
+            }
+        })
     }
 
     fn open(&self, py: Python<'_>) -> PyResult<()> {

@@ -1,0 +1,116 @@
+//! Writes that are answered after their callback, with the write cache off.
+//!
+//! The flush that follows the callback comes too early for them: what a kept view shows, or a
+//! deferred request, may be stored at any time before the answer. So there is a flush between the
+//! answer and the driver's hearing of it.
+//!
+//! Whoever gives the answer, or lets go of the last view, may hold anything: the device's turn, or
+//! locks that `flush` wants. So he only puts the write down here. A thread, there as long as
+//! writes are, flushes once for all that it finds, and answers them.
+
+use std::mem;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread;
+
+use vhost_user_core::block::{BlkOp, BlockCore, BlockRequest as CoreRequest, Status};
+use vhost_user_core::request::Stopped;
+
+use crate::call::call;
+use crate::device::Callee;
+use crate::report::{Context, Fault};
+
+/// The late writes of one device that has a `flush`.
+pub(crate) struct LateWrites {
+    /// Weak, as requests that Python keeps hold this value: they must not hold their device.
+    callee: Weak<Callee>,
+    core: Arc<BlockCore>,
+    waiting: Mutex<Waiting>,
+}
+
+/// What is to be flushed.
+#[derive(Default)]
+struct Waiting {
+    writes: Vec<CoreRequest>,
+    /// There is a thread that looks after them.
+    served: bool,
+}
+
+impl LateWrites {
+    pub(crate) fn new(callee: &Arc<Callee>, core: &Arc<BlockCore>) -> Arc<Self> {
+        let (callee, core) = (Arc::downgrade(callee), Arc::clone(core));
+        Arc::new(Self { callee, core, waiting: Mutex::default() })
+    }
+
+    /// Whether a request that went well must be flushed before the driver hears of it.
+    pub(crate) fn wants(&self, request: &CoreRequest, status: Status) -> bool {
+        // Asked after the last store: either this sees that the cache is off, or the flush at the
+        // switch comes after the store.
+        status == Status::Ok && leaves_data(request) && self.core.write_through()
+    }
+
+    /// Has a write flushed and answered.
+    ///
+    /// # Errors
+    /// [`Stopped`] if its ring has stopped meanwhile.
+    pub(crate) fn add(self: &Arc<Self>, write: CoreRequest) -> Result<(), Stopped> {
+        if !write.is_live() {
+            return Err(Stopped);
+        }
+        let mut waiting = self.lock();
+        waiting.writes.push(write);
+        if mem::replace(&mut waiting.served, true) {
+            return Ok(());
+        }
+        drop(waiting);
+        let own = Arc::clone(self);
+        let thread = thread::Builder::new().name("vhost-user-late".to_owned());
+        if thread.spawn(move || own.serve(Self::flush)).is_err() {
+            self.serve(|_| Status::IoErr);
+        }
+        Ok(())
+    }
+
+    /// Answers what waits by what `flush` comes to, until nothing does.
+    fn serve(&self, flush: impl Fn(&Self) -> Status) {
+        while let Some(writes) = self.take() {
+            let status = flush(self);
+            for write in writes {
+                // Its ring may have stopped meanwhile: then it went back when it did.
+                let _ = write.complete(status);
+            }
+        }
+    }
+
+    fn take(&self) -> Option<Vec<CoreRequest>> {
+        let mut waiting = self.lock();
+        waiting.served = !waiting.writes.is_empty();
+        waiting.served.then(|| mem::take(&mut waiting.writes))
+    }
+
+    fn flush(&self) -> Status {
+        // Without them there is nobody to ask any more.
+        let callee = self.callee.upgrade().filter(|callee| !callee.reports.is_stopping());
+        let Some(callee) = callee else { return Status::IoErr };
+        let flushed = callee.try_enter(|py| {
+            let flushed =
+                callee.method(py, "flush").and_then(|flush| call(py, "flush", &flush, []));
+            let what = "after writes that were answered late, with the write cache off";
+            let context = Context { callback: "flush", request: &what };
+            flushed.map_err(|error| callee.reports.raised(py, error, &context))
+        });
+        match flushed {
+            Some(Ok(())) => Status::Ok,
+            Some(Err(Fault::Unsupported)) => Status::Unsupported,
+            Some(Err(Fault::Failed)) | None => Status::IoErr,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether what a request leaves on the disk has to last.
+pub(crate) fn leaves_data(request: &CoreRequest) -> bool {
+    matches!(request.op(), BlkOp::Write | BlkOp::WriteZeroes)
+}
