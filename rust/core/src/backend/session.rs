@@ -142,7 +142,11 @@ impl<'a> Session<'a> {
         }
         let lost = self.loss.has_happened();
         if lost {
-            let why = "the front-end has cut the file behind guest memory that it shares";
+            let why = if self.memory.is_xen() {
+                "memory of the guest's domain is not there any more"
+            } else {
+                "the front-end has cut the file behind guest memory that it shares"
+            };
             self.event(Event::Closed(why.to_owned()));
         }
         !stop && !panicked && !lost

@@ -3,11 +3,12 @@
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
 use crate::address::GuestAddr;
+use crate::sys::guard::Loss;
 use crate::sys::mmap::Mapping;
 use crate::xen::{Frames, XEN_PAGE, XenOps};
 
@@ -24,6 +25,7 @@ pub(super) struct Foreign {
     ops: Arc<dyn XenOps>,
     fd: OwnedFd,
     domid: u16,
+    loss: OnceLock<Arc<Loss>>,
 }
 
 /// A page that cannot be mapped.
@@ -41,7 +43,12 @@ impl Foreign {
         // A kernel before 4.14 knows no restriction. One that is restricted to another domain
         // refuses to map, and says so then.
         let _ = ops.restrict(fd.as_fd(), domid);
-        Self { ops, fd, domid }
+        Self { ops, fd, domid, loss: OnceLock::new() }
+    }
+
+    /// Has `loss` told if something is lost of what is mapped from now on; the first call counts.
+    pub(super) fn watch(&self, loss: &Arc<Loss>) {
+        self.loss.get_or_init(|| Arc::clone(loss));
     }
 
     /// Maps all pages that `len` bytes from `at` on lie in. The area starts with the page of the
@@ -62,6 +69,11 @@ impl Foreign {
             self.map_some(&numbers, &mut area, done * XEN_PAGE as usize)?;
             done += count;
         }
+        // A page that was mapped once stays: the hypervisor counts the mapping and frees no page
+        // that has one, not even when the domain ends (Xen 4.17 was seen to do so). What is left is
+        // memory that breaks, and that must not end this process either.
+        let area = area.lent().map_err(|error| self.failed(first, error))?;
+        self.loss.get().inspect(|loss| area.watch(loss));
         Ok(area)
     }
 

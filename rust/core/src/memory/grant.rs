@@ -4,10 +4,11 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
 
+use crate::sys::guard::Loss;
 use crate::sys::mmap::{Mapping, Protection};
 use crate::xen::{GrantCopy, GrantRef, XenAccess, XenOps};
 
@@ -25,6 +26,7 @@ pub(super) struct Grants {
     fd: OwnedFd,
     copy_below: u64,
     live: Mutex<Vec<Weak<GrantMap>>>,
+    loss: OnceLock<Arc<Loss>>,
 }
 
 /// Granted pages in one area. Unmapped with the last reference, or when it is severed.
@@ -46,7 +48,13 @@ impl Grants {
     /// Takes an open grant device.
     pub(super) fn new(access: &XenAccess, fd: OwnedFd) -> Arc<Self> {
         let XenAccess { ops, copy_below } = access.clone();
-        Arc::new(Self { ops, fd, copy_below, live: Mutex::default() })
+        let loss = OnceLock::new();
+        Arc::new(Self { ops, fd, copy_below, live: Mutex::default(), loss })
+    }
+
+    /// Has `loss` told if something is lost of what is mapped from now on; the first call counts.
+    pub(super) fn watch(&self, loss: &Arc<Loss>) {
+        self.loss.get_or_init(|| Arc::clone(loss));
     }
 
     /// Bytes up to which a batch's data is copied.
@@ -61,6 +69,10 @@ impl Grants {
         protection: Protection,
     ) -> io::Result<Arc<GrantMap>> {
         let (area, index) = self.try_map(grants, protection)?;
+        let area = area.lent().inspect_err(|_| {
+            let _ = self.ops.unmap_grants(self.fd.as_fd(), index, grants.len());
+        })?;
+        self.loss.get().inspect(|loss| area.watch(loss));
         let map = Arc::new(GrantMap {
             grants: Arc::clone(self),
             area: Some(area),
@@ -125,6 +137,11 @@ impl GrantMap {
     /// Bytes mapped.
     pub(super) fn len(&self) -> usize {
         self.area.as_ref().map_or(0, Mapping::len)
+    }
+
+    /// Has `loss` told if something of it is lost; the first call counts.
+    pub(super) fn watch(&self, loss: &Arc<Loss>) {
+        self.area.as_ref().inspect(|area| area.watch(loss));
     }
 
     /// Gives the pages back; private zeroes take their place.

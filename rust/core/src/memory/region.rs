@@ -382,10 +382,13 @@ impl Region {
         }
     }
 
-    /// Has `loss` told if the front-end cuts the file; the first call counts.
+    /// Has `loss` told if the memory is taken away; the first call counts.
     pub fn watch(&self, loss: &Arc<Loss>) {
-        if let Hold::File(mapping) = &self.hold {
-            mapping.watch(loss);
+        match &self.hold {
+            Hold::File(mapping) | Hold::Frames(mapping) => mapping.watch(loss),
+            Hold::Grants { maps, .. } => maps.iter().for_each(|map| map.watch(loss)),
+            Hold::OnDemand(OnDemand::Grants(grants, _)) => grants.watch(loss),
+            Hold::OnDemand(OnDemand::Frames(foreign)) => foreign.watch(loss),
         }
     }
 

@@ -6,6 +6,8 @@
 //! one of them is private zeroes instead of all of its pages, and a [`Loss`] that says so: nothing
 //! that was read since may count. A forked child, which inherits no guest memory, gets zeroes too.
 //!
+//! What a hypervisor lends is guarded in the same way, with two differences: see [`Owner`].
+//!
 //! The table is read by a signal handler: it is made of atomics, and nothing that is called there
 //! locks or allocates.
 #![allow(unsafe_code)] // Replaces mappings by address, and follows a pointer out of a static.
@@ -36,6 +38,18 @@ static TABLE: Table<SLOTS> = Table::new();
 /// The process that mapped what is noted without more words: changes in a forked child.
 static PROCESS: AtomicU32 = AtomicU32::new(0);
 
+/// Whose memory is mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Owner {
+    /// A file's.
+    File,
+    /// Another domain's, lent by the hypervisor. Linux's drivers keep an account of such an area
+    /// as a whole and have not always counted parts of it right: it is replaced whole or not at
+    /// all. And a system call that cannot reach it says nothing of a loss: the kernel refuses
+    /// direct I/O on it, with EFAULT.
+    Domain,
+}
+
 /// A table of mappings.
 struct Table<const N: usize> {
     slots: [Slot; N],
@@ -50,6 +64,7 @@ struct Slot {
     start: AtomicUsize,
     len: AtomicUsize,
     loss: AtomicPtr<Loss>,
+    lent: AtomicBool,
     process: AtomicU32,
 }
 
@@ -72,6 +87,7 @@ struct Found {
     start: usize,
     len: usize,
     loss: *const Loss,
+    owner: Owner,
 }
 
 impl Loss {
@@ -99,12 +115,12 @@ impl Guard {
     ///
     /// # Errors
     /// The table is full, or the system refuses the handlers.
-    pub(super) fn new(start: usize, len: usize) -> io::Result<Self> {
+    pub(super) fn new(start: usize, len: usize, owner: Owner) -> io::Result<Self> {
         fork::install()?;
         sigbus::install()?;
         PROCESS.store(process::id(), Ordering::Relaxed);
         let full = || io::Error::other(format!("the process has {SLOTS} shared mappings"));
-        let slot = TABLE.note(start, len).ok_or_else(full)?;
+        let slot = TABLE.note(start, len, owner).ok_or_else(full)?;
         Ok(Self { slot, loss: OnceLock::new() })
     }
 
@@ -132,7 +148,10 @@ impl Drop for Guard {
 /// # Safety
 /// What is mapped there must stay mapped during the call.
 pub unsafe fn report_fault(address: *const u8) {
-    let Some(found) = TABLE.find(address as usize) else { return };
+    let Some(found) = TABLE.find(address as usize).filter(|found| found.owner == Owner::File)
+    else {
+        return;
+    };
     // SAFETY: the mapping exists, as the caller promises, and holds what it told its slot.
     if let Some(loss) = unsafe { found.loss.as_ref() } {
         loss.tell();
@@ -162,7 +181,8 @@ pub(super) fn replace(address: usize) -> bool {
     }
     let page = address & !(rustix::param::page_size() - 1);
     // A system that promises no more memory than it has may refuse the whole.
-    let done = zeroes(found.start, found.len) || zeroes(page, rustix::param::page_size());
+    let done = zeroes(found.start, found.len)
+        || found.owner == Owner::File && zeroes(page, rustix::param::page_size());
     if let Some(loss) = loss {
         loss.tell();
     }
@@ -189,12 +209,13 @@ impl<const N: usize> Table<N> {
     }
 
     /// Fills in a free slot; `None` if there is none.
-    fn note(&self, start: usize, len: usize) -> Option<&Slot> {
+    fn note(&self, start: usize, len: usize, owner: Owner) -> Option<&Slot> {
         let number = self.slots.iter().position(Slot::claim)?;
         self.used.fetch_max(number + 1, Ordering::AcqRel);
         let slot = &self.slots[number];
         slot.len.store(len, Ordering::Release);
         slot.loss.store(ptr::null_mut(), Ordering::Release);
+        slot.lent.store(owner == Owner::Domain, Ordering::Release);
         slot.process.store(process::id(), Ordering::Release);
         slot.start.store(start, Ordering::Release);
         Some(slot)
@@ -216,6 +237,7 @@ impl Slot {
             start: AtomicUsize::new(FREE),
             len: AtomicUsize::new(0),
             loss: AtomicPtr::new(ptr::null_mut()),
+            lent: AtomicBool::new(false),
             process: AtomicU32::new(0),
         }
     }
@@ -233,10 +255,12 @@ impl Slot {
         let start = self.start.load(Ordering::Acquire);
         let len = self.len.load(Ordering::Acquire);
         let loss = self.loss.load(Ordering::Acquire);
+        let lent = self.lent.load(Ordering::Acquire);
+        let owner = if lent { Owner::Domain } else { Owner::File };
         let ours = self.process.load(Ordering::Acquire) == process;
         let steady = start > CLAIMED && self.start.load(Ordering::Acquire) == start;
         let inside = address.checked_sub(start).is_some_and(|offset| offset < len);
-        (steady && ours && inside).then_some(Found { start, len, loss })
+        (steady && ours && inside).then_some(Found { start, len, loss, owner })
     }
 }
 
@@ -327,19 +351,19 @@ mod tests {
     #[test]
     fn a_full_table_takes_no_more_until_a_slot_is_free() {
         let table = Table::<2>::new();
-        let first = table.note(0x1000, 0x1000).unwrap();
-        table.note(0x4000, 0x1000).unwrap();
-        assert!(table.note(0x8000, 0x1000).is_none());
+        let first = table.note(0x1000, 0x1000, Owner::File).unwrap();
+        table.note(0x4000, 0x1000, Owner::File).unwrap();
+        assert!(table.note(0x8000, 0x1000, Owner::File).is_none());
         first.free();
         assert!(table.find(0x1000).is_none());
-        table.note(0x8000, 0x1000).unwrap();
+        table.note(0x8000, 0x1000, Owner::File).unwrap();
         assert_eq!(table.find(0x8fff).map(|found| found.start), Some(0x8000));
     }
 
     #[test]
     fn only_addresses_inside_a_mapping_are_found() {
         let table = Table::<4>::new();
-        table.note(0x4000, 0x2000).unwrap();
+        table.note(0x4000, 0x2000, Owner::File).unwrap();
         let found = [0, 1, 0x3fff, 0x4000, 0x5fff, 0x6000, usize::MAX];
         let inside = found.map(|address| table.find(address).is_some());
         assert_eq!(inside, [false, false, false, true, true, false, false]);
@@ -351,8 +375,8 @@ mod tests {
         thread::scope(|scope| {
             let writer = scope.spawn(|| {
                 for _ in 0..100_000 {
-                    table.note(0x1000, 0x1000).unwrap().free();
-                    table.note(0x10_0000, 0x10_0000).unwrap().free();
+                    table.note(0x1000, 0x1000, Owner::File).unwrap().free();
+                    table.note(0x10_0000, 0x10_0000, Owner::File).unwrap().free();
                 }
             });
             while !writer.is_finished() {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use rustix::mm::{self, Advice, MapFlags, ProtFlags};
 
-use super::guard::{Guard, Loss};
+use super::guard::{Guard, Loss, Owner};
 
 /// What a mapping may be used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,7 +69,7 @@ impl Mapping {
             unsafe { mm::mmap(ptr::null_mut(), len, protection.flags(), flags, fd, offset) }?;
         let mut mapping = Self { base, len, guard: None, file: None };
         mapping.keep_to_ourselves();
-        mapping.guard = Some(Guard::new(base as usize, len)?);
+        mapping.guard = Some(Guard::new(base as usize, len, Owner::File)?);
         Ok(mapping)
     }
 
@@ -139,6 +139,16 @@ impl Mapping {
         self.len == 0
     }
 
+    /// Says that all of it is another domain's memory, and that nobody uses it yet: an access that
+    /// cannot reach it is answered as if it were a file's.
+    pub fn lent(mut self) -> io::Result<Self> {
+        // Of the two notes the new one counts.
+        self.guard = None;
+        self.keep_to_ourselves();
+        self.guard = Some(Guard::new(self.base as usize, self.len, Owner::Domain)?);
+        Ok(self)
+    }
+
     /// Keeps the file for [`detach`](Self::detach).
     #[must_use]
     pub fn keep(mut self, file: OwnedFd, offset: u64) -> Self {
@@ -180,7 +190,8 @@ impl Mapping {
     const PRIVATE: ProtFlags = ProtFlags::READ.union(ProtFlags::WRITE);
     const IN_PLACE: MapFlags = MapFlags::PRIVATE.union(MapFlags::NORESERVE).union(MapFlags::FIXED);
 
-    /// Has `loss` told if the file is cut. Only for memory of a file, and only once.
+    /// Has `loss` told if the memory is taken away; the first call counts. Nothing of what is this
+    /// process's own ever is.
     pub fn watch(&self, loss: &Arc<Loss>) {
         if let Some(guard) = &self.guard {
             guard.watch(loss);
