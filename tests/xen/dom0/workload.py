@@ -22,8 +22,6 @@ from .memory import DomainMemory
 DEPTH = 16
 DATA_OFFSET = 0x200
 DATA_PAGES = 5
-MOST_SECTORS = (DATA_PAGES * PAGE - DATA_OFFSET) // SECTOR
-STRETCH = DISK_BYTES // DEPTH
 SECONDS = 20.0
 
 
@@ -36,10 +34,10 @@ class Slot(NamedTuple):
     data: int
 
     @classmethod
-    def allocate(cls, memory: DomainMemory, number: int) -> Slot:
+    def allocate(cls, memory: DomainMemory, number: int, data_pages: int) -> Slot:
         readable = memory.allocate(PAGE, PAGE) + 0x40
         status = memory.allocate(PAGE, PAGE) + 0xFFF
-        return cls(number, readable, status, memory.allocate(DATA_PAGES * PAGE, PAGE) + DATA_OFFSET)
+        return cls(number, readable, status, memory.allocate(data_pages * PAGE, PAGE) + DATA_OFFSET)
 
 
 class Job(NamedTuple):
@@ -52,19 +50,30 @@ class Job(NamedTuple):
 
 
 class Workload:
-    """Rounds of ``DEPTH`` requests; ``content`` is what the disk must hold.
+    """Rounds of ``depth`` requests; ``content`` is what the disk must hold.
 
-    With ``indirect`` half of the chains lie in tables.
+    A request has at most ``data_pages`` of data. ``in_tables`` is the share of chains that lie in
+    indirect tables.
     """
 
-    def __init__(self, front: XenFrontEnd, content: bytes, *, indirect: bool = True) -> None:
+    def __init__(
+        self,
+        front: XenFrontEnd,
+        content: bytes,
+        *,
+        depth: int = DEPTH,
+        data_pages: int = DATA_PAGES,
+        in_tables: float = 0.5,
+    ) -> None:
         self.front = front
         self.memory = front.domain_memory
         self.ring: SplitRing = front.rings[0]
         self.content = bytearray(content)
-        self.slots = [Slot.allocate(self.memory, number) for number in range(DEPTH)]
+        self.slots = [Slot.allocate(self.memory, number, data_pages) for number in range(depth)]
         self.done = 0
-        self._indirect = indirect
+        self._stretch = DISK_BYTES // depth
+        self._most_sectors = (data_pages * PAGE - DATA_OFFSET) // SECTOR
+        self._in_tables = in_tables
         self._random = random.Random(1)
 
     def run(self, requests: int) -> None:
@@ -112,11 +121,11 @@ class Workload:
 
     def _job(self, slot: Slot) -> Job:
         chance = self._random
-        length = chance.randint(1, MOST_SECTORS) * SECTOR
-        place = chance.randrange((STRETCH - length) // SECTOR) * SECTOR
+        length = chance.randint(1, self._most_sectors) * SECTOR
+        place = chance.randrange((self._stretch - length) // SECTOR) * SECTOR
         data = chance.randbytes(length) if chance.random() < 0.5 else None
-        indirect = self._indirect and chance.random() < 0.5
-        return Job(slot.number * STRETCH + place, length, data, indirect)
+        indirect = chance.random() < self._in_tables
+        return Job(slot.number * self._stretch + place, length, data, indirect)
 
     def _lay(self, slot: Slot, job: Job) -> int:
         kind = Type.IN if job.data is None else Type.OUT

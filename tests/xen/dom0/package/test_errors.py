@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from peer.blk import HEADER, SECTOR, Status, Type
-from peer.ring import Segment, Used
+from peer.ring import INDIRECT, Segment, Used
 
 from ..backend import BackendProcess
 from ..design import FOREIGN, GRANT, NO_ADVANCE, Design, Kind, Offer
@@ -236,16 +236,16 @@ def starts(front: XenFrontEnd) -> bool:
 
 
 @pytest.mark.parametrize("layout", [ON_DEMAND, all_on_demand(NO_ADVANCE)], ids=str)
-def test_an_indirect_table_that_was_never_granted_fails_its_request(
-    connect: Connect, layout: Layout
+def test_an_indirect_table_that_was_never_granted_fails_its_request_alone(
+    backend: BackendProcess, connect: Connect, layout: Layout
 ) -> None:
     with connect(layout) as front:
-        ring = front.start().rings[0]
-        bus = front.memory.allocate(PAGE, PAGE)
+        work = Workload(front.start(), backend.image("file").read_bytes(), in_tables=1.0)
+        ring, bus = work.ring, front.memory.allocate(PAGE, PAGE)
         head = ring.lay([Segment(bus, 48)])
-        ring.set_descriptor(head, bus, 48, 4)
+        ring.set_descriptor(head, bus, 48, INDIRECT)
         ring.offer(head)
-        ring.kick()
-        [used] = ring.wait()
-        assert used == Used(head, 0)
-        assert not ring.is_broken(0)
+        work.submit()
+        assert ring.wait() == [Used(head, 0)]
+        work.finish()
+        work.run(work.done + 16)
