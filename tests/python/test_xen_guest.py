@@ -138,3 +138,8 @@ def test_memory_that_is_still_mapped_at_the_end_is_reported(vhost_socket: Path) 
 def test_a_guest_that_cannot_be_is_refused(options: dict[str, Any], why: str) -> None:
     with pytest.raises(ValueError, match=why):
         XenGuest(**options)
+
+
+def test_a_guest_shows_what_it_is() -> None:
+    guest = XenGuest(no_advance=vu.XenFlags.NO_ADVANCE_RUST_VMM, memory=8192, domain=7)
+    assert repr(guest) == "<XenGuest domain 7, flags 0xa, 8192 bytes>"

@@ -75,6 +75,9 @@ class XenGuest(_XenGuest):
             fd=self.fileno(),
         )
 
+    def __repr__(self) -> str:
+        return f"<XenGuest domain {self.domain}, flags {self.flags:#x}, {self.memory} bytes>"
+
 
 def _flags(mapping: Mapping, no_advance: int) -> int:
     flags = {
