@@ -22,10 +22,11 @@ fn frames_are_in_use_while_they_are_mapped_in_this_process() {
 fn references_are_in_use_until_they_are_given_back() {
     let guest = guest(0x102);
     let grants = [GrantRef { domid: 3, reference: FIRST_REFERENCE + 2 }];
-    let mapped = guest.ops().map_grants(guest.as_fd(), &grants, Protection::ReadWrite);
-    let (area, index) = mapped.unwrap();
-    drop(area);
+    let (ops, fd) = (guest.ops(), guest.as_fd());
+    let index = ops.list_grants(fd, &grants).unwrap();
+    drop(ops.map_grants(fd, index, 1, Protection::ReadWrite).unwrap());
+    ops.give_up_grants(fd, index, 1).unwrap();
     assert_eq!(guest.in_use().unwrap(), [u64::from(FIRST_REFERENCE) + 2]);
-    guest.ops().unmap_grants(guest.as_fd(), index, 1).unwrap();
+    ops.unmap_grants(fd, index, 1).unwrap();
     assert_eq!(guest.in_use().unwrap(), []);
 }

@@ -92,7 +92,7 @@ impl Grants {
     fn try_map(&self, grants: &[GrantRef], protection: Protection) -> io::Result<(Mapping, u64)> {
         let mut tries = TRIES;
         loop {
-            match self.ops.map_grants(self.fd.as_fd(), grants, protection) {
+            match self.map_once(grants, protection) {
                 Err(error) if error.raw_os_error() == Some(libc::EAGAIN) && tries > 0 => {
                     tries -= 1;
                     thread::sleep(PAUSE);
@@ -100,6 +100,18 @@ impl Grants {
                 done => return done,
             }
         }
+    }
+
+    fn map_once(&self, grants: &[GrantRef], protection: Protection) -> io::Result<(Mapping, u64)> {
+        let (fd, count) = (self.fd.as_fd(), grants.len());
+        let index = self.ops.list_grants(fd, grants)?;
+        let area = self.ops.map_grants(fd, index, count, protection);
+        // The list is given up at once, whether or not its pages were mapped: they stay until the
+        // area goes. As long as there is the list, a kernel that is not paravirtual keeps them
+        // mapped although this process was killed, until the last copy of the descriptor is
+        // closed: and that is the front-end's.
+        let _ = self.ops.give_up_grants(fd, index, count);
+        Ok((area?, index))
     }
 
     /// Copies pieces in one call. A piece that was not copied has a status that is not 0.

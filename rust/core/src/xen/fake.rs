@@ -5,10 +5,12 @@
 //! * MMAPBATCH_V2 succeeds although pages failed; each page has its own result, and a domain that
 //!   does not exist is such a result. Only pages that are paged out fail the call as well. A page
 //!   with an error is not there: touching it is a fault.
-//! * A grant map call takes any references; its `mmap` then fails as a whole with EINVAL for one
-//!   that is not granted, for writing where reading was granted, and for one that is mapped too
-//!   often already.
-//! * Grant copy succeeds although pieces failed; each has a status.
+//! * A call to map grants takes any references and makes a list of them, which stays in the open
+//!   file until it is given up. Its `mmap` then fails as a whole with EINVAL for one that is not
+//!   granted, for writing where reading was granted, for one that is mapped too often already, and
+//!   for a list that was mapped before or has another length.
+//! * Grant copy succeeds although pieces failed; each has a status. It fails as a whole when it
+//!   cannot use the memory here.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -35,8 +37,12 @@ pub struct FakeXen(Mutex<State>);
 /// Calls so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct XenCalls {
-    /// Foreign map calls.
+    /// Foreign map calls, tries of single frames among them.
     pub map_frames: u64,
+    /// Frames that they were for.
+    pub frames: u64,
+    /// How many of them came through a descriptor that was not restricted to a domain.
+    pub unrestricted: u64,
     /// Grant map calls, failed ones among them.
     pub map_grants: u64,
     /// Grants that were mapped by them.
@@ -60,6 +66,8 @@ struct State {
     busy: u32,
     can_open: bool,
     opens_another: bool,
+    can_restrict: bool,
+    can_copy: bool,
 }
 
 #[derive(Debug)]
@@ -69,11 +77,20 @@ struct Device {
     _file: OwnedFd,
     only: Option<u16>,
     next_index: u64,
-    slots: HashMap<u64, Slot>,
+    lists: HashMap<u64, List>,
+    areas: HashMap<u64, Area>,
 }
 
+/// Grants that may be mapped.
 #[derive(Debug)]
-struct Slot {
+struct List {
+    grants: Vec<GrantRef>,
+    is_mapped: bool,
+}
+
+/// Grants that are mapped.
+#[derive(Debug)]
+struct Area {
     grants: Vec<GrantRef>,
     writable: bool,
 }
@@ -118,6 +135,8 @@ impl FakeXen {
             busy: 0,
             can_open: true,
             opens_another: false,
+            can_restrict: true,
+            can_copy: true,
         })))
     }
 
@@ -194,12 +213,28 @@ impl FakeXen {
         self.lock().opens_another = another;
     }
 
+    /// Whether the kernel is new enough to restrict a descriptor to a domain.
+    pub fn set_can_restrict(&self, can: bool) {
+        self.lock().can_restrict = can;
+    }
+
+    /// Whether grant copy can use the memory here.
+    pub fn set_can_copy(&self, can: bool) {
+        self.lock().can_copy = can;
+    }
+
+    /// Lists of grants that were not given up: each takes space in the kernel as long as a copy of
+    /// the descriptor is open.
+    pub fn lists(&self) -> usize {
+        self.lock().devices.values().map(|device| device.lists.len()).sum()
+    }
+
     /// Opens a device as a front-end does, to pass it on.
     pub fn device(&self, kind: XenDevice) -> io::Result<OwnedFd> {
         let file = memfd_create("fake xen device", MemfdFlags::CLOEXEC)?;
         let copy = file.try_clone()?;
-        let slots = HashMap::new();
-        let device = Device { kind, _file: copy, only: None, next_index: 0, slots };
+        let (lists, areas) = Default::default();
+        let device = Device { kind, _file: copy, only: None, next_index: 0, lists, areas };
         self.lock().devices.insert(number(file.as_fd()), device);
         Ok(file)
     }
@@ -230,6 +265,9 @@ impl XenOps for FakeXen {
 
     fn restrict(&self, privcmd: BorrowedFd<'_>, domid: u16) -> io::Result<()> {
         let mut state = self.lock();
+        if !state.can_restrict {
+            return Err(io::Error::from_raw_os_error(libc::ENOTTY));
+        }
         let device = state.device(privcmd)?;
         match device.only {
             Some(only) if only != domid => Err(invalid()),
@@ -250,6 +288,8 @@ impl XenOps for FakeXen {
     ) -> io::Result<()> {
         let mut state = self.lock();
         state.calls.map_frames += 1;
+        state.calls.frames += frames.numbers.len() as u64;
+        state.calls.unrestricted += u64::from(state.device(privcmd)?.only.is_none());
         state.may_reach(privcmd, frames.domid)?;
         let mut paged_out = false;
         for ((&frame, error), page) in frames.numbers.iter().zip(errors).zip(0..) {
@@ -274,50 +314,67 @@ impl XenOps for FakeXen {
         at: usize,
     ) -> io::Result<i32> {
         let mut error = [0];
-        match self.map_frames(privcmd, frames, area, at, &mut error) {
-            Err(failed) if failed.raw_os_error() != Some(libc::ENOENT) => Err(failed),
-            _ => Ok(error[0]),
-        }
+        self.map_frames(privcmd, frames, area, at, &mut error)?;
+        Ok(error[0])
     }
 
     fn max_grants(&self) -> usize {
         self.lock().max_grants
     }
 
-    fn map_grants(
-        &self,
-        gntdev: BorrowedFd<'_>,
-        grants: &[GrantRef],
-        protection: Protection,
-    ) -> io::Result<(Mapping, u64)> {
+    fn list_grants(&self, gntdev: BorrowedFd<'_>, grants: &[GrantRef]) -> io::Result<u64> {
         let mut state = self.lock();
         state.calls.map_grants += 1;
         if grants.is_empty() || grants.len() > state.max_grants {
             return Err(invalid());
         }
+        let device = state.device(gntdev)?;
+        let index = device.next_index;
+        device.next_index += grants.len() as u64 * XEN_PAGE;
+        device.lists.insert(index, List { grants: grants.to_vec(), is_mapped: false });
+        Ok(index)
+    }
+
+    fn map_grants(
+        &self,
+        gntdev: BorrowedFd<'_>,
+        index: u64,
+        count: usize,
+        protection: Protection,
+    ) -> io::Result<Mapping> {
+        let mut state = self.lock();
+        let list = state.device(gntdev)?.list(index, count).filter(|list| !list.is_mapped);
+        let grants = list.ok_or_else(invalid)?.grants.clone();
         if state.busy > 0 {
             state.busy -= 1;
             return Err(io::Error::from_raw_os_error(libc::EAGAIN));
         }
         let writable = protection == Protection::ReadWrite;
-        let area = state.map(grants, protection)?;
-        state.calls.grants += grants.len() as u64;
+        let area = state.map(&grants, protection)?;
+        state.calls.grants += count as u64;
         let device = state.device(gntdev)?;
-        let index = device.next_index;
-        device.next_index += grants.len() as u64 * XEN_PAGE;
-        device.slots.insert(index, Slot { grants: grants.to_vec(), writable });
-        Ok((area, index))
+        device.list(index, count).ok_or_else(invalid)?.is_mapped = true;
+        device.areas.insert(index, Area { grants, writable });
+        Ok(area)
+    }
+
+    fn give_up_grants(&self, gntdev: BorrowedFd<'_>, index: u64, count: usize) -> io::Result<()> {
+        let mut state = self.lock();
+        let device = state.device(gntdev)?;
+        device.list(index, count).ok_or_else(absent)?;
+        device.lists.remove(&index);
+        Ok(())
     }
 
     fn unmap_grants(&self, gntdev: BorrowedFd<'_>, index: u64, count: usize) -> io::Result<()> {
         let mut state = self.lock();
         state.calls.unmap_grants += 1;
-        let device = state.device(gntdev)?;
-        if device.slots.get(&index).is_none_or(|slot| slot.grants.len() != count) {
-            return Err(io::Error::from_raw_os_error(libc::ENOENT));
+        let areas = &mut state.device(gntdev)?.areas;
+        if areas.get(&index).is_none_or(|area| area.grants.len() != count) {
+            return Err(absent());
         }
-        if let Some(slot) = device.slots.remove(&index) {
-            state.release(&slot.grants, slot.writable);
+        if let Some(area) = areas.remove(&index) {
+            state.release(&area.grants, area.writable);
         }
         Ok(())
     }
@@ -326,6 +383,9 @@ impl XenOps for FakeXen {
         let mut state = self.lock();
         state.calls.copy_grants += 1;
         state.device(gntdev)?;
+        if !state.can_copy {
+            return Err(io::Error::from_raw_os_error(libc::EFAULT));
+        }
         for piece in pieces {
             if piece.local.len() + usize::from(piece.offset) > XEN_PAGE as usize {
                 return Err(invalid());
@@ -334,6 +394,12 @@ impl XenOps for FakeXen {
             piece.status = state.copy(piece)?;
         }
         Ok(())
+    }
+}
+
+impl Device {
+    fn list(&mut self, index: u64, count: usize) -> Option<&mut List> {
+        self.lists.get_mut(&index).filter(|list| list.grants.len() == count)
     }
 }
 
@@ -434,4 +500,8 @@ fn number(fd: BorrowedFd<'_>) -> u64 {
 
 fn invalid() -> io::Error {
     io::Error::from_raw_os_error(libc::EINVAL)
+}
+
+fn absent() -> io::Error {
+    io::Error::from_raw_os_error(libc::ENOENT)
 }

@@ -5,6 +5,7 @@
 //! here: Linux runs on Xen in no other way.
 
 use std::ffi::c_void;
+use std::fs::read_to_string;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -94,38 +95,34 @@ impl XenOps for LinuxXen {
     }
 
     fn max_grants(&self) -> usize {
-        let read = || {
-            let text = std::fs::read_to_string("/sys/module/xen_gntdev/parameters/limit").ok();
-            text.and_then(|text| text.trim().parse().ok()).unwrap_or(DEFAULT_LIMIT)
-        };
-        *self.limit.get_or_init(read)
+        *self.limit.get_or_init(|| limit(Path::new("/")))
     }
 
-    fn map_grants(
-        &self,
-        gntdev: BorrowedFd<'_>,
-        grants: &[GrantRef],
-        protection: Protection,
-    ) -> io::Result<(Mapping, u64)> {
+    fn list_grants(&self, gntdev: BorrowedFd<'_>, grants: &[GrantRef]) -> io::Result<u64> {
         // u32 count, u32 padding, u64 index, then a domain and a reference for each page.
         let count = u32::try_from(grants.len()).map_err(|_| too_many())?;
         let each = grants.iter().map(|g| u64::from(g.domid) | u64::from(g.reference) << 32);
         let mut words: Vec<u64> = [u64::from(count), 0].into_iter().chain(each).collect();
         ioctl(gntdev, GNTDEV_MAP_GRANT_REF, words.as_mut_ptr().cast())?;
-        let index = words[1];
-        let len = grants.len() * XEN_PAGE as usize;
-        let area = Mapping::protected(gntdev, index, len, protection);
-        // The index is given back at once, whether or not the pages were mapped: they stay until
-        // the area goes. While it is held, a kernel that is not paravirtual keeps them mapped
-        // although this process was killed, until the last copy of the descriptor is closed: and
-        // that is the front-end's.
-        // u64 index, u32 count, u32 padding.
-        let mut words = [index, u64::from(count)];
-        let _ = ioctl(gntdev, GNTDEV_UNMAP_GRANT_REF, words.as_mut_ptr().cast());
-        Ok((area?, index))
+        Ok(words[1])
     }
 
-    /// Nothing is left to do: see [`map_grants`](Self::map_grants).
+    fn map_grants(
+        &self,
+        gntdev: BorrowedFd<'_>,
+        index: u64,
+        count: usize,
+        protection: Protection,
+    ) -> io::Result<Mapping> {
+        Mapping::protected(gntdev, index, count * XEN_PAGE as usize, protection)
+    }
+
+    fn give_up_grants(&self, gntdev: BorrowedFd<'_>, index: u64, count: usize) -> io::Result<()> {
+        // u64 index, u32 count, u32 padding.
+        let mut words = [index, u64::from(u32::try_from(count).map_err(|_| too_many())?)];
+        ioctl(gntdev, GNTDEV_UNMAP_GRANT_REF, words.as_mut_ptr().cast())
+    }
+
     fn unmap_grants(&self, _: BorrowedFd<'_>, _: u64, _: usize) -> io::Result<()> {
         Ok(())
     }
@@ -157,6 +154,12 @@ impl CopySegment {
         let len = u16::try_from(piece.local.len()).unwrap_or(u16::MAX);
         Self { source, target, len, flags, status: 0, pad: 0 }
     }
+}
+
+/// The most references that a call takes on the system under `root`.
+fn limit(root: &Path) -> usize {
+    let text = read_to_string(root.join("sys/module/xen_gntdev/parameters/limit")).ok();
+    text.and_then(|text| text.trim().parse().ok()).unwrap_or(DEFAULT_LIMIT)
 }
 
 /// MMAPBATCH_V2 on a place that was mapped from the same descriptor.
@@ -225,6 +228,17 @@ mod tests {
         piece.to_guest = true;
         let segment = CopySegment::new(&piece);
         assert_eq!((segment.target, segment.flags), (0x1234_0ffe_89ab_cdef, 2));
+    }
+
+    #[test]
+    fn a_call_takes_as_many_references_as_the_driver_was_loaded_for() {
+        let root = std::env::temp_dir().join(format!("vhost-user-limit-{}", std::process::id()));
+        assert_eq!(limit(&root), 65536, "the driver's own");
+        let parameters = root.join("sys/module/xen_gntdev/parameters");
+        std::fs::create_dir_all(&parameters).unwrap();
+        std::fs::write(parameters.join("limit"), "16\n").unwrap();
+        assert_eq!(limit(&root), 16);
+        std::fs::remove_dir_all(&root).unwrap();
     }
 
     #[test]

@@ -140,16 +140,24 @@ pub trait XenOps: fmt::Debug + Send + Sync + 'static {
     /// Most references that one call takes.
     fn max_grants(&self) -> usize;
 
-    /// Maps granted pages in an area of their own; returns what it is to be unmapped by. EAGAIN: a
-    /// page is paged out, try again.
+    /// Lists granted pages that are to be mapped; returns the list's index in the open file, where
+    /// it stays until it is given up. Nobody looks yet whether the pages are granted.
+    fn list_grants(&self, gntdev: BorrowedFd<'_>, grants: &[GrantRef]) -> io::Result<u64>;
+
+    /// Maps the pages of a list, all `count` of them, in an area of their own. EAGAIN: a page is
+    /// paged out, try again.
     fn map_grants(
         &self,
         gntdev: BorrowedFd<'_>,
-        grants: &[GrantRef],
+        index: u64,
+        count: usize,
         protection: Protection,
-    ) -> io::Result<(Mapping, u64)>;
+    ) -> io::Result<Mapping>;
 
-    /// Ends what [`map_grants`](Self::map_grants) began, after the area was unmapped.
+    /// Gives a list up. What is mapped by it stays until the area is unmapped.
+    fn give_up_grants(&self, gntdev: BorrowedFd<'_>, index: u64, count: usize) -> io::Result<()>;
+
+    /// The area that was mapped by a list was unmapped. A kernel has seen it.
     fn unmap_grants(&self, gntdev: BorrowedFd<'_>, index: u64, count: usize) -> io::Result<()>;
 
     /// Copies pieces. Success says nothing of a single piece: each has its status.

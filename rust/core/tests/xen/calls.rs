@@ -140,6 +140,8 @@ fn check(raw: &Raw, number: u64, shape: &Shape) {
 fn since(now: XenCalls, before: XenCalls) -> XenCalls {
     XenCalls {
         map_frames: now.map_frames - before.map_frames,
+        frames: now.frames - before.frames,
+        unrestricted: now.unrestricted - before.unrestricted,
         map_grants: now.map_grants - before.map_grants,
         grants: now.grants - before.grants,
         unmap_grants: now.unmap_grants - before.unmap_grants,
@@ -165,7 +167,7 @@ fn the_tables_of_a_batch_cost_one_copy_call_and_each_is_read_once() {
             copy_grants: 3,
             pieces,
             grants: BATCH,
-            map_frames: 0,
+            ..XenCalls::default()
         };
         assert_eq!(mapped, calls);
     }
