@@ -4,10 +4,13 @@
 #[allow(dead_code)] // Each test program uses a part of it.
 mod support;
 
+mod answers;
 mod blocks;
 mod calls;
+mod device;
 mod faults;
 mod guest;
 mod lifetimes;
 mod raw;
+mod regions;
 mod replays;

@@ -1,11 +1,12 @@
 //! A driver that places every descriptor itself.
 
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use vhost_user_core::address::GuestAddr;
 use vhost_user_core::frontend::{
-    Client, Descriptor, IMPLEMENTED, INDIRECT, NEXT, RingLayout, SplitRing, Used, WRITE, Wanted,
-    XenMemory,
+    Client, Descriptor, GuestMemory, IMPLEMENTED, INDIRECT, NEXT, RingLayout, SplitRing, Used,
+    WRITE, Wanted, XenMemory,
 };
 use vhost_user_core::wire::ProtocolFeatures;
 
@@ -28,7 +29,7 @@ pub(crate) type Buffer = (u64, u32, bool);
 pub(crate) struct Raw {
     pub(crate) client: Client,
     pub(crate) ring: SplitRing,
-    memory: XenMemory,
+    memory: Arc<GuestMemory>,
 }
 
 /// Connected and negotiated; nothing told yet.
@@ -42,17 +43,32 @@ pub(crate) fn connect(served: &Served) -> Client {
 
 impl Raw {
     pub(crate) fn start(served: &Served, memory: XenMemory) -> Self {
+        let base = memory.memory.regions()[0].guest();
+        Self::with_layout(served, memory, RingLayout::at(base, 128))
+    }
+
+    /// With the ring elsewhere.
+    pub(crate) fn with_layout(served: &Served, memory: XenMemory, layout: RingLayout) -> Self {
         let mut client = connect(served);
         client.set_xen_memory(&memory).unwrap();
-        let base = memory.memory.regions()[0].guest();
-        let ring = SplitRing::new(&memory.memory, RingLayout::at(base, 128), true).unwrap();
+        Self::over(client, memory.memory, layout)
+    }
+
+    /// In memory that the back-end was told of already.
+    pub(crate) fn over(mut client: Client, memory: Arc<GuestMemory>, layout: RingLayout) -> Self {
+        let ring = SplitRing::new(&memory, layout, true).unwrap();
         client.start_ring(0, &ring).unwrap();
         client.set_vring_enable(0, true).unwrap();
         Self { client, ring, memory }
     }
 
+    /// Returns when the worker has done all that there is to do with what it has taken.
+    pub(crate) fn settle(&mut self) {
+        self.client.set_vring_enable(0, true).unwrap();
+    }
+
     pub(crate) fn address(&self, page: u64) -> u64 {
-        self.memory.memory.regions()[0].guest().0 + page * PAGE
+        self.memory.regions()[0].guest().0 + page * PAGE
     }
 
     /// Makes a chain available; not published yet.
@@ -109,7 +125,7 @@ impl Raw {
     /// One block request with these data buffers; returns its status and what was written.
     pub(crate) fn block(&mut self, kind: u32, data: &[(u64, u32)]) -> (u8, u32) {
         let (header, status) = (self.address(HEADER_PAGE), self.address(STATUS_PAGE));
-        let memory = &self.memory.memory;
+        let memory = &self.memory;
         memory.write(GuestAddr(header), &u128::from(kind).to_le_bytes()).unwrap();
         memory.write(GuestAddr(status), &[0xff]).unwrap();
         let mut buffers = vec![(header, 16, false)];
@@ -119,18 +135,18 @@ impl Raw {
         self.ring.publish();
         let used = self.used();
         let mut byte = [0];
-        self.memory.memory.read(GuestAddr(status), &mut byte).unwrap();
+        self.memory.read(GuestAddr(status), &mut byte).unwrap();
         (byte[0], used.len)
     }
 
     pub(crate) fn read(&self, page: u64, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
-        self.memory.memory.read(GuestAddr(self.address(page)), &mut bytes).unwrap();
+        self.memory.read(GuestAddr(self.address(page)), &mut bytes).unwrap();
         bytes
     }
 
     pub(crate) fn write(&self, page: u64, data: &[u8]) {
-        self.memory.memory.write(GuestAddr(self.address(page)), data).unwrap();
+        self.memory.write(GuestAddr(self.address(page)), data).unwrap();
     }
 }
 
