@@ -40,7 +40,11 @@ fn reference(page: u64) -> u32 {
 }
 
 /// What the back-end says of a message that it refuses.
-fn refusal(served: &Served, guest: &Guest, memory: vhost_user_core::frontend::XenMemory) -> String {
+pub(crate) fn refusal(
+    served: &Served,
+    guest: &Guest,
+    memory: vhost_user_core::frontend::XenMemory,
+) -> String {
     let mut client = connect(served);
     let refused = client.set_xen_memory(&memory);
     assert!(matches!(refused, Err(FrontendError::Refused { .. })), "{refused:?}");
@@ -416,18 +420,6 @@ fn another_file_in_place_of_the_own_device_is_refused_as_such() {
         let what = format!("is a directory, not {name}, which is a regular file here");
         assert!(why.ends_with(&what), "{why}");
     }
-}
-
-#[test]
-fn a_foreign_descriptor_is_restricted_to_its_domain() {
-    let guest = Guest::foreign();
-    let served = served(&guest, 0);
-    let memory = guest.whole(RegionLayout::XenMerged, FOREIGN);
-    let fd = memory.regions[0].fd.try_clone().unwrap();
-    let raw = Raw::start(&served, memory);
-    let other = guest.xen.restrict(std::os::fd::AsFd::as_fd(&fd), DOMID + 1);
-    assert!(other.is_err(), "it is restricted already");
-    drop(raw);
 }
 
 #[test]

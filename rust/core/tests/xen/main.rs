@@ -9,6 +9,7 @@ mod blocks;
 mod calls;
 mod device;
 mod faults;
+mod frames;
 mod guest;
 mod lifetimes;
 mod raw;
