@@ -4,7 +4,9 @@
 #[allow(dead_code)] // Each test program uses a part of it.
 mod support;
 
+mod addresses;
 mod answers;
+mod beyond;
 mod blocks;
 mod calls;
 mod device;
@@ -15,3 +17,4 @@ mod lifetimes;
 mod raw;
 mod regions;
 mod replays;
+mod rings;

@@ -1,0 +1,102 @@
+//! "More may be mapped": what the design with a message allows once holds as the table changes.
+
+use std::sync::Arc;
+
+use vhost_user_core::backend::Event;
+use vhost_user_core::block::{BlockDevice, BlockOptions, FileDisk};
+use vhost_user_core::frontend::{Client, RingLayout, XenRegion};
+use vhost_user_core::wire::RegionLayout;
+
+use super::guest::*;
+use super::raw::*;
+
+/// Grants, and more may be mapped.
+const MORE: u32 = 0x6;
+const PLAIN: RegionLayout = RegionLayout::Plain;
+
+fn served(guest: &Guest) -> Served {
+    let disk = FileDisk::in_memory(1 << 20).unwrap();
+    Served::new(Arc::new(BlockDevice::new(disk, &BlockOptions::default()).unwrap()), guest, 0)
+}
+
+/// A region of one page.
+fn page(guest: &Guest, number: u64, flags: u32) -> XenRegion {
+    let offset = number * PAGE;
+    guest.region(offset, PAGE, guest.memory.regions()[0].user().0 + offset, flags)
+}
+
+/// Says how the region's like are mapped.
+fn say(client: &mut Client, region: &XenRegion) {
+    client.set_xen_mmap(region.region.xen.unwrap()).unwrap();
+}
+
+fn raw(client: Client, guest: &Guest) -> Raw {
+    Raw::over(
+        client,
+        Arc::clone(&guest.memory),
+        RingLayout::at(guest.memory.regions()[0].guest(), 128),
+    )
+}
+
+/// Header, status and data lie in no region.
+fn assert_more_is_mapped(raw: &mut Raw) {
+    let data = [(raw.address(DATA_PAGE), 8192)];
+    assert_eq!(raw.block(WRITE_OUT, &data), (0, 1));
+    assert_eq!(raw.block(READ, &data), (0, 8193));
+}
+
+#[test]
+fn one_region_of_a_table_allows_it_for_all() {
+    let guest = Guest::granting();
+    let served = served(&guest);
+    let mut client = connect(&served);
+    let table = [page(&guest, 0, MORE), page(&guest, 100, MORE)];
+    say(&mut client, &table[0]);
+    client.set_xen_table(&table, PLAIN).unwrap();
+    assert_more_is_mapped(&mut raw(client, &guest));
+}
+
+#[test]
+fn a_region_that_is_added_without_it_leaves_it_as_it_was() {
+    let guest = Guest::granting();
+    let served = served(&guest);
+    let mut client = connect(&served);
+    for (number, flags) in [(0, MORE), (100, IN_ADVANCE)] {
+        let region = page(&guest, number, flags);
+        say(&mut client, &region);
+        client.add_xen_region(&region, PLAIN).unwrap();
+    }
+    assert_more_is_mapped(&mut raw(client, &guest));
+}
+
+#[test]
+fn it_holds_when_the_region_is_removed_that_allowed_it() {
+    let guest = Guest::granting();
+    let served = served(&guest);
+    let mut client = connect(&served);
+    let [ring, other] = [page(&guest, 0, IN_ADVANCE), page(&guest, 100, MORE)];
+    for region in [&ring, &other] {
+        say(&mut client, region);
+        client.add_xen_region(region, PLAIN).unwrap();
+    }
+    let mut raw = raw(client, &guest);
+    raw.client.remove_xen_region(&other, PLAIN).unwrap();
+    assert_more_is_mapped(&mut raw);
+    assert_eq!(guest.xen.in_use(DOMID), [FIRST_REF], "the ring's page alone");
+}
+
+#[test]
+fn a_new_table_without_it_ends_it() {
+    let guest = Guest::granting();
+    let served = served(&guest);
+    let mut client = connect(&served);
+    for flags in [MORE, IN_ADVANCE] {
+        let table = [page(&guest, 0, flags)];
+        say(&mut client, &table[0]);
+        client.set_xen_table(&table, PLAIN).unwrap();
+    }
+    let mut raw = raw(client, &guest);
+    raw.push(0, &[(raw.address(DATA_PAGE), 512, true)]);
+    raw.ring.publish();
+    served.events.wait(|event| matches!(event, Event::QueueBroken { .. }).then_some(()));
+}
