@@ -59,7 +59,7 @@ impl Foreign {
         let pages = usize::try_from((at.0 % XEN_PAGE + len).div_ceil(XEN_PAGE));
         let pages = pages.map_err(|_| no_room())?;
         let bytes = pages.checked_mul(XEN_PAGE as usize).ok_or_else(no_room)?;
-        let bytes = bytes.next_multiple_of(rustix::param::page_size());
+        let bytes = bytes.next_multiple_of(self.ops.host_page());
         let mut area = Mapping::reserved(bytes).map_err(|error| self.failed(first, error))?;
         let mut done = 0;
         while done < pages {

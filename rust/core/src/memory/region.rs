@@ -490,7 +490,7 @@ fn right_device(ops: &dyn XenOps, device: XenDevice, fd: OwnedFd) -> Result<Owne
 }
 
 fn grants(access: &XenAccess, fd: OwnedFd) -> Result<Arc<Grants>, RegionError> {
-    let bytes = rustix::param::page_size();
+    let bytes = access.ops.host_page();
     if bytes as u64 != XEN_PAGE {
         return Err(RegionError::HostPages(bytes));
     }

@@ -62,6 +62,7 @@ struct State {
     domains: HashMap<u16, Domain>,
     calls: XenCalls,
     max_grants: usize,
+    host_page: usize,
     /// So many grant maps still fail because pages are paged out.
     busy: u32,
     can_open: bool,
@@ -132,6 +133,7 @@ impl FakeXen {
             domains: HashMap::new(),
             calls: XenCalls::default(),
             max_grants: 65536,
+            host_page: XEN_PAGE as usize,
             busy: 0,
             can_open: true,
             opens_another: false,
@@ -198,6 +200,11 @@ impl FakeXen {
         self.lock().max_grants = max;
     }
 
+    /// The host's pages have so many bytes from now on, a multiple of the hypervisor's.
+    pub fn set_host_page(&self, bytes: usize) {
+        self.lock().host_page = bytes;
+    }
+
     /// The next `times` grant maps find a page paged out.
     pub fn set_busy(&self, times: u32) {
         self.lock().busy = times;
@@ -249,6 +256,10 @@ impl FakeXen {
 }
 
 impl XenOps for FakeXen {
+    fn host_page(&self) -> usize {
+        self.lock().host_page
+    }
+
     fn is_device(&self, device: XenDevice, fd: BorrowedFd<'_>) -> bool {
         self.lock().devices.get(&number(fd)).is_some_and(|known| known.kind == device)
     }
@@ -291,6 +302,11 @@ impl XenOps for FakeXen {
         state.calls.frames += frames.numbers.len() as u64;
         state.calls.unrestricted += u64::from(state.device(privcmd)?.only.is_none());
         state.may_reach(privcmd, frames.domid)?;
+        // A mapping of the device has whole pages of the host's.
+        let len = (frames.numbers.len() * XEN_PAGE as usize).next_multiple_of(state.host_page);
+        if !at.is_multiple_of(state.host_page) || len > area.len() - at {
+            return Err(invalid());
+        }
         let mut paged_out = false;
         for ((&frame, error), page) in frames.numbers.iter().zip(errors).zip(0..) {
             *error = match state.frame(frames.domid, frame) {

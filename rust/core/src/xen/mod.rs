@@ -108,6 +108,11 @@ pub struct GrantCopy<'a> {
 /// The hypervisor's devices. Calls are as the kernel makes them: no retries, no checks beyond its
 /// own.
 pub trait XenOps: fmt::Debug + Send + Sync + 'static {
+    /// Bytes of a page of this host.
+    fn host_page(&self) -> usize {
+        rustix::param::page_size()
+    }
+
     /// Whether `fd` is an open `device`.
     fn is_device(&self, device: XenDevice, fd: BorrowedFd<'_>) -> bool;
 

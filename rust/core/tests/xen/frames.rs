@@ -89,6 +89,25 @@ fn a_region_larger_than_any_domain_is_refused_before_anything_is_mapped() {
 }
 
 #[test]
+fn frames_are_mapped_on_a_host_whose_pages_are_larger_and_grants_are_not() {
+    for flags in [FOREIGN, IN_ADVANCE, ON_DEMAND] {
+        let guest = Guest::for_flags(flags);
+        guest.xen.set_host_page(64 << 10);
+        let served = served(&guest);
+        let part = guest.region(0, 17 * PAGE, guest.memory.regions()[0].user().0, flags);
+        let memory = guest.told(RegionLayout::XenMerged, vec![part]);
+        if flags == FOREIGN {
+            let mut raw = Raw::start(&served, memory);
+            assert_eq!(raw.block(WRITE_OUT, &[(raw.address(16), 4096)]), (0, 1));
+            continue;
+        }
+        let why = refusal(&served, &guest, memory);
+        let expected = "grants need a host with pages of 4096 bytes, and here they have 65536";
+        assert!(why.ends_with(expected), "{why}");
+    }
+}
+
+#[test]
 fn what_cannot_be_mapped_is_refused_at_the_first_try() {
     let (hole, none) = (Guest::foreign(), Guest::foreign());
     hole.xen.add_hole(DOMID, FIRST_FRAME + 7);
