@@ -6,5 +6,6 @@ mod orders;
 mod property;
 mod random;
 mod rules;
+mod set_xen_mmap;
 mod support;
 mod xen;

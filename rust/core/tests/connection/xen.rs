@@ -1,5 +1,5 @@
 //! XEN_MMAP: three designs told apart by their bytes, and what is refused. Regions are laid out
-//! by hand.
+//! by hand. The design with a message of its own is in `set_xen_mmap.rs`.
 
 use std::fs::File;
 
@@ -9,14 +9,14 @@ use vhost_user_core::wire::{Flags, Frame, ProtocolFeatures, XenDesigns};
 
 use super::support::*;
 
-const XEN_MMAP: u64 = 1 << 17;
-const SET_XEN_MMAP: u32 = 41;
+pub(crate) const XEN_MMAP: u64 = 1 << 17;
+pub(crate) const SET_XEN_MMAP: u32 = 41;
 /// A grant's address has bit 63.
-const GRANT: u64 = 1 << 63;
+pub(crate) const GRANT: u64 = 1 << 63;
 
 /// What follows the four numbers of a region.
 #[derive(Clone, Copy)]
-enum Tail {
+pub(crate) enum Tail {
     None,
     Merged(u32, u32),
     Review(u64, u64),
@@ -30,21 +30,21 @@ fn tail(tail: Tail) -> Vec<u8> {
     }
 }
 
-fn xen_table(regions: &[(RawRegion, Tail)]) -> Vec<u8> {
+pub(crate) fn xen_table(regions: &[(RawRegion, Tail)]) -> Vec<u8> {
     let each = regions.iter().flat_map(|(raw, more)| [region(*raw), tail(*more)].concat());
     [state(regions.len() as u32, 0), each.collect()].concat()
 }
 
-fn xen_single(raw: RawRegion, more: Tail) -> Vec<u8> {
+pub(crate) fn xen_single(raw: RawRegion, more: Tail) -> Vec<u8> {
     [word(0), region(raw), tail(more)].concat()
 }
 
 /// A connection that was asked for XEN_MMAP in `designs`, with the bit accepted.
-struct Xen(Connection);
+pub(crate) struct Xen(Connection);
 
 /// How a message ended.
 #[derive(Debug, PartialEq, Eq)]
-enum End {
+pub(crate) enum End {
     /// The mappings of the regions that were to be mapped.
     Mapped(Vec<Option<XenMapping>>),
     /// Nothing to carry out.
@@ -53,7 +53,7 @@ enum End {
 }
 
 impl Xen {
-    fn new(designs: XenDesigns) -> Self {
+    pub(crate) fn new(designs: XenDesigns) -> Self {
         let mut connection = Connection::new(xen_offer(Some(designs)));
         let accept = word(PROTOCOL | XEN_MMAP);
         let step = connection.handle(frame(SET_PROTOCOL_FEATURES, accept, 0));
@@ -63,7 +63,7 @@ impl Xen {
         xen
     }
 
-    fn say(&mut self, number: u32, payload: Vec<u8>, fds: usize) -> End {
+    pub(crate) fn say(&mut self, number: u32, payload: Vec<u8>, fds: usize) -> End {
         let step = match self.0.handle(frame(number, payload, fds)) {
             Step::Act(action) => {
                 let mappings = match &action {
@@ -84,7 +84,7 @@ impl Xen {
         }
     }
 
-    fn why(&mut self, number: u32, payload: Vec<u8>, fds: usize) -> String {
+    pub(crate) fn why(&mut self, number: u32, payload: Vec<u8>, fds: usize) -> String {
         match self.say(number, payload, fds) {
             End::Refused(why) => why,
             end => panic!("{end:?}"),
@@ -92,22 +92,22 @@ impl Xen {
     }
 }
 
-fn xen_offer(xen: Option<XenDesigns>) -> Offer {
+pub(crate) fn xen_offer(xen: Option<XenDesigns>) -> Offer {
     Offer { xen, ..offer(2) }
 }
 
-fn frame(number: u32, payload: Vec<u8>, fds: usize) -> Frame {
+pub(crate) fn frame(number: u32, payload: Vec<u8>, fds: usize) -> Frame {
     let fds = (0..fds).map(|_| File::open("/dev/null").unwrap().into()).collect();
     Frame::new(number, Flags::from_bits_retain(NEED_REPLY), payload, fds)
 }
 
-fn mapped(domid: u16, means: XenMeans) -> Option<XenMapping> {
+pub(crate) fn mapped(domid: u16, means: XenMeans) -> Option<XenMapping> {
     Some(XenMapping { domid, means, more: false })
 }
 
 /// Guest RAM of an Arm guest, and grants from reference 16 on.
-const RAM: RawRegion = [0x4000_0000, 0x1000_0000, 0x7f00_0000_0000, 0];
-const GRANTS: RawRegion = [GRANT | 16 << 12, 0x8000, 0, 0];
+pub(crate) const RAM: RawRegion = [0x4000_0000, 0x1000_0000, 0x7f00_0000_0000, 0];
+pub(crate) const GRANTS: RawRegion = [GRANT | 16 << 12, 0x8000, 0, 0];
 
 #[test]
 fn designs_are_told_apart_by_the_bytes_of_a_region() {
@@ -229,98 +229,6 @@ fn flags_0_are_an_ordinary_mapping() {
 }
 
 #[test]
-fn the_message_holds_for_later_regions_until_it_comes_again() {
-    let mut xen = Xen::new(XenDesigns::MESSAGE);
-    let high = [8 << 30, 1 << 20, 0x7f80_0000_0000, 0];
-    for (fields, raw, expected) in [
-        ((1_u64, 3_u64), RAM, mapped(3, XenMeans::Foreign)),
-        ((2, 4), GRANTS, mapped(4, XenMeans::Grant)),
-        ((0x102, 4), [GRANT | 32 << 12, 0x8000, 0, 0], mapped(4, XenMeans::GrantOnDemand)),
-        ((0xa, 4), [GRANT | 64 << 12, 0x8000, 0, 0], mapped(4, XenMeans::GrantOnDemand)),
-        ((0, 0), high, None),
-    ] {
-        let payload = [word(fields.0), word(fields.1)].concat();
-        assert_eq!(xen.say(SET_XEN_MMAP, payload, 0), End::Done);
-        let added = xen.say(ADD_MEM_REG, xen_single(raw, Tail::None), 1);
-        assert_eq!(added, End::Mapped(vec![expected]));
-    }
-}
-
-#[test]
-fn the_message_may_allow_more_to_be_mapped() {
-    let mut xen = Xen::new(XenDesigns::MESSAGE);
-    assert_eq!(xen.say(SET_XEN_MMAP, [word(6), word(9)].concat(), 0), End::Done);
-    let more = XenMapping { domid: 9, means: XenMeans::Grant, more: true };
-    let added = xen.say(ADD_MEM_REG, xen_single(GRANTS, Tail::None), 1);
-    assert_eq!(added, End::Mapped(vec![Some(more)]));
-}
-
-#[test]
-fn a_refused_message_leaves_the_former_one_in_force() {
-    let mut xen = Xen::new(XenDesigns::MESSAGE);
-    assert_eq!(xen.say(SET_XEN_MMAP, [word(1), word(3)].concat(), 0), End::Done);
-    for (flags, domid, part) in [
-        (3, 1, "xen mmap flags 0x3"),
-        (0x10, 1, "unknown bits in xen mmap flags: 0x10"),
-        (1 << 32, 1, "unknown bits in xen mmap flags: 0x100000000"),
-        (1, 0x7ff0, "xen domain id out of range: 32752"),
-        (1, 1 << 32, "xen domain id out of range: 4294967296 is not 0 to 32751"),
-    ] {
-        let why = xen.why(SET_XEN_MMAP, [word(flags), word(domid)].concat(), 0);
-        assert!(why.starts_with("SET_XEN_MMAP: ") && why.contains(part), "{why}");
-    }
-    for (bytes, fds, what) in [
-        (8, 0, "8 bytes of payload, 16 expected"),
-        (15, 0, "15 bytes of payload, 16 expected"),
-        (16, 1, "1 descriptor, 0 expected"),
-    ] {
-        let why = xen.why(SET_XEN_MMAP, vec![0; bytes], fds);
-        assert_eq!(why, format!("SET_XEN_MMAP: {what}"));
-    }
-    let added = xen.say(ADD_MEM_REG, xen_single(RAM, Tail::None), 1);
-    assert_eq!(added, End::Mapped(vec![mapped(3, XenMeans::Foreign)]));
-}
-
-/// Number 41 with a payload of 16 bytes, on a connection that was offered XEN_MMAP in `xen`.
-fn say_41(xen: Option<XenDesigns>, accepted: u64, flags: u32) -> Step {
-    let mut connection = Connection::new(xen_offer(xen));
-    connection.handle(frame(SET_PROTOCOL_FEATURES, word(PROTOCOL | accepted), 0));
-    let payload = [word(1), word(5)].concat();
-    connection.handle(Frame::new(41, Flags::from_bits_retain(flags), payload, Vec::new()))
-}
-
-#[test]
-fn number_41_is_set_xen_mmap_in_every_design_and_answered_only_if_asked() {
-    for designs in [XenDesigns::MERGED, XenDesigns::REVIEW] {
-        let step = say_41(Some(designs), XEN_MMAP, NEED_REPLY);
-        let Step::Refuse { reply, why: Refusal(why) } = step else { panic!("{step:?}") };
-        let advice = "not of the design that is served: use --xen=message or auto";
-        assert_eq!(why, format!("SET_XEN_MMAP: {advice}"));
-        assert_eq!(reply.payload, [1, 0, 0, 0, 0, 0, 0, 0]);
-        let step = say_41(Some(designs), XEN_MMAP, 0x1);
-        assert!(matches!(&step, Step::Close(Refusal(why)) if why.ends_with(advice)), "{step:?}");
-    }
-    let step = say_41(Some(XenDesigns::MESSAGE), XEN_MMAP, 0x1);
-    assert!(matches!(step, Step::Reply(None)), "{step:?}");
-}
-
-#[test]
-fn number_41_is_refused_by_both_names_when_neither_was_negotiated() {
-    let step = say_41(Some(XenDesigns::ALL), 0, 0x1);
-    let Step::Close(Refusal(why)) = step else { panic!("{step:?}") };
-    let expected = "SET_XEN_MMAP: needs XEN_MMAP, and GET_SHARED_OBJECT, which has the same \
-                    number, needs SHARED_OBJECT: neither was negotiated";
-    assert_eq!(why, expected);
-
-    let step = say_41(None, 0, 0x1);
-    let Step::Refuse { reply, why: Refusal(why) } = step else { panic!("{step:?}") };
-    let expected = "GET_SHARED_OBJECT: needs SHARED_OBJECT, and SET_XEN_MMAP, which has the same \
-                    number, needs XEN_MMAP: neither was negotiated";
-    assert_eq!(why, expected);
-    assert!(reply.payload.is_empty(), "as GET_SHARED_OBJECT says that there is no object");
-}
-
-#[test]
 fn xen_mmap_is_not_accepted_when_it_was_not_offered() {
     let mut connection = Connection::new(xen_offer(None));
     let step = connection.handle(frame(SET_PROTOCOL_FEATURES, word(PROTOCOL | XEN_MMAP), 0));
@@ -394,9 +302,11 @@ fn postcopy_and_dirty_logging_are_refused_with_xen_mmap() {
         assert!(matches!(step, Step::Reply(_)), "{step:?}");
         connection
     };
-    for (number, payload, fds) in [(6, vec![0; 16], 1), (7, vec![], 1), (28, vec![], 0)] {
+    let of_each = [(6, 16, 1), (7, 0, 1), (28, 0, 0), (29, 0, 0), (30, 0, 0)];
+    for (number, bytes, fds) in of_each {
+        let payload = vec![0; bytes];
         let step = connection(PROTOCOL | XEN_MMAP).handle(frame(number, payload, fds));
         let (Step::Refuse { why, .. } | Step::Close(why)) = step else { panic!("{step:?}") };
-        assert!(why.0.contains("not possible with XEN_MMAP"), "{why}");
+        assert!(why.0.contains("not possible with XEN_MMAP"), "{number}: {why}");
     }
 }
