@@ -6,7 +6,6 @@ use vhost_user_core::block::{BlockDevice, BlockOptions, FileDisk};
 use vhost_user_core::wire::RegionLayout;
 
 use super::device::Scripted;
-use super::faults::refusal;
 use super::guest::*;
 use super::raw::*;
 
@@ -37,18 +36,6 @@ fn pages_that_stay_paged_out_fail_their_request_in_the_end() {
     assert_eq!(guest.xen.calls().map_grants - before, 1 + TRIES);
     guest.xen.set_busy(0);
     assert_eq!(raw.block(WRITE_OUT, &data), (0, 1));
-}
-
-#[test]
-fn a_region_whose_pages_stay_paged_out_is_refused_in_the_end() {
-    let guest = Guest::granting();
-    guest.xen.set_busy(u32::MAX);
-    let why = refusal(&served(&guest), &guest, whole(&guest, IN_ADVANCE));
-    assert!(
-        why.ends_with("the 2048 pages from reference 16 on of domain 5 stay paged out"),
-        "{why}"
-    );
-    assert_eq!(guest.xen.calls().map_grants, 2 * (1 + TRIES), "for writing, and for reading");
 }
 
 #[test]
