@@ -22,12 +22,13 @@ WHEELS := $(CARGO_TARGET_DIR)/wheels
 
 TOOLS := $(VENV)/.tools
 PACKAGE := $(VENV)/.package
+ARM64 := $(CARGO_TARGET_DIR)/arm64
 SOURCES := Cargo.toml Cargo.lock pyproject.toml $(wildcard README.md) \
     $(shell find rust python -type f ! -name '*.pyc' ! -path 'rust/*/tests/*')
 PEERS := tests/peers/std tests/peers/xen
 
 .DELETE_ON_ERROR:
-.PHONY: help build demo test lint test-rust test-peers test-python test-guest guest-deps \
+.PHONY: help build build-arm64 demo test lint test-rust test-peers test-python test-guest guest-deps \
     test-xen xen-deps bench deps clean
 
 help: ## Shows this list.
@@ -35,10 +36,12 @@ help: ## Shows this list.
 
 build: $(PACKAGE) ## Leaves .venv with a release build of the package installed.
 
+build-arm64: $(ARM64)/.package ## Builds the wheel for Arm64, with a compiler from Debian's archive in .cache.
+
 demo: build ## Serves a RAM disk, drives it through its socket and checks every byte.
 	$(BIN)/vhost-user demo
 
-test: lint test-rust test-peers deps guest-deps xen-deps build ## Runs every check and every test.
+test: lint test-rust test-peers deps guest-deps xen-deps build build-arm64 ## Runs every check and every test.
 	$(BIN)/pytest -n 2 --dist loadgroup $(PYTEST_ARGS) tests
 
 lint: $(TOOLS) ## Checks format, lints and types, with warnings as errors.
@@ -63,7 +66,7 @@ test-python: deps build ## Runs the Python suites but for those that start a mac
 test-guest: guest-deps build ## Runs a Linux guest in QEMU on devices of the package.
 	$(BIN)/pytest $(PYTEST_ARGS) tests/guest
 
-test-xen: xen-deps build ## Runs the tests of dom0 (PV, PVH, Arm64) on a real hypervisor in QEMU: 5 minutes.
+test-xen: xen-deps build build-arm64 ## Runs the tests of dom0 (PV, PVH, Arm64) on a real hypervisor in QEMU: 3 minutes.
 	$(BIN)/pytest -n 2 $(PYTEST_ARGS) tests/xen
 
 bench: build ## Measures side by side with other back-ends; needs two free cores.
@@ -96,4 +99,11 @@ $(PACKAGE): $(TOOLS) $(SOURCES)
 	    --interpreter $(BIN)/python --out $(WHEELS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-index --no-deps \
 	    --force-reinstall $(WHEELS)/vhost_user-*.whl
+	touch $@
+
+$(ARM64)/.package: $(TOOLS) $(SOURCES) tests/rig/cross.py
+	rm -f $(ARM64)/vhost_user-*.whl
+	PYTHONPATH=tests CARGO_TARGET_DIR=$(ARM64) $(BIN)/python -m rig.cross \
+	    $(BIN)/maturin build --release --locked --compatibility linux \
+	    --target aarch64-unknown-linux-gnu --interpreter python3.11 --out $(ARM64)
 	touch $@

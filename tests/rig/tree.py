@@ -18,7 +18,8 @@ from .archive import ARCHITECTURE, Archive
 CACHE = Path(__file__).resolve().parents[2] / ".cache"
 
 LIBRARY_DIRECTORIES = ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu")
-LOADER = "lib64/ld-linux-x86-64.so.2"
+LOADERS = ("lib64/ld-linux-x86-64.so.2", "usr/lib64/ld-linux-x86-64.so.2")
+"""Where the loader is, in older releases and in newer ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class Tree:
         """
         searched = [*(self.root / name for name in LIBRARY_DIRECTORIES), *libraries]
         search = ":".join(map(str, searched))
-        return [str(self.root / LOADER), "--library-path", search, str(self.root / path)]
+        return [str(self.loader), "--library-path", search, str(self.root / path)]
 
     def libraries(self, path: str) -> list[Path]:
         """The shared libraries that the program at ``path`` loads, without the loader."""
@@ -48,7 +49,7 @@ class Tree:
 
     @property
     def loader(self) -> Path:
-        return self.root / LOADER
+        return next(path for name in LOADERS if (path := self.root / name).exists())
 
 
 def fetch(
