@@ -150,3 +150,30 @@ fn an_answer_goes_through_the_grants_of_the_table_that_its_request_came_in() {
         assert!(raw.read(OTHER_PAGE + number, 4096) == content, "request {number}");
     }
 }
+
+#[test]
+fn requests_that_are_under_way_when_their_guest_is_destroyed_come_back_and_leave_nothing() {
+    let guest = Guest::granting();
+    let (to, kept) = mpsc::channel();
+    let device = Scripted::new(true, move |batch| to.send(all(batch)).unwrap());
+    let served = Served::new(device, &guest, 0);
+    let mut raw = on_demand(&served, &guest);
+    raw.publish_at_once(|raw| {
+        raw.push(0, &[(raw.address(DATA_PAGE), LARGE as u32, true)]);
+        raw.push(1, &[(raw.address(OTHER_PAGE), 4096, true)]);
+    });
+    let [mapped, copied] = kept.recv_timeout(LIMIT).unwrap().try_into().unwrap();
+    guest.xen.destroy(DOMID);
+    // Pages that are mapped linger until they are not; copies have nowhere to go.
+    assert_eq!(mapped.writable().fill(0, LARGE, 1), LARGE);
+    copied.writable().fill(0, 4096, 1);
+    mapped.complete(LARGE as u32).unwrap();
+    let used = raw.used();
+    assert_eq!((used.head, used.len), (0, LARGE as u32));
+    copied.complete(4096).unwrap();
+    let used = raw.used();
+    assert_eq!((used.head, used.len), (1, 0));
+    drop(raw);
+    served.events.wait_disconnected();
+    assert_eq!(guest.mappings(), 1, "the driver's own");
+}
