@@ -15,6 +15,7 @@ mod faults;
 mod frames;
 mod grants;
 mod guest;
+mod hypervisor;
 mod lifetimes;
 mod raw;
 mod regions;
