@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::memory::Fault;
 use crate::memory::view::{Buffers, Readable, Writable};
@@ -242,6 +242,12 @@ impl Batch {
         self.done.drain(..)
     }
 
+    /// Lets go of all requests.
+    pub(crate) fn clear(&mut self) {
+        self.pending.clear();
+        self.done.clear();
+    }
+
     /// The heads and the buffers of the requests that were not taken.
     pub(crate) fn chains_mut(&mut self) -> impl Iterator<Item = (u16, &mut Buffers)> {
         let slots = self.pending.iter_mut().filter_map(|r| r.slot.as_deref_mut());
@@ -260,6 +266,9 @@ impl Batch {
 pub(crate) struct Sink {
     done: Mutex<Vec<Done>>,
     closed: AtomicBool,
+    /// Held while something of the requests reaches the guest, and while the sink is closed.
+    /// Apart from `done`, so that who completes a request never waits for that.
+    open: Mutex<()>,
     bell: Arc<Bell>,
     /// The process of the worker: a fork of it has no part in its requests.
     generation: u32,
@@ -267,8 +276,8 @@ pub(crate) struct Sink {
 
 impl Sink {
     pub(crate) fn new(bell: Arc<Bell>) -> Arc<Self> {
-        let (done, closed) = (Mutex::default(), AtomicBool::new(false));
-        Arc::new(Self { done, closed, bell, generation: fork::generation() })
+        let (done, closed, open) = (Mutex::default(), AtomicBool::new(false), Mutex::default());
+        Arc::new(Self { done, closed, open, bell, generation: fork::generation() })
     }
 
     /// Takes what has been completed.
@@ -276,8 +285,16 @@ impl Sink {
         into.append(&mut self.done.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// From now on completions are refused.
+    /// Keeps the sink from being closed while the guard is there. `None`: it is closed, and nothing
+    /// of its requests may reach the guest any more.
+    pub(crate) fn hold_open(&self) -> Option<MutexGuard<'_, ()>> {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        (!self.closed.load(Ordering::Relaxed)).then_some(open)
+    }
+
+    /// From now on completions are refused, and nothing that was completed reaches the guest.
     pub(crate) fn close(&self) {
+        let _open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
         self.closed.store(true, Ordering::Release);
         done.clear();

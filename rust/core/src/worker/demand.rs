@@ -61,7 +61,7 @@ impl Queue {
     ) {
         // Those that could not be reached at all were refused before they reached the device.
         let refused: Vec<_> = buffers(done).map(|buffers| buffers.fault().is_some()).collect();
-        give_back(&mut buffers(done).collect::<Vec<_>>());
+        self.copy_back(&mut buffers(done).collect::<Vec<_>>());
         let answers = done.iter_mut().zip(refused).filter(|(_, refused)| !refused);
         let mut failed = Vec::new();
         for (answer, _) in answers {
@@ -71,7 +71,7 @@ impl Queue {
                 failed.push(&mut answer.slot.buffers);
             }
         }
-        give_back(&mut failed);
+        self.copy_back(&mut failed);
         buffers(done).for_each(Buffers::unpin);
         let Some(provided) = &mut self.provided else { return };
         provided.shared.retain(|shared| !shared.is_free());
@@ -81,6 +81,13 @@ impl Queue {
             // Pages that share a map call with those of a request which the device has kept, and
             // had said that it would not.
             provided.withheld.append(done);
+        }
+    }
+
+    /// Nothing is copied for a ring that was given up: the guest may have other plans for the pages.
+    fn copy_back(&self, done: &mut [&mut Buffers]) {
+        if let Some(_open) = self.sink.hold_open() {
+            give_back(done);
         }
     }
 

@@ -96,7 +96,7 @@ pub(crate) struct Queue {
     /// Requests that the device left in the ring: not offered again before the next kick.
     left: u16,
     in_flight: u32,
-    sink: Arc<Sink>,
+    pub(super) sink: Arc<Sink>,
     spare: Spare,
     pub(super) provided: Option<Box<Provided>>,
     /// The ring is not in guest memory any more. It keeps what it was in until the last request
@@ -203,10 +203,14 @@ impl Queue {
         if self.provided.is_some() {
             self.return_memory(done, device, report);
         }
+        let sink = Arc::clone(&self.sink);
+        let Some(open) = sink.hold_open() else { return done.clear() };
         for done in done.drain(..) {
             self.give_back(done);
         }
-        self.publish();
+        let published = self.publish();
+        drop(open);
+        self.signal(published);
         self.leave();
     }
 
@@ -348,6 +352,8 @@ impl Queue {
         if self.provided.is_some() {
             self.take_back(hands);
         }
+        let sink = Arc::clone(&self.sink);
+        let Some(open) = sink.hold_open() else { return hands.batch.clear() };
         self.left = 0;
         for slot in hands.batch.take_left(0) {
             self.put_back(slot);
@@ -364,7 +370,9 @@ impl Queue {
         bump(&self.counters.requests, answered);
         bump(&self.counters.batches, 1);
         self.counters.in_flight.store(self.in_flight, Ordering::Relaxed);
-        self.publish();
+        let published = self.publish();
+        drop(open);
+        self.signal(published);
     }
 
     fn give_back(&mut self, done: Done) {
@@ -375,12 +383,14 @@ impl Queue {
         keep(&mut self.spare, &self.ring, done.slot);
     }
 
-    fn publish(&mut self) {
+    /// `true` if the driver wants to be told.
+    fn publish(&mut self) -> bool {
         // What was read of lost memory may have been zeroes: nothing counts as done.
-        if self.loss.has_happened() || !self.ring.publish() {
-            return;
-        }
-        if let Some(call) = &self.call {
+        !self.loss.has_happened() && self.ring.publish()
+    }
+
+    fn signal(&self, published: bool) {
+        if let Some(call) = self.call.as_ref().filter(|_| published) {
             call.send();
             bump(&self.counters.calls, 1);
         }

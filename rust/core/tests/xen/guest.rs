@@ -164,6 +164,16 @@ impl Served {
         guest: &Guest,
         change: impl FnOnce(&mut XenOptions),
     ) -> Self {
+        Self::draining(device, guest, LIMIT, change)
+    }
+
+    /// Waits no longer than `drain` for requests in flight.
+    pub(crate) fn draining(
+        device: Arc<dyn Device>,
+        guest: &Guest,
+        drain: Duration,
+        change: impl FnOnce(&mut XenOptions),
+    ) -> Self {
         let ops = Arc::clone(&guest.xen) as Arc<_>;
         let access = XenAccess { ops, copy_below: 0 };
         let mut xen = XenOptions { designs: XenDesigns::ALL, access, domain: None };
@@ -172,6 +182,7 @@ impl Served {
         let mut options =
             Options::new(Endpoint::Listen(ListenOptions::new(directory.join("device.sock"))));
         options.xen = Some(xen);
+        options.drain = drain;
         let events = Arc::new(Events::default());
         let backend =
             Backend::start(device, options, Arc::clone(&events) as Arc<dyn Observer>).unwrap();

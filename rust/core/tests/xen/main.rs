@@ -21,3 +21,5 @@ mod raw;
 mod regions;
 mod replays;
 mod rings;
+mod severed;
+mod slow;
