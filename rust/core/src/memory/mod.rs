@@ -16,7 +16,6 @@ use std::sync::Arc;
 use crate::address::{GuestAddr, UserAddr};
 pub use demand::{Fault, Reads, Shared, give_back, provide};
 pub use foreign::NoPage;
-use grant::Grants;
 use index::Index;
 pub use region::{Gone, Region, RegionError, XenKind};
 use region::{OnDemand, Reach};
@@ -35,8 +34,6 @@ pub struct Memory {
     beyond: Option<Arc<Region>>,
     /// Where granted pages are mapped in advance.
     granted: Box<[Segment]>,
-    /// The grant device that requests' pages are mapped through.
-    grants: Option<Arc<Grants>>,
     /// Rings may be told by guest addresses.
     by_guest: bool,
 }
@@ -75,22 +72,18 @@ impl Memory {
             return Err(TableError::UserOverlap(a.user(), b.user()));
         }
         let index = Index::new(regions.iter().map(|r| (r.guest().0, r.size())));
-        let grants = regions.iter().find_map(|r| r.on_demand().and_then(OnDemand::grants));
         let granted = regions.iter().flat_map(|r| r.granted_areas()).collect();
         let by_guest = regions.iter().any(|r| r.is_xen());
         let user_index = Index::new(by_user.iter().map(|r| (r.user().0, r.size())));
         let (regions, by_user) = (regions.into(), by_user.into());
         let beyond = None;
-        Ok(Self { regions, index, by_user, user_index, beyond, granted, grants, by_guest })
+        Ok(Self { regions, index, by_user, user_index, beyond, granted, by_guest })
     }
 
     /// This table, with `region`, whose memory is mapped on demand, for every address that no
     /// other region has.
     #[must_use]
     pub fn with_beyond(mut self, region: Option<Arc<Region>>) -> Self {
-        if self.grants.is_none() {
-            self.grants = region.as_ref().and_then(|r| r.on_demand()?.grants());
-        }
         self.beyond = region;
         self
     }
@@ -262,11 +255,6 @@ impl Memory {
     #[inline]
     fn granted(&self) -> &[Segment] {
         &self.granted
-    }
-
-    /// The grant device that requests' pages are mapped through.
-    fn grants(&self) -> Option<&Arc<Grants>> {
-        self.grants.as_ref()
     }
 }
 

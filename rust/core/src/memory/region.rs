@@ -65,16 +65,6 @@ pub(super) enum OnDemand {
     Frames(Arc<Foreign>),
 }
 
-impl OnDemand {
-    /// The grant device, if that is what it takes.
-    pub(super) fn grants(&self) -> Option<Arc<Grants>> {
-        match self {
-            Self::Grants(grants, _) => Some(Arc::clone(grants)),
-            Self::Frames(_) => None,
-        }
-    }
-}
-
 /// How a domain's memory is mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum XenKind {

@@ -282,10 +282,6 @@ impl Buffers {
         self.memory.as_ref().is_some_and(|memory| memory.is_foreign())
     }
 
-    pub(super) fn memory(&self) -> Option<&Arc<Memory>> {
-        self.memory.as_ref()
-    }
-
     pub(super) fn demand(&self) -> Option<&Demand> {
         self.demand.as_deref()
     }
@@ -570,12 +566,12 @@ pub(super) fn read_mapped(memory: &Memory, at: GuestAddr, out: &mut [u8]) -> boo
 }
 
 /// Copies `out.len()` bytes at `at` out of `memory`, across regions. What is granted on demand is
-/// not copied: `later` gets its address, its domain and its place in `out`.
+/// not copied: `later` gets its address, its device and domain, and its place in `out`.
 pub(super) fn read(
     memory: &Memory,
     at: GuestAddr,
     out: &mut [u8],
-    mut later: impl FnMut(GuestAddr, u16, Range<usize>),
+    mut later: impl FnMut(GuestAddr, (&Arc<Grants>, u16), Range<usize>),
 ) -> Result<(), OutOfMemory> {
     let (mut done, mut whole) = (0, true);
     memory.reach(at, out.len() as u64, Access::DeviceReadable, |place| {
@@ -584,7 +580,9 @@ pub(super) fn read(
         match place.reach {
             // SAFETY: as in `read_mapped`, for a part of `out`.
             Reach::Mapped(from) => unsafe { copy_out(from, &mut out[part]) },
-            Reach::OnDemand(OnDemand::Grants(_, domid)) => later(place.at, *domid, part),
+            Reach::OnDemand(OnDemand::Grants(grants, domid)) => {
+                later(place.at, (grants, *domid), part);
+            }
             Reach::OnDemand(OnDemand::Frames(foreign)) => {
                 whole &= read_frames(foreign, place.at, &mut out[part]);
             }

@@ -193,7 +193,7 @@ impl SplitRing {
         &mut self,
         popped: impl Iterator<Item = (u16, &'a mut Buffers)>,
     ) -> Result<(), (usize, RingError)> {
-        self.tables.walk(&self.memory, popped)
+        self.tables.walk(popped)
     }
 
     /// Chains that [`available`](Self::available) counted last and that were not popped.

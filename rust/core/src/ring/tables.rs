@@ -62,13 +62,12 @@ impl Tables {
     /// As [`SplitRing::finish`](super::SplitRing::finish_walks).
     pub(super) fn walk<'a>(
         &mut self,
-        memory: &Memory,
         popped: impl Iterator<Item = (u16, &'a mut Buffers)>,
     ) -> Result<(), (usize, RingError)> {
         if self.waiting.is_empty() {
             return Ok(());
         }
-        self.reads.make(memory);
+        self.reads.make();
         let walked = self.walk_copies(popped);
         self.reads.clear();
         walked

@@ -4,11 +4,16 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 
 use vhost_user_core::device::Device;
-use vhost_user_core::request::Batch;
+use vhost_user_core::request::{Batch, Request};
 
-/// Stays in `handle` until it is told to go on, and fills the requests then.
+use super::guest::LIMIT;
+
+/// Hands each request to the test, or stays in `handle` until it is told to go on and fills the
+/// requests then.
 pub(crate) struct Slow {
+    stays: bool,
     keeps: bool,
+    kept: Mutex<Sender<Request>>,
     entered: Mutex<Sender<()>>,
     go: Mutex<Receiver<()>>,
     ended: Mutex<Sender<()>>,
@@ -16,6 +21,7 @@ pub(crate) struct Slow {
 
 /// The test's ends of a [`Slow`] device.
 pub(crate) struct Hands {
+    kept: Receiver<Request>,
     /// The device was entered.
     pub(crate) entered: Receiver<()>,
     pub(crate) go: Sender<()>,
@@ -24,18 +30,33 @@ pub(crate) struct Hands {
 }
 
 impl Slow {
-    pub(crate) fn new(keeps: bool) -> (Arc<Self>, Hands) {
+    pub(crate) fn new(stays: bool, keeps: bool) -> (Arc<Self>, Hands) {
+        let (kept, kept_here) = mpsc::channel();
         let (entered, entered_here) = mpsc::channel();
         let (go_here, go) = mpsc::channel();
         let (ended, ended_here) = mpsc::channel();
         let device = Self {
+            stays,
             keeps,
+            kept: Mutex::new(kept),
             entered: Mutex::new(entered),
             go: Mutex::new(go),
             ended: Mutex::new(ended),
         };
-        let hands = Hands { entered: entered_here, go: go_here, ended: ended_here };
+        let hands =
+            Hands { kept: kept_here, entered: entered_here, go: go_here, ended: ended_here };
         (Arc::new(device), hands)
+    }
+
+    /// Keeps requests, and says so.
+    pub(crate) fn keeping() -> (Arc<Self>, Hands) {
+        Self::new(false, true)
+    }
+}
+
+impl Hands {
+    pub(crate) fn request(&self) -> Request {
+        self.kept.recv_timeout(LIMIT).unwrap()
     }
 }
 
@@ -65,11 +86,17 @@ impl Device for Slow {
     }
     fn handle(&self, _: u16, batch: &mut Batch) {
         let _ = self.entered.lock().unwrap().send(());
-        let _ = self.go.lock().unwrap().recv();
+        if self.stays {
+            let _ = self.go.lock().unwrap().recv();
+        }
         while let Some(request) = batch.next() {
-            let len = request.writable().len();
-            request.writable().fill(0, len, 0x55);
-            batch.complete(request, len as u32);
+            if self.stays {
+                let len = request.writable().len();
+                request.writable().fill(0, len, 0x55);
+                batch.complete(request, len as u32);
+            } else {
+                let _ = self.kept.lock().unwrap().send(request);
+            }
         }
     }
 }

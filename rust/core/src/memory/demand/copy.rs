@@ -3,65 +3,84 @@
 use std::cell::Cell;
 use std::sync::Arc;
 
-use super::{Demand, Source, State};
+use super::{Demand, State};
 use crate::address::GuestAddr;
 use crate::memory::grant::{Grants, run};
 use crate::memory::region::grant_of;
 use crate::memory::view::{Access, Buffers};
 use crate::xen::{GrantCopy, XEN_PAGE};
 
-/// Writes back what was copied, for requests that are answered. Those with a
-/// [`Fault`](super::Fault) afterwards have not got all of it.
-pub fn give_back(done: &mut [&mut Buffers]) {
-    let mut rest = done;
-    while let Some(first) = rest.first() {
-        // Requests that were kept may be from an older table than those of the last batch.
-        let memory = first.memory().map(Arc::clone);
-        let same = |b: &&mut Buffers| matches!((b.memory(), &memory), (Some(a), Some(b)) if Arc::ptr_eq(a, b));
-        let count = rest.iter().position(|b| !same(b)).unwrap_or(rest.len()).max(1);
-        let (these, others) = rest.split_at_mut(count);
-        if let Some(grants) = memory.as_ref().and_then(|memory| memory.grants()) {
-            copy(these, grants, Access::DeviceWritable);
+/// Copies, and what each of them is of, in a call for each device: one is the rule.
+pub(super) struct Copies<'a, T> {
+    calls: Vec<(&'a Arc<Grants>, Vec<T>, Vec<GrantCopy<'a>>)>,
+}
+
+impl<'a, T> Copies<'a, T> {
+    pub(super) fn new() -> Self {
+        Self { calls: Vec::new() }
+    }
+
+    pub(super) fn add(&mut self, grants: &'a Arc<Grants>, of: T, copy: GrantCopy<'a>) {
+        let known = self.calls.iter().position(|(known, ..)| Arc::ptr_eq(known, grants));
+        let number = known.unwrap_or(self.calls.len());
+        if known.is_none() {
+            self.calls.push((grants, Vec::new(), Vec::new()));
         }
-        rest = others;
+        let (_, names, copies) = &mut self.calls[number];
+        names.push(of);
+        copies.push(copy);
+    }
+
+    /// Makes the calls; returns whose copies failed.
+    pub(super) fn make(self) -> Vec<T> {
+        let mut failed = Vec::new();
+        for (grants, names, mut copies) in self.calls {
+            grants.copy(&mut copies);
+            let bad = names.into_iter().zip(&copies).filter(|(_, copy)| copy.status != 0);
+            failed.extend(bad.map(|(name, _)| name));
+        }
+        failed
     }
 }
 
-/// Makes all copies of one direction in one call.
-pub(super) fn copy(batch: &mut [&mut Buffers], grants: &Grants, access: Access) {
-    let mut names = Vec::new();
-    let mut copies = Vec::new();
+/// Writes back what was copied, for requests that are answered. Those with a
+/// [`Fault`](super::Fault) afterwards have not got all of it.
+pub fn give_back(done: &mut [&mut Buffers]) {
+    copy(done, Access::DeviceWritable);
+}
+
+/// Makes all copies of one direction at once.
+pub(super) fn copy(batch: &mut [&mut Buffers], access: Access) {
+    let mut copies = Copies::new();
     for (number, buffers) in batch.iter_mut().enumerate() {
         let Some(demand) = buffers.demand_mut() else { continue };
-        for (piece, copy) in demand.copies(access) {
-            names.push((number, piece));
-            copies.push(copy);
+        for (piece, grants, copy) in demand.copies(access) {
+            copies.add(grants, (number, piece), copy);
         }
     }
-    grants.copy(&mut copies);
-    let failed: Vec<_> =
-        names.iter().zip(&copies).filter(|(_, copy)| copy.status != 0).map(|(&n, _)| n).collect();
-    drop(copies);
-    for (number, piece) in failed {
+    for (number, piece) in copies.make() {
         batch[number].lose(piece);
     }
 }
 
 impl Demand {
     /// The copies of all pieces that are copied in one direction, each within one page.
-    fn copies(&mut self, access: Access) -> impl Iterator<Item = (usize, GrantCopy<'_>)> {
+    fn copies(
+        &mut self,
+        access: Access,
+    ) -> impl Iterator<Item = (usize, &Arc<Grants>, GrantCopy<'_>)> {
         let Self { pieces, bounce, .. } = self;
         let cells = bounce.cells(0, bounce.len());
         let these = pieces.iter().enumerate().filter(move |(_, piece)| piece.access == access);
         these.flat_map(move |(number, piece)| {
-            let copied = match (piece.state, piece.source) {
-                (State::Copied(start), Source::Grants(domid)) => Some((start, domid)),
+            let copied = match (piece.state, piece.grants()) {
+                (State::Copied(start), Some((grants, domid))) => Some((start, grants, domid)),
                 _ => None,
             };
             let to_guest = access == Access::DeviceWritable;
-            let cuts = copied.map(|(start, domid)| {
+            let cuts = copied.map(|(start, grants, domid)| {
                 let cells = &cells[start..start + piece.len];
-                cut(piece.at, domid, cells, to_guest).map(move |copy| (number, copy))
+                cut(piece.at, domid, cells, to_guest).map(move |copy| (number, grants, copy))
             });
             cuts.into_iter().flatten()
         })

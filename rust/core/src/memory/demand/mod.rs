@@ -11,6 +11,9 @@
 //!                one map call       for what it writes; both only for more than 128 pages
 //! ```
 //!
+//! Each region has a device of its own, and everything is done through the device of its region:
+//! there are as many calls more as a batch has buffers in different regions.
+//!
 //! A mapped page must be given back before the driver sees the request's used element: it ends
 //! its grant then, and cannot while the page is mapped. The pages of one map call are given back
 //! together, so requests share one only if the device is done with all of them when it is done
@@ -27,14 +30,13 @@ mod reads;
 use std::fmt;
 use std::sync::Arc;
 
-use super::grant::GrantMap;
+use super::grant::{GrantMap, Grants};
 use super::region::OnDemand;
 use super::view::{Access, Buffers, Segment};
 use crate::address::GuestAddr;
 use crate::sys::mmap::Mapping;
 use crate::sys::scratch::Scratch;
 use crate::xen::XEN_PAGE;
-use copy::cut;
 pub use copy::give_back;
 pub use provide::{Shared, provide};
 pub use reads::Reads;
@@ -63,19 +65,9 @@ struct Piece {
     segment: usize,
     at: GuestAddr,
     len: usize,
-    source: Source,
+    /// What it is reached by; nothing if it may not be used so.
+    source: Option<OnDemand>,
     state: State,
-}
-
-/// What a piece is reached by.
-#[derive(Clone, Copy, Debug)]
-enum Source {
-    /// Grants of a domain, from the reference that its address names.
-    Grants(u16),
-    /// The frames that its address names.
-    Frames,
-    /// Nothing: it may not be used so.
-    Nothing,
 }
 
 /// What became of a piece.
@@ -119,11 +111,6 @@ impl Demand {
         how: Option<&OnDemand>,
         access: Access,
     ) {
-        let source = match how {
-            Some(OnDemand::Grants(_, domid)) => Source::Grants(*domid),
-            Some(OnDemand::Frames(_)) => Source::Frames,
-            None => Source::Nothing,
-        };
         let (mut at, mut left) = (at.0, len);
         while left > 0 {
             let len = left.min(PIECE_PAGES * XEN_PAGE - at % XEN_PAGE);
@@ -132,7 +119,7 @@ impl Demand {
                 segment: list.len(),
                 at: GuestAddr(at),
                 len: len as usize,
-                source,
+                source: how.cloned(),
                 state: State::Waiting,
             });
             list.push(Segment::EMPTY);
@@ -168,6 +155,14 @@ impl Demand {
 }
 
 impl Piece {
+    /// The device and the domain of its grants.
+    fn grants(&self) -> Option<(&Arc<Grants>, u16)> {
+        match &self.source {
+            Some(OnDemand::Grants(grants, domid)) => Some((grants, *domid)),
+            Some(OnDemand::Frames(_)) | None => None,
+        }
+    }
+
     fn pages(&self) -> usize {
         (self.at.0 % XEN_PAGE + self.len as u64).div_ceil(XEN_PAGE) as usize
     }

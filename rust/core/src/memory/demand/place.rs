@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{Demand, Fault, Piece, Pin, Source, State};
-use crate::memory::foreign::Foreign;
+use super::{Demand, Fault, Piece, Pin, State};
 use crate::memory::grant::GrantMap;
+use crate::memory::region::OnDemand;
 use crate::memory::view::{Access, Buffers, Segment};
 use crate::sys::mmap::Mapping;
 use crate::xen::XEN_PAGE;
@@ -31,13 +31,13 @@ impl Buffers {
         });
     }
 
-    pub(super) fn place_frames(&mut self, foreign: &Foreign, access: Access) {
+    pub(super) fn place_frames(&mut self, access: Access) {
         self.place_each(|demand, number| {
             let piece = &mut demand.pieces[number];
             let waits = piece.state == State::Waiting && piece.access == access;
-            if !waits || !matches!(piece.source, Source::Frames) {
+            let Some(OnDemand::Frames(foreign)) = piece.source.as_ref().filter(|_| waits) else {
                 return None;
-            }
+            };
             let area = foreign.map(piece.at, piece.len as u64).ok()?;
             piece.state = State::Mapped;
             let segment = piece.inside(area.base());

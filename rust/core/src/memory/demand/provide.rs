@@ -3,10 +3,9 @@
 use std::sync::{Arc, Weak};
 
 use super::copy::copy;
-use super::{Demand, IDLE_BOUNCE, PIECE_PAGES, Piece, Source, State};
-use crate::memory::foreign::Foreign;
+use super::{Demand, IDLE_BOUNCE, PIECE_PAGES, Piece, State};
 use crate::memory::grant::{GrantMap, Grants, run};
-use crate::memory::region::{OnDemand, grant_of};
+use crate::memory::region::grant_of;
 use crate::memory::view::{Access, Buffers};
 use crate::xen::{GrantRef, XEN_PAGE};
 
@@ -33,22 +32,19 @@ impl Shared {
     }
 }
 
-/// Gives every piece of every chain its place. All chains are from one table of memory. `kept`:
-/// the device may keep requests when it is done with the batch. `mapped`: what could be copied is
-/// mapped, unless it is small.
+/// Gives every piece of every chain its place. `kept`: the device may keep requests when it is
+/// done with the batch. `mapped`: what could be copied is mapped, unless it is small.
 pub fn provide(batch: &mut [&mut Buffers], kept: bool, mapped: bool) -> Shared {
-    let Some(memory) = batch.first().and_then(|buffers| buffers.memory()).map(Arc::clone) else {
-        return Shared::default();
-    };
     let mut provider = Provider { batch, shared: Shared::default() };
-    if let Some(grants) = memory.grants() {
-        provider.plan(grants, kept, mapped);
-        provider.copy_in(grants);
-        SIDES.into_iter().for_each(|side| provider.map(grants, side, kept));
+    let devices = provider.devices();
+    if let Some(first) = devices.first() {
+        provider.plan(first.copy_below(), kept, mapped);
+        copy(provider.batch, Access::DeviceReadable);
     }
-    if let Some(OnDemand::Frames(foreign)) = memory.beyond().and_then(|r| r.on_demand()) {
-        provider.map_frames(foreign);
+    for (grants, side) in devices.iter().flat_map(|grants| SIDES.map(|side| (grants, side))) {
+        provider.map(grants, side, kept);
     }
+    provider.map_frames();
     provider.lose_the_rest();
     provider.shared
 }
@@ -66,8 +62,8 @@ type Name = (usize, usize);
 
 impl Provider<'_, '_> {
     /// Decides what is copied.
-    fn plan(&mut self, grants: &Grants, kept: bool, mapped: bool) {
-        let few = self.few(grants.copy_below());
+    fn plan(&mut self, copy_below: u64, kept: bool, mapped: bool) {
+        let few = self.few(copy_below);
         for buffers in &mut *self.batch {
             let Some(demand) = buffers.demand_mut() else { continue };
             let own = SIDES.map(|side| kept && demand.bytes(side) <= KEPT);
@@ -75,7 +71,7 @@ impl Provider<'_, '_> {
             for piece in &mut demand.pieces {
                 let side = usize::from(piece.access == Access::DeviceWritable);
                 let copied = piece.is_small() || !mapped && (few[side] || own[side]);
-                if copied && matches!(piece.source, Source::Grants(_)) {
+                if copied && piece.grants().is_some() {
                     piece.state = State::Copied(end);
                     end += piece.len.next_multiple_of(8);
                 }
@@ -97,15 +93,11 @@ impl Provider<'_, '_> {
         few
     }
 
-    fn copy_in(&mut self, grants: &Grants) {
-        copy(self.batch, grants, Access::DeviceReadable);
-    }
-
-    /// Maps all pieces of one side that wait for grants.
+    /// Maps all pieces of one side that wait for grants of this device.
     fn map(&mut self, grants: &Arc<Grants>, access: Access, kept: bool) {
         let mut group: Vec<Name> = Vec::new();
         let mut pages = 0;
-        for name in self.waiting(access) {
+        for name in self.waiting(grants, access) {
             let more = self.pages(name);
             let full = pages + more > grants.limit();
             let other = kept && group.first().is_some_and(|first| first.0 != name.0);
@@ -162,10 +154,10 @@ impl Provider<'_, '_> {
         true
     }
 
-    fn map_frames(&mut self, foreign: &Foreign) {
+    fn map_frames(&mut self) {
         for access in SIDES {
             for buffers in &mut *self.batch {
-                buffers.place_frames(foreign, access);
+                buffers.place_frames(access);
             }
         }
     }
@@ -176,6 +168,18 @@ impl Provider<'_, '_> {
         }
     }
 
+    /// The grant devices of the batch's regions: one is the rule.
+    fn devices(&self) -> Vec<Arc<Grants>> {
+        let mut devices: Vec<Arc<Grants>> = Vec::new();
+        let pieces = self.demands().flat_map(|demand| &demand.pieces);
+        for (grants, _) in pieces.filter_map(Piece::grants) {
+            if !devices.iter().any(|known| Arc::ptr_eq(known, grants)) {
+                devices.push(Arc::clone(grants));
+            }
+        }
+        devices
+    }
+
     fn demands(&self) -> impl Iterator<Item = &Demand> {
         self.batch.iter().filter_map(|buffers| buffers.demand())
     }
@@ -184,7 +188,8 @@ impl Provider<'_, '_> {
         self.batch[number].demand()?.pieces.get(piece)
     }
 
-    fn waiting(&self, access: Access) -> Vec<Name> {
+    fn waiting(&self, grants: &Arc<Grants>, access: Access) -> Vec<Name> {
+        let through = |piece: &Piece| piece.grants().is_some_and(|(g, _)| Arc::ptr_eq(g, grants));
         let chains = self.batch.iter().enumerate();
         let demands = chains.filter_map(|(number, buffers)| Some((number, buffers.demand()?)));
         demands
@@ -193,7 +198,7 @@ impl Provider<'_, '_> {
                 pieces.map(move |(at, piece)| ((number, at), piece))
             })
             .filter(|(_, piece)| piece.access == access && piece.state == State::Waiting)
-            .filter(|(_, piece)| matches!(piece.source, Source::Grants(_)))
+            .filter(|(_, piece)| through(piece))
             .map(|(name, _)| name)
             .collect()
     }
@@ -203,9 +208,9 @@ impl Provider<'_, '_> {
     }
 
     fn refs(&self, name: Name) -> impl Iterator<Item = GrantRef> + use<> {
-        let run = self.piece(name).and_then(|piece| match piece.source {
-            Source::Grants(domid) => Some(run(domid, grant_of(piece.at), piece.pages())),
-            Source::Frames | Source::Nothing => None,
+        let run = self.piece(name).and_then(|piece| {
+            let (_, domid) = piece.grants()?;
+            Some(run(domid, grant_of(piece.at), piece.pages()))
         });
         run.into_iter().flatten()
     }

@@ -2,9 +2,11 @@
 
 use std::cell::Cell;
 use std::ops::Range;
+use std::sync::Arc;
 
-use super::cut;
+use super::copy::{Copies, cut};
 use crate::address::GuestAddr;
+use crate::memory::grant::Grants;
 use crate::memory::{Memory, OutOfMemory, view};
 
 /// Bytes of space that are kept when no read waits.
@@ -25,6 +27,7 @@ pub struct Reads {
 /// A part of a read that waits for one domain's grants.
 #[derive(Debug)]
 struct Piece {
+    grants: Arc<Grants>,
     at: GuestAddr,
     domid: u16,
     bytes: Range<usize>,
@@ -55,8 +58,9 @@ impl Reads {
     fn read_pieces(&mut self, memory: &Memory, at: GuestAddr) -> Result<bool, OutOfMemory> {
         let Self { bytes, waiting, pieces, .. } = self;
         let (start, before) = (*waiting, pieces.len());
-        let later = |at, domid, part: Range<usize>| {
-            pieces.push(Piece { at, domid, bytes: start + part.start..start + part.end });
+        let later = |at, (grants, domid): (&Arc<Grants>, u16), part: Range<usize>| {
+            let (grants, bytes) = (Arc::clone(grants), start + part.start..start + part.end);
+            pieces.push(Piece { grants, at, domid, bytes });
         };
         if let Err(error) = view::read(memory, at, &mut bytes[start..], later) {
             pieces.truncate(before);
@@ -73,22 +77,18 @@ impl Reads {
         self.waiting
     }
 
-    /// Makes the reads that wait, in one call. `memory` is what they were asked of.
-    pub fn make(&mut self, memory: &Memory) {
+    /// Makes the reads that wait, in one call for each region.
+    pub fn make(&mut self) {
         let Self { bytes, pieces, lost, .. } = self;
         let cells = Cell::from_mut(&mut bytes[..]).as_slice_of_cells();
-        let (starts, mut copies): (Vec<usize>, Vec<_>) = pieces
-            .iter()
-            .flat_map(|Piece { at, domid, bytes }| {
-                let copies = cut(*at, *domid, &cells[bytes.clone()], false);
-                copies.map(|copy| (bytes.start, copy))
-            })
-            .unzip();
-        if let Some(grants) = memory.grants() {
-            grants.copy(&mut copies);
+        let mut copies = Copies::new();
+        for Piece { grants, at, domid, bytes } in pieces {
+            for copy in cut(*at, *domid, &cells[bytes.clone()], false) {
+                copies.add(grants, bytes.start, copy);
+            }
         }
-        let failed = starts.iter().zip(&copies).filter(|(_, copy)| copy.status != 0);
-        *lost = failed.map(|(&start, _)| start).collect();
+        *lost = copies.make();
+        lost.sort_unstable();
     }
 
     /// Bytes of a read that was made; `None` if no grant allowed it.
