@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::memory::Fault;
-use crate::memory::view::{Buffers, Readable, Writable};
+use crate::memory::view::{Buffers, Readable, Segment, Writable};
 use crate::sys::eventfd::EventFd;
 use crate::sys::fork;
 
@@ -269,6 +269,9 @@ pub(crate) struct Sink {
     /// Held while something of the requests reaches the guest, and while the sink is closed.
     /// Apart from `done`, so that who completes a request never waits for that.
     open: Mutex<()>,
+    /// What the requests in flight read of a Xen guest's memory, by their heads: it is kept for
+    /// them if the memory is taken away.
+    reading: Mutex<Vec<Vec<Segment>>>,
     bell: Arc<Bell>,
     /// The process of the worker: a fork of it has no part in its requests.
     generation: u32,
@@ -277,7 +280,8 @@ pub(crate) struct Sink {
 impl Sink {
     pub(crate) fn new(bell: Arc<Bell>) -> Arc<Self> {
         let (done, closed, open) = (Mutex::default(), AtomicBool::new(false), Mutex::default());
-        Arc::new(Self { done, closed, open, bell, generation: fork::generation() })
+        let reading = Mutex::default();
+        Arc::new(Self { done, closed, open, reading, bell, generation: fork::generation() })
     }
 
     /// Takes what has been completed.
@@ -298,6 +302,34 @@ impl Sink {
         let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
         self.closed.store(true, Ordering::Release);
         done.clear();
+    }
+
+    /// Notes what these requests read, by their heads, as long as they are in flight.
+    pub(crate) fn note<'a>(&self, chains: impl Iterator<Item = (u16, &'a mut Buffers)>) {
+        let mut reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        for (head, buffers) in chains {
+            let place = usize::from(head);
+            if place >= reading.len() {
+                reading.resize(place + 1, Vec::new());
+            }
+            reading[place].clear();
+            reading[place].extend(buffers.readable().parts(0, u64::MAX));
+        }
+    }
+
+    /// These requests read no more.
+    pub(crate) fn forget(&self, heads: impl Iterator<Item = u16>) {
+        let mut reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        for head in heads {
+            if let Some(places) = reading.get_mut(usize::from(head)) {
+                places.clear();
+            }
+        }
+    }
+
+    /// What the requests in flight read.
+    pub(crate) fn needed(&self) -> Vec<Segment> {
+        self.reading.lock().unwrap_or_else(PoisonError::into_inner).concat()
     }
 
     fn is_ours(&self) -> bool {

@@ -14,7 +14,7 @@ use crate::connection::{
     Action, Connection, Offer, Outcome, Refusal, RegionOffer, RegionRange, RingSetup, Step,
 };
 use crate::device::Device;
-use crate::memory::{Memory, Region, XenKind};
+use crate::memory::{Gone, Memory, Region, XenKind};
 use crate::request::Sink;
 use crate::ring::{SplitLayout, SplitRing};
 use crate::socket::{Incoming, Stream};
@@ -63,6 +63,8 @@ pub(super) struct Session<'a> {
     /// The front-end has taken memory away that it shares.
     loss: Arc<Loss>,
     vrings: Vec<Vring>,
+    /// Of all rings that were started: their requests may outlive them.
+    sinks: Vec<Weak<Sink>>,
     workers: Vec<Option<Worker>>,
     channel: Channel,
 }
@@ -82,6 +84,7 @@ impl<'a> Session<'a> {
             mapped: Vec::new(),
             loss: Loss::new(Arc::clone(&control.shared.wake)),
             vrings: (0..queues).map(|_| Vring::default()).collect(),
+            sinks: Vec::new(),
             workers: (0..workers).map(|_| None).collect(),
             channel: Channel::default(),
         }
@@ -283,19 +286,39 @@ impl<'a> Session<'a> {
             Refusal(format!("REM_MEM_REG: guest {guest}, user {user}, {size:#x} bytes: {e}"))
         })?;
         self.swap_memory(memory);
-        let (gone, held) = (region.gone(), Arc::downgrade(&region));
-        drop(region);
+        self.wait_for_end(vec![region]);
+        Ok(())
+    }
+
+    /// Waits until nothing uses regions that are in the table no more. What is still used when
+    /// the time for that is over is taken away.
+    fn wait_for_end(&self, regions: Vec<Arc<Region>>) {
         let (begun, limit) = (Instant::now(), self.shared().drain());
-        loop {
+        let waits: Vec<_> = regions.iter().map(|r| (r.gone(), Arc::downgrade(r))).collect();
+        drop(regions);
+        let is_late = |gone: &Gone| loop {
             let left = self.left(begun, limit);
             if gone.wait(left.min(SECOND_THOUGHTS)) {
-                return Ok(());
+                break false;
             }
             if left.is_zero() {
-                held.upgrade().inspect(|region| region.sever());
-                return Ok(());
+                break true;
             }
+        };
+        let late = waits.iter().filter(|(gone, _)| is_late(gone));
+        self.take_away(&late.filter_map(|(_, region)| region.upgrade()).collect::<Vec<_>>());
+    }
+
+    /// Takes memory away from the requests that still have it.
+    fn take_away(&self, regions: &[Arc<Region>]) {
+        if regions.is_empty() {
+            return;
         }
+        // In this order: a request that is not among those that need something finds the end.
+        regions.iter().for_each(|region| region.end());
+        let sinks = self.sinks.iter().filter_map(Weak::upgrade);
+        let needed: Vec<_> = sinks.flat_map(|sink| sink.needed()).collect();
+        regions.iter().for_each(|region| region.detach(&needed));
     }
 
     fn swap_memory(&mut self, memory: Memory) {
@@ -333,6 +356,8 @@ impl<'a> Session<'a> {
             vring.error.clone(),
         );
         vring.sink = Some(queue.sink());
+        self.sinks.retain(|sink| sink.strong_count() > 0);
+        self.sinks.push(Arc::downgrade(&queue.sink()));
         let first = !self.vrings.iter().any(|vring| vring.started);
         self.vrings[usize::from(index)].started = true;
         if first {
@@ -526,9 +551,8 @@ impl<'a> Session<'a> {
         self.channel = Channel::default();
         self.vrings.clear();
         self.memory = Arc::default();
-        for region in self.mapped.drain(..).filter_map(|region| region.upgrade()) {
-            region.detach();
-        }
+        let mapped = std::mem::take(&mut self.mapped);
+        self.take_away(&mapped.iter().filter_map(Weak::upgrade).collect::<Vec<_>>());
         self.device().disconnected();
     }
 

@@ -7,9 +7,10 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
+use super::loans::Loans;
 use crate::address::GuestAddr;
 use crate::sys::guard::Loss;
-use crate::sys::mmap::Mapping;
+use crate::sys::mmap::{Mapping, Place};
 use crate::xen::{Frames, XEN_PAGE, XenOps};
 
 /// Pages in one call: 256 MiB of memory, with less than a megabyte of numbers and results.
@@ -25,6 +26,7 @@ pub(super) struct Foreign {
     ops: Arc<dyn XenOps>,
     fd: OwnedFd,
     domid: u16,
+    loans: Loans<Mapping>,
     loss: OnceLock<Arc<Loss>>,
 }
 
@@ -43,7 +45,7 @@ impl Foreign {
         // A kernel before 4.14 knows no restriction. One that is restricted to another domain
         // refuses to map, and says so then.
         let _ = ops.restrict(fd.as_fd(), domid);
-        Self { ops, fd, domid, loss: OnceLock::new() }
+        Self { ops, fd, domid, loans: Loans::default(), loss: OnceLock::new() }
     }
 
     /// Has `loss` told if something is lost of what is mapped from now on; the first call counts.
@@ -52,8 +54,8 @@ impl Foreign {
     }
 
     /// Maps all pages that `len` bytes from `at` on lie in. The area starts with the page of the
-    /// first byte.
-    pub(super) fn map(&self, at: GuestAddr, len: u64) -> Result<Mapping, NoPage> {
+    /// first byte. Nothing is mapped after the [end](Self::end).
+    pub(super) fn map(&self, at: GuestAddr, len: u64) -> Result<Arc<Mapping>, NoPage> {
         let first = at.0 / XEN_PAGE;
         let no_room = || self.failed(first, io::ErrorKind::OutOfMemory.into());
         let pages = usize::try_from((at.0 % XEN_PAGE + len).div_ceil(XEN_PAGE));
@@ -63,6 +65,8 @@ impl Foreign {
         let mut area = Mapping::reserved(bytes).map_err(|error| self.failed(first, error))?;
         let mut done = 0;
         while done < pages {
+            // Not held during the calls, which may be many: what comes too late is not added.
+            drop(self.loans.hold().map_err(|error| self.failed(first, error))?);
             let count = PAGES_PER_CALL.min(pages - done);
             let from = first + done as u64;
             let numbers: Vec<u64> = (from..from + count as u64).collect();
@@ -74,7 +78,24 @@ impl Foreign {
         // memory that breaks, and that must not end this process either.
         let area = area.lent().map_err(|error| self.failed(first, error))?;
         self.loss.get().inspect(|loss| area.watch(loss));
-        Ok(area)
+        self.loans.add(area).map_err(|error| self.failed(first, error))
+    }
+
+    /// From now on nothing is mapped.
+    pub(super) fn end(&self) {
+        self.loans.end();
+    }
+
+    /// Whether nothing is mapped any more.
+    pub(super) fn have_ended(&self) -> bool {
+        self.loans.have_ended()
+    }
+
+    /// Gives back all that is mapped. Memory of this process takes its place, with what `needed`
+    /// names of it.
+    pub(super) fn detach(&self, needed: &[Place]) {
+        // If the kernel has no memory for that the pages stay, as long as somebody has them.
+        self.loans.left().iter().for_each(|area| drop(area.detach(needed)));
     }
 
     /// One call, and the look at each page's result. The kernel reports success although pages

@@ -4,20 +4,18 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
+use super::loans::Loans;
 use crate::sys::guard::Loss;
-use crate::sys::mmap::{Mapping, Protection};
+use crate::sys::mmap::{Mapping, Place, Protection};
 use crate::xen::{GrantCopy, GrantRef, XenAccess, XenOps};
 
 /// Tries before pages that stay paged out are an error, and the time between two.
 const TRIES: u32 = 100;
 const PAUSE: Duration = Duration::from_millis(1);
-
-/// Mappings known before those that are gone are forgotten.
-const FORGET_AT: usize = 64;
 
 /// An open grant device, and what is mapped through it.
 #[derive(Debug)]
@@ -25,11 +23,11 @@ pub(super) struct Grants {
     ops: Arc<dyn XenOps>,
     fd: OwnedFd,
     copy_below: u64,
-    live: Mutex<Vec<Weak<GrantMap>>>,
+    loans: Loans<GrantMap>,
     loss: OnceLock<Arc<Loss>>,
 }
 
-/// Granted pages in one area. Unmapped with the last reference, or when it is severed.
+/// Granted pages in one area. Unmapped with the last reference, or when they are taken back.
 pub(super) struct GrantMap {
     grants: Arc<Grants>,
     /// `None` only while it is being dropped.
@@ -49,7 +47,7 @@ impl Grants {
     pub(super) fn new(access: &XenAccess, fd: OwnedFd) -> Arc<Self> {
         let XenAccess { ops, copy_below } = access.clone();
         let loss = OnceLock::new();
-        Arc::new(Self { ops, fd, copy_below, live: Mutex::default(), loss })
+        Arc::new(Self { ops, fd, copy_below, loans: Loans::default(), loss })
     }
 
     /// Has `loss` told if something is lost of what is mapped from now on; the first call counts.
@@ -62,7 +60,7 @@ impl Grants {
         self.copy_below
     }
 
-    /// Maps the pages, in order, in one call.
+    /// Maps the pages, in order, in one call; not after the [end](Self::end).
     pub(super) fn map(
         self: &Arc<Self>,
         grants: &[GrantRef],
@@ -73,25 +71,21 @@ impl Grants {
             let _ = self.ops.unmap_grants(self.fd.as_fd(), index, grants.len());
         })?;
         self.loss.get().inspect(|loss| area.watch(loss));
-        let map = Arc::new(GrantMap {
+        self.loans.add(GrantMap {
             grants: Arc::clone(self),
             area: Some(area),
             index,
             count: grants.len(),
             given_back: AtomicBool::new(false),
-        });
-        let mut live = self.live();
-        if live.len() >= FORGET_AT {
-            live.retain(|map| map.strong_count() > 0);
-        }
-        live.push(Arc::downgrade(&map));
-        Ok(map)
+        })
     }
 
     /// Pages that are paged out come back soon.
     fn try_map(&self, grants: &[GrantRef], protection: Protection) -> io::Result<(Mapping, u64)> {
         let mut tries = TRIES;
         loop {
+            // Not held during the call, which may be long: what comes too late is not added.
+            drop(self.loans.hold()?);
             match self.map_once(grants, protection) {
                 Err(error) if error.raw_os_error() == Some(libc::EAGAIN) && tries > 0 => {
                     tries -= 1;
@@ -114,12 +108,14 @@ impl Grants {
         Ok((area?, index))
     }
 
-    /// Copies pieces in one call. A piece that was not copied has a status that is not 0.
+    /// Copies pieces in one call. A piece that was not copied has a status that is not 0: none
+    /// is after the [end](Self::end).
     pub(super) fn copy(&self, pieces: &mut [GrantCopy<'_>]) {
         if pieces.is_empty() {
             return;
         }
-        if self.ops.copy_grants(self.fd.as_fd(), pieces).is_err() {
+        let held = self.loans.hold();
+        if held.and_then(|_held| self.ops.copy_grants(self.fd.as_fd(), pieces)).is_err() {
             pieces.iter_mut().for_each(|piece| piece.status = i16::MIN);
         }
     }
@@ -129,14 +125,19 @@ impl Grants {
         self.ops.max_grants()
     }
 
-    /// Gives back all that is mapped; who still holds it finds private zeroes there.
-    pub(super) fn sever(&self) {
-        let live: Vec<_> = self.live().drain(..).collect();
-        live.iter().filter_map(Weak::upgrade).for_each(|map| map.sever());
+    /// From now on nothing is mapped or copied.
+    pub(super) fn end(&self) {
+        self.loans.end();
     }
 
-    fn live(&self) -> MutexGuard<'_, Vec<Weak<GrantMap>>> {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Whether nothing is mapped or copied any more.
+    pub(super) fn have_ended(&self) -> bool {
+        self.loans.have_ended()
+    }
+
+    /// Gives back all that is mapped: see [`GrantMap::detach`].
+    pub(super) fn detach(&self, needed: &[Place]) {
+        self.loans.left().iter().for_each(|map| map.detach(needed));
     }
 }
 
@@ -156,11 +157,11 @@ impl GrantMap {
         self.area.as_ref().inspect(|area| area.watch(loss));
     }
 
-    /// Gives the pages back; private zeroes take their place.
-    pub(super) fn sever(&self) {
-        let severed = self.area.as_ref().is_none_or(|area| area.sever().is_ok());
-        // If the kernel has no memory for zeroes the pages stay, as long as the value does.
-        if severed {
+    /// Gives the pages back. Memory of this process takes their place, with what `needed` names of
+    /// them.
+    pub(super) fn detach(&self, needed: &[Place]) {
+        // If the kernel has no memory for that the pages stay, as long as the value does.
+        if self.area.as_ref().is_none_or(|area| area.detach(needed).is_ok()) {
             self.give_back();
         }
     }

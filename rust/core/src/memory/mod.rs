@@ -7,7 +7,9 @@ mod demand;
 mod foreign;
 mod grant;
 mod index;
+mod loans;
 mod region;
+mod taken;
 pub mod view;
 
 use std::fmt;

@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -37,6 +38,8 @@ pub struct Region {
     writable: Segment,
     /// The hypervisor was asked for it.
     xen: bool,
+    /// Its memory is taken away from who still holds it.
+    ended: AtomicBool,
     // Dropped in this order: the memory is unmapped before anybody is told.
     hold: Hold,
     gone: GoneOnDrop,
@@ -48,7 +51,7 @@ enum Hold {
     /// A mapping of a file.
     File(Mapping),
     /// A mapping of a domain's frames.
-    Frames(Mapping),
+    Frames(Arc<Mapping>),
     /// Granted pages, in areas of `each` bytes but for the last. The region starts `lead` bytes
     /// after the first of them.
     Grants { maps: Vec<Arc<GrantMap>>, each: u64, lead: u64, read_only: bool },
@@ -63,6 +66,16 @@ pub(super) enum OnDemand {
     Grants(Arc<Grants>, u16),
     /// By frames.
     Frames(Arc<Foreign>),
+}
+
+impl OnDemand {
+    /// Whether nothing is mapped or copied any more.
+    pub(super) fn has_ended(&self) -> bool {
+        match self {
+            Self::Grants(grants, _) => grants.have_ended(),
+            Self::Frames(foreign) => foreign.have_ended(),
+        }
+    }
 }
 
 /// How a domain's memory is mapped.
@@ -151,7 +164,7 @@ impl Region {
             .map_err(|e| RegionError::System("map it", e))?
             .keep(fd, offset - lead);
         let whole = Segment::new(mapping.base().wrapping_add(lead as usize), size as usize);
-        Ok(Self::held([whole; 2], guest, user, size, Hold::File(mapping)))
+        Ok(Arc::new(Self::held([whole; 2], guest, user, size, Hold::File(mapping))))
     }
 
     /// Maps `size` bytes of a domain's memory, or makes ready to. `fd` is the device that the
@@ -173,14 +186,14 @@ impl Region {
             XenKind::Grant | XenKind::GrantOnDemand => XenDevice::Gntdev,
         };
         let fd = right_device(&*access.ops, device, fd)?;
-        let on_demand = |how| Ok(Self::held([Segment::EMPTY; 2], guest, user, size, how));
-        match kind {
+        let on_demand = |how| Self::held([Segment::EMPTY; 2], guest, user, size, how);
+        let region = match kind {
             XenKind::Foreign => {
                 let foreign = Foreign::new(Arc::clone(&access.ops), fd, domid);
                 let mapping = foreign.map(guest, size).map_err(RegionError::Foreign)?;
                 let lead = (guest.0 % XEN_PAGE) as usize;
                 let whole = Segment::new(mapping.base().wrapping_add(lead), size as usize);
-                Ok(Self::held([whole; 2], guest, user, size, Hold::Frames(mapping)))
+                Self::held([whole; 2], guest, user, size, Hold::Frames(mapping))
             }
             XenKind::ForeignOnDemand => {
                 let foreign = Foreign::new(Arc::clone(&access.ops), fd, domid);
@@ -189,12 +202,13 @@ impl Region {
             XenKind::Grant => {
                 let grants = grants(access, fd)?;
                 let (maps, each, read_only) = map_all(&grants, domid, guest, size)?;
-                Ok(Self::granted(maps, each, read_only, guest, user, size))
+                Self::granted(maps, each, read_only, guest, user, size)
             }
             XenKind::GrantOnDemand => {
                 on_demand(Hold::OnDemand(OnDemand::Grants(grants(access, fd)?, domid)))
             }
-        }
+        };
+        Ok(Arc::new(region))
     }
 
     /// All the memory of a domain that `kind` can name, each page mapped when it is needed.
@@ -218,7 +232,7 @@ impl Region {
         guest: GuestAddr,
         user: UserAddr,
         size: u64,
-    ) -> Arc<Self> {
+    ) -> Self {
         let lead = guest.0 % XEN_PAGE;
         let whole = match &maps[..] {
             [one] => Segment::new(one.base().wrapping_add(lead as usize), size as usize),
@@ -235,10 +249,10 @@ impl Region {
         user: UserAddr,
         size: u64,
         hold: Hold,
-    ) -> Arc<Self> {
-        let xen = !matches!(hold, Hold::File(_));
+    ) -> Self {
+        let (xen, ended) = (!matches!(hold, Hold::File(_)), AtomicBool::new(false));
         let gone = GoneOnDrop(Gone(Arc::default()));
-        Arc::new(Self { guest, user, size, readable, writable, xen, hold, gone })
+        Self { guest, user, size, readable, writable, xen, ended, hold, gone }
     }
 
     /// First guest-physical address.
@@ -321,6 +335,27 @@ impl Region {
         self.xen
     }
 
+    /// The guest's address of a place in what is mapped for all of its life.
+    pub(super) fn address_of(&self, place: Segment) -> Option<GuestAddr> {
+        let offset = |base: *mut u8, len: usize| {
+            place.base().addr().checked_sub(base.addr()).filter(|&offset| offset < len)
+        };
+        let offset = match &self.hold {
+            Hold::Frames(area) => {
+                let lead = (self.guest.0 % XEN_PAGE) as usize;
+                offset(area.base(), area.len())?.checked_sub(lead)? as u64
+            }
+            Hold::Grants { maps, each, lead, .. } => {
+                let here = |(number, map): (u64, &Arc<GrantMap>)| {
+                    Some(number * each + offset(map.base(), map.len())? as u64)
+                };
+                (0..).zip(maps).find_map(here)?.checked_sub(*lead)?
+            }
+            Hold::File(_) | Hold::OnDemand(_) => return None,
+        };
+        self.guest.checked_add(offset)
+    }
+
     /// Whether its pages are a domain's frames.
     pub(super) fn is_foreign(&self) -> bool {
         matches!(self.hold, Hold::Frames(_) | Hold::OnDemand(OnDemand::Frames(_)))
@@ -349,33 +384,43 @@ impl Region {
         self.user.0 == 0 && self.on_demand().is_some()
     }
 
-    /// Replaces the memory by private zeroes, for those who still hold the region.
-    pub fn sever(&self) {
-        self.replace(Mapping::sever);
+    /// The first half of taking the memory away from those who still hold the region: from now on
+    /// nothing of it is mapped or copied any more, and who asks is told so.
+    pub fn end(&self) {
+        self.ended.store(true, Ordering::SeqCst);
+        match &self.hold {
+            Hold::OnDemand(OnDemand::Grants(grants, _)) => grants.end(),
+            Hold::OnDemand(OnDemand::Frames(foreign)) => foreign.end(),
+            Hold::File(_) | Hold::Frames(_) | Hold::Grants { .. } => {}
+        }
     }
 
-    /// Replaces the memory by a private copy, for those who still hold the region after the
-    /// front-end has gone: a write to a disk that is still under way must not become a write of
-    /// zeroes. What Xen's hypervisor lent cannot be kept, and becomes zeroes.
-    pub fn detach(&self) {
-        self.replace(Mapping::detach);
+    /// Whether its memory was, or is about to be, taken away.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::SeqCst)
     }
 
-    fn replace(&self, by: impl FnOnce(&Mapping) -> std::io::Result<()>) {
+    /// The second half: private memory takes the place of what is still mapped. It shows what the
+    /// file holds, or what is `needed` of a domain's memory: a write to a disk that is still under
+    /// way must not become a write of zeroes.
+    pub fn detach(&self, needed: &[Segment]) {
+        let places: Vec<_> = needed.iter().map(|place| (place.base(), place.len())).collect();
         match &self.hold {
             // If the kernel has no memory for that, the front-end's stays mapped: late accesses
             // then still reach it, which is what they did a moment ago.
-            Hold::File(mapping) | Hold::Frames(mapping) => drop(by(mapping)),
-            Hold::Grants { maps, .. } => maps.iter().for_each(|map| map.sever()),
-            Hold::OnDemand(OnDemand::Grants(grants, _)) => grants.sever(),
-            Hold::OnDemand(OnDemand::Frames(_)) => {}
+            Hold::File(mapping) => drop(mapping.detach(&places)),
+            Hold::Frames(mapping) => drop(mapping.detach(&places)),
+            Hold::Grants { maps, .. } => maps.iter().for_each(|map| map.detach(&places)),
+            Hold::OnDemand(OnDemand::Grants(grants, _)) => grants.detach(&places),
+            Hold::OnDemand(OnDemand::Frames(foreign)) => foreign.detach(&places),
         }
     }
 
     /// Has `loss` told if the memory is taken away; the first call counts.
     pub fn watch(&self, loss: &Arc<Loss>) {
         match &self.hold {
-            Hold::File(mapping) | Hold::Frames(mapping) => mapping.watch(loss),
+            Hold::File(mapping) => mapping.watch(loss),
+            Hold::Frames(mapping) => mapping.watch(loss),
             Hold::Grants { maps, .. } => maps.iter().for_each(|map| map.watch(loss)),
             Hold::OnDemand(OnDemand::Grants(grants, _)) => grants.watch(loss),
             Hold::OnDemand(OnDemand::Frames(foreign)) => foreign.watch(loss),

@@ -81,7 +81,8 @@ pub struct Window {
 enum Holder {
     Region(Arc<Region>),
     Grants(Arc<GrantMap>),
-    Area(Mapping),
+    Frames(Arc<Mapping>),
+    Private(Mapping),
 }
 
 impl Window {
@@ -123,13 +124,13 @@ impl Window {
         let area = foreign.map(at, len as u64).ok()?;
         let lead = (at.0 % XEN_PAGE) as usize;
         let place = Segment::new(area.base().wrapping_add(lead), len);
-        Self::new(place, len, align, Holder::Area(area))
+        Self::new(place, len, align, Holder::Frames(area))
     }
 
     /// `len` zeroes of this process's own, aligned to a page.
     pub(crate) fn private(len: usize) -> io::Result<Self> {
         let area = Mapping::private(len)?;
-        Ok(Self { place: Segment::new(area.base(), len), _holder: Holder::Area(area) })
+        Ok(Self { place: Segment::new(area.base(), len), _holder: Holder::Private(area) })
     }
 
     fn new(place: Segment, len: usize, align: usize, holder: Holder) -> Option<Self> {
@@ -282,6 +283,10 @@ impl Buffers {
         self.memory.as_ref().is_some_and(|memory| memory.is_foreign())
     }
 
+    pub(super) fn memory(&self) -> Option<&Arc<Memory>> {
+        self.memory.as_ref()
+    }
+
     pub(super) fn demand(&self) -> Option<&Demand> {
         self.demand.as_deref()
     }
@@ -306,6 +311,11 @@ impl Buffers {
     pub fn fail(&mut self, at: GuestAddr, len: usize) {
         self.forget();
         let fault = Fault { at, len, access: Access::DeviceReadable };
+        self.demand.get_or_insert_default().fail(fault);
+    }
+
+    /// Says that some of it cannot be reached. What it has of places stays.
+    pub(super) fn fail_with(&mut self, fault: Fault) {
         self.demand.get_or_insert_default().fail(fault);
     }
 

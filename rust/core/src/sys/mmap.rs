@@ -10,6 +10,7 @@ use std::sync::Arc;
 use rustix::mm::{self, Advice, MapFlags, ProtFlags};
 
 use super::guard::{Guard, Loss, Owner};
+use super::keep;
 
 /// What a mapping may be used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +30,9 @@ impl Protection {
     }
 }
 
+/// A piece of memory: its first byte, and how many there are.
+pub type Place = (*mut u8, usize);
+
 /// A mapping that unmaps itself. Its memory is shared with processes that we do not trust:
 /// nothing here hands out a reference to it.
 #[derive(Debug)]
@@ -44,7 +48,7 @@ pub struct Mapping {
 // SAFETY: a mapping belongs to the process, not to a thread; the pointer is only handed out as a
 // raw pointer and unmapped once, by the owner.
 unsafe impl Send for Mapping {}
-// SAFETY: as above; `sever` replaces the pages atomically in the kernel.
+// SAFETY: as above; `detach` replaces the pages atomically in the kernel.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
@@ -145,6 +149,8 @@ impl Mapping {
         // Of the two notes the new one counts.
         self.guard = None;
         self.keep_to_ourselves();
+        // Made while there are descriptors to be had: `detach` counts on it.
+        keep::nothing()?;
         self.guard = Some(Guard::new(self.base as usize, self.len, Owner::Domain)?);
         Ok(self)
     }
@@ -156,39 +162,40 @@ impl Mapping {
         self
     }
 
-    /// Replaces the pages by private ones that show what the file holds, if it was kept, so that
-    /// a request that is still being carried out finds its data; else by zeroes. Later writes
-    /// touch nothing of the front-end's, and nothing can fault. The address range stays taken
-    /// until this value is dropped.
-    pub fn detach(&self) -> io::Result<()> {
-        let Some((file, offset)) = self.file.as_ref().filter(|_| self.len > 0) else {
-            return self.sever();
-        };
-        // SAFETY: the range is exactly the one that this value owns; nobody holds a reference
-        // into it, only raw pointers whose users expect the contents to change at any time.
-        let view = unsafe {
-            mm::mmap(self.base, self.len, Self::PRIVATE, Self::IN_PLACE, file.as_fd(), *offset)
-        };
-        if view.is_err() {
-            return self.sever();
-        }
-        self.keep_to_ourselves();
-        Ok(())
-    }
-
-    /// Replaces the pages by private zeroes: later accesses touch nothing of the front-end's and
-    /// cannot fault. The address range stays taken until this value is dropped.
-    pub fn sever(&self) -> io::Result<()> {
+    /// Takes the pages away: from now on nothing that is done here touches anything of their
+    /// owner's. The address range stays taken until this value is dropped, for those who still
+    /// have a pointer into it, and shows private memory: what the file holds, if it was kept, or
+    /// else what is `needed` of the pages, and zeroes.
+    ///
+    /// If that cannot be had, nothing can be read there: a system call fails with EFAULT, and an
+    /// access is answered as one to a file that was cut.
+    ///
+    /// # Errors
+    /// Neither can be done. The pages stay.
+    pub fn detach(&self, needed: &[Place]) -> io::Result<()> {
         if self.len == 0 {
             return Ok(());
         }
-        // SAFETY: as in `detach`.
-        unsafe { mm::mmap_anonymous(self.base, self.len, Self::PRIVATE, Self::IN_PLACE) }?;
-        Ok(())
+        let shown = match &self.file {
+            Some((file, offset)) => self.show(file.as_fd(), *offset, MapFlags::PRIVATE),
+            None => {
+                // SAFETY: the range is mapped as long as this value lives.
+                let copy = unsafe { keep::copy(self.base(), self.len, needed) };
+                copy.and_then(|copy| self.show(copy.as_fd(), 0, MapFlags::PRIVATE))
+            }
+        };
+        shown.or_else(|_| self.show(keep::nothing()?, 0, MapFlags::SHARED))
     }
 
-    const PRIVATE: ProtFlags = ProtFlags::READ.union(ProtFlags::WRITE);
-    const IN_PLACE: MapFlags = MapFlags::PRIVATE.union(MapFlags::NORESERVE).union(MapFlags::FIXED);
+    fn show(&self, file: BorrowedFd<'_>, offset: u64, how: MapFlags) -> io::Result<()> {
+        let flags = how | MapFlags::NORESERVE | MapFlags::FIXED;
+        let rights = Protection::ReadWrite.flags();
+        // SAFETY: the range is exactly the one that this value owns; nobody holds a reference
+        // into it, only raw pointers whose users expect the contents to change at any time.
+        unsafe { mm::mmap(self.base, self.len, rights, flags, file, offset) }?;
+        self.keep_to_ourselves();
+        Ok(())
+    }
 
     /// Has `loss` told if the memory is taken away; the first call counts. Nothing of what is this
     /// process's own ever is.
@@ -227,6 +234,8 @@ impl Drop for Mapping {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::eventfd::EventFd;
+    use crate::sys::shared::SharedMemory;
     use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
     use std::os::fd::AsFd;
 
@@ -270,5 +279,48 @@ mod tests {
         let file = memfd_create("a place", MemfdFlags::CLOEXEC).unwrap();
         let mut area = Mapping::reserved(4096).unwrap();
         let _ = area.place(4096, file.as_fd(), 0, 4096, Protection::Read);
+    }
+
+    #[test]
+    fn what_is_needed_of_memory_that_goes_is_kept() {
+        let file = SharedMemory::new("needed", 4 * 4096).unwrap();
+        let fill = [7; 4 * 4096];
+        file.write(0, &fill);
+        let mapping = Mapping::shared(file.as_fd(), 0, 4 * 4096).unwrap();
+        let place = |at, len| (mapping.base().wrapping_add(at), len);
+        mapping.detach(&[place(100, 50), place(2 * 4096 + 1, 2 * 4096 - 1)]).unwrap();
+        file.write(0, &[1; 4 * 4096]);
+        let shown = read(&mapping).unwrap();
+        let kept = |at: usize| (100..150).contains(&at) || at > 2 * 4096;
+        let expected: Vec<u8> = (0..4 * 4096).map(|at| if kept(at) { 7 } else { 0 }).collect();
+        assert!(shown == expected);
+    }
+
+    #[test]
+    fn where_too_much_is_needed_nothing_can_be_read() {
+        let file = SharedMemory::new("too much", 1 << 20).unwrap();
+        file.write(0, &[7; 1 << 20]);
+        let mapping = Mapping::shared(file.as_fd(), 0, 1 << 20).unwrap();
+        let loss = Loss::new(Arc::new(EventFd::new().unwrap()));
+        mapping.watch(&loss);
+        let all = (mapping.base(), mapping.len());
+        mapping.detach(&[all; 257]).unwrap();
+        assert_eq!(read(&mapping).unwrap_err().raw_os_error(), Some(libc::EFAULT));
+        assert!(!loss.has_happened());
+        // SAFETY: the first byte of a mapping.
+        let byte = unsafe { mapping.base().read_volatile() };
+        assert!(byte == 0 && loss.has_happened(), "and who looks all the same is told");
+        mapping.detach(&[all]).unwrap();
+    }
+
+    /// What a system call finds in a mapping.
+    fn read(mapping: &Mapping) -> io::Result<Vec<u8>> {
+        let file = memfd_create("read", MemfdFlags::CLOEXEC)?;
+        let vector = libc::iovec { iov_base: mapping.base, iov_len: mapping.len };
+        // SAFETY: it is mapped as long as `mapping` is there.
+        let len = unsafe { crate::sys::io::pwritev(file.as_fd(), &[vector], 0, false) }?;
+        let mut bytes = vec![0; len];
+        rustix::io::pread(&file, &mut bytes[..], 0)?;
+        Ok(bytes)
     }
 }

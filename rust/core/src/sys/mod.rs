@@ -5,6 +5,7 @@ pub mod eventfd;
 pub mod fork;
 pub mod guard;
 pub mod io;
+mod keep;
 pub mod kind;
 pub mod lock;
 pub mod mmap;

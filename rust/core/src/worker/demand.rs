@@ -4,7 +4,7 @@
 use super::Report;
 use super::queue::{Hands, Queue};
 use crate::device::Device;
-use crate::memory::view::Buffers;
+use crate::memory::view::{Access, Buffers};
 use crate::memory::{Shared, give_back, provide};
 use crate::request::Done;
 
@@ -20,6 +20,12 @@ pub(super) struct Provided {
     told: bool,
 }
 
+impl Provided {
+    fn is_empty(&self) -> bool {
+        self.shared.is_empty() && self.withheld.is_empty()
+    }
+}
+
 impl Queue {
     /// Gives all buffers of a batch their places. Requests for which that fails do not reach the
     /// device's `handle`.
@@ -27,12 +33,21 @@ impl Queue {
     pub(super) fn provide(&mut self, hands: &mut Hands<'_>) {
         let mut waiting: Vec<&mut Buffers> =
             hands.batch.buffers_mut().filter(|buffers| buffers.waits()).collect();
-        if waiting.is_empty() {
-            return;
-        }
         let device = hands.device;
-        let shared = provide(&mut waiting, device.keeps_requests(), device.wants_mappings());
-        self.provided().shared.push(shared);
+        let provided = self.provided.get_or_insert_default();
+        if !waiting.is_empty() {
+            let shared = provide(&mut waiting, device.keeps_requests(), device.wants_mappings());
+            provided.shared.push(shared);
+        }
+        self.sink.note(hands.batch.chains_mut());
+        // Who takes memory away says so before looking at what is noted: one of the two sees the
+        // other.
+        if self.ring.memory().has_ended() {
+            for buffers in hands.batch.buffers_mut() {
+                buffers.fail_if_taken(Access::DeviceWritable);
+                buffers.fail_if_taken(Access::DeviceReadable);
+            }
+        }
         for request in hands.batch.take_faulty() {
             if let Some(fault) = request.fault() {
                 self.tell(hands.report, fault);
@@ -46,6 +61,7 @@ impl Queue {
     #[cold]
     pub(super) fn take_back(&mut self, hands: &mut Hands<'_>) {
         let Hands { device, report, batch, .. } = hands;
+        self.sink.forget(batch.chains_mut().map(|(head, _)| head));
         batch.buffers_mut().for_each(Buffers::unpin);
         self.return_memory(batch.done_mut(), *device, *report);
     }
@@ -59,8 +75,17 @@ impl Queue {
         device: &dyn Device,
         report: &dyn Report,
     ) {
+        self.sink.forget(done.iter().map(|answer| answer.slot.head));
+        let memory = self.ring.memory();
+        let is_simple = |buffers: &Buffers| !buffers.waits() && buffers.is_in(memory);
+        let none_shared = self.provided.as_ref().is_none_or(|provided| provided.is_empty());
+        let all_simple = done.iter().all(|answer| is_simple(&answer.slot.buffers));
+        if none_shared && all_simple && !memory.has_ended() {
+            return;
+        }
         // Those that could not be reached at all were refused before they reached the device.
         let refused: Vec<_> = buffers(done).map(|buffers| buffers.fault().is_some()).collect();
+        buffers(done).for_each(|buffers| buffers.fail_if_taken(Access::DeviceWritable));
         self.copy_back(&mut buffers(done).collect::<Vec<_>>());
         let answers = done.iter_mut().zip(refused).filter(|(_, refused)| !refused);
         let mut failed = Vec::new();

@@ -87,7 +87,7 @@ pub(super) enum Look {
 #[derive(Debug)]
 pub(crate) struct Queue {
     pub(super) index: u16,
-    ring: SplitRing,
+    pub(super) ring: SplitRing,
     pub(super) kick: Option<OwnedFd>,
     pub(super) call: Option<Signal>,
     pub(super) error: Option<Signal>,

@@ -13,6 +13,7 @@ mod copies;
 mod device;
 mod faults;
 mod frames;
+mod gate;
 mod grants;
 mod guest;
 mod hypervisor;

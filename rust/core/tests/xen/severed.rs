@@ -1,13 +1,18 @@
 //! What becomes of requests when the memory is taken back that they lie in: nothing is written to
 //! the guest any more, and nothing that it did not write counts as its data.
 
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::fs::{MemfdFlags, memfd_create};
 use vhost_user_core::address::GuestAddr;
 use vhost_user_core::frontend::XenRegion;
 use vhost_user_core::wire::RegionLayout;
 
+use super::gate::Gate;
 use super::guest::*;
 use super::raw::*;
 use super::slow::Slow;
@@ -21,6 +26,10 @@ const LARGE: u32 = 600 << 10;
 /// Serves a guest that grants on demand.
 fn served(device: Arc<Slow>, guest: &Guest, copy_below: u64) -> Served {
     Served::draining(device, guest, DRAIN, |xen| xen.access.copy_below = copy_below)
+}
+
+fn on_demand(served: &Served, guest: &Guest) -> Raw {
+    Raw::start(served, guest.whole(RegionLayout::XenMerged, ON_DEMAND))
 }
 
 /// The ring's page in advance, and two regions on demand of which the second has the data.
@@ -39,6 +48,10 @@ fn in_three(served: &Served, guest: &Guest) -> Raw {
 
 fn remove(raw: &mut Raw, region: &XenRegion) {
     raw.client.remove_xen_region(region, RegionLayout::XenMerged).unwrap();
+}
+
+fn memory_file() -> File {
+    File::from(memfd_create("disk", MemfdFlags::CLOEXEC).unwrap())
 }
 
 fn bytes(guest: &Guest, at: u64, len: usize) -> Vec<u8> {
@@ -73,6 +86,49 @@ fn a_ring_that_was_given_up_writes_nothing_more_to_the_guest() {
 }
 
 #[test]
+fn nothing_is_written_to_the_guest_after_the_front_end_has_left() {
+    for (keeps, copy_below) in [(false, 0), (true, u64::MAX), (false, u64::MAX)] {
+        let guest = Guest::granting();
+        let (device, hands) = Slow::new(true, keeps);
+        let served = served(device, &guest, copy_below);
+        let mut raw = on_demand(&served, &guest);
+        let to = raw.address(DATA_PAGE);
+        // One of them as large as a status byte, which is copied whatever else is not.
+        raw.push(0, &[(to, 4096, true), (to + 4096, 1, true)]);
+        raw.ring.publish();
+        hands.entered.recv_timeout(LIMIT).unwrap();
+        drop(raw);
+        served.events.wait_disconnected();
+        guest.assert_left_alone();
+        // The guest's next driver may have granted other pages under the same references.
+        hands.finish();
+        assert!(bytes(&guest, to, 4097).iter().all(|&byte| byte == 0), "{keeps} {copy_below}");
+    }
+}
+
+#[test]
+fn a_map_call_that_ends_after_the_front_end_has_left_maps_nothing() {
+    let guest = Guest::granting();
+    let (device, hands) = Slow::new(true, false);
+    let (gate, keeper) = Gate::new(&guest);
+    let ops = Arc::clone(&gate) as Arc<_>;
+    let served = Served::draining(device, &guest, DRAIN, |xen| xen.access.ops = ops);
+    let mut raw = on_demand(&served, &guest);
+    gate.shut();
+    let to = raw.address(DATA_PAGE);
+    raw.push(0, &[(to, 4096, true)]);
+    raw.ring.publish();
+    keeper.arrived.recv_timeout(LIMIT).unwrap();
+    drop(raw);
+    served.events.wait_disconnected();
+    keeper.open.send(()).unwrap();
+    hands.ended.recv_timeout(LIMIT).unwrap();
+    assert!(hands.entered.try_recv().is_err(), "the device got a request without its memory");
+    guest.assert_left_alone();
+    assert_eq!(bytes(&guest, to, 4096), [0; 4096]);
+}
+
+#[test]
 fn removing_a_region_leaves_requests_in_other_regions_alone() {
     let guest = Guest::granting();
     let (device, hands) = Slow::keeping();
@@ -92,4 +148,97 @@ fn removing_a_region_leaves_requests_in_other_regions_alone() {
     request.complete(LARGE).unwrap();
     assert_eq!(raw.used().len, LARGE);
     assert!(raw.read(DATA_PAGE + 512, LARGE as usize) == content);
+}
+
+#[test]
+fn a_removed_region_is_given_back_although_a_request_has_its_pages() {
+    let guest = Guest::granting();
+    let (device, hands) = Slow::keeping();
+    let served = served(device, &guest, 0);
+    let mut raw = in_three(&served, &guest);
+    let to = raw.address(DATA_PAGE);
+    raw.push(0, &[(to, LARGE, true)]);
+    raw.ring.publish();
+    let request = hands.request();
+    remove(&mut raw, &three(&guest)[2]);
+    assert_eq!(guest.xen.in_use(DOMID), [FIRST_REF], "the ring's page is in another region");
+    request.writable().fill(0, LARGE.into(), 0x55);
+    assert_eq!(bytes(&guest, to, 4096), [0; 4096]);
+    // What the device has read for the guest is nowhere: that must not count as done.
+    request.complete(LARGE).unwrap();
+    assert_eq!(raw.used().len, 0);
+}
+
+#[test]
+fn what_was_copied_is_not_written_to_a_region_that_was_removed() {
+    let guest = Guest::granting();
+    let (device, hands) = Slow::keeping();
+    let served = served(device, &guest, 0);
+    let mut raw = in_three(&served, &guest);
+    let to = raw.address(DATA_PAGE);
+    raw.push(0, &[(to, 4096, true)]);
+    raw.ring.publish();
+    let request = hands.request();
+    remove(&mut raw, &three(&guest)[2]);
+    request.writable().fill(0, 4096, 0x55);
+    request.complete(4096).unwrap();
+    assert_eq!(raw.used().len, 0);
+    assert_eq!(bytes(&guest, to, 4096), [0; 4096]);
+}
+
+#[test]
+fn foreign_pages_that_no_region_has_are_given_back_when_the_front_end_leaves() {
+    let guest = Guest::foreign();
+    let (device, hands) = Slow::keeping();
+    let served = served(device, &guest, 0);
+    let user = guest.memory.regions()[0].user().0;
+    let told = guest.told(RegionLayout::Plain, vec![guest.region(0, PAGE, user, 0x5)]);
+    let mut raw = Raw::start(&served, told);
+    let (from, to) = (raw.address(DATA_PAGE), raw.address(DATA_PAGE + 1));
+    raw.write(DATA_PAGE, b"data");
+    raw.push(0, &[(from, 4, false), (to, 4096, true)]);
+    raw.ring.publish();
+    let request = hands.request();
+    drop(raw);
+    served.events.wait_disconnected();
+    guest.assert_left_alone();
+    request.writable().fill(0, 4096, 0x55);
+    assert_eq!(bytes(&guest, to, 4096), [0; 4096]);
+    let mut seen = [0; 4];
+    request.readable().read_at(0, &mut seen);
+    assert_eq!(&seen, b"data");
+}
+
+#[test]
+fn what_a_request_reads_is_kept_for_it_when_the_front_end_leaves() {
+    for flags in [FOREIGN, IN_ADVANCE, ON_DEMAND] {
+        let guest = Guest::for_flags(flags);
+        let (device, hands) = Slow::keeping();
+        let served = served(device, &guest, 0);
+        let mut raw = Raw::start(&served, guest.whole(RegionLayout::XenMerged, flags));
+        let content = pattern(LARGE as usize + 300, 1);
+        raw.write(DATA_PAGE, &content);
+        let from = raw.address(DATA_PAGE);
+        // In pieces, which begin and end within pages.
+        raw.push(0, &[(from, LARGE, false), (from + u64::from(LARGE), 300, false)]);
+        raw.push(8, &[(raw.address(DATA_PAGE + 256), 4096, false)]);
+        raw.ring.publish();
+        let [request, answered] = [(); 2].map(|()| hands.request());
+        answered.complete(0).unwrap();
+        assert_eq!(raw.used().head, 8);
+        drop(raw);
+        served.events.wait_disconnected();
+        guest.assert_left_alone();
+        // The guest may do with it what it likes.
+        guest.memory.write(GuestAddr(from), &[0; 8192]).unwrap();
+        let mut seen = vec![0; content.len()];
+        request.readable().read_at(0, &mut seen);
+        assert!(seen == content, "{flags:#x}");
+        let disk = memory_file();
+        let len = content.len() as u64;
+        let moved = request.readable().write_to(0, len, disk.as_fd(), 0, false);
+        assert_eq!(moved.unwrap(), len);
+        disk.read_exact_at(&mut seen, 0).unwrap();
+        assert!(seen == content, "{flags:#x}");
+    }
 }

@@ -58,6 +58,12 @@ impl Hands {
     pub(crate) fn request(&self) -> Request {
         self.kept.recv_timeout(LIMIT).unwrap()
     }
+
+    /// The device goes on, and its worker finds that there is nothing more to do.
+    pub(crate) fn finish(&self) {
+        self.go.send(()).unwrap();
+        self.ended.recv_timeout(LIMIT).unwrap();
+    }
 }
 
 impl Device for Slow {

@@ -85,6 +85,7 @@ enum State {
 #[expect(dead_code, reason = "held, and never looked at")]
 enum Pin {
     Grants(Arc<GrantMap>),
+    Frames(Arc<Mapping>),
     Private(Mapping),
 }
 
@@ -146,6 +147,14 @@ impl Demand {
 
     pub(super) fn fault(&self) -> Option<Fault> {
         self.fault
+    }
+
+    /// A piece for `access` whose pages were taken back since they were mapped.
+    pub(super) fn taken(&self, access: Access) -> Option<Fault> {
+        let mapped = |piece: &&Piece| piece.access == access && piece.state == State::Mapped;
+        let has_ended = |piece: &&Piece| piece.source.as_ref().is_some_and(OnDemand::has_ended);
+        let piece = self.pieces.iter().filter(mapped).find(has_ended)?;
+        Some(Fault { at: piece.at, len: piece.len, access })
     }
 
     /// Whether granted pages are mapped for it.

@@ -41,7 +41,7 @@ impl Buffers {
             let area = foreign.map(piece.at, piece.len as u64).ok()?;
             piece.state = State::Mapped;
             let segment = piece.inside(area.base());
-            demand.pins.push(Pin::Private(area));
+            demand.pins.push(Pin::Frames(area));
             Some(segment)
         });
     }

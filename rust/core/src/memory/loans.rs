@@ -1,0 +1,95 @@
+//! What one open device of the hypervisor has mapped, until the memory is taken back.
+//!
+//! Taking it back is final, and has an order: first the loans end, and nothing more is mapped or
+//! copied through the device; then it is looked what requests still need; then the areas that are
+//! left lose their pages. A call to the hypervisor that was under way meanwhile maps nothing: what
+//! it brings is dropped.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak};
+
+/// Areas known before those that are gone are forgotten.
+const FORGET_AT: usize = 64;
+
+/// The areas that are mapped through a device.
+#[derive(Debug)]
+pub(super) struct Loans<T> {
+    ended: RwLock<bool>,
+    areas: Mutex<Vec<Weak<T>>>,
+}
+
+impl<T> Default for Loans<T> {
+    fn default() -> Self {
+        Self { ended: RwLock::default(), areas: Mutex::default() }
+    }
+}
+
+impl<T> Loans<T> {
+    /// Keeps the loans from ending while the guard is there.
+    ///
+    /// # Errors
+    /// They have ended.
+    pub(super) fn hold(&self) -> io::Result<RwLockReadGuard<'_, bool>> {
+        let ended = self.ended.read().unwrap_or_else(PoisonError::into_inner);
+        if *ended { Err(io::Error::other("the memory was taken back")) } else { Ok(ended) }
+    }
+
+    /// Whether they have ended.
+    pub(super) fn have_ended(&self) -> bool {
+        *self.ended.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes an area that was mapped.
+    ///
+    /// # Errors
+    /// The loans have ended meanwhile. The area is gone.
+    pub(super) fn add(&self, area: T) -> io::Result<Arc<T>> {
+        let _held = self.hold()?;
+        let area = Arc::new(area);
+        let mut areas = self.areas.lock().unwrap_or_else(PoisonError::into_inner);
+        if areas.len() >= FORGET_AT {
+            areas.retain(|area| area.strong_count() > 0);
+        }
+        areas.push(Arc::downgrade(&area));
+        Ok(area)
+    }
+
+    /// Nothing is noted, or held, any more.
+    pub(super) fn end(&self) {
+        *self.ended.write().unwrap_or_else(PoisonError::into_inner) = true;
+    }
+
+    /// The areas that somebody has still.
+    pub(super) fn left(&self) -> Vec<Arc<T>> {
+        let areas = self.areas.lock().unwrap_or_else(PoisonError::into_inner);
+        areas.iter().filter_map(Weak::upgrade).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_area_that_comes_after_the_end_is_dropped() {
+        let loans = Loans::default();
+        let area = Arc::new(());
+        let early = loans.add(Arc::clone(&area)).unwrap();
+        loans.end();
+        assert!(loans.hold().is_err());
+        loans.add(Arc::clone(&area)).unwrap_err();
+        assert_eq!(Arc::strong_count(&area), 2);
+        assert_eq!(loans.left().len(), 1);
+        drop(early);
+        assert_eq!(loans.left().len(), 0);
+    }
+
+    #[test]
+    fn areas_that_are_gone_are_forgotten() {
+        let loans = Loans::default();
+        let kept = loans.add(0).unwrap();
+        (0..10 * FORGET_AT).for_each(|number| drop(loans.add(number)));
+        assert!(loans.areas.lock().unwrap().len() <= FORGET_AT);
+        assert_eq!(loans.left(), [kept]);
+    }
+}

@@ -1,0 +1,47 @@
+//! Memory that is taken away from requests in flight: who notices, and what is kept for them.
+
+use std::sync::Arc;
+
+use super::Memory;
+use super::demand::Fault;
+use super::view::{Access, Buffers, Segment};
+use crate::address::GuestAddr;
+
+impl Memory {
+    /// Whether some of it was, or is about to be, taken away.
+    pub fn has_ended(&self) -> bool {
+        self.regions().iter().any(|region| region.has_ended())
+    }
+
+    /// The guest's address of a place in memory that has ended.
+    fn ended_at(&self, place: Segment) -> Option<GuestAddr> {
+        let mut ended = self.regions().iter().filter(|region| region.has_ended());
+        ended.find_map(|region| region.address_of(place))
+    }
+}
+
+impl Buffers {
+    /// Whether it lies in this table of memory.
+    pub fn is_in(&self, memory: &Arc<Memory>) -> bool {
+        self.memory().is_some_and(|held| Arc::ptr_eq(held, memory))
+    }
+
+    /// Fails the chain if a buffer for `access` lies in memory that has been taken away since it
+    /// was mapped. What is copied is not looked at: the copy is there, or fails by itself.
+    pub fn fail_if_taken(&mut self, access: Access) {
+        let Some(memory) = self.memory().filter(|memory| memory.has_ended()) else { return };
+        let span = match access {
+            Access::DeviceReadable => self.readable().parts(0, u64::MAX),
+            Access::DeviceWritable => self.writable().parts(0, u64::MAX),
+        };
+        let mapped = span
+            .filter_map(|place| {
+                Some(Fault { at: memory.ended_at(place)?, len: place.len(), access })
+            })
+            .next();
+        let fault = mapped.or_else(|| self.demand()?.taken(access));
+        if let Some(fault) = fault {
+            self.fail_with(fault);
+        }
+    }
+}

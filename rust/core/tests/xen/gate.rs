@@ -1,0 +1,116 @@
+//! The fake hypervisor behind a gate that map calls can be held at.
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex};
+
+use vhost_user_core::sys::mmap::{Mapping, Protection};
+use vhost_user_core::xen::{FakeXen, Frames, GrantCopy, GrantRef, XenDevice, XenOps};
+
+use super::guest::Guest;
+
+#[derive(Debug)]
+pub(crate) struct Gate {
+    fake: Arc<FakeXen>,
+    shut: Mutex<bool>,
+    arrived: Mutex<Sender<()>>,
+    open: Mutex<Receiver<()>>,
+}
+
+/// The other side of the gate.
+pub(crate) struct Keeper {
+    /// A call waits.
+    pub(crate) arrived: Receiver<()>,
+    /// Lets it go on.
+    pub(crate) open: Sender<()>,
+}
+
+impl Gate {
+    pub(crate) fn new(guest: &Guest) -> (Arc<Self>, Keeper) {
+        let (arrived, arrived_here) = mpsc::channel();
+        let (open_here, open) = mpsc::channel();
+        let gate = Self {
+            fake: Arc::clone(&guest.xen),
+            shut: Mutex::new(false),
+            arrived: Mutex::new(arrived),
+            open: Mutex::new(open),
+        };
+        (Arc::new(gate), Keeper { arrived: arrived_here, open: open_here })
+    }
+
+    /// The next grant map call waits.
+    pub(crate) fn shut(&self) {
+        *self.shut.lock().unwrap() = true;
+    }
+}
+
+impl XenOps for Gate {
+    fn is_device(&self, device: XenDevice, fd: BorrowedFd<'_>) -> bool {
+        self.fake.is_device(device, fd)
+    }
+
+    fn open(&self, device: XenDevice) -> io::Result<OwnedFd> {
+        self.fake.open(device)
+    }
+
+    fn restrict(&self, privcmd: BorrowedFd<'_>, domid: u16) -> io::Result<()> {
+        self.fake.restrict(privcmd, domid)
+    }
+
+    fn map_frames(
+        &self,
+        privcmd: BorrowedFd<'_>,
+        frames: Frames<'_>,
+        area: &mut Mapping,
+        at: usize,
+        errors: &mut [i32],
+    ) -> io::Result<()> {
+        self.fake.map_frames(privcmd, frames, area, at, errors)
+    }
+
+    fn retry_frame(
+        &self,
+        privcmd: BorrowedFd<'_>,
+        frames: Frames<'_>,
+        area: &mut Mapping,
+        at: usize,
+    ) -> io::Result<i32> {
+        self.fake.retry_frame(privcmd, frames, area, at)
+    }
+
+    fn max_grants(&self) -> usize {
+        self.fake.max_grants()
+    }
+
+    fn list_grants(&self, gntdev: BorrowedFd<'_>, grants: &[GrantRef]) -> io::Result<u64> {
+        self.fake.list_grants(gntdev, grants)
+    }
+
+    fn map_grants(
+        &self,
+        gntdev: BorrowedFd<'_>,
+        index: u64,
+        count: usize,
+        protection: Protection,
+    ) -> io::Result<Mapping> {
+        let shut = std::mem::take(&mut *self.shut.lock().unwrap());
+        if shut {
+            self.arrived.lock().unwrap().send(()).unwrap();
+            self.open.lock().unwrap().recv().unwrap();
+        }
+        self.fake.map_grants(gntdev, index, count, protection)
+    }
+
+    fn give_up_grants(&self, gntdev: BorrowedFd<'_>, index: u64, count: usize) -> io::Result<()> {
+        self.fake.give_up_grants(gntdev, index, count)
+    }
+
+    fn unmap_grants(&self, gntdev: BorrowedFd<'_>, index: u64, count: usize) -> io::Result<()> {
+        self.fake.unmap_grants(gntdev, index, count)
+    }
+
+    fn copy_grants(&self, gntdev: BorrowedFd<'_>, pieces: &mut [GrantCopy<'_>]) -> io::Result<()> {
+        self.fake.copy_grants(gntdev, pieces)
+    }
+}
