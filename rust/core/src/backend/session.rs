@@ -232,7 +232,10 @@ impl<'a> Session<'a> {
             beyond = more.or(beyond);
         }
         let memory = Memory::new(regions).map_err(|e| Refusal(format!("SET_MEM_TABLE: {e}")))?;
+        // A guest's kernel ends its grants as soon as it hears that they are not used any more.
+        let removed = self.memory.domains_regions_outside(&memory);
         self.swap_memory(memory.with_beyond(beyond));
+        self.wait_for_end(removed);
         Ok(())
     }
 

@@ -36,8 +36,8 @@ pub struct Region {
     /// All of the region, for reading and for writing; empty where that is not so simple.
     readable: Segment,
     writable: Segment,
-    /// The hypervisor was asked for it.
-    xen: bool,
+    /// The domain, if the hypervisor was asked for it.
+    xen: Option<u16>,
     /// Its memory is taken away from who still holds it.
     ended: AtomicBool,
     // Dropped in this order: the memory is unmapped before anybody is told.
@@ -208,7 +208,7 @@ impl Region {
                 on_demand(Hold::OnDemand(OnDemand::Grants(grants(access, fd)?, domid)))
             }
         };
-        Ok(Arc::new(region))
+        Ok(Arc::new(Self { xen: Some(domid), ..region }))
     }
 
     /// All the memory of a domain that `kind` can name, each page mapped when it is needed.
@@ -250,7 +250,7 @@ impl Region {
         size: u64,
         hold: Hold,
     ) -> Self {
-        let (xen, ended) = (!matches!(hold, Hold::File(_)), AtomicBool::new(false));
+        let (xen, ended) = (None, AtomicBool::new(false));
         let gone = GoneOnDrop(Gone(Arc::default()));
         Self { guest, user, size, readable, writable, xen, ended, hold, gone }
     }
@@ -332,7 +332,14 @@ impl Region {
 
     /// Whether the hypervisor is asked for this memory.
     pub(super) fn is_xen(&self) -> bool {
-        self.xen
+        self.xen.is_some()
+    }
+
+    /// Whether all of its memory is the other's too, however that is reached.
+    pub(super) fn is_within(&self, other: &Self) -> bool {
+        let offset = self.guest.0.checked_sub(other.guest.0);
+        let room = offset.and_then(|offset| other.size.checked_sub(offset));
+        self.xen == other.xen && room.is_some_and(|room| self.size <= room)
     }
 
     /// The guest's address of a place in what is mapped for all of its life.

@@ -2,15 +2,22 @@
 
 use std::sync::Arc;
 
-use super::Memory;
 use super::demand::Fault;
 use super::view::{Access, Buffers, Segment};
+use super::{Memory, Region};
 use crate::address::GuestAddr;
 
 impl Memory {
     /// Whether some of it was, or is about to be, taken away.
     pub fn has_ended(&self) -> bool {
         self.regions().iter().any(|region| region.has_ended())
+    }
+
+    /// Regions of domains whose memory is not in a region of `other`.
+    pub fn domains_regions_outside(&self, other: &Self) -> Vec<Arc<Region>> {
+        let inside = |region: &Arc<Region>| other.regions().iter().any(|r| region.is_within(r));
+        let regions = self.regions().iter().filter(|region| region.is_xen());
+        regions.filter(|region| !inside(region)).map(Arc::clone).collect()
     }
 
     /// The guest's address of a place in memory that has ended.

@@ -187,6 +187,31 @@ fn what_was_copied_is_not_written_to_a_region_that_was_removed() {
 }
 
 #[test]
+fn a_region_that_is_not_in_a_new_table_is_given_back_before_that_is_acknowledged() {
+    for flags in [IN_ADVANCE, FOREIGN] {
+        let guest = Guest::for_flags(flags);
+        let (device, hands) = Slow::new(true, true);
+        let served = served(device, &guest, 0);
+        let user = guest.memory.regions()[0].user().0;
+        let region = |at, pages| guest.region(at * PAGE, pages * PAGE, user + at * PAGE, flags);
+        let first = vec![region(0, 1), region(1, 8), region(9, 32)];
+        let mut raw = Raw::start(&served, guest.told(RegionLayout::XenMerged, first));
+        let to = raw.address(2);
+        raw.push(0, &[(to, 4096, true)]);
+        raw.ring.publish();
+        hands.entered.recv_timeout(LIMIT).unwrap();
+        let second = [region(0, 1), region(9, 32)];
+        raw.client.set_xen_table(&second, RegionLayout::XenMerged).unwrap();
+        // The worker has not yet let go of the former table.
+        let kept: Vec<_> = guest.xen.in_use(DOMID);
+        assert!(kept.iter().all(|&page| !(1..9).contains(&(page - FIRST_REF))), "{kept:?}");
+        hands.go.send(()).unwrap();
+        assert_eq!(raw.used().len, 0, "nothing of it has reached the guest");
+        assert_eq!(bytes(&guest, to, 4096), [0; 4096]);
+    }
+}
+
+#[test]
 fn foreign_pages_that_no_region_has_are_given_back_when_the_front_end_leaves() {
     let guest = Guest::foreign();
     let (device, hands) = Slow::keeping();
