@@ -225,34 +225,25 @@ impl<'a> Session<'a> {
     // --- memory --------------------------------------------------------------------------------
 
     fn set_memory(&mut self, offers: Vec<RegionOffer>) -> Result<(), Refusal> {
-        let (mut regions, mut beyond) = (Vec::with_capacity(offers.len()), None);
-        for offer in offers {
-            let (region, more) = self.map("SET_MEM_TABLE", offer)?;
-            regions.push(region);
-            beyond = more.or(beyond);
-        }
+        let map = |offer| self.map("SET_MEM_TABLE", offer);
+        let regions = offers.into_iter().map(map).collect::<Result<Vec<_>, _>>()?;
         let memory = Memory::new(regions).map_err(|e| Refusal(format!("SET_MEM_TABLE: {e}")))?;
         // A guest's kernel ends its grants as soon as it hears that they are not used any more.
         let removed = self.memory.domains_regions_outside(&memory);
-        self.swap_memory(memory.with_beyond(beyond));
+        self.swap_memory(memory);
         self.wait_for_end(removed);
         Ok(())
     }
 
     fn add_region(&mut self, offer: RegionOffer) -> Result<(), Refusal> {
-        let (region, more) = self.map("ADD_MEM_REG", offer)?;
+        let region = self.map("ADD_MEM_REG", offer)?;
         let memory = self.memory.with(region).map_err(|e| Refusal(format!("ADD_MEM_REG: {e}")))?;
-        let beyond = more.or_else(|| self.memory.beyond().map(Arc::clone));
-        self.swap_memory(memory.with_beyond(beyond));
+        self.swap_memory(memory);
         Ok(())
     }
 
-    /// A region, and one for all other addresses if the front-end allows to map more.
-    fn map(
-        &self,
-        message: &str,
-        offer: RegionOffer,
-    ) -> Result<(Arc<Region>, Option<Arc<Region>>), Refusal> {
+    /// A region, with one for all other addresses if the front-end allows to map more.
+    fn map(&self, message: &str, offer: RegionOffer) -> Result<Arc<Region>, Refusal> {
         let RegionOffer { range: RegionRange { guest, size, user }, mmap_offset, xen, fd } = offer;
         let refused = |why: &dyn Display| {
             let what = xen.map_or_else(
@@ -264,7 +255,7 @@ impl<'a> Session<'a> {
         };
         let Some(mapping) = xen else {
             let region = Region::map(guest, user, size, mmap_offset, fd);
-            return region.map(|region| (region, None)).map_err(|e| refused(&e));
+            return region.map_err(|e| refused(&e));
         };
         let Some(options) = &self.control.options.xen else {
             return Err(refused(&"XEN_MMAP was not offered"));
@@ -277,9 +268,12 @@ impl<'a> Session<'a> {
         let kind = kind(mapping.means);
         let more = mapping.more.then(|| fd.try_clone()).transpose().map_err(|e| refused(&e))?;
         let region = Region::xen(access, kind, domid, guest, user, size, fd);
-        let region = region.map_err(|e| refused(&e))?;
-        let more = more.map(|fd| Region::beyond(access, kind, domid, fd)).transpose();
-        Ok((region, more.map_err(|e| refused(&e))?))
+        let mut region = region.map_err(|e| refused(&e))?;
+        if let Some(fd) = more {
+            let beyond = Region::beyond(access, kind, domid, fd);
+            region.allow_more(beyond.map_err(|e| refused(&e))?);
+        }
+        Ok(region)
     }
 
     /// Answered only when nothing uses the region any more.

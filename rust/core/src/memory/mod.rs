@@ -32,7 +32,7 @@ pub struct Memory {
     /// Sorted by user address, without those that have none.
     by_user: Box<[Arc<Region>]>,
     user_index: Index,
-    /// A region that covers what no other does.
+    /// A region that covers what no other does, if one of them brings it.
     beyond: Option<Arc<Region>>,
     /// Where granted pages are mapped in advance.
     granted: Box<[Segment]>,
@@ -58,6 +58,9 @@ pub enum TableError {
     UserOverlap(UserAddr, UserAddr),
     /// No region is exactly this one.
     NoSuchRegion,
+    /// With two regions memory of different domains, or reached differently, may be mapped beyond
+    /// all regions.
+    TwoBeyonds(GuestAddr, GuestAddr),
 }
 
 impl Memory {
@@ -74,20 +77,12 @@ impl Memory {
             return Err(TableError::UserOverlap(a.user(), b.user()));
         }
         let index = Index::new(regions.iter().map(|r| (r.guest().0, r.size())));
+        let beyond = the_beyond(&regions)?;
         let granted = regions.iter().flat_map(|r| r.granted_areas()).collect();
         let by_guest = regions.iter().any(|r| r.is_xen());
         let user_index = Index::new(by_user.iter().map(|r| (r.user().0, r.size())));
         let (regions, by_user) = (regions.into(), by_user.into());
-        let beyond = None;
         Ok(Self { regions, index, by_user, user_index, beyond, granted, by_guest })
-    }
-
-    /// This table, with `region`, whose memory is mapped on demand, for every address that no
-    /// other region has.
-    #[must_use]
-    pub fn with_beyond(mut self, region: Option<Arc<Region>>) -> Self {
-        self.beyond = region;
-        self
     }
 
     /// The region for every address that no other has.
@@ -112,7 +107,7 @@ impl Memory {
     pub fn with(&self, region: Arc<Region>) -> Result<Self, TableError> {
         let mut regions = self.regions.to_vec();
         regions.push(region);
-        Ok(Self::new(regions)?.with_beyond(self.beyond.clone()))
+        Self::new(regions)
     }
 
     /// This table without the one region that has exactly these addresses and this size.
@@ -126,7 +121,7 @@ impl Memory {
         let same = |r: &Arc<Region>| r.guest() == guest && r.user() == user && r.size() == size;
         let at = regions.iter().position(same).ok_or(TableError::NoSuchRegion)?;
         let removed = regions.remove(at);
-        Ok((Self::new(regions)?.with_beyond(self.beyond.clone()), removed))
+        Ok((Self::new(regions)?, removed))
     }
 
     /// The regions, by guest address.
@@ -275,6 +270,16 @@ fn overlap(sorted: &[Arc<Region>], start: impl Fn(&Region) -> u64) -> Option<(&R
     pairs.into_iter().find(|(a, b)| start(b) - start(a) < a.size())
 }
 
+/// The one region that these bring for all other addresses.
+fn the_beyond(regions: &[Arc<Region>]) -> Result<Option<Arc<Region>>, TableError> {
+    let mut bringing = regions.iter().filter_map(|region| Some((region, region.brings()?)));
+    let Some((first, beyond)) = bringing.next() else { return Ok(None) };
+    match bringing.find(|(_, other)| !other.is_like(beyond)) {
+        Some((second, _)) => Err(TableError::TwoBeyonds(first.guest(), second.guest())),
+        None => Ok(Some(Arc::clone(beyond))),
+    }
+}
+
 impl fmt::Display for OutOfMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#x} bytes at {} are not all in guest memory", self.len, self.at)
@@ -290,6 +295,10 @@ impl fmt::Display for TableError {
             Self::UserOverlap(a, b) => {
                 write!(f, "the regions at user addresses {a} and {b} overlap")
             }
+            Self::TwoBeyonds(a, b) => write!(
+                f,
+                "the regions at guest addresses {a} and {b} allow to map more, of different domains"
+            ),
             Self::NoSuchRegion => f.write_str("no region has these addresses and this size"),
         }
     }

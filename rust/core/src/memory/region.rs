@@ -36,10 +36,12 @@ pub struct Region {
     /// All of the region, for reading and for writing; empty where that is not so simple.
     readable: Segment,
     writable: Segment,
-    /// The domain, if the hypervisor was asked for it.
-    xen: Option<u16>,
+    /// The domain, if the hypervisor was asked for it, and how.
+    xen: Option<(u16, XenKind)>,
     /// Its memory is taken away from who still holds it.
     ended: AtomicBool,
+    /// What its front-end allows to map more.
+    beyond: Option<Arc<Region>>,
     // Dropped in this order: the memory is unmapped before anybody is told.
     hold: Hold,
     gone: GoneOnDrop,
@@ -208,7 +210,7 @@ impl Region {
                 on_demand(Hold::OnDemand(OnDemand::Grants(grants(access, fd)?, domid)))
             }
         };
-        Ok(Arc::new(Self { xen: Some(domid), ..region }))
+        Ok(Arc::new(Self { xen: Some((domid, kind)), ..region }))
     }
 
     /// All the memory of a domain that `kind` can name, each page mapped when it is needed.
@@ -250,9 +252,19 @@ impl Region {
         size: u64,
         hold: Hold,
     ) -> Self {
-        let (xen, ended) = (None, AtomicBool::new(false));
+        let (xen, beyond, ended) = (None, None, AtomicBool::new(false));
         let gone = GoneOnDrop(Gone(Arc::default()));
-        Self { guest, user, size, readable, writable, xen, ended, hold, gone }
+        Self { guest, user, size, readable, writable, xen, ended, beyond, hold, gone }
+    }
+
+    /// Notes that with this region its front-end allows to map all of `beyond`, as long as the
+    /// region is there.
+    ///
+    /// # Panics
+    /// If the region is in use already.
+    pub fn allow_more(self: &mut Arc<Self>, beyond: Arc<Self>) {
+        let region = Arc::get_mut(self).expect("a region that nobody else has seen");
+        region.beyond = Some(beyond);
     }
 
     /// First guest-physical address.
@@ -335,11 +347,24 @@ impl Region {
         self.xen.is_some()
     }
 
+    /// The region of all other memory that its front-end allows to map.
+    pub(super) fn brings(&self) -> Option<&Arc<Self>> {
+        self.beyond.as_ref()
+    }
+
+    /// Whether both are memory of one domain that is reached in one way.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        self.xen == other.xen
+    }
+
     /// Whether all of its memory is the other's too, however that is reached.
     pub(super) fn is_within(&self, other: &Self) -> bool {
+        let domain = |region: &Self| region.xen.map(|(domid, _)| domid);
         let offset = self.guest.0.checked_sub(other.guest.0);
         let room = offset.and_then(|offset| other.size.checked_sub(offset));
-        self.xen == other.xen && room.is_some_and(|room| self.size <= room)
+        domain(self) == domain(other)
+            && room.is_some_and(|room| self.size <= room)
+            && (self.beyond.is_none() || other.beyond.is_some())
     }
 
     /// The guest's address of a place in what is mapped for all of its life.
@@ -400,6 +425,7 @@ impl Region {
             Hold::OnDemand(OnDemand::Frames(foreign)) => foreign.end(),
             Hold::File(_) | Hold::Frames(_) | Hold::Grants { .. } => {}
         }
+        self.beyond.iter().for_each(|beyond| beyond.end());
     }
 
     /// Whether its memory was, or is about to be, taken away.
@@ -421,6 +447,7 @@ impl Region {
             Hold::OnDemand(OnDemand::Grants(grants, _)) => grants.detach(&places),
             Hold::OnDemand(OnDemand::Frames(foreign)) => foreign.detach(&places),
         }
+        self.beyond.iter().for_each(|beyond| beyond.detach(needed));
     }
 
     /// Has `loss` told if the memory is taken away; the first call counts.

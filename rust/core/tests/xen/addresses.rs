@@ -71,8 +71,9 @@ fn what_may_be_mapped_beyond_all_regions_ends_where_a_region_begins() {
     let access = domain(&[(0, 1), (MIB, 2)]);
     let fd = access.ops.open(XenDevice::Privcmd).unwrap();
     let beyond = Region::beyond(&access, XenKind::Foreign, DOMID, fd).unwrap();
-    let regions = vec![ordinary(MIB, 8 * MIB, 3), ordinary(2 * MIB, 9 * MIB, 4)];
-    let memory = Arc::new(Memory::new(regions).unwrap().with_beyond(Some(beyond)));
+    let mut regions = vec![ordinary(MIB, 8 * MIB, 3), ordinary(2 * MIB, 9 * MIB, 4)];
+    regions[1].allow_more(beyond);
+    let memory = Arc::new(Memory::new(regions).unwrap());
     let mut buffers = Buffers::default();
     buffers.begin(&memory);
     let at = GuestAddr(MIB - 512);

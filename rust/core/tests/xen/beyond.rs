@@ -1,11 +1,13 @@
 //! "More may be mapped": what the design with a message allows once holds as the table changes.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use vhost_user_core::backend::Event;
 use vhost_user_core::block::{BlockDevice, BlockOptions, FileDisk};
 use vhost_user_core::frontend::{Client, RingLayout, XenRegion};
 use vhost_user_core::wire::RegionLayout;
+use vhost_user_core::wire::payload::XenFields;
 
 use super::guest::*;
 use super::raw::*;
@@ -45,6 +47,13 @@ fn assert_more_is_mapped(raw: &mut Raw) {
     assert_eq!(raw.block(READ, &data), (0, 8193));
 }
 
+/// A buffer that lies in no region breaks the ring.
+fn assert_no_more_is_mapped(served: &Served, raw: &mut Raw) {
+    raw.push(0, &[(raw.address(DATA_PAGE), 512, true)]);
+    raw.ring.publish();
+    served.events.wait(|event| matches!(event, Event::QueueBroken { .. }).then_some(()));
+}
+
 #[test]
 fn one_region_of_a_table_allows_it_for_all() {
     let guest = Guest::granting();
@@ -70,7 +79,7 @@ fn a_region_that_is_added_without_it_leaves_it_as_it_was() {
 }
 
 #[test]
-fn it_holds_when_the_region_is_removed_that_allowed_it() {
+fn it_ends_with_the_region_that_allowed_it() {
     let guest = Guest::granting();
     let served = served(&guest);
     let mut client = connect(&served);
@@ -80,9 +89,10 @@ fn it_holds_when_the_region_is_removed_that_allowed_it() {
         client.add_xen_region(region, PLAIN).unwrap();
     }
     let mut raw = raw(client, &guest);
-    raw.client.remove_xen_region(&other, PLAIN).unwrap();
     assert_more_is_mapped(&mut raw);
+    raw.client.remove_xen_region(&other, PLAIN).unwrap();
     assert_eq!(guest.xen.in_use(DOMID), [FIRST_REF], "the ring's page alone");
+    assert_no_more_is_mapped(&served, &mut raw);
 }
 
 #[test]
@@ -96,7 +106,28 @@ fn a_new_table_without_it_ends_it() {
         client.set_xen_table(&table, PLAIN).unwrap();
     }
     let mut raw = raw(client, &guest);
-    raw.push(0, &[(raw.address(DATA_PAGE), 512, true)]);
-    raw.ring.publish();
-    served.events.wait(|event| matches!(event, Event::QueueBroken { .. }).then_some(()));
+    assert_no_more_is_mapped(&served, &mut raw);
+}
+
+#[test]
+fn it_cannot_be_of_two_domains() {
+    let guest = Guest::granting();
+    let served = served(&guest);
+    let mut client = connect(&served);
+    let mut second = page(&guest, 1, MORE);
+    let ours = second.region.xen.unwrap();
+    client.add_xen_region(&page(&guest, 0, MORE), PLAIN).unwrap();
+    let access = Arc::clone(&guest.xen);
+    let file = guest.memory.regions()[0].as_fd().try_clone_to_owned().unwrap();
+    access.add_memory(DOMID + 1, FIRST_FRAME, 2, file);
+    access.grant(DOMID + 1, FIRST_REF + 1, FIRST_FRAME + 1, true);
+    second.region.xen = Some(XenFields { domid: u64::from(DOMID) + 1, ..ours });
+    client.add_xen_region(&second, PLAIN).unwrap_err();
+    let why = served.events.wait(|event| match event {
+        Event::Refused(why) => Some(why.to_string()),
+        _ => None,
+    });
+    assert!(why.contains("allow to map more, of different domains"), "{why}");
+    second.region.xen = Some(ours);
+    client.add_xen_region(&second, PLAIN).unwrap();
 }
