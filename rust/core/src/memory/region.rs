@@ -597,11 +597,19 @@ fn map_all(
     let each = each as u64 * XEN_PAGE;
     match try_to(Protection::ReadWrite) {
         Ok(maps) => Ok((maps, each, false)),
-        Err(writing) => match try_to(Protection::Read) {
-            Ok(maps) => Ok((maps, each, true)),
-            Err(_) => Err(writing),
-        },
+        // Only the hypervisor's refusal says something of the grants' rights.
+        Err(RegionError::Grants(first, count, error)) if is_refusal(&error) => {
+            let maps = try_to(Protection::Read);
+            maps.map(|maps| (maps, each, true))
+                .map_err(|_| RegionError::Grants(first, count, error))
+        }
+        Err(error) => Err(error),
     }
+}
+
+/// Whether the pages may not be mapped so, and not only not now.
+fn is_refusal(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EPERM | libc::EACCES))
 }
 
 /// The grant reference that an address with bit 63 names.

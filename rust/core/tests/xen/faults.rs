@@ -514,3 +514,15 @@ fn a_region_of_a_domain_shows_private_zeroes_when_it_has_vanished() {
     ftruncate(guest.memory.regions()[0].as_fd(), 0).unwrap();
     assert_eq!((read(), loss.has_happened()), ([0; 8], true));
 }
+
+#[test]
+fn a_region_whose_pages_are_paged_out_is_refused_and_not_mapped_for_reading_only() {
+    let guest = Guest::granting();
+    let served = served(&guest, 0);
+    // As often as a map call is tried.
+    guest.xen.set_busy(101);
+    let why = refusal(&served, &guest, guest.whole(RegionLayout::XenMerged, IN_ADVANCE));
+    assert!(why.contains("stay paged out"), "{why}");
+    let mut raw = Raw::start(&served, guest.whole(RegionLayout::XenMerged, IN_ADVANCE));
+    assert_eq!(raw.block(READ, &[(raw.address(DATA_PAGE), 4096)]).0, OK);
+}
