@@ -41,11 +41,15 @@ pub struct NoPage {
 impl Foreign {
     /// Takes an open device, which reaches no domain but this one from now on, if the kernel can
     /// do that.
-    pub(super) fn new(ops: Arc<dyn XenOps>, fd: OwnedFd, domid: u16) -> Self {
-        // A kernel before 4.14 knows no restriction. One that is restricted to another domain
-        // refuses to map, and says so then.
-        let _ = ops.restrict(fd.as_fd(), domid);
-        Self { ops, fd, domid, loans: Loans::default(), loss: OnceLock::new() }
+    ///
+    /// # Errors
+    /// It cannot be restricted: above all since it is, to another domain.
+    pub(super) fn new(ops: Arc<dyn XenOps>, fd: OwnedFd, domid: u16) -> io::Result<Self> {
+        match ops.restrict(fd.as_fd(), domid) {
+            // A kernel before 4.14 knows no restriction.
+            Err(error) if !is_unknown(&error) => Err(error),
+            _ => Ok(Self { ops, fd, domid, loans: Loans::default(), loss: OnceLock::new() }),
+        }
     }
 
     /// Has `loss` told if something is lost of what is mapped from now on; the first call counts.
@@ -141,6 +145,11 @@ impl Foreign {
     fn failed(&self, number: u64, error: io::Error) -> NoPage {
         NoPage { at: GuestAddr(number.saturating_mul(XEN_PAGE)), domid: self.domid, error }
     }
+}
+
+/// Whether the kernel does not know the call.
+fn is_unknown(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::ENOSYS))
 }
 
 impl fmt::Display for NoPage {

@@ -135,6 +135,8 @@ pub enum RegionError {
     /// Its descriptor is the first, not the device that it should be, and where this process looks
     /// for that stands the second.
     WrongDevice(XenDevice, String, String),
+    /// Its descriptor cannot be restricted to this domain.
+    NotRestricted(u16, std::io::Error),
     /// A domain's page cannot be mapped.
     Foreign(NoPage),
     /// Granted pages cannot be mapped: so many from this reference on.
@@ -191,14 +193,14 @@ impl Region {
         let on_demand = |how| Self::held([Segment::EMPTY; 2], guest, user, size, how);
         let region = match kind {
             XenKind::Foreign => {
-                let foreign = Foreign::new(Arc::clone(&access.ops), fd, domid);
+                let foreign = foreign(access, fd, domid)?;
                 let mapping = foreign.map(guest, size).map_err(RegionError::Foreign)?;
                 let lead = (guest.0 % XEN_PAGE) as usize;
                 let whole = Segment::new(mapping.base().wrapping_add(lead), size as usize);
                 Self::held([whole; 2], guest, user, size, Hold::Frames(mapping))
             }
             XenKind::ForeignOnDemand => {
-                let foreign = Foreign::new(Arc::clone(&access.ops), fd, domid);
+                let foreign = foreign(access, fd, domid)?;
                 on_demand(Hold::OnDemand(OnDemand::Frames(Arc::new(foreign))))
             }
             XenKind::Grant => {
@@ -511,6 +513,12 @@ impl fmt::Display for RegionError {
                 let name = device.path();
                 write!(f, "its descriptor is {passed}, not {name}, which is {own} here")
             }
+            Self::NotRestricted(domid, error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                write!(f, "its descriptor is restricted to another domain than {domid}")
+            }
+            Self::NotRestricted(domid, error) => {
+                write!(f, "its descriptor cannot be restricted to domain {domid}: {error}")
+            }
             Self::Foreign(error) => error.fmt(f),
             Self::Grants(first, pages, error) => not_granted(f, *first, *pages, error),
             Self::HostPages(bytes) => {
@@ -556,6 +564,11 @@ fn right_device(ops: &dyn XenOps, device: XenDevice, fd: OwnedFd) -> Result<Owne
         return Ok(own);
     }
     Err(RegionError::WrongDevice(device, passed(), kind(own.as_fd())))
+}
+
+fn foreign(access: &XenAccess, fd: OwnedFd, domid: u16) -> Result<Foreign, RegionError> {
+    let foreign = Foreign::new(Arc::clone(&access.ops), fd, domid);
+    foreign.map_err(|error| RegionError::NotRestricted(domid, error))
 }
 
 fn grants(access: &XenAccess, fd: OwnedFd) -> Result<Arc<Grants>, RegionError> {

@@ -16,6 +16,7 @@ use vhost_user_core::sys::guard::Loss;
 use vhost_user_core::wire::RegionLayout;
 use vhost_user_core::xen::{XenAccess, XenDevice, XenOps};
 
+use super::gate::Gate;
 use super::guest::*;
 use super::raw::*;
 
@@ -513,6 +514,21 @@ fn a_region_of_a_domain_shows_private_zeroes_when_it_has_vanished() {
     assert_eq!((read(), loss.has_happened()), ([7; 8], false));
     ftruncate(guest.memory.regions()[0].as_fd(), 0).unwrap();
     assert_eq!((read(), loss.has_happened()), ([0; 8], true));
+}
+
+#[test]
+fn a_descriptor_that_cannot_be_restricted_is_refused_unless_the_kernel_is_too_old_for_that() {
+    for (error, good) in [(libc::EPERM, false), (libc::EIO, false), (libc::ENOTTY, true)] {
+        let guest = Guest::foreign();
+        let (gate, _keeper) = Gate::new(&guest);
+        gate.fail_restrictions(error);
+        let disk = FileDisk::in_memory(1 << 20).unwrap();
+        let device = Arc::new(BlockDevice::new(disk, &BlockOptions::default()).unwrap());
+        let served = Served::with(device, &guest, |xen| xen.access.ops = gate);
+        let mut client = connect(&served);
+        let told = client.set_xen_memory(&guest.whole(RegionLayout::XenMerged, FOREIGN));
+        assert_eq!(told.is_ok(), good, "{error}: {told:?}");
+    }
 }
 
 #[test]

@@ -16,6 +16,8 @@ pub(crate) struct Gate {
     shut: Mutex<bool>,
     arrived: Mutex<Sender<()>>,
     open: Mutex<Receiver<()>>,
+    /// What descriptors say when they are to be restricted.
+    unrestricted: Mutex<Option<i32>>,
 }
 
 /// The other side of the gate.
@@ -35,6 +37,7 @@ impl Gate {
             shut: Mutex::new(false),
             arrived: Mutex::new(arrived),
             open: Mutex::new(open),
+            unrestricted: Mutex::default(),
         };
         (Arc::new(gate), Keeper { arrived: arrived_here, open: open_here })
     }
@@ -42,6 +45,11 @@ impl Gate {
     /// The next grant map call waits.
     pub(crate) fn shut(&self) {
         *self.shut.lock().unwrap() = true;
+    }
+
+    /// From now on no descriptor can be restricted: this is the error.
+    pub(crate) fn fail_restrictions(&self, error: i32) {
+        *self.unrestricted.lock().unwrap() = Some(error);
     }
 }
 
@@ -55,7 +63,10 @@ impl XenOps for Gate {
     }
 
     fn restrict(&self, privcmd: BorrowedFd<'_>, domid: u16) -> io::Result<()> {
-        self.fake.restrict(privcmd, domid)
+        match *self.unrestricted.lock().unwrap() {
+            Some(error) => Err(io::Error::from_raw_os_error(error)),
+            None => self.fake.restrict(privcmd, domid),
+        }
     }
 
     fn map_frames(
