@@ -186,7 +186,9 @@ impl Queue {
                 broken = self.finish_walks(hands.batch).or(broken);
                 self.provide(hands);
             }
-            hands.device.handle(self.index, hands.batch);
+            if !hands.batch.is_empty() {
+                hands.device.handle(self.index, hands.batch);
+            }
             self.settle(hands);
         }
         broken.map_or(Look::Busy, |error| self.fail(error))

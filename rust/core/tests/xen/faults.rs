@@ -19,6 +19,7 @@ use vhost_user_core::xen::{XenAccess, XenDevice, XenOps};
 use super::gate::Gate;
 use super::guest::*;
 use super::raw::*;
+use super::slow::Slow;
 
 const OK: u8 = 0;
 const IOERR: u8 = 1;
@@ -541,4 +542,16 @@ fn a_region_whose_pages_are_paged_out_is_refused_and_not_mapped_for_reading_only
     assert!(why.contains("stay paged out"), "{why}");
     let mut raw = Raw::start(&served, guest.whole(RegionLayout::XenMerged, IN_ADVANCE));
     assert_eq!(raw.block(READ, &[(raw.address(DATA_PAGE), 4096)]).0, OK);
+}
+
+#[test]
+fn a_device_is_not_entered_for_requests_that_all_failed() {
+    let guest = Guest::granting();
+    let (device, hands) = Slow::keeping();
+    let served = Served::new(device, &guest, u64::MAX);
+    let mut raw = Raw::start(&served, on_demand(&guest));
+    guest.xen.revoke(DOMID, reference(DATA_PAGE));
+    raw.push(0, &[(raw.address(DATA_PAGE), 4096, false)]);
+    raw.ring.publish();
+    assert_eq!((raw.used().head, hands.entered.try_recv().is_ok()), (0, false));
 }
