@@ -9,7 +9,7 @@ most. Where a batch ends is seen from the back-end's signal to the driver.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from ..backend import BackendProcess
 from ..calls import GrantCalls
 from ..design import NO_ADVANCE
 from ..guest import Guest
+from ..ioctl import PAGE
 from ..layout import IN_ADVANCE, all_on_demand, on_demand
 from ..workload import DATA_PAGES, DEPTH, Workload
 from .conftest import Connect, connector
@@ -25,6 +26,9 @@ from .conftest import Connect, connector
 ROUNDS = 20
 GRANTS_OF_A_CALL = 128
 PARTS_OF_A_RING = 3
+
+LIMIT = Path("/sys/module/xen_gntdev/parameters/limit")
+"""The most references that one call takes."""
 
 WAYS = pytest.mark.parametrize(("socket", "maps"), [("file", False), ("map", True)])
 
@@ -94,6 +98,31 @@ def test_rings_are_mapped_once(backend: BackendProcess, connect: Connect) -> Non
             front.stop_ring()
         assert calls.counts["map"] == calls.counts["release"] == PARTS_OF_A_RING
         assert sum(batch["release"] for batch in calls.batches) == 0, "not before the ring stops"
+
+
+@pytest.fixture
+def limit() -> Iterator[int]:
+    """The references that a call takes, far fewer than those of a region."""
+    before = LIMIT.read_text()
+    LIMIT.write_text("16")
+    yield 16
+    LIMIT.write_text(before)
+
+
+def test_a_region_is_mapped_by_as_many_calls_as_the_driver_wants(
+    guest: Guest, tmp_path: Path, limit: int
+) -> None:
+    with (
+        BackendProcess(tmp_path) as backend,
+        connector(guest, backend)(IN_ADVANCE) as front,
+    ):
+        memory = front.domain_memory
+        pages = (memory.end - memory.start) // PAGE
+        assert pages > 2 * limit
+        with GrantCalls(backend.process.pid) as calls:
+            front.start()
+        assert calls.counts["map"] == calls.counts["unmap"] == -(-pages // limit)
+        Workload(front, backend.image("file").read_bytes()).run(ROUNDS * DEPTH)
 
 
 def test_memory_that_is_mapped_in_advance_takes_no_calls(

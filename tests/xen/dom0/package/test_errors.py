@@ -9,6 +9,7 @@ from peer.blk import HEADER, SECTOR, Status, Type
 from peer.ring import INDIRECT, Segment, Used
 
 from ..backend import BackendProcess
+from ..calls import GrantCalls
 from ..design import FOREIGN, GRANT, NO_ADVANCE, Design, Kind, Offer
 from ..front_end import XenFrontEnd
 from ..guest import FRAMES, Guest
@@ -143,6 +144,19 @@ def test_a_buffer_whose_grant_was_revoked_fails_its_request(work: Workload) -> N
     with work.memory.granted(bus, LENGTH):
         assert work.one(slot, a_read(work, slot, bus)) == Status.OK
     assert work.one(slot, a_read(work, slot, bus)) == Status.IOERR
+
+
+def test_a_map_call_that_fails_leaves_nothing_in_the_open_file(
+    backend: BackendProcess, connect: Connect
+) -> None:
+    """The kernel lists the references of each call, and keeps the list until it is given up."""
+    with connect(ON_DEMAND, socket="map") as front:
+        work = Workload(front.start(), backend.image("map").read_bytes())
+        slot, bus = work.slots[0], work.slots[1].data
+        with GrantCalls(backend.process.pid) as calls:
+            assert work.one(slot, a_read(work, slot, bus)) == Status.IOERR
+        assert calls.counts["map"] == calls.counts["unmap"] > 0
+        assert calls.counts["release"] == 0, "nothing was mapped"
 
 
 def test_a_read_only_buffer_is_not_written_to(work: Workload) -> None:
