@@ -206,7 +206,10 @@ CONTENDERS = {
         verified=True,
     ),
     "per-request": Contender(
-        "RAM disk, Python per request", ours(f"{DEVICES}:PerRequest"), RAM, verified=True
+        "RAM disk, Python per request",
+        ours("vhost_user.examples.ramdisk:RamDisk"),
+        RAM,
+        verified=True,
     ),
     "per-batch": Contender(
         "RAM disk, Python per batch", ours(f"{DEVICES}:Batched"), RAM, verified=True

@@ -1,28 +1,12 @@
-"""The devices that are measured, with the shortest bodies that do the job."""
+"""The devices that are measured beside the examples, with the shortest bodies that do the job."""
 
 from collections.abc import Sequence
 
 import vhost_user as vu
 
 
-class PerRequest(vu.BlockDevice):
-    """A RAM disk, one call into Python for each request."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__(size=size)
-        self.mem = memoryview(bytearray(size))
-
-    def read(self, offset: int, buf: memoryview) -> None:
-        """Fills `buf`."""
-        buf[:] = self.mem[offset : offset + len(buf)]
-
-    def write(self, offset: int, buf: memoryview) -> None:
-        """Takes `buf`."""
-        self.mem[offset : offset + len(buf)] = buf
-
-
 class Batched(vu.BlockDevice):
-    """The same RAM disk, one call into Python for each batch."""
+    """A RAM disk, one call into Python for each batch."""
 
     def __init__(self, size: int) -> None:
         super().__init__(size=size)

@@ -13,16 +13,37 @@ from .conftest import Bench
 
 LIMIT = 20
 OLD = b"\x11" * 4096
+NEW = b"\xab" * len(OLD)
 
 
-class SlowDisk(vu.BlockDevice):
-    """Waits in its callback, then writes all of the batch to a file, at once or one by one."""
+class Slow(vu.BlockDevice):
+    """Its callbacks wait until they are told to go on."""
+
+    def __init__(self) -> None:
+        super().__init__(size=len(OLD))
+        self.begun, self.go_on, self.over = (threading.Event() for _ in range(3))
+
+    def lose_front_end(self, bench: Bench) -> None:
+        """Gets a write of the whole disk, and goes on only when the front-end has gone."""
+        bench.serve(self)
+        front = bench.connect().start()
+        disk = front.blk(0)
+        disk.submit(disk.prepare(Type.OUT, 0, NEW))
+        disk.ring.kick()
+        assert self.begun.wait(LIMIT)
+        front.channel.close()
+        assert eventually(lambda: bench.backend.state == "listening", LIMIT)
+        self.go_on.set()
+        assert self.over.wait(LIMIT)
+
+
+class SlowDisk(Slow):
+    """Writes all of the batch to a file, at once or one by one."""
 
     def __init__(self, path: Path, at_once: bool) -> None:
-        super().__init__(size=len(OLD))
+        super().__init__()
         self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         self.at_once = at_once
-        self.begun, self.go_on, self.over = (threading.Event() for _ in range(3))
         self.refused = False
 
     def on_batch(self, batch: vu.BlockBatch, /) -> None:
@@ -47,28 +68,18 @@ def test_a_write_of_a_front_end_that_has_gone_leaves_the_disk_alone(
     image = tmp_path / "image"
     image.write_bytes(OLD)
     device = SlowDisk(image, at_once)
-    bench.serve(device)
-    front = bench.connect().start()
-    disk = front.blk(0)
-    disk.submit(disk.prepare(Type.OUT, 0, b"\xab" * len(OLD)))
-    disk.ring.kick()
-    assert device.begun.wait(LIMIT)
-    front.channel.close()
-    assert eventually(lambda: bench.backend.state == "listening", LIMIT)
-    device.go_on.set()
-    assert device.over.wait(LIMIT)
+    device.lose_front_end(bench)
     os.close(device.fd)
     assert image.read_bytes() == OLD
     assert device.refused is not at_once
 
 
-class SlowMemory(vu.BlockDevice):
-    """Stores a write only when it is told to go on."""
+class SlowMemory(Slow):
+    """Stores a write in this process's memory."""
 
     def __init__(self) -> None:
-        super().__init__(size=len(OLD))
+        super().__init__()
         self.mem = bytearray(OLD)
-        self.begun, self.go_on, self.over = (threading.Event() for _ in range(3))
 
     def read(self, offset: int, buf: memoryview) -> None:
         buf[:] = self.mem[offset : offset + len(buf)]
@@ -82,14 +93,5 @@ class SlowMemory(vu.BlockDevice):
 
 def test_a_view_that_outlives_its_front_end_shows_what_the_driver_wrote(bench: Bench) -> None:
     device = SlowMemory()
-    bench.serve(device)
-    front = bench.connect().start()
-    disk = front.blk(0)
-    disk.submit(disk.prepare(Type.OUT, 0, b"\xab" * len(OLD)))
-    disk.ring.kick()
-    assert device.begun.wait(LIMIT)
-    front.channel.close()
-    assert eventually(lambda: bench.backend.state == "listening", LIMIT)
-    device.go_on.set()
-    assert device.over.wait(LIMIT)
-    assert device.mem == b"\xab" * len(OLD)
+    device.lose_front_end(bench)
+    assert device.mem == NEW

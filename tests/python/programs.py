@@ -6,6 +6,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 PREAMBLE = """
 import os, signal, sys, threading, time
@@ -18,19 +19,37 @@ SOCKET = os.environ["SOCKET"]
 ROOT = Path(__file__).parents[2]
 
 
-def start(
-    body: str, socket: Path, *, pass_fds: Sequence[int] = (), **environment: str
-) -> subprocess.Popen[str]:
-    """Starts a program; `SOCKET` is its socket's path."""
-    return subprocess.Popen(
-        [sys.executable, "-c", PREAMBLE + textwrap.dedent(body)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        pass_fds=pass_fds,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "tests"), "SOCKET": str(socket), **environment},
-    )
+class Programs:
+    """Starts programs that serve at ``socket``; a context manager that ends those still running."""
+
+    def __init__(self, socket: Path) -> None:
+        self._socket = socket
+        self._started: list[subprocess.Popen[str]] = []
+
+    def start(
+        self, body: str, *, pass_fds: Sequence[int] = (), **environment: str
+    ) -> subprocess.Popen[str]:
+        """Starts a program; `SOCKET` is its socket's path."""
+        environment = {"PYTHONPATH": str(ROOT / "tests"), "SOCKET": str(self._socket)} | environment
+        process = subprocess.Popen(
+            [sys.executable, "-c", PREAMBLE + textwrap.dedent(body)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            pass_fds=pass_fds,
+            env=os.environ | environment,
+        )
+        self._started.append(process)
+        return process
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._started:
+            process.kill()
+            process.communicate()
 
 
 def line(process: subprocess.Popen[str]) -> str:

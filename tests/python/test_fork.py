@@ -1,13 +1,12 @@
 """Forks of a process that serves: they have no part in its guests."""
 
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from .driver import open_driver
-from .programs import finish, line, start
+from .programs import Programs, finish, line
 
 HOLD = """
 import multiprocessing
@@ -78,21 +77,11 @@ sys.stdin.readline()
 """
 
 
-@pytest.fixture
-def programs() -> Iterator[list[subprocess.Popen[str]]]:
-    running: list[subprocess.Popen[str]] = []
-    yield running
-    for process in running:
-        process.kill()
-        process.communicate()
-
-
 @pytest.mark.parametrize("way", WAYS)
 def test_a_fork_has_no_guest_memory_and_answers_nothing(
-    vhost_socket: Path, programs: list[subprocess.Popen[str]], way: str
+    vhost_socket: Path, programs: Programs, way: str
 ) -> None:
-    process = start("\n".join([HOLD, WAYS[way].replace("\n        ", "\n"), FINISH]), vhost_socket)
-    programs.append(process)
+    process = programs.start("\n".join([HOLD, WAYS[way].replace("\n        ", "\n"), FINISH]))
     assert line(process) == "listening"
     with open_driver(vhost_socket) as driver:
         request = driver.read(0, 512)
@@ -127,9 +116,9 @@ def say(process: subprocess.Popen[str]) -> None:
 
 
 def test_a_fork_may_serve_a_guest_of_its_own_and_survives_it(
-    vhost_socket: Path, programs: list[subprocess.Popen[str]]
+    vhost_socket: Path, programs: Programs
 ) -> None:
-    process = start(
+    process = programs.start(
         """
 def serve_and_cut(name):
     backend = vu.Backend(RamDisk(), socket=name).start()
@@ -157,8 +146,6 @@ first.stop()
 serve_and_cut(SOCKET)
 print("parent lived", flush=True)
 """,
-        vhost_socket,
     )
-    programs.append(process)
     code, out, err = finish(process)
     assert (code, out) == (0, "child lived\nparent lived\n"), err

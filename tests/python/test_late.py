@@ -14,7 +14,7 @@ from peer.front_end import FrontEnd
 from peer.numbers import Request
 
 from .disks import RamDisk
-from .driver import OpenDriver
+from .driver import OpenDriver, OpenRequest
 
 LIMIT = 10.0
 
@@ -107,8 +107,8 @@ def driving(device: LateDisk, socket: Path, *, cache: bool = False) -> Iterator[
         yield driver
 
 
-def kept_write(driver: OpenDriver, device: LateDisk, *sizes: int) -> int:
-    """The head of a write whose callback has returned, with all that follows it."""
+def kept_write(driver: OpenDriver, device: LateDisk, *sizes: int) -> OpenRequest:
+    """A write whose callback has returned, with all that follows it."""
     write = driver.write(0, b"w" * 1024, *sizes)
     assert device.some.acquire(timeout=LIMIT)
     read = driver.read(8192, 512)
@@ -117,7 +117,7 @@ def kept_write(driver: OpenDriver, device: LateDisk, *sizes: int) -> int:
         device.requests.pop().complete()
     assert driver.wait().head == read.head
     device.events.clear()
-    return write.head
+    return write
 
 
 @LATE
@@ -127,9 +127,9 @@ def test_a_write_that_is_stored_late_is_flushed_before_the_driver_hears_of_it(
 ) -> None:
     device = kind()
     with driving(device, vhost_socket) as driver:
-        head = kept_write(driver, device, *sizes)
+        write = kept_write(driver, device, *sizes)
         device.answer()
-        assert driver.wait().head == head
+        assert driver.wait().head == write.head
         assert device.events == [("store", 1), ("flush", 1)]
         assert device.mem[:1024] == b"w" * 1024
 
@@ -140,9 +140,9 @@ def test_with_the_cache_on_a_late_write_is_not_flushed(
 ) -> None:
     device = kind()
     with driving(device, vhost_socket, cache=True) as driver:
-        head = kept_write(driver, device)
+        write = kept_write(driver, device)
         device.answer()
-        assert driver.wait().head == head
+        assert driver.wait().head == write.head
         assert device.events == [("store", 1)]
 
 
@@ -153,13 +153,7 @@ def test_a_late_write_fails_with_its_flush(
 ) -> None:
     device = kind()
     with driving(device, vhost_socket) as driver:
-        write = driver.write(0, b"w" * 512)
-        assert device.some.acquire(timeout=LIMIT)
-        read = driver.read(8192, 512)
-        if isinstance(device, Deferring):
-            assert device.some.acquire(timeout=LIMIT)
-            device.requests.pop().complete()
-        assert driver.wait().head == read.head
+        write = kept_write(driver, device)
         device.failure = error
         device.answer()
         assert driver.wait().head == write.head
@@ -179,9 +173,9 @@ def test_a_late_read_is_not_flushed(vhost_socket: Path) -> None:
 def test_a_late_write_that_fails_is_not_flushed(vhost_socket: Path) -> None:
     device = Deferring()
     with driving(device, vhost_socket) as driver:
-        head = kept_write(driver, device)
+        write = kept_write(driver, device)
         device.requests.pop().fail()
-        assert driver.wait().head == head
+        assert driver.wait().head == write.head
         assert device.events == []
 
 
@@ -215,11 +209,11 @@ def test_a_cache_that_is_turned_off_meanwhile_has_late_writes_flushed(
 ) -> None:
     device = kind()
     with driving(device, vhost_socket, cache=True) as driver:
-        head = kept_write(driver, device)
+        write = kept_write(driver, device)
         driver.front.change(Request.SET_CONFIG, wire.config(CONFIG_WRITEBACK, 1, b"\0"))
         assert device.events == [("flush", 1)], "what was stored before"
         device.answer()
-        assert driver.wait().head == head
+        assert driver.wait().head == write.head
         assert device.events[1:] == [("store", 1), ("flush", 1)]
 
 

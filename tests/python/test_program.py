@@ -2,8 +2,6 @@
 
 import signal
 import socket as sockets
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,7 @@ from peer.process import eventually
 
 from .disks import RamDisk
 from .driver import open_driver
-from .programs import finish, line, start
+from .programs import Programs, finish, line
 
 XEN_MMAP = 1 << 17
 
@@ -39,21 +37,11 @@ busy = True
 """
 
 
-@pytest.fixture
-def programs() -> Iterator[list[subprocess.Popen[str]]]:
-    running: list[subprocess.Popen[str]] = []
-    yield running
-    for process in running:
-        process.kill()
-        process.communicate()
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_serve_cleanly(
-    vhost_socket: Path, programs: list[subprocess.Popen[str]], number: signal.Signals
+    vhost_socket: Path, programs: Programs, number: signal.Signals
 ) -> None:
-    process = start(SERVE, vhost_socket)
-    programs.append(process)
+    process = programs.start(SERVE)
     assert eventually(vhost_socket.exists)
     with open_driver(vhost_socket) as driver:
         assert line(process) == "started"
@@ -65,10 +53,10 @@ def test_a_signal_ends_serve_cleanly(
 
 
 def test_a_signal_is_heard_at_once_while_callbacks_run(
-    vhost_socket: Path, programs: list[subprocess.Popen[str]]
+    vhost_socket: Path, programs: Programs
 ) -> None:
     """The busy callback ends when the program begins to drain: so the signal came through."""
-    process = start(
+    process = programs.start(
         BUSY
         + """
 backend = vu.Backend(Disk(), socket=SOCKET).start()
@@ -81,9 +69,7 @@ threading.Thread(target=watch, daemon=True).start()
 backend.run()
 print("ended", flush=True)
 """,
-        vhost_socket,
     )
-    programs.append(process)
     assert eventually(vhost_socket.exists)
     with open_driver(vhost_socket) as driver:
         read = driver.read(0, 512)
@@ -94,9 +80,9 @@ print("ended", flush=True)
 
 
 def test_a_second_signal_does_not_wait_for_callbacks(
-    vhost_socket: Path, programs: list[subprocess.Popen[str]]
+    vhost_socket: Path, programs: Programs
 ) -> None:
-    process = start(
+    process = programs.start(
         BUSY
         + """
 backend = vu.Backend(Disk(), socket=SOCKET).start()
@@ -109,9 +95,7 @@ backend.run()
 print("ended", flush=True)
 os._exit(9)
 """,
-        vhost_socket,
     )
-    programs.append(process)
     assert eventually(vhost_socket.exists)
     with open_driver(vhost_socket) as driver:
         driver.read(0, 512)
@@ -139,12 +123,12 @@ os._exit(9)
 )
 def test_the_interpreter_exits_with_a_device_running(
     vhost_socket: Path,
-    programs: list[subprocess.Popen[str]],
+    programs: Programs,
     callback: str,
     end: str,
     code: int,
 ) -> None:
-    process = start(
+    process = programs.start(
         f"""
 entered = threading.Event()
 class Disk(RamDisk):
@@ -158,18 +142,14 @@ driver.read(0, 512)
 entered.wait()
 {end}
 """,
-        vhost_socket,
     )
-    programs.append(process)
     returned, _, err = finish(process)
     assert returned == code, err
     assert not vhost_socket.exists()
 
 
-def test_a_fork_of_a_serving_process_is_told_so(
-    vhost_socket: Path, programs: list[subprocess.Popen[str]]
-) -> None:
-    process = start(
+def test_a_fork_of_a_serving_process_is_told_so(vhost_socket: Path, programs: Programs) -> None:
+    process = programs.start(
         """
 backend = vu.Backend(RamDisk(), socket=SOCKET).start()
 child = os.fork()
@@ -186,9 +166,7 @@ with open_driver(SOCKET) as driver:
 backend.stop()
 print(backend.state, flush=True)
 """,
-        vhost_socket,
     )
-    programs.append(process)
     code, out, err = finish(process)
     assert code == 0, err
     told, exited, state = out.splitlines()
@@ -196,10 +174,8 @@ print(backend.state, flush=True)
     assert (exited, state) == ("5", "stopped")
 
 
-def test_a_fork_may_serve_devices_of_its_own(
-    vhost_socket: Path, programs: list[subprocess.Popen[str]]
-) -> None:
-    process = start(
+def test_a_fork_may_serve_devices_of_its_own(vhost_socket: Path, programs: Programs) -> None:
+    process = programs.start(
         """
 import logging
 with vu.testing.blk(RamDisk()) as disk:
@@ -213,9 +189,7 @@ with vu.testing.blk(RamDisk()) as disk:
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
     disk.pread(512, 0)
 """,
-        vhost_socket,
     )
-    programs.append(process)
     code, out, err = finish(process)
     assert code == 0, err
     assert f"{vhost_socket}: stopped" in out
@@ -223,7 +197,7 @@ with vu.testing.blk(RamDisk()) as disk:
 
 
 def test_a_socket_that_is_handed_down_is_served_and_readiness_told(
-    vhost_socket: Path, programs: list[subprocess.Popen[str]]
+    vhost_socket: Path, programs: Programs
 ) -> None:
     """As systemd does it: the socket is descriptor 3, `LISTEN_PID` is the process."""
     with (
@@ -239,14 +213,12 @@ def test_a_socket_that_is_handed_down_is_served_and_readiness_told(
         os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
         vu.serve(RamDisk())
         """
-        process = start(
+        process = programs.start(
             program,
-            vhost_socket,
             pass_fds=[listener.fileno()],
             LISTENER=str(listener.fileno()),
             NOTIFY_SOCKET=f"{vhost_socket}.notify",
         )
-        programs.append(process)
         assert manager.recv(100) == b"READY=1"
         with open_driver(vhost_socket) as driver:
             driver.read(0, 512)
@@ -256,11 +228,8 @@ def test_a_socket_that_is_handed_down_is_served_and_readiness_told(
         assert finish(process)[0] == 0
 
 
-def test_serve_takes_options_for_xen(
-    vhost_socket: Path, programs: list[subprocess.Popen[str]]
-) -> None:
-    process = start("vu.serve(RamDisk(), socket=SOCKET, xen=vu.XenOptions())", vhost_socket)
-    programs.append(process)
+def test_serve_takes_options_for_xen(vhost_socket: Path, programs: Programs) -> None:
+    process = programs.start("vu.serve(RamDisk(), socket=SOCKET, xen=vu.XenOptions())")
     assert eventually(vhost_socket.exists)
     with FrontEnd.connect(str(vhost_socket)).start() as peer:
         assert peer.protocol_offered & XEN_MMAP
@@ -268,9 +237,9 @@ def test_serve_takes_options_for_xen(
     assert finish(process) == (0, "", "")
 
 
-def test_a_stuck_callback_stops_neither_another_device_nor_the_stop(vhost_socket: Path) -> None:
+def test_a_stuck_callback_stops_neither_another_device_nor_the_stop(programs: Programs) -> None:
     """In a process of its own, since the stuck thread stays."""
-    process = start(
+    process = programs.start(
         """
 class Stuck(RamDisk):
     def read(self, offset, buf):
@@ -289,14 +258,13 @@ with vu.testing.blk(RamDisk()) as other, open_driver(SOCKET) as driver:
     assert other.pread(512, 0) == b"x" * 512
 os._exit(0)
 """,
-        vhost_socket,
     )
     assert line(process) == "stopped True"
     assert finish(process)[0] == 0
 
 
-def test_with_thread_safe_a_stuck_queue_leaves_the_others_alone(vhost_socket: Path) -> None:
-    process = start(
+def test_with_thread_safe_a_stuck_queue_leaves_the_others_alone(programs: Programs) -> None:
+    process = programs.start(
         """
 from peer.front_end import FrontEnd
 class Disk(RamDisk):
@@ -315,7 +283,6 @@ entered.wait()
 print(second.read(0, 512).status, flush=True)
 os._exit(0)
 """,
-        vhost_socket,
     )
     assert line(process) == "0"
     assert finish(process)[0] == 0
@@ -328,11 +295,9 @@ def test_the_plugin_s_backends_do_not_keep_signals(vhost_blk: vu.testing.BlkFact
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_thousand_signals_a_second_disturb_no_request(
-    vhost_socket: Path, programs: list[subprocess.Popen[str]]
-) -> None:
+def test_a_thousand_signals_a_second_disturb_no_request(programs: Programs) -> None:
     """Each system call of each thread may be interrupted; none is short or fails for it."""
-    process = start(
+    process = programs.start(
         """
 signal.signal(signal.SIGALRM, lambda *_: None)
 image = SOCKET + ".image"
@@ -346,7 +311,5 @@ with vu.testing.blk(vu.FileDisk(image)) as disk, vu.testing.blk(RamDisk(8 << 20)
         print(report.errors, report.mismatches, report.verified >= 5000, flush=True)
     signal.setitimer(signal.ITIMER_REAL, 0)
 """,
-        vhost_socket,
     )
-    programs.append(process)
     assert finish(process, 60)[:2] == (0, "0 0 True\n0 0 True\n")

@@ -5,13 +5,10 @@ then runs into a SIGBUS of its own or is sent one.
 """
 
 import signal
-import subprocess
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from .programs import finish, start
+from .programs import Programs, finish
 
 SERVE = """
 import faulthandler, mmap
@@ -46,30 +43,18 @@ SOURCES = ["fault()", "send()"]
 
 
 @pytest.fixture
-def programs() -> Iterator[list[subprocess.Popen[str]]]:
-    running: list[subprocess.Popen[str]] = []
-    yield running
-    for process in running:
-        process.kill()
-        process.communicate()
-
-
-@pytest.fixture
-def run(vhost_socket: Path, programs: list[subprocess.Popen[str]]) -> "Run":
-    return Run(vhost_socket, programs)
+def run(programs: Programs) -> "Run":
+    return Run(programs)
 
 
 class Run:
     """Runs a program to its end; gives exit code, stdout and stderr."""
 
-    def __init__(self, socket: Path, programs: list[subprocess.Popen[str]]) -> None:
-        self.socket = socket
+    def __init__(self, programs: Programs) -> None:
         self.programs = programs
 
     def __call__(self, *parts: str) -> tuple[int, str, str]:
-        process = start("\n".join(parts), self.socket)
-        self.programs.append(process)
-        return finish(process, 20)
+        return finish(self.programs.start("\n".join(parts)), 20)
 
 
 @pytest.mark.parametrize("source", SOURCES)

@@ -1,11 +1,16 @@
 //! The protocol's state machine seen from outside: frames in, replies and actions out. Bytes and
 //! numbers are written down here from the specification, not taken from the crate.
 
+mod actions;
+mod device;
+mod frames;
+mod memory;
 mod model;
+mod negotiation;
 mod orders;
 mod property;
 mod random;
-mod rules;
 mod set_xen_mmap;
 mod support;
+mod vrings;
 mod xen;

@@ -100,6 +100,11 @@ pub(crate) fn config(offset: u32, flags: u32, data: &[u8]) -> Vec<u8> {
     [&state(offset, data.len() as u32), &flags.to_ne_bytes()[..], data].concat()
 }
 
+/// A frame without descriptors.
+pub(crate) fn bare_frame(number: u32, flags: u32, payload: Vec<u8>) -> Frame {
+    Frame::new(number, Flags::from_bits_retain(flags), payload, Vec::new())
+}
+
 /// An action without its descriptors.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Deed {

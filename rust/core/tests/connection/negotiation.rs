@@ -1,0 +1,185 @@
+//! Features, protocol features and ownership: one rule, one test.
+
+use super::support::*;
+
+#[test]
+fn protocol_features_are_readable_before_anything_else() {
+    let mut peer = Peer::new(offer(2));
+    let reply = peer.say(GET_PROTOCOL_FEATURES, PLAIN, vec![], 0);
+    assert_eq!(reply, Said::Reply(word(PROTOCOL)));
+}
+
+#[test]
+fn features_that_were_not_offered_are_refused_and_the_earlier_ones_stay() {
+    for bit in (0..64).filter(|bit| OFFERED & (1 << bit) == 0) {
+        let mut peer = Peer::negotiated();
+        peer.deeds.clear();
+        assert_eq!(peer.ask(SET_FEATURES, word(OFFERED | 1 << bit)), nack(), "bit {bit}");
+        assert_eq!((peer.connection.features(), peer.deeds.len()), (OFFERED, 0));
+    }
+    assert_eq!(Peer::negotiated().ask(SET_FEATURES, word(u64::MAX)), nack());
+}
+
+#[test]
+fn features_without_version_1_are_refused() {
+    let mut peer = Peer::new(offer(2));
+    assert_eq!(peer.ask(SET_FEATURES, word(0x7000_1200)), nack());
+    assert_eq!(peer.ask(SET_FEATURES, word(0)), nack());
+    assert_eq!(peer.connection.features(), 0);
+    assert_eq!(Peer::negotiated().say(SET_FEATURES, PLAIN, word(0x4000_0000), 0), Said::Closed);
+}
+
+#[test]
+fn a_lower_half_of_the_features_has_no_effect_and_no_ring_starts_on_it() {
+    let mut peer = Peer::new(offer(1));
+    assert_eq!(peer.say(SET_FEATURES, PLAIN, word(0x7000_1200), 0), Said::Nothing);
+    assert_eq!(peer.connection.features(), 0);
+    peer.say(SET_MEM_TABLE, PLAIN, table(&[REGION]), 1);
+    peer.say(SET_VRING_NUM, PLAIN, state(0, 16), 0);
+    peer.say(SET_VRING_ADDR, PLAIN, address(0, 0, PARTS), 0);
+    assert_eq!(peer.say(SET_VRING_KICK, NEED_REPLY, word(0), 1), nack());
+    assert_eq!(peer.say(SET_FEATURES, PLAIN, word(OFFERED), 0), Said::Nothing);
+    assert_eq!(peer.say(SET_VRING_KICK, NEED_REPLY, word(0), 1), ack());
+}
+
+#[test]
+fn without_bit_30_all_rings_are_enabled_now_and_at_each_start() {
+    let mut peer = Peer::ready();
+    assert_eq!(peer.ask(SET_FEATURES, word(DEVICE_FEATURES)), ack());
+    assert!(peer.connection.ring(0).unwrap().is_enabled());
+    assert!(peer.connection.ring(1).unwrap().is_enabled());
+    let enable = Deed::Features { features: DEVICE_FEATURES, enable_all: true };
+    assert_eq!(peer.take_deeds(), [enable]);
+
+    assert_eq!(peer.ask(RESET_DEVICE, vec![]), ack());
+    assert!(!peer.connection.ring(0).unwrap().is_enabled());
+    assert_eq!(peer.ask(SET_VRING_NUM, state(0, 128)), ack());
+    assert_eq!(peer.ask(SET_VRING_ADDR, address(0, 0, PARTS)), ack());
+    assert_eq!(peer.say(SET_VRING_KICK, NEED_REPLY, word(0), 1), ack());
+    assert!(peer.connection.ring(0).unwrap().is_enabled());
+}
+
+#[test]
+fn with_bit_30_features_neither_enable_nor_disable_a_ring() {
+    let mut peer = Peer::started();
+    assert!(!peer.connection.ring(0).unwrap().is_enabled());
+    assert_eq!(peer.ask(SET_VRING_ENABLE, state(0, 1)), ack());
+    assert_eq!(peer.ask(SET_FEATURES, word(OFFERED)), ack());
+    assert!(peer.connection.ring(0).unwrap().is_enabled());
+    assert!(!peer.connection.ring(1).unwrap().is_enabled());
+}
+
+#[test]
+fn features_may_be_repeated_but_not_changed_while_a_ring_is_started() {
+    let mut peer = Peer::started();
+    assert_eq!(peer.ask(SET_FEATURES, word(OFFERED)), ack());
+    assert_eq!(peer.ask(SET_FEATURES, word(OFFERED & !(1 << 29))), nack());
+    assert_eq!(peer.ask(GET_VRING_BASE, state(0, 0)), Said::Reply(state(0, 0)));
+    assert_eq!(peer.ask(SET_FEATURES, word(OFFERED & !(1 << 29))), ack());
+}
+
+#[test]
+fn features_that_the_back_end_could_not_take_are_not_kept() {
+    let mut peer = Peer::new(offer(2));
+    peer.fails = true;
+    assert_eq!(peer.ask(SET_FEATURES, word(DEVICE_FEATURES)), nack());
+    assert_eq!(peer.connection.features(), 0);
+    assert!(!peer.connection.ring(0).unwrap().is_enabled());
+}
+
+#[test]
+fn protocol_features_may_be_set_without_being_read_and_again() {
+    let mut peer = Peer::new(offer(2));
+    assert_eq!(peer.ask(SET_PROTOCOL_FEATURES, word(0x8)), ack());
+    assert_eq!(peer.ask(SET_PROTOCOL_FEATURES, word(PROTOCOL)), ack());
+    assert_eq!(peer.connection.protocol_features().bits(), PROTOCOL);
+}
+
+#[test]
+fn protocol_features_that_were_not_offered_are_refused() {
+    for bit in (0..64).filter(|bit| PROTOCOL & (1 << bit) == 0) {
+        let mut peer = Peer::negotiated();
+        assert_eq!(peer.ask(SET_PROTOCOL_FEATURES, word(PROTOCOL | 1 << bit)), nack());
+        assert_eq!(peer.connection.protocol_features().bits(), PROTOCOL);
+    }
+}
+
+/// Payload bytes and descriptors with which each message would be well formed.
+const WELL_FORMED: [(u32, usize, usize); 29] = [
+    (6, 16, 1),
+    (7, 0, 1),
+    (17, 0, 0),
+    (19, 8, 0),
+    (20, 8, 0),
+    (21, 0, 1),
+    (22, 32, 0),
+    (23, 8, 0),
+    (24, 13, 0),
+    (25, 13, 0),
+    (26, 1072, 0),
+    (27, 8, 0),
+    (28, 0, 0),
+    (29, 0, 0),
+    (30, 0, 0),
+    (31, 24, 0),
+    (32, 24, 1),
+    (33, 0, 1),
+    (34, 0, 0),
+    (35, 8, 0),
+    (36, 0, 0),
+    (37, 40, 1),
+    (38, 40, 0),
+    (39, 8, 0),
+    (40, 0, 0),
+    (41, 16, 0),
+    (42, 8, 1),
+    (43, 0, 0),
+    (44, 0, 0),
+];
+
+#[test]
+fn messages_of_features_that_were_not_negotiated_are_refused() {
+    for (number, bytes, fds) in WELL_FORMED {
+        let mut peer = Peer::new(offer(2));
+        let said = peer.say(number, NEED_REPLY, vec![0; bytes], fds);
+        assert!(matches!(said, Said::Refused(_) | Said::Closed), "{number}: {said:?}");
+        assert_eq!(peer.deeds, [], "{number}");
+    }
+}
+
+#[test]
+fn messages_of_features_that_are_never_offered_are_refused_after_full_negotiation() {
+    let never = [6, 7, 19, 20, 22, 23, 26, 27, 28, 29, 30, 31, 32, 33, 35, 41, 42, 43, 44];
+    for (number, bytes, fds) in WELL_FORMED.into_iter().filter(|row| never.contains(&row.0)) {
+        let mut peer = Peer::negotiated();
+        peer.deeds.clear();
+        let said = peer.say(number, NEED_REPLY, vec![0; bytes], fds);
+        assert!(matches!(said, Said::Refused(_) | Said::Closed), "{number}: {said:?}");
+        assert_eq!(peer.deeds, [], "{number}");
+    }
+}
+
+/// QEMU "Vhost-user Protocol", "VHOST_USER_SET_LOG_BASE": the message is answered by a payload of
+/// its own when LOG_SHMFD was negotiated, so that else REPLY_ACK holds for it as for most.
+#[test]
+fn a_log_without_log_shmfd_is_refused_by_an_acknowledgement_if_one_was_asked_for() {
+    // An address in the front-end, or a size and an offset in a file.
+    for (payload, fds) in [(word(0x7f00_0000_0000), 0), ([word(0x1000), word(0)].concat(), 1)] {
+        let mut peer = Peer::started();
+        assert_eq!(peer.say(SET_LOG_BASE, NEED_REPLY, payload.clone(), fds), nack());
+        assert!(peer.connection.ring(0).unwrap().is_started());
+        assert_eq!(peer.deeds, []);
+        // A front-end that hears nothing would take writes for logged.
+        assert_eq!(peer.say(SET_LOG_BASE, PLAIN, payload, fds), Said::Closed);
+    }
+}
+
+#[test]
+fn ownership_may_be_taken_and_given_back_any_number_of_times() {
+    let mut peer = Peer::started();
+    for number in [SET_OWNER, SET_OWNER, RESET_OWNER, RESET_OWNER, SET_OWNER] {
+        assert_eq!(peer.ask(number, vec![]), ack());
+    }
+    assert!(peer.connection.ring(0).unwrap().is_started());
+    assert_eq!(peer.deeds, []);
+}
