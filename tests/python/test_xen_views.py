@@ -1,5 +1,6 @@
 """What views show of the pages that a guest of Xen grants, and how long those stay mapped."""
 
+import contextlib
 import ctypes
 import os
 import threading
@@ -168,6 +169,50 @@ def test_a_raw_view_that_outlives_its_session_shows_memory_of_this_process(mappi
         view[:] = b"!" * 4096
         assert bytes(view) == b"!" * 4096
         view.release()
+
+
+class KeepingWrites(RamDisk):
+    """Keeps each write, and its data's view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[tuple[vu.BlockRequest, memoryview]] = []
+        self.some = threading.Event()
+
+    def on_batch(self, batch: vu.BlockBatch, /) -> None:
+        for request in batch:
+            if request.op == "write":
+                self.kept.append((request.defer(), request.data))
+                self.some.set()
+
+
+@pytest.mark.parametrize("raw", [False, True], ids=["copies", "raw"])
+@pytest.mark.parametrize("mapping", ["foreign", "grant", "grant-on-demand"])
+def test_the_view_of_a_write_that_outlives_its_session_shows_what_the_driver_wrote(
+    mapping: Any, raw: bool
+) -> None:
+    """The guest has all its pages back, and no zeroes take the place of the data."""
+    served, guest, data = KeepingWrites(), XenGuest(mapping), os.urandom(LARGE // 2)
+    options = vu.XenOptions(raw_views=raw)
+    with vu.testing.blk(served, guest=guest, xen=options, on_error="report") as disk:
+
+        def run() -> None:
+            with contextlib.suppress(OSError):
+                disk.pwrite(data, 0)
+
+        writing = threading.Thread(target=run)
+        writing.start()
+        assert served.some.wait(LIMIT)
+        disk.backend.stop(drain=0.0)
+        writing.join(LIMIT)
+        assert guest.in_use() == []
+        [(request, view)] = served.kept
+        assert bytes(view) == data
+        view.release()
+        with pytest.raises(vu.StaleRequestError):
+            request.copy_to(bytearray(len(data)))
+        with pytest.raises(vu.StaleRequestError):
+            request.complete()
 
 
 def test_rust_moves_data_to_and_from_the_mapped_pages_without_a_view() -> None:
