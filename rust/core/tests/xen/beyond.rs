@@ -4,7 +4,6 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use vhost_user_core::backend::Event;
-use vhost_user_core::block::{BlockDevice, BlockOptions, FileDisk};
 use vhost_user_core::frontend::{Client, RingLayout, XenRegion};
 use vhost_user_core::wire::RegionLayout;
 use vhost_user_core::wire::payload::XenFields;
@@ -15,11 +14,6 @@ use super::raw::*;
 /// Grants, and more may be mapped.
 const MORE: u32 = 0x6;
 const PLAIN: RegionLayout = RegionLayout::Plain;
-
-fn served(guest: &Guest) -> Served {
-    let disk = FileDisk::in_memory(1 << 20).unwrap();
-    Served::new(Arc::new(BlockDevice::new(disk, &BlockOptions::default()).unwrap()), guest, 0)
-}
 
 /// A region of one page.
 fn page(guest: &Guest, number: u64, flags: u32) -> XenRegion {
@@ -57,7 +51,7 @@ fn assert_no_more_is_mapped(served: &Served, raw: &mut Raw) {
 #[test]
 fn one_region_of_a_table_allows_it_for_all() {
     let guest = Guest::granting();
-    let served = served(&guest);
+    let served = Served::disk(&guest, 0);
     let mut client = connect(&served);
     let table = [page(&guest, 0, MORE), page(&guest, 100, MORE)];
     say(&mut client, &table[0]);
@@ -68,7 +62,7 @@ fn one_region_of_a_table_allows_it_for_all() {
 #[test]
 fn a_region_that_is_added_without_it_leaves_it_as_it_was() {
     let guest = Guest::granting();
-    let served = served(&guest);
+    let served = Served::disk(&guest, 0);
     let mut client = connect(&served);
     for (number, flags) in [(0, MORE), (100, IN_ADVANCE)] {
         let region = page(&guest, number, flags);
@@ -81,7 +75,7 @@ fn a_region_that_is_added_without_it_leaves_it_as_it_was() {
 #[test]
 fn it_ends_with_the_region_that_allowed_it() {
     let guest = Guest::granting();
-    let served = served(&guest);
+    let served = Served::disk(&guest, 0);
     let mut client = connect(&served);
     let [ring, other] = [page(&guest, 0, IN_ADVANCE), page(&guest, 100, MORE)];
     for region in [&ring, &other] {
@@ -98,7 +92,7 @@ fn it_ends_with_the_region_that_allowed_it() {
 #[test]
 fn a_new_table_without_it_ends_it() {
     let guest = Guest::granting();
-    let served = served(&guest);
+    let served = Served::disk(&guest, 0);
     let mut client = connect(&served);
     for flags in [MORE, IN_ADVANCE] {
         let table = [page(&guest, 0, flags)];
@@ -112,7 +106,7 @@ fn a_new_table_without_it_ends_it() {
 #[test]
 fn it_cannot_be_of_two_domains() {
     let guest = Guest::granting();
-    let served = served(&guest);
+    let served = Served::disk(&guest, 0);
     let mut client = connect(&served);
     let mut second = page(&guest, 1, MORE);
     let ours = second.region.xen.unwrap();

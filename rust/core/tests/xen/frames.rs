@@ -6,13 +6,11 @@ use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vhost_user_core::address::{GuestAddr, UserAddr};
-use vhost_user_core::block::{BlockDevice, BlockOptions, FileDisk};
 use vhost_user_core::memory::view::{Access, Buffers};
 use vhost_user_core::memory::{Memory, Region, RegionError, XenKind};
 use vhost_user_core::wire::RegionLayout;
 use vhost_user_core::xen::{FakeXen, XenAccess, XenDevice};
 
-use super::faults::refusal;
 use super::guest::*;
 use super::raw::*;
 
@@ -20,11 +18,6 @@ use super::raw::*;
 const PAGES_OF_A_CALL: u64 = 1 << 16;
 /// The largest region of a domain: 16 TiB.
 const LARGEST: u64 = 1 << 44;
-
-fn served(guest: &Guest) -> Served {
-    let disk = FileDisk::in_memory(1 << 20).unwrap();
-    Served::new(Arc::new(BlockDevice::new(disk, &BlockOptions::default()).unwrap()), guest, 0)
-}
 
 fn whole(guest: &Guest) -> vhost_user_core::frontend::XenMemory {
     guest.whole(RegionLayout::XenMerged, FOREIGN)
@@ -93,7 +86,7 @@ fn frames_are_mapped_on_a_host_whose_pages_are_larger_and_grants_are_not() {
     for flags in [FOREIGN, IN_ADVANCE, ON_DEMAND] {
         let guest = Guest::for_flags(flags);
         guest.xen.set_host_page(64 << 10);
-        let served = served(&guest);
+        let served = Served::disk(&guest, 0);
         let part = guest.region(0, 17 * PAGE, guest.memory.regions()[0].user().0, flags);
         let memory = guest.told(RegionLayout::XenMerged, vec![part]);
         if flags == FOREIGN {
@@ -113,7 +106,7 @@ fn what_cannot_be_mapped_is_refused_at_the_first_try() {
     hole.xen.add_hole(DOMID, FIRST_FRAME + 7);
     none.xen.destroy(DOMID);
     for guest in [hole, none] {
-        refusal(&served(&guest), &guest, whole(&guest));
+        refusal(&Served::disk(&guest, 0), &guest, whole(&guest));
         assert_eq!(guest.xen.calls().map_frames, 1);
     }
 }
@@ -124,7 +117,7 @@ fn a_page_that_is_paged_out_is_asked_for_alone_until_it_is_there() {
     for (page, times) in [(3, 20), (1000, 2)] {
         guest.xen.page_out(DOMID, FIRST_FRAME + page, times);
     }
-    let served = served(&guest);
+    let served = Served::disk(&guest, 0);
     let mut raw = Raw::start(&served, whole(&guest));
     // The first try of all pages counts as one for each of these.
     let calls = guest.xen.calls();
@@ -140,7 +133,7 @@ fn a_page_that_is_found_to_be_gone_when_it_is_tried_again_is_refused_as_such() {
     let guest = Guest::foreign();
     guest.xen.page_out(DOMID, FIRST_FRAME + 3, 5);
     guest.xen.add_hole(DOMID, FIRST_FRAME + 3);
-    let why = refusal(&served(&guest), &guest, whole(&guest));
+    let why = refusal(&Served::disk(&guest, 0), &guest, whole(&guest));
     let page = (FIRST_FRAME + 3) * PAGE;
     assert!(why.contains(&format!("domain 5 has no page at {page:#x}")), "{why}");
     assert_eq!(guest.xen.calls().map_frames, 1 + 5);
@@ -151,7 +144,7 @@ fn a_descriptor_is_restricted_to_its_domain_before_it_is_used() {
     let guest = Guest::foreign();
     let memory = whole(&guest);
     let copy = memory.regions[0].fd.try_clone().unwrap();
-    let served = served(&guest);
+    let served = Served::disk(&guest, 0);
     let raw = Raw::start(&served, memory);
     assert_eq!(guest.xen.calls().unrestricted, 0);
     let other = vhost_user_core::xen::XenOps::restrict(&*guest.xen, copy.as_fd(), DOMID + 1);
@@ -163,8 +156,43 @@ fn a_descriptor_is_restricted_to_its_domain_before_it_is_used() {
 fn a_kernel_that_cannot_restrict_a_descriptor_maps_all_the_same() {
     let guest = Guest::foreign();
     guest.xen.set_can_restrict(false);
-    let served = served(&guest);
+    let served = Served::disk(&guest, 0);
     let mut raw = Raw::start(&served, whole(&guest));
     assert_eq!(raw.block(WRITE_OUT, &[(raw.address(DATA_PAGE), 512)]), (0, 1));
     assert_eq!(guest.xen.calls().unrestricted, 1);
+}
+
+#[test]
+fn a_hole_in_a_foreign_region_is_refused_by_its_address() {
+    let guest = Guest::foreign();
+    guest.xen.add_hole(DOMID, FIRST_FRAME + 1000);
+    let why =
+        refusal(&Served::disk(&guest, 0), &guest, guest.whole(RegionLayout::XenMerged, FOREIGN));
+    let page = (FIRST_FRAME + 1000) * PAGE;
+    assert!(why.contains(&format!("domain 5 has no page at {page:#x}")), "{why}");
+}
+
+#[test]
+fn a_domain_that_does_not_exist_is_refused() {
+    let guest = Guest::foreign();
+    guest.xen.destroy(DOMID);
+    let why =
+        refusal(&Served::disk(&guest, 0), &guest, guest.whole(RegionLayout::XenMerged, FOREIGN));
+    assert!(why.contains("there is no domain 5"), "{why}");
+}
+
+#[test]
+fn pages_that_are_paged_out_are_waited_for_and_not_for_ever() {
+    let guest = Guest::foreign();
+    guest.xen.page_out(DOMID, FIRST_FRAME + 3, 20);
+    let backend = Served::disk(&guest, 0);
+    let mut raw = Raw::start(&backend, guest.whole(RegionLayout::XenMerged, FOREIGN));
+    assert_eq!(raw.block(WRITE_OUT, &[(raw.address(DATA_PAGE), 512)]), (OK, 1));
+    drop(raw);
+    backend.events.wait_disconnected();
+    let guest = Guest::foreign();
+    guest.xen.page_out(DOMID, FIRST_FRAME + 3, u32::MAX);
+    let why =
+        refusal(&Served::disk(&guest, 0), &guest, guest.whole(RegionLayout::XenMerged, FOREIGN));
+    assert!(why.contains("stays paged out"), "{why}");
 }

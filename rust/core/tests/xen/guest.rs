@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use vhost_user_core::address::{GuestAddr, UserAddr};
 use vhost_user_core::backend::{Backend, Event, Observer, Options, XenOptions};
+use vhost_user_core::block::{BlockDevice, BlockOptions as DiskOptions, FileDisk};
 use vhost_user_core::device::Device;
 use vhost_user_core::frontend::{
     BlockDriver, BlockOptions, GuestMemory, RegionSpec, XenMemory, XenRegion,
@@ -33,6 +34,9 @@ pub(crate) const FOREIGN: u32 = 0x1;
 pub(crate) const IN_ADVANCE: u32 = 0x2;
 pub(crate) const ON_DEMAND: u32 = 0x102;
 pub(crate) const ON_DEMAND_RUST_VMM: u32 = 0xa;
+
+/// Limits with which all data is copied, and all that is not small is mapped.
+pub(crate) const COPIED_OR_MAPPED: [u64; 2] = [u64::MAX, 0];
 
 /// A guest with memory, all of it granted for writing.
 pub(crate) struct Guest {
@@ -81,6 +85,11 @@ impl Guest {
     pub(crate) fn whole(&self, layout: RegionLayout, flags: u32) -> XenMemory {
         let region = self.region(0, SIZE, self.memory.regions()[0].user().0, flags);
         self.told(layout, vec![region])
+    }
+
+    /// All memory as one region, whose pages are mapped when they are needed.
+    pub(crate) fn all_on_demand(&self) -> XenMemory {
+        self.whole(RegionLayout::XenMerged, ON_DEMAND)
     }
 
     pub(crate) fn told(&self, layout: RegionLayout, regions: Vec<XenRegion>) -> XenMemory {
@@ -155,6 +164,13 @@ pub(crate) struct Served {
 }
 
 impl Served {
+    /// A disk of a mebibyte of zeroes.
+    pub(crate) fn disk(guest: &Guest, copy_below: u64) -> Self {
+        let disk = FileDisk::in_memory(1 << 20).unwrap();
+        let device = BlockDevice::new(disk, &DiskOptions::default()).unwrap();
+        Self::new(Arc::new(device), guest, copy_below)
+    }
+
     pub(crate) fn new(device: Arc<dyn Device>, guest: &Guest, copy_below: u64) -> Self {
         Self::with(device, guest, |xen| xen.access.copy_below = copy_below)
     }

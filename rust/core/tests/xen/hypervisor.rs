@@ -166,3 +166,12 @@ fn a_copy_call_succeeds_though_pieces_failed() {
     let mut past = [GrantCopy { offset: 4090, ..piece(reference(0), false) }];
     assert_eq!(error(guest.xen.copy_grants(fd.as_fd(), &mut past)), libc::EINVAL);
 }
+
+#[test]
+fn devices_are_told_apart_by_kind() {
+    let guest = Guest::foreign();
+    let (privcmd, gntdev) = (guest.device(FOREIGN), guest.device(IN_ADVANCE));
+    let is = |kind, fd| guest.xen.is_device(kind, AsFd::as_fd(fd));
+    assert!(is(XenDevice::Privcmd, &privcmd) && !is(XenDevice::Gntdev, &privcmd));
+    assert!(is(XenDevice::Gntdev, &gntdev) && !is(XenDevice::Privcmd, &gntdev));
+}

@@ -4,9 +4,10 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use vhost_user_core::address::GuestAddr;
+use vhost_user_core::backend::Event;
 use vhost_user_core::frontend::{
-    Client, Descriptor, GuestMemory, IMPLEMENTED, INDIRECT, NEXT, RingLayout, SplitRing, Used,
-    WRITE, Wanted, XenMemory,
+    Client, Descriptor, FrontendError, GuestMemory, IMPLEMENTED, INDIRECT, NEXT, RingLayout,
+    SplitRing, Used, WRITE, Wanted, XenMemory,
 };
 use vhost_user_core::wire::ProtocolFeatures;
 
@@ -21,6 +22,10 @@ pub(crate) const DATA_PAGE: u64 = 8;
 /// Types of block requests.
 pub(crate) const READ: u32 = 0;
 pub(crate) const WRITE_OUT: u32 = 1;
+
+/// Their statuses.
+pub(crate) const OK: u8 = 0;
+pub(crate) const IOERR: u8 = 1;
 
 /// A buffer: first address, bytes, and whether the device writes it.
 pub(crate) type Buffer = (u64, u32, bool);
@@ -39,6 +44,21 @@ pub(crate) fn connect(served: &Served) -> Client {
     let negotiated = client.negotiate(&Wanted { protocol, ..Wanted::default() }).unwrap();
     client.set_features(negotiated.features).unwrap();
     client
+}
+
+/// What the back-end says of memory that it refuses.
+pub(crate) fn refusal(served: &Served, guest: &Guest, memory: XenMemory) -> String {
+    let mut client = connect(served);
+    let refused = client.set_xen_memory(&memory);
+    assert!(matches!(refused, Err(FrontendError::Refused { .. })), "{refused:?}");
+    let why = served.events.wait(|event| match event {
+        Event::Refused(why) => Some(why.to_string()),
+        _ => None,
+    });
+    drop(client);
+    served.events.wait_disconnected();
+    guest.assert_left_alone();
+    why
 }
 
 impl Raw {
