@@ -151,6 +151,11 @@ impl Events {
         self.wait(|event| matches!(event, Event::Disconnected).then_some(()));
     }
 
+    /// Waits from now on for what happens from now on.
+    pub(crate) fn forget(&self) {
+        self.0.lock().unwrap().clear();
+    }
+
     pub(crate) fn count(&self, wanted: impl Fn(&Event) -> bool) -> usize {
         self.0.lock().unwrap().iter().filter(|event| wanted(event)).count()
     }

@@ -9,6 +9,7 @@ mod answers;
 mod beyond;
 mod blocks;
 mod calls;
+mod conversation;
 mod copies;
 mod descriptors;
 mod device;
