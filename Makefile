@@ -71,7 +71,7 @@ test-xen: xen-deps build build-arm64 ## Runs the tests of dom0 (PV, PVH, Arm64) 
 
 bench: build ## Measures side by side with other back-ends; needs two free cores.
 	.ci/deps bench
-	$(BIN)/python -m benches.side_by_side
+	$(BIN)/python -m benches
 
 deps: ## Installs the system packages that the tests need, or says which are missing.
 	.ci/deps test

@@ -64,7 +64,12 @@ def test_the_installed_command_is_the_same() -> None:
         (["blk", "--cpus", "a-b"], "'a-b' is not a list of processors such as 0,2-3"),
         (["blk", "--cpus", "3-1"], "'3-1' is not a list of processors such as 0,2-3"),
         (["blk", "--cpus", "0,"], "'0,' is not a list of processors such as 0,2-3"),
-        (["run", "--sock", "x"], "unrecognized arguments: --sock"),
+        (["run", "--sock", "x"], "unrecognized arguments: --sock; did you mean --socket-path?"),
+        (["blk", "--blk-file", "x", "--pol-us=1"], "--pol-us=1; did you mean --poll-us?"),
+        (
+            ["run", "ram.py", "--size=1M"],
+            "--size=1M; an option of the device class is written size=VALUE",
+        ),
         (["run"], "a target is needed: FILE.py:Class"),
         (["info"], "the following arguments are required: SOCKET"),
         (["bench", "x", "--bs", "1000"], "--bs is 1000, not a multiple of 512"),

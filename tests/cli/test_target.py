@@ -96,6 +96,7 @@ class NoType(vu.Device):
         ("no/such/place", 1, "no/such/place: no such file"),
         ("ram.py:Rum", 1, "ram.py has no Rum; did you mean Ram?"),
         ("ram.py:Ram.inner", 1, "ram.py has no Ram.inner"),
+        ("two.py:a", 1, "two.py has no a (there: two.py:A, two.py:B)"),
         ("ram.py:vu.__version__", 1, "ram.py:vu.__version__ is neither a class nor a function"),
         (":Ram", 2, ":Ram: write FILE.py:Class or package.module:Class"),
         ("nosuch.module:X", 1, "cannot load nosuch.module: ModuleNotFoundError: "),
@@ -109,7 +110,8 @@ class NoType(vu.Device):
         ),
         ("empty.py", 2, "empty.py: say which device class, as in empty.py:Class (there: none)"),
         ("ram.py:dict", 1, "ram.py has no dict"),
-        ("empty.py:make", 1, "int is not a vhost_user.Device"),
+        ("empty.py:make", 1, "empty.py:make gave an object of type int, not a vhost_user.Device"),
+        ("empty.py:forget", 1, "empty.py:forget gave None, not a vhost_user.Device"),
         ("unready.py:NoSuper", 1, "NoSuper.__init__ must call super().__init__()"),
         ("unready.py:NoType", 1, "cannot serve NoType: TypeError: NoType has no device_id: "),
     ],
@@ -121,7 +123,7 @@ def test_a_target_that_cannot_be_served_is_one_line(
     Path("syntax.py").write_text("(\n")
     Path("exits.py").write_text("raise SystemExit(3)\n")
     Path("two.py").write_text("from ram import Ram\nclass A(Ram): pass\nclass B(Ram): pass\n")
-    Path("empty.py").write_text("make = int\n")
+    Path("empty.py").write_text("make = int\ndef forget(): pass\n")
     Path("unready.py").write_text(UNREADY)
     result = run("run", target, "--socket-path", "s.sock")
     assert (result.status, result.out) == (status, "")

@@ -64,7 +64,7 @@ def test_ten_thousand_exceptions_are_one_report_and_a_number(
     disk.close()
     disk.backend.stop()
     ours = [r for r in caplog.records if r.name == "vhost_user.device"]
-    assert "read raised ValueError: read of 4096 bytes at offset" in ours[0].getMessage()
+    assert "Raising.read raised ValueError (read of 4096 bytes at offset" in ours[0].getMessage()
     assert ours[0].exc_info is not None
     assert ours[0].levelno == logging.ERROR
     repeats = sum(int(r.getMessage().split()[-3]) for r in ours[1:])
@@ -87,10 +87,10 @@ def test_kinds_are_told_apart_by_class_and_callback(
         driver.write(0, bytes(512))
         driver.wait()
     full = [r.getMessage() for r in caplog.records if r.exc_info]
-    assert [line.split(": ")[1] for line in full] == [
-        "read raised ValueError",
-        "read raised KeyError",
-        "write raised ValueError",
+    assert [line.split(": ")[1].partition(" (")[0] for line in full] == [
+        "Both.read raised ValueError",
+        "Both.read raised KeyError",
+        "Both.write raised ValueError",
     ]
 
 
@@ -142,7 +142,8 @@ def test_exceptions_of_the_control_leg_are_reported_and_go_nowhere(
     disk.backend.stop()
     told = [r.getMessage().split(": ")[1] for r in caplog.records if r.exc_info]
     assert told == [
-        f"{name} raised RuntimeError" for name in ("on_start", "on_stop", "on_disconnect")
+        f"Grumbling.{name} raised RuntimeError (a call from the back-end)"
+        for name in ("on_start", "on_stop", "on_disconnect")
     ]
 
 

@@ -30,6 +30,7 @@ def test_the_course_of_a_session_is_logged_in_order(
     ]
     assert [next(b for b in beginnings if s.startswith(b)) for s in said] == beginnings
     assert {r.name for r in caplog.records} == {"vhost_user.backend"}
+    assert {r.threadName for r in caplog.records} == {"vhost-user-log"}
 
 
 def test_features_are_logged_by_name(vhost_socket: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -263,7 +263,7 @@ def test_the_driver_writes_the_configuration_where_the_device_takes_it(
         assert front.is_refused(Request.SET_CONFIG, wire.config(1, 2, b"ab"))
     assert written == [(0, b"ab")]
     assert [r.getMessage().split(": ")[1] for r in caplog.records if r.exc_info] == [
-        "write_config raised ValueError"
+        "Taking.write_config raised ValueError (a call from the back-end)"
     ]
     with serving(Upper(), vhost_socket) as front:
         assert front.is_refused(Request.SET_CONFIG, write)

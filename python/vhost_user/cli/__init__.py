@@ -76,7 +76,7 @@ def _run(command: str, arguments: list[str]) -> int:
     module.configure(parser)
     parser.add_argument("--debug", action="store_true", help="show errors with their traceback")
     try:
-        options = parser.parse_intermixed_args(arguments)
+        options = parser.parse(arguments)
     except SystemExit:  # argparse has shown the help.
         return Exit.OK
     status: int = module.run(options)

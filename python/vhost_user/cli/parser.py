@@ -2,7 +2,7 @@
 
 import argparse
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from .exits import Exit, Failure
@@ -27,9 +27,25 @@ class Parser(argparse.ArgumentParser):
         """Prints the help as the command prints everything; ``file`` is not looked at."""
         out(self.format_help().rstrip("\n"))
 
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """The options; words in between may be positional. An unknown option gets a hint."""
+        options, unknown = self.parse_known_intermixed_args(arguments)
+        if unknown:
+            hint = self._hint(unknown[0].partition("=")[0], "settings" in options)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return options
+
     def error(self, message: str) -> NoReturn:
         """Ends the command with ``message``."""
         raise Failure(f"{message} (see {self.prog} --help)", status=Exit.USAGE)
+
+    def _hint(self, word: str, takes_settings: bool) -> str:
+        known = list(self._option_string_actions)
+        longer = [option for option in known if option.startswith(word)]
+        hint = f"; did you mean {longer[0]}?" if longer else did_you_mean(word, known)
+        if not hint and takes_settings:
+            hint = f"; an option of the device class is written {word.lstrip('-')}=VALUE"
+        return hint
 
 
 class Once(argparse.Action):

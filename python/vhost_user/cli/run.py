@@ -1,12 +1,16 @@
 """``vhost-user run``: serves a device class from a Python file or module."""
 
 import argparse
+from typing import TYPE_CHECKING
 
 from .exits import Exit, Failure
 from .serve import add_options, endpoint, serve, until_signalled
 from .settings import describe, make, read_settings
 from .streams import out
 from .target import load
+
+if TYPE_CHECKING:
+    from vhost_user import Device
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +48,12 @@ def run(options: argparse.Namespace) -> int:
     return until_signalled(lambda: serve(_device(options), options))
 
 
-def _device(options: argparse.Namespace) -> object:
+def _device(options: argparse.Namespace) -> "Device":
+    from vhost_user import Device
+
     target = load(options.target)
-    return make(target, read_settings(target, options.settings))
+    made = make(target, read_settings(target, options.settings))
+    if not isinstance(made, Device):
+        what = "None" if made is None else f"an object of type {type(made).__name__}"
+        raise Failure(f"{options.target} gave {what}, not a vhost_user.Device")
+    return made

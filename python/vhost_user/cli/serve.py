@@ -124,12 +124,10 @@ def until_signalled(body: Callable[[], int]) -> int:
 
 def serve(device: Any, options: argparse.Namespace) -> int:
     """Serves ``device`` until a signal or the device itself ends it."""
-    from vhost_user import Backend, Device, VhostUserError
+    from vhost_user import Backend, VhostUserError
 
     from .log import to_stderr
 
-    if not isinstance(device, Device):
-        raise Failure(f"{type(device).__name__} is not a vhost_user.Device")
     where, given = endpoint(options), _backend_options(options)
     to_stderr(options.log_level)
     sys.setswitchinterval(SWITCH_INTERVAL)

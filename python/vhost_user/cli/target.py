@@ -82,28 +82,39 @@ def _named(module: ModuleType, place: str, name: str) -> object:
     for part in name.split("."):
         if not hasattr(found, part):
             known = [key for key in vars(found) if not key.startswith("_")]
-            raise Failure(f"{place} has no {name}{did_you_mean(part, known)}")
+            hint = did_you_mean(part, known) or _there(module, place)
+            raise Failure(f"{place} has no {name}{hint}")
         found = getattr(found, part)
     return found
 
 
 def _only_device(module: ModuleType, place: str) -> object:
+    classes = _devices(module)
+    if len(classes) != 1:
+        raise Failure(
+            f"{place}: say which device class, as in {place}:Class{_there(module, place)}",
+            status=Exit.USAGE,
+        )
+    return classes[0]
+
+
+def _devices(module: ModuleType) -> list[type]:
+    """The device classes that the module defines."""
     from vhost_user import Device
 
-    classes = [
+    return [
         thing
         for thing in vars(module).values()
         if inspect.isclass(thing)
         and issubclass(thing, Device)
         and thing.__module__ == module.__name__
     ]
-    if len(classes) != 1:
-        names = ", ".join(f"{place}:{each.__name__}" for each in classes) or "none"
-        raise Failure(
-            f"{place}: say which device class, as in {place}:Class (there: {names})",
-            status=Exit.USAGE,
-        )
-    return classes[0]
+
+
+def _there(module: ModuleType, place: str) -> str:
+    """A hint at the device classes that could be named."""
+    names = ", ".join(f"{place}:{each.__name__}" for each in _devices(module)) or "none"
+    return f" (there: {names})"
 
 
 def _where(error: BaseException) -> str:

@@ -55,7 +55,11 @@ class Disk(Device):
         self.serial = serial
 
     def resize(self, size: int) -> None:
-        """Changes the size; if served, the driver is told and goes by it from now on."""
+        """Changes the size.
+
+        If served, requests are held to it at once, and the front-end gets a notice: the driver
+        sees it when it has read its configuration again.
+        """
         _check_size(size)
         if self.served_by is not None:
             self.served_by.resize(size)

@@ -103,7 +103,8 @@ impl Backend {
         if let (Some(xen), Some(guest)) = (&mut options.xen, guest) {
             xen.access.ops = guest.guest().ops();
         }
-        let reports = Arc::new(Reports::new(label.clone(), on_error_of(on_error)?));
+        let class = device.get_type().name()?.to_string();
+        let reports = Arc::new(Reports::new(label.clone(), class, on_error_of(on_error)?));
         let served = Served::new(device, kind, &overrides, raw_views, &reports)?;
         log::start()?;
         let observer = Arc::new(Listener { label });

@@ -18,6 +18,8 @@ use pyo3::types::PyDict;
 use crate::call::call_with;
 use crate::report::Reports;
 
+const THREAD_NAME: &str = "vhost-user-log";
+
 /// Records that may wait. A storm of events is worth its first thousand lines.
 const CAPACITY: usize = 1024;
 
@@ -104,7 +106,7 @@ pub(crate) fn start() -> std::io::Result<()> {
     let queue = guard.get_or_insert_default();
     queue.ending = false;
     if !queue.running {
-        thread::Builder::new().name("vhost-user-log".into()).spawn(run)?;
+        thread::Builder::new().name(THREAD_NAME.into()).spawn(run)?;
         queue.running = true;
     }
     Ok(())
@@ -209,6 +211,7 @@ enum Work {
 fn run() {
     // `None`: the interpreter is on its way out, nobody reads a log any more.
     let _ = Python::try_attach(|py| {
+        report(py, take_name(py));
         loop {
             match py.detach(next) {
                 Work::Hand(entry, dropped) => {
@@ -227,6 +230,12 @@ fn run() {
         queue.running = false;
     }
     DRAINED.notify_all();
+}
+
+/// Tells Python the thread's name: it stands in every record that a handler shows it of.
+fn take_name(py: Python<'_>) -> PyResult<()> {
+    let this = py.import("threading")?.call_method0("current_thread")?;
+    this.setattr("name", THREAD_NAME)
 }
 
 fn next() -> Work {

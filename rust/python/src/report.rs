@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::mem;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -49,6 +50,7 @@ pub(crate) struct Context<'a> {
 /// The errors of one device's callbacks.
 pub(crate) struct Reports {
     label: String,
+    device: String,
     on_error: OnError,
     state: Mutex<State>,
     /// Asks the back-end to stop.
@@ -74,9 +76,9 @@ struct Kind {
 }
 
 impl Reports {
-    /// `label` stands before each line.
-    pub(crate) fn new(label: String, on_error: OnError) -> Self {
-        Self { label, on_error, state: Mutex::default(), stop: OnceLock::new() }
+    /// `label` stands before each line; `device` is the class whose callbacks raise.
+    pub(crate) fn new(label: String, device: String, on_error: OnError) -> Self {
+        Self { label, device, on_error, state: Mutex::default(), stop: OnceLock::new() }
     }
 
     /// Says how to stop the back-end, once it has started.
@@ -108,8 +110,9 @@ impl Reports {
         {
             // Not a failure of the device but a wish.
             self.stop_for(error.clone_ref(py));
-            let what = error.value(py).get_type();
-            self.say(Level::Info, format!("{}: {what}: stopping", context.callback), None);
+            let text =
+                format!("{}, stopping", self.sentence(context.callback, &name_of(py, &error)));
+            self.say(Level::Info, text, None);
             return fault;
         }
         match self.on_error {
@@ -152,7 +155,7 @@ impl Reports {
         let mut lines = Vec::new();
         for ((_, callback), kind) in &mut self.lock().kinds {
             if kind.repeats > 0 {
-                lines.push(kind.summary(callback));
+                lines.push(self.summary(callback, kind));
             }
         }
         for line in lines {
@@ -168,7 +171,7 @@ impl Reports {
         if let Some(kind) = state.kinds.get_mut(&key) {
             kind.repeats += 1;
             if kind.last_told.elapsed() >= SUMMARY_EVERY {
-                let line = kind.summary(context.callback);
+                let line = self.summary(context.callback, kind);
                 drop(state);
                 self.say(level, line, None);
             }
@@ -176,14 +179,26 @@ impl Reports {
         }
         let known = state.kinds.len();
         drop(state);
-        let name = class.name().map_or_else(|_| "an exception".into(), |name| name.to_string());
-        let text = format!("{} raised {name}: {}", context.callback, context.request);
+        let name = name_of(py, &error);
+        let text = format!("{} ({})", self.sentence(context.callback, &name), context.request);
         if known < MAX_KINDS {
             let last_told = Instant::now();
             let kind = Kind { name, _class: class.unbind(), repeats: 0, last_told };
             self.lock().kinds.insert(key, kind);
         }
         self.say(level, text, Some(error));
+    }
+
+    /// Who raised what: `RamDisk.read raised ValueError`.
+    fn sentence(&self, callback: &str, exception: &str) -> String {
+        format!("{}.{callback} raised {exception}", self.device)
+    }
+
+    /// Says how often it was repeated, and starts to count anew.
+    fn summary(&self, callback: &str, kind: &mut Kind) -> String {
+        let repeats = mem::take(&mut kind.repeats);
+        kind.last_told = Instant::now();
+        format!("{} {repeats} more times", self.sentence(callback, &kind.name))
     }
 
     /// Keeps the newest error for a front-end to raise.
@@ -209,12 +224,8 @@ impl Reports {
     }
 }
 
-impl Kind {
-    fn summary(&mut self, callback: &str) -> String {
-        let repeats = std::mem::take(&mut self.repeats);
-        self.last_told = Instant::now();
-        format!("{callback} raised {} {repeats} more times", self.name)
-    }
+fn name_of(py: Python<'_>, error: &PyErr) -> String {
+    error.get_type(py).name().map_or_else(|_| "an exception".into(), |name| name.to_string())
 }
 
 /// Empties the frames that an exception came through. They hold the callback's variables, and with
