@@ -13,7 +13,7 @@ use super::foreign::{Foreign, NoPage};
 use super::grant::{GrantMap, Grants, run};
 use super::view::{Access, Segment};
 use crate::address::{GuestAddr, UserAddr};
-use crate::sys::guard::Loss;
+use crate::sys::guard::{self, Loss};
 use crate::sys::kind::kind;
 use crate::sys::mmap::{Mapping, Protection};
 use crate::xen::{GrantRef, XEN_PAGE, XenAccess, XenDevice, XenOps};
@@ -190,6 +190,7 @@ impl Region {
             XenKind::Grant | XenKind::GrantOnDemand => XenDevice::Gntdev,
         };
         let fd = right_device(&*access.ops, device, fd)?;
+        guard::install().map_err(|error| RegionError::System("answer its faults", error))?;
         let on_demand = |how| Self::held([Segment::EMPTY; 2], guest, user, size, how);
         let region = match kind {
             XenKind::Foreign => {

@@ -55,6 +55,9 @@ struct Table<const N: usize> {
     slots: [Slot; N],
     /// Slots from here on were never used.
     used: AtomicUsize,
+    /// Where to look for a free slot first: those before it are in use, but for some that were
+    /// freed while others were filled in.
+    hint: AtomicUsize,
 }
 
 /// One noted mapping. All fields are filled in between `CLAIMED` and the real start, with release
@@ -78,6 +81,7 @@ pub struct Loss {
 /// A mapping's place in the table, as long as this value lives.
 #[derive(Debug)]
 pub(super) struct Guard {
+    number: usize,
     slot: &'static Slot,
     loss: OnceLock<Arc<Loss>>,
 }
@@ -110,18 +114,28 @@ impl Loss {
     }
 }
 
+/// Makes this process ready to answer for mappings that are noted. Called with each region, not
+/// with each mapping that is made for a request: it takes system calls and a lock.
+///
+/// # Errors
+/// The system refuses the handlers.
+pub fn install() -> io::Result<()> {
+    fork::install()?;
+    sigbus::install()?;
+    PROCESS.store(process::id(), Ordering::Relaxed);
+    Ok(())
+}
+
 impl Guard {
-    /// Notes `len` bytes at `start`, which are mapped and not used yet.
+    /// Notes `len` bytes at `start`, which are mapped and not used yet. [`install`] was called
+    /// before.
     ///
     /// # Errors
-    /// The table is full, or the system refuses the handlers.
+    /// The table is full.
     pub(super) fn new(start: usize, len: usize, owner: Owner) -> io::Result<Self> {
-        fork::install()?;
-        sigbus::install()?;
-        PROCESS.store(process::id(), Ordering::Relaxed);
         let full = || io::Error::other(format!("the process has {SLOTS} shared mappings"));
-        let slot = TABLE.note(start, len, owner).ok_or_else(full)?;
-        Ok(Self { slot, loss: OnceLock::new() })
+        let (number, slot) = TABLE.note(start, len, owner).ok_or_else(full)?;
+        Ok(Self { number, slot, loss: OnceLock::new() })
     }
 
     /// Has the loss of this mapping told; the first call counts.
@@ -139,7 +153,7 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        self.slot.free();
+        TABLE.free(self.number);
     }
 }
 
@@ -205,12 +219,17 @@ pub(super) fn replace_all_in_child() {
 
 impl<const N: usize> Table<N> {
     const fn new() -> Self {
-        Self { slots: [const { Slot::new() }; N], used: AtomicUsize::new(0) }
+        let (used, hint) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Self { slots: [const { Slot::new() }; N], used, hint }
     }
 
     /// Fills in a free slot; `None` if there is none.
-    fn note(&self, start: usize, len: usize, owner: Owner) -> Option<&Slot> {
-        let number = self.slots.iter().position(Slot::claim)?;
+    fn note(&self, start: usize, len: usize, owner: Owner) -> Option<(usize, &Slot)> {
+        let hint = self.hint.load(Ordering::Relaxed);
+        let number = (hint..N).chain(0..hint).find(|&number| self.slots[number].claim())?;
+        // Unless a slot before it was freed meanwhile.
+        let (success, failure) = (Ordering::Relaxed, Ordering::Relaxed);
+        let _ = self.hint.compare_exchange(hint, number + 1, success, failure);
         self.used.fetch_max(number + 1, Ordering::AcqRel);
         let slot = &self.slots[number];
         slot.len.store(len, Ordering::Release);
@@ -218,7 +237,12 @@ impl<const N: usize> Table<N> {
         slot.lent.store(owner == Owner::Domain, Ordering::Release);
         slot.process.store(process::id(), Ordering::Release);
         slot.start.store(start, Ordering::Release);
-        Some(slot)
+        Some((number, slot))
+    }
+
+    fn free(&self, number: usize) {
+        self.slots[number].free();
+        self.hint.fetch_min(number, Ordering::Relaxed);
     }
 
     fn used(&self) -> &[Slot] {
@@ -351,13 +375,22 @@ mod tests {
     #[test]
     fn a_full_table_takes_no_more_until_a_slot_is_free() {
         let table = Table::<2>::new();
-        let first = table.note(0x1000, 0x1000, Owner::File).unwrap();
+        let (first, _) = table.note(0x1000, 0x1000, Owner::File).unwrap();
         table.note(0x4000, 0x1000, Owner::File).unwrap();
         assert!(table.note(0x8000, 0x1000, Owner::File).is_none());
-        first.free();
+        table.free(first);
         assert!(table.find(0x1000).is_none());
         table.note(0x8000, 0x1000, Owner::File).unwrap();
         assert_eq!(table.find(0x8fff).map(|found| found.start), Some(0x8000));
+    }
+
+    #[test]
+    fn the_first_free_slot_is_filled_in() {
+        let table = Table::<64>::new();
+        let note = || table.note(0x1000, 0x1000, Owner::File).unwrap().0;
+        assert_eq!([note(), note(), note(), note()], [0, 1, 2, 3]);
+        [2, 0, 3].into_iter().for_each(|number| table.free(number));
+        assert_eq!([note(), note(), note(), note()], [0, 2, 3, 4]);
     }
 
     #[test]
@@ -372,11 +405,15 @@ mod tests {
     #[test]
     fn a_slot_that_changes_hands_is_never_seen_half() {
         let table = Table::<1>::new();
+        let note_and_free = |start, len| {
+            let (number, _) = table.note(start, len, Owner::File).unwrap();
+            table.free(number);
+        };
         thread::scope(|scope| {
             let writer = scope.spawn(|| {
                 for _ in 0..100_000 {
-                    table.note(0x1000, 0x1000, Owner::File).unwrap().free();
-                    table.note(0x10_0000, 0x10_0000, Owner::File).unwrap().free();
+                    note_and_free(0x1000, 0x1000);
+                    note_and_free(0x10_0000, 0x10_0000);
                 }
             });
             while !writer.is_finished() {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use rustix::mm::{self, Advice, MapFlags, ProtFlags};
 
-use super::guard::{Guard, Loss, Owner};
+use super::guard::{self, Guard, Loss, Owner};
 use super::keep;
 
 /// What a mapping may be used for.
@@ -56,12 +56,16 @@ impl Mapping {
     /// writable, left out of core dumps and of forked children. If the file is cut later, what is
     /// mapped becomes private zeroes with the first access to a part that is gone.
     pub fn shared(fd: BorrowedFd<'_>, offset: u64, len: usize) -> io::Result<Self> {
-        Self::protected(fd, offset, len, Protection::ReadWrite)
+        guard::install()?;
+        let mut mapping = Self::of_device(fd, offset, len, Protection::ReadWrite)?;
+        mapping.keep_to_ourselves();
+        mapping.guard = Some(Guard::new(mapping.base as usize, len, Owner::File)?);
+        Ok(mapping)
     }
 
-    /// As [`shared`](Self::shared), with less than all rights. Writing to a mapping that may not
-    /// be written is a fault: who hands out its address must know.
-    pub fn protected(
+    /// Maps what a device shows, for [`lent`](Self::lent), with these rights. Writing to a mapping
+    /// that may not be written is a fault: who hands out its address must know.
+    pub fn of_device(
         fd: BorrowedFd<'_>,
         offset: u64,
         len: usize,
@@ -71,10 +75,7 @@ impl Mapping {
         // SAFETY: a null hint lets the kernel choose a free range, so no memory in use changes.
         let base =
             unsafe { mm::mmap(ptr::null_mut(), len, protection.flags(), flags, fd, offset) }?;
-        let mut mapping = Self { base, len, guard: None, file: None };
-        mapping.keep_to_ourselves();
-        mapping.guard = Some(Guard::new(base as usize, len, Owner::File)?);
-        Ok(mapping)
+        Ok(Self { base, len, guard: None, file: None })
     }
 
     /// `len` bytes of zeroes of this process's own. They take no memory before they are written.
@@ -144,11 +145,10 @@ impl Mapping {
     }
 
     /// Says that all of it is another domain's memory, and that nobody uses it yet: an access that
-    /// cannot reach it is answered as if it were a file's.
+    /// cannot reach it is answered as if it were a file's. [`guard::install`] was called before.
     pub fn lent(mut self) -> io::Result<Self> {
-        // Of the two notes the new one counts.
-        self.guard = None;
-        self.keep_to_ourselves();
+        // Linux's drivers leave their areas out of dumps, but not always out of children.
+        self.advise(Advice::LinuxDontFork);
         // Made while there are descriptors to be had: `detach` counts on it.
         keep::nothing()?;
         self.guard = Some(Guard::new(self.base as usize, self.len, Owner::Domain)?);

@@ -9,7 +9,6 @@ use std::fs::read_to_string;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::OnceLock;
 
 use rustix::fs::{Mode, OFlags};
 
@@ -36,10 +35,8 @@ const TARGET_IS_GRANT: u16 = 2;
 const DEFAULT_LIMIT: usize = 65536;
 
 /// Linux's Xen devices.
-#[derive(Debug, Default)]
-pub struct LinuxXen {
-    limit: OnceLock<usize>,
-}
+#[derive(Debug)]
+pub struct LinuxXen;
 
 /// A piece of GRANT_COPY, as the kernel has it.
 #[repr(C)]
@@ -95,7 +92,7 @@ impl XenOps for LinuxXen {
     }
 
     fn max_grants(&self) -> usize {
-        *self.limit.get_or_init(|| limit(Path::new("/")))
+        limit(Path::new("/"))
     }
 
     fn list_grants(&self, gntdev: BorrowedFd<'_>, grants: &[GrantRef]) -> io::Result<u64> {
@@ -114,7 +111,7 @@ impl XenOps for LinuxXen {
         count: usize,
         protection: Protection,
     ) -> io::Result<Mapping> {
-        Mapping::protected(gntdev, index, count * XEN_PAGE as usize, protection)
+        Mapping::of_device(gntdev, index, count * XEN_PAGE as usize, protection)
     }
 
     fn give_up_grants(&self, gntdev: BorrowedFd<'_>, index: u64, count: usize) -> io::Result<()> {
@@ -243,7 +240,7 @@ mod tests {
 
     #[test]
     fn no_other_file_is_taken_for_a_device() {
-        let xen = LinuxXen::default();
+        let xen = LinuxXen;
         for path in ["/dev/null", "/dev/zero", "/proc/self/status", "/"] {
             let file = File::open(path).unwrap();
             assert!(!xen.is_device(XenDevice::Gntdev, file.as_fd()), "{path}");

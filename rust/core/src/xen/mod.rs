@@ -77,7 +77,7 @@ pub struct XenAccess {
 impl XenAccess {
     /// Linux's devices, used as measured best.
     pub fn linux() -> Self {
-        Self { ops: Arc::new(LinuxXen::default()), copy_below: COPY_BELOW }
+        Self { ops: Arc::new(LinuxXen), copy_below: COPY_BELOW }
     }
 }
 
@@ -142,7 +142,7 @@ pub trait XenOps: fmt::Debug + Send + Sync + 'static {
         at: usize,
     ) -> io::Result<i32>;
 
-    /// Most references that one call takes.
+    /// Most references that one call takes, as it is now.
     fn max_grants(&self) -> usize;
 
     /// Lists granted pages that are to be mapped; returns the list's index in the open file, where
