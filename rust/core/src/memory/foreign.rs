@@ -4,10 +4,9 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
-use std::thread;
-use std::time::Duration;
 
 use super::loans::Loans;
+use super::patience::Patience;
 use crate::address::GuestAddr;
 use crate::sys::guard::Loss;
 use crate::sys::mmap::{Mapping, Place};
@@ -15,10 +14,6 @@ use crate::xen::{Frames, XEN_PAGE, XenOps};
 
 /// Pages in one call: 256 MiB of memory, with less than a megabyte of numbers and results.
 const PAGES_PER_CALL: usize = 1 << 16;
-
-/// Tries before a page that stays paged out is an error, and the time between two.
-const TRIES: u32 = 1000;
-const PAUSE: Duration = Duration::from_micros(100);
 
 /// An open device for foreign mapping, and the domain that it is for.
 #[derive(Debug)]
@@ -36,6 +31,13 @@ pub struct NoPage {
     at: GuestAddr,
     domid: u16,
     error: io::Error,
+}
+
+impl NoPage {
+    /// The page's first address.
+    pub(super) fn at(&self) -> GuestAddr {
+        self.at
+    }
 }
 
 impl Foreign {
@@ -61,9 +63,21 @@ impl Foreign {
     /// first byte. Nothing is mapped after the [end](Self::end).
     pub(super) fn map(&self, at: GuestAddr, len: u64) -> Result<Arc<Mapping>, NoPage> {
         let first = at.0 / XEN_PAGE;
-        let no_room = || self.failed(first, io::ErrorKind::OutOfMemory.into());
         let pages = usize::try_from((at.0 % XEN_PAGE + len).div_ceil(XEN_PAGE));
-        let pages = pages.map_err(|_| no_room())?;
+        let pages = pages.map_err(|_| self.failed(first, io::ErrorKind::OutOfMemory.into()))?;
+        self.map_pages(pages, |page| first + page as u64, &mut Patience::default())
+    }
+
+    /// Maps so many pages in one area, in order, each of the frame that `number` says. Those that
+    /// are paged out are waited for. Nothing is mapped after the [end](Self::end).
+    pub(super) fn map_pages(
+        &self,
+        pages: usize,
+        number: impl Fn(usize) -> u64,
+        patience: &mut Patience,
+    ) -> Result<Arc<Mapping>, NoPage> {
+        let first = number(0);
+        let no_room = || self.failed(first, io::ErrorKind::OutOfMemory.into());
         let bytes = pages.checked_mul(XEN_PAGE as usize).ok_or_else(no_room)?;
         let bytes = bytes.next_multiple_of(self.ops.host_page());
         let mut area = Mapping::reserved(bytes).map_err(|error| self.failed(first, error))?;
@@ -72,9 +86,8 @@ impl Foreign {
             // Not held during the calls, which may be many: what comes too late is not added.
             drop(self.loans.hold().map_err(|error| self.failed(first, error))?);
             let count = PAGES_PER_CALL.min(pages - done);
-            let from = first + done as u64;
-            let numbers: Vec<u64> = (from..from + count as u64).collect();
-            self.map_some(&numbers, &mut area, done * XEN_PAGE as usize)?;
+            let numbers: Vec<u64> = (done..done + count).map(&number).collect();
+            self.map_some(&numbers, &mut area, done * XEN_PAGE as usize, patience)?;
             done += count;
         }
         // A page that was mapped once stays: the hypervisor counts the mapping and frees no page
@@ -104,7 +117,13 @@ impl Foreign {
 
     /// One call, and the look at each page's result. The kernel reports success although pages
     /// failed, and a page that failed is a fault, or worse, wrong data, for who touches it.
-    fn map_some(&self, numbers: &[u64], area: &mut Mapping, at: usize) -> Result<(), NoPage> {
+    fn map_some(
+        &self,
+        numbers: &[u64],
+        area: &mut Mapping,
+        at: usize,
+        patience: &mut Patience,
+    ) -> Result<(), NoPage> {
         let mut errors = vec![0; numbers.len()];
         let frames = Frames { domid: self.domid, numbers };
         match self.ops.map_frames(self.fd.as_fd(), frames, area, at, &mut errors) {
@@ -117,29 +136,33 @@ impl Foreign {
             let at = at + page * XEN_PAGE as usize;
             match error {
                 0 => {}
-                error if error == -libc::ENOENT => self.retry(number, area, at)?,
+                error if error == -libc::ENOENT => self.await_page(number, area, at, patience)?,
                 error => return Err(self.failed(number, io::Error::from_raw_os_error(-error))),
             }
         }
         Ok(())
     }
 
-    /// Waits for a page that is paged out.
-    fn retry(&self, number: u64, area: &mut Mapping, at: usize) -> Result<(), NoPage> {
+    /// Waits for a page that is paged out. All of an area come back at the same time: those that
+    /// are looked at after the first cost a call each, and seldom a pause.
+    fn await_page(
+        &self,
+        number: u64,
+        area: &mut Mapping,
+        at: usize,
+        patience: &mut Patience,
+    ) -> Result<(), NoPage> {
         let frames = Frames { domid: self.domid, numbers: &[number] };
-        let mut error = libc::ENOENT;
-        for _ in 0..TRIES {
-            thread::sleep(PAUSE);
-            error = match self.ops.retry_frame(self.fd.as_fd(), frames, area, at) {
+        loop {
+            let error = match self.ops.retry_frame(self.fd.as_fd(), frames, area, at) {
                 Ok(0) => return Ok(()),
                 Ok(error) => -error,
                 Err(error) => error.raw_os_error().unwrap_or(libc::EIO),
             };
-            if error != libc::ENOENT {
-                break;
+            if error != libc::ENOENT || !patience.wait() {
+                return Err(self.failed(number, io::Error::from_raw_os_error(error)));
             }
         }
-        Err(self.failed(number, io::Error::from_raw_os_error(error)))
     }
 
     fn failed(&self, number: u64, error: io::Error) -> NoPage {

@@ -5,17 +5,12 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::thread;
-use std::time::Duration;
 
 use super::loans::Loans;
+use super::patience::Patience;
 use crate::sys::guard::Loss;
 use crate::sys::mmap::{Mapping, Place, Protection};
 use crate::xen::{GrantCopy, GrantRef, XenAccess, XenOps};
-
-/// Tries before pages that stay paged out are an error, and the time between two.
-const TRIES: u32 = 100;
-const PAUSE: Duration = Duration::from_millis(1);
 
 /// An open grant device, and what is mapped through it.
 #[derive(Debug)]
@@ -23,6 +18,7 @@ pub(super) struct Grants {
     ops: Arc<dyn XenOps>,
     fd: OwnedFd,
     copy_below: u64,
+    limit: usize,
     loans: Loans<GrantMap>,
     loss: OnceLock<Arc<Loss>>,
 }
@@ -42,12 +38,19 @@ pub(super) fn run(domid: u16, first: u32, pages: usize) -> impl Iterator<Item = 
     (0..pages).map(move |page| GrantRef { domid, reference: first.wrapping_add(page as u32) })
 }
 
+/// Whether a page is paged out: the kernel says so of a whole call.
+pub(super) fn is_paged_out(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EAGAIN)
+}
+
 impl Grants {
     /// Takes an open grant device.
     pub(super) fn new(access: &XenAccess, fd: OwnedFd) -> Arc<Self> {
         let XenAccess { ops, copy_below } = access.clone();
-        let loss = OnceLock::new();
-        Arc::new(Self { ops, fd, copy_below, loans: Loans::default(), loss })
+        // Whoever loads the driver may change it later: the next region knows.
+        let limit = ops.max_grants().max(1);
+        let (loans, loss) = (Loans::default(), OnceLock::new());
+        Arc::new(Self { ops, fd, copy_below, limit, loans, loss })
     }
 
     /// Has `loss` told if something is lost of what is mapped from now on; the first call counts.
@@ -60,13 +63,15 @@ impl Grants {
         self.copy_below
     }
 
-    /// Maps the pages, in order, in one call; not after the [end](Self::end).
+    /// Maps the pages, in order, in one call; not after the [end](Self::end). Those that are paged
+    /// out are waited for.
     pub(super) fn map(
         self: &Arc<Self>,
         grants: &[GrantRef],
         protection: Protection,
+        patience: &mut Patience,
     ) -> io::Result<Arc<GrantMap>> {
-        let (area, index) = self.try_map(grants, protection)?;
+        let (area, index) = self.try_map(grants, protection, patience)?;
         let area = area.lent().inspect_err(|_| {
             let _ = self.ops.unmap_grants(self.fd.as_fd(), index, grants.len());
         })?;
@@ -80,17 +85,17 @@ impl Grants {
         })
     }
 
-    /// Pages that are paged out come back soon.
-    fn try_map(&self, grants: &[GrantRef], protection: Protection) -> io::Result<(Mapping, u64)> {
-        let mut tries = TRIES;
+    fn try_map(
+        &self,
+        grants: &[GrantRef],
+        protection: Protection,
+        patience: &mut Patience,
+    ) -> io::Result<(Mapping, u64)> {
         loop {
             // Not held during the call, which may be long: what comes too late is not added.
             drop(self.loans.hold()?);
             match self.map_once(grants, protection) {
-                Err(error) if error.raw_os_error() == Some(libc::EAGAIN) && tries > 0 => {
-                    tries -= 1;
-                    thread::sleep(PAUSE);
-                }
+                Err(error) if is_paged_out(&error) && patience.wait() => {}
                 done => return done,
             }
         }
@@ -109,20 +114,22 @@ impl Grants {
     }
 
     /// Copies pieces in one call. A piece that was not copied has a status that is not 0: none
-    /// is after the [end](Self::end).
-    pub(super) fn copy(&self, pieces: &mut [GrantCopy<'_>]) {
+    /// is after the [end](Self::end). `false`: the call failed, and nothing was copied.
+    pub(super) fn copy(&self, pieces: &mut [GrantCopy<'_>]) -> bool {
         if pieces.is_empty() {
-            return;
+            return true;
         }
         let held = self.loans.hold();
-        if held.and_then(|_held| self.ops.copy_grants(self.fd.as_fd(), pieces)).is_err() {
+        let done = held.and_then(|_held| self.ops.copy_grants(self.fd.as_fd(), pieces)).is_ok();
+        if !done {
             pieces.iter_mut().for_each(|piece| piece.status = i16::MIN);
         }
+        done
     }
 
     /// Most references in one call.
     pub(super) fn limit(&self) -> usize {
-        self.ops.max_grants()
+        self.limit
     }
 
     /// From now on nothing is mapped or copied.

@@ -8,6 +8,7 @@ mod foreign;
 mod grant;
 mod index;
 mod loans;
+mod patience;
 mod region;
 mod taken;
 pub mod view;
@@ -16,7 +17,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::address::{GuestAddr, UserAddr};
-pub use demand::{Fault, Reads, Shared, give_back, provide};
+pub use demand::{Fault, Reads, Room, Shared, Terms, give_back, provide};
 pub use foreign::NoPage;
 use index::Index;
 pub use region::{Gone, Region, RegionError, XenKind};

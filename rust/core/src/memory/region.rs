@@ -11,6 +11,7 @@ use rustix::fs::FileType;
 
 use super::foreign::{Foreign, NoPage};
 use super::grant::{GrantMap, Grants, run};
+use super::patience::Patience;
 use super::view::{Access, Segment};
 use crate::address::{GuestAddr, UserAddr};
 use crate::sys::guard::{self, Loss};
@@ -595,14 +596,14 @@ fn map_all(
     let first = grant_of(guest);
     let pages = usize::try_from((guest.0 % XEN_PAGE + size).div_ceil(XEN_PAGE))
         .map_err(|_| RegionError::TooLarge { size, most: MAX_XEN_SIZE })?;
-    let each = grants.limit().max(1);
+    let each = grants.limit();
     let try_to = |protection| {
-        let mut maps = Vec::new();
+        let (mut maps, mut patience) = (Vec::new(), Patience::default());
         let mut done = 0;
         while done < pages {
             let count = each.min(pages - done);
             let refs: Vec<_> = run(domid, first.wrapping_add(done as u32), count).collect();
-            let map = grants.map(&refs, protection);
+            let map = grants.map(&refs, protection, &mut patience);
             maps.push(map.map_err(|error| RegionError::Grants(refs[0], count, error))?);
             done += count;
         }

@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use super::demand::{Demand, Fault};
 use super::foreign::Foreign;
 use super::grant::{GrantMap, Grants, run};
+use super::patience::Patience;
 use super::region::{OnDemand, Reach, grant_of};
 use super::{Memory, OutOfMemory, Region};
 use crate::address::GuestAddr;
@@ -109,7 +110,7 @@ impl Window {
         let lead = (at.0 % XEN_PAGE) as usize;
         let pages = (lead + len).div_ceil(XEN_PAGE as usize);
         let refs: Vec<_> = run(domid, grant_of(at), pages).collect();
-        let map = grants.map(&refs, access.protection()).ok()?;
+        let map = grants.map(&refs, access.protection(), &mut Patience::default()).ok()?;
         let place = Segment::new(map.base().wrapping_add(lead), len);
         Self::new(place, len, align, Holder::Grants(map))
     }

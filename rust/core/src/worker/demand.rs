@@ -1,16 +1,21 @@
 //! What a worker does more where guest memory is not mapped in advance: before a batch is handed
 //! over its buffers get their places, and before its answers are published they are given back.
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
 use super::Report;
 use super::queue::{Hands, Queue};
 use crate::device::Device;
 use crate::memory::view::{Access, Buffers};
-use crate::memory::{Shared, give_back, provide};
+use crate::memory::{Room, Shared, Terms, give_back, provide};
 use crate::request::Done;
 
 /// A queue's state for that; made when it is first needed.
 #[derive(Debug, Default)]
 pub(super) struct Provided {
+    /// What bounce buffers have taken.
+    room: Arc<Room>,
     /// Map calls that requests share.
     shared: Vec<Shared>,
     /// Answered requests whose pages hang on others that are not answered yet.
@@ -28,16 +33,26 @@ impl Provided {
 
 impl Queue {
     /// Gives all buffers of a batch their places. Requests for which that fails do not reach the
-    /// device's `handle`.
+    /// device's `handle`. If the worker is called meanwhile the rest is put back: `false`.
     #[cold]
-    pub(super) fn provide(&mut self, hands: &mut Hands<'_>) {
+    pub(super) fn provide(&mut self, hands: &mut Hands<'_>) -> bool {
         let mut waiting: Vec<&mut Buffers> =
             hands.batch.buffers_mut().filter(|buffers| buffers.waits()).collect();
         let device = hands.device;
         let provided = self.provided.get_or_insert_default();
         if !waiting.is_empty() {
-            let shared = provide(&mut waiting, device.keeps_requests(), device.wants_mappings());
+            let terms = Terms {
+                kept: device.keeps_requests(),
+                mapped: device.wants_mappings(),
+                room: &provided.room,
+                is_called: &|| hands.called.load(Ordering::SeqCst),
+            };
+            let shared = provide(&mut waiting, &terms);
             provided.shared.push(shared);
+        }
+        let undone = hands.batch.buffers_mut().position(|buffers| buffers.is_undone());
+        if let Some(first) = undone {
+            hands.batch.take_left(first).for_each(|slot| self.put_back(slot));
         }
         self.sink.note(hands.batch.chains_mut());
         // Who takes memory away says so before looking at what is noted: one of the two sees the
@@ -55,6 +70,7 @@ impl Queue {
             let written = hands.device.refuse(self.index, &request);
             hands.batch.complete(request, written);
         }
+        undone.is_none()
     }
 
     /// Takes the buffers of a batch back, so that its answers can be published.

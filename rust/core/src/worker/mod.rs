@@ -9,6 +9,7 @@ mod queue;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle, ThreadId};
@@ -87,6 +88,8 @@ pub(crate) struct Worker {
 #[derive(Debug)]
 struct Mailbox {
     commands: Mutex<Vec<Command>>,
+    /// There are commands.
+    called: AtomicBool,
     bell: Arc<Bell>,
     epoll: OwnedFd,
 }
@@ -131,9 +134,11 @@ impl Worker {
         &self.mailbox.bell
     }
 
-    /// Posts a command; it is carried out after the batch at hand.
+    /// Posts a command; it is carried out after the batch at hand, of which what waits for the
+    /// hypervisor is left for later.
     pub(crate) fn post(&self, command: Command) {
         self.mailbox.commands.lock().unwrap_or_else(PoisonError::into_inner).push(command);
+        self.mailbox.called.store(true, Ordering::SeqCst);
         self.mailbox.bell.ring();
     }
 
@@ -170,7 +175,7 @@ impl Mailbox {
         let bell = Bell::new()?;
         let data = epoll::EventData::new_u64(BELL);
         epoll::add(&epoll, bell.event(), data, epoll::EventFlags::IN)?;
-        Ok(Self { commands: Mutex::default(), bell, epoll })
+        Ok(Self { commands: Mutex::default(), called: AtomicBool::new(false), bell, epoll })
     }
 }
 
@@ -255,6 +260,7 @@ impl<'a> Thread<'a> {
                 device: self.device,
                 report: self.report,
                 bell: &self.mailbox.bell,
+                called: &self.mailbox.called,
                 batch: &mut self.batch,
                 limit: self.limit,
             };
@@ -307,6 +313,7 @@ impl<'a> Thread<'a> {
     /// Commands first, in the order in which they were posted, then completions.
     fn answer(&mut self) {
         self.mailbox.bell.answer();
+        self.mailbox.called.store(false, Ordering::SeqCst);
         let commands = std::mem::take(
             &mut *self.mailbox.commands.lock().unwrap_or_else(PoisonError::into_inner),
         );

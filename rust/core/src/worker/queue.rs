@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 
 use super::Report;
@@ -112,6 +112,8 @@ pub(super) struct Hands<'a> {
     pub(super) device: &'a dyn Device,
     pub(super) report: &'a dyn Report,
     pub(super) bell: &'a Bell,
+    /// Commands wait.
+    pub(super) called: &'a AtomicBool,
     pub(super) batch: &'a mut Batch,
     pub(super) limit: u16,
 }
@@ -184,7 +186,10 @@ impl Queue {
             self.counters.in_flight.store(self.in_flight, Ordering::Relaxed);
             if self.ring.memory().is_xen() {
                 broken = self.finish_walks(hands.batch).or(broken);
-                self.provide(hands);
+                if !self.provide(hands) {
+                    // It is behind what was put back, and comes again.
+                    broken = None;
+                }
             }
             if !hands.batch.is_empty() {
                 hands.device.handle(self.index, hands.batch);
@@ -343,7 +348,7 @@ impl Queue {
     }
 
     /// Leaves a request in the ring.
-    fn put_back(&mut self, slot: Box<Slot>) {
+    pub(super) fn put_back(&mut self, slot: Box<Slot>) {
         self.ring.unpop(slot.head);
         self.in_flight -= 1;
         keep(&mut self.spare, &self.ring, slot);

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vhost_user_core::address::{GuestAddr, UserAddr};
 use vhost_user_core::memory::view::{Access, Buffers};
-use vhost_user_core::memory::{Memory, Region, XenKind, provide};
+use vhost_user_core::memory::{Memory, Region, Terms, XenKind, provide};
 use vhost_user_core::xen::{FakeXen, XenAccess, XenDevice};
 
 use super::guest::{DOMID, PAGE};
@@ -79,7 +79,9 @@ fn what_may_be_mapped_beyond_all_regions_ends_where_a_region_begins() {
     let at = GuestAddr(MIB - 512);
     buffers.add(at, 1024, Access::DeviceReadable).unwrap();
     buffers.add(GuestAddr(2 * MIB - 4), 8, Access::DeviceReadable).unwrap();
-    drop(provide(&mut [&mut buffers], false, false));
+    let room = Arc::default();
+    let terms = Terms { kept: false, mapped: false, room: &room, is_called: &|| false };
+    drop(provide(&mut [&mut buffers], &terms));
     assert_eq!(buffers.fault(), None);
     let mut bytes = [0; 1024 + 8];
     assert_eq!(buffers.readable().read_at(0, &mut bytes), bytes.len());

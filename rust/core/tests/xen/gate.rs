@@ -18,6 +18,7 @@ pub(crate) struct Gate {
     open: Mutex<Receiver<()>>,
     /// What descriptors say when they are to be restricted.
     unrestricted: Mutex<Option<i32>>,
+    references: Mutex<Vec<usize>>,
 }
 
 /// The other side of the gate.
@@ -38,6 +39,7 @@ impl Gate {
             arrived: Mutex::new(arrived),
             open: Mutex::new(open),
             unrestricted: Mutex::default(),
+            references: Mutex::default(),
         };
         (Arc::new(gate), Keeper { arrived: arrived_here, open: open_here })
     }
@@ -45,6 +47,11 @@ impl Gate {
     /// The next grant map call waits.
     pub(crate) fn shut(&self) {
         *self.shut.lock().unwrap() = true;
+    }
+
+    /// How many references each map call was for since this was asked last.
+    pub(crate) fn references(&self) -> Vec<usize> {
+        std::mem::take(&mut *self.references.lock().unwrap())
     }
 
     /// From now on no descriptor can be restricted: this is the error.
@@ -95,6 +102,7 @@ impl XenOps for Gate {
     }
 
     fn list_grants(&self, gntdev: BorrowedFd<'_>, grants: &[GrantRef]) -> io::Result<u64> {
+        self.references.lock().unwrap().push(grants.len());
         self.fake.list_grants(gntdev, grants)
     }
 

@@ -20,6 +20,7 @@ mod grants;
 mod guest;
 mod hypervisor;
 mod lifetimes;
+mod limits;
 mod lost;
 mod raw;
 mod regions;

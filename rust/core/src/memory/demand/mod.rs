@@ -20,30 +20,36 @@
 //! with the batch. Requests that it may keep are copied, or have map calls of their own.
 //!
 //! What cannot be reached is the request's [`Fault`]: the piece becomes private zeroes, so that
-//! all others keep their offsets, and the device is not shown the request.
+//! all others keep their offsets, and the device is not shown the request. A map call fails as a
+//! whole for one page: what a guest gains by naming pages that are none is bounded, see
+//! [`provide`].
 
 mod copy;
 mod place;
+mod plan;
 mod provide;
 mod reads;
+mod room;
 
 use std::fmt;
 use std::sync::Arc;
 
-use super::grant::{GrantMap, Grants};
-use super::region::OnDemand;
+use super::grant::{GrantMap, Grants, run};
+use super::region::{OnDemand, grant_of};
 use super::view::{Access, Buffers, Segment};
 use crate::address::GuestAddr;
 use crate::sys::mmap::Mapping;
 use crate::sys::scratch::Scratch;
-use crate::xen::XEN_PAGE;
+use crate::xen::{GrantRef, XEN_PAGE};
 pub use copy::give_back;
-pub use provide::{Shared, provide};
+pub use provide::{Shared, Terms, provide};
 pub use reads::Reads;
+pub use room::Room;
+use room::Taken;
 
-/// Pages of the longest piece. Longer buffers are several pieces, so that the kernel's limit of a
-/// call can be kept.
-const PIECE_PAGES: u64 = 128;
+/// Pages of the longest piece, if the kernel takes so many in a call. Longer buffers are several
+/// pieces.
+const PIECE_PAGES: usize = 128;
 
 /// Bounce bytes that an idle request keeps.
 const IDLE_BOUNCE: usize = 64 << 10;
@@ -53,7 +59,10 @@ const IDLE_BOUNCE: usize = 64 << 10;
 pub(super) struct Demand {
     pieces: Vec<Piece>,
     bounce: Scratch,
+    room: Option<Taken>,
     pins: Vec<Pin>,
+    /// In place of all pieces that are lost; as long as the longest.
+    zeroes: Option<Mapping>,
     fault: Option<Fault>,
 }
 
@@ -80,13 +89,11 @@ enum State {
     Lost,
 }
 
-/// What keeps a piece's place valid.
-#[derive(Debug)]
-#[expect(dead_code, reason = "held, and never looked at")]
+/// Pages that were mapped in one call. They keep the places of pieces valid.
+#[derive(Clone, Debug)]
 enum Pin {
     Grants(Arc<GrantMap>),
     Frames(Arc<Mapping>),
-    Private(Mapping),
 }
 
 /// A buffer that cannot be reached: it was never granted, not any more, not for writing, or too
@@ -112,9 +119,10 @@ impl Demand {
         how: Option<&OnDemand>,
         access: Access,
     ) {
+        let pages = how.map_or(PIECE_PAGES, |how| how.limit().min(PIECE_PAGES));
         let (mut at, mut left) = (at.0, len);
         while left > 0 {
-            let len = left.min(PIECE_PAGES * XEN_PAGE - at % XEN_PAGE);
+            let len = left.min(pages as u64 * XEN_PAGE - at % XEN_PAGE);
             self.pieces.push(Piece {
                 access,
                 segment: list.len(),
@@ -132,8 +140,10 @@ impl Demand {
     pub(super) fn clear(&mut self) {
         self.pieces.clear();
         self.pins.clear();
+        self.zeroes = None;
         self.fault = None;
         self.bounce.reset(0, IDLE_BOUNCE);
+        self.room = None;
     }
 
     /// Whether there is nothing of it.
@@ -163,7 +173,63 @@ impl Demand {
     }
 }
 
+impl Pin {
+    fn base(&self) -> *mut u8 {
+        match self {
+            Self::Grants(map) => map.base(),
+            Self::Frames(area) => area.base(),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Grants(map) => map.len(),
+            Self::Frames(area) => area.len(),
+        }
+    }
+
+    fn is(&self, other: &Self) -> bool {
+        self.base() == other.base()
+    }
+}
+
+impl OnDemand {
+    /// Most pages of a call.
+    fn limit(&self) -> usize {
+        match self {
+            Self::Grants(grants, _) => grants.limit(),
+            Self::Frames(_) => usize::MAX,
+        }
+    }
+
+    /// Whether it is the same device.
+    fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Grants(one, _), Self::Grants(other, _)) => Arc::ptr_eq(one, other),
+            (Self::Frames(one), Self::Frames(other)) => Arc::ptr_eq(one, other),
+            (Self::Grants(..), Self::Frames(_)) | (Self::Frames(_), Self::Grants(..)) => false,
+        }
+    }
+}
+
 impl Piece {
+    fn waits(&self) -> bool {
+        self.state == State::Waiting
+    }
+
+    /// The grants of its pages.
+    fn refs(&self) -> impl Iterator<Item = GrantRef> + use<> {
+        let (first, pages) = (grant_of(self.at), self.pages());
+        let domid = self.grants().map(|(_, domid)| domid);
+        domid.into_iter().flat_map(move |domid| run(domid, first, pages))
+    }
+
+    /// The frames of its pages.
+    fn frames(&self) -> impl Iterator<Item = u64> + use<> {
+        let first = self.at.0 / XEN_PAGE;
+        first..first + self.pages() as u64
+    }
+
     /// The device and the domain of its grants.
     fn grants(&self) -> Option<(&Arc<Grants>, u16)> {
         match &self.source {
@@ -183,6 +249,11 @@ impl Piece {
 }
 
 impl Buffers {
+    /// Whether some of it has no place yet.
+    pub fn is_undone(&self) -> bool {
+        self.demand().is_some_and(|demand| demand.pieces.iter().any(Piece::waits))
+    }
+
     /// Whether some of it has to be given a place, or cannot be.
     pub fn waits(&self) -> bool {
         self.demand().is_some_and(|demand| !demand.is_empty())

@@ -1,10 +1,6 @@
 //! The places that pieces get, and the zeroes in place of those that cannot be reached.
 
-use std::sync::Arc;
-
-use super::{Demand, Fault, Piece, Pin, State};
-use crate::memory::grant::GrantMap;
-use crate::memory::region::OnDemand;
+use super::{Demand, Fault, PIECE_PAGES, Piece, Pin, State};
 use crate::memory::view::{Access, Buffers, Segment};
 use crate::sys::mmap::Mapping;
 use crate::xen::XEN_PAGE;
@@ -20,38 +16,29 @@ impl Buffers {
     }
 
     /// `page`: of the area, the one that the piece begins in.
-    pub(super) fn place_mapped(&mut self, number: usize, map: &Arc<GrantMap>, page: usize) {
+    pub(super) fn place_mapped(&mut self, number: usize, area: &Pin, page: usize) {
         self.place_one(number, |demand| {
             let piece = demand.pieces.get_mut(number)?;
             let end = (page + piece.pages()) * XEN_PAGE as usize;
-            assert!(end <= map.len(), "a piece ends inside the area that was mapped for it");
+            assert!(end <= area.len(), "a piece ends inside the area that was mapped for it");
             piece.state = State::Mapped;
-            demand.pins.push(Pin::Grants(Arc::clone(map)));
-            Some(demand.pieces[number].inside(map.base().wrapping_add(page * XEN_PAGE as usize)))
+            if !demand.pins.last().is_some_and(|last| last.is(area)) {
+                demand.pins.push(area.clone());
+            }
+            Some(demand.pieces[number].inside(area.base().wrapping_add(page * XEN_PAGE as usize)))
         });
     }
 
-    pub(super) fn place_frames(&mut self, access: Access) {
-        self.place_each(|demand, number| {
-            let piece = &mut demand.pieces[number];
-            let waits = piece.state == State::Waiting && piece.access == access;
-            let Some(OnDemand::Frames(foreign)) = piece.source.as_ref().filter(|_| waits) else {
-                return None;
-            };
-            let area = foreign.map(piece.at, piece.len as u64).ok()?;
-            piece.state = State::Mapped;
-            let segment = piece.inside(area.base());
-            demand.pins.push(Pin::Frames(area));
-            Some(segment)
-        });
-    }
-
-    pub(super) fn lose_waiting(&mut self) {
-        let Some(demand) = self.demand() else { return };
-        let pieces = demand.pieces.iter().enumerate();
-        let waiting: Vec<_> =
-            pieces.filter(|(_, p)| p.state == State::Waiting).map(|(number, _)| number).collect();
+    /// Loses what waits, but for the last piece that the device writes: its number is returned.
+    pub(super) fn lose_all_but_last(&mut self) -> Option<usize> {
+        let pieces = self.demand().map_or(&[][..], |demand| &demand.pieces);
+        let waiting = pieces.iter().enumerate().filter(|(_, piece)| piece.waits());
+        let mut waiting: Vec<_> = waiting.map(|(number, _)| number).collect();
+        let is_written = |&&last: &&usize| pieces[last].access == Access::DeviceWritable;
+        let last = waiting.last().filter(is_written).copied();
+        waiting.truncate(waiting.len() - usize::from(last.is_some()));
         waiting.into_iter().for_each(|number| self.lose(number));
+        last
     }
 
     /// Puts private zeroes where a piece should be.
@@ -61,11 +48,11 @@ impl Buffers {
             piece.state = State::Lost;
             let Piece { at, len, access, .. } = *piece;
             demand.fault.get_or_insert(Fault { at, len, access });
+            if demand.zeroes.is_none() {
+                demand.zeroes = Mapping::private(PIECE_PAGES * XEN_PAGE as usize).ok();
+            }
             // Without any memory it stays empty; the device is not shown the request anyway.
-            let zeroes = Mapping::private(len).ok()?;
-            let segment = Segment::new(zeroes.base(), len);
-            demand.pins.push(Pin::Private(zeroes));
-            Some(segment)
+            Some(Segment::new(demand.zeroes.as_ref()?.base(), len))
         });
     }
 

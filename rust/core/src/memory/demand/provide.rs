@@ -1,25 +1,37 @@
-//! Which pieces of a batch are copied, which are mapped, and by which calls.
+//! The places of a batch's buffers, and the calls that they cost.
+//!
+//! Pieces are mapped in groups, in the order in which they came. A group fails as a whole for one
+//! bad page. Then it is found out which requests are to blame, and these are given up:
+//!
+//! ```text
+//! a group                          one call
+//!   fails: a byte of each page     one copy call, which says what is not granted
+//!   without those requests         one call
+//!     fails: each request alone    a call each
+//!       fails: its last piece      one call more: the byte that says that it failed
+//! ```
+//!
+//! A request that was given up costs nothing more, however much it names. So those that fail cost
+//! a batch no more than six map calls each, of up to [`CALL_PAGES`] pages, and a copy call, and a
+//! wait for pages that are paged out that they share.
 
+use std::cell::Cell;
 use std::sync::{Arc, Weak};
 
 use super::copy::copy;
-use super::{Demand, IDLE_BOUNCE, PIECE_PAGES, Piece, State};
-use crate::memory::grant::{GrantMap, Grants, run};
-use crate::memory::region::grant_of;
+use super::plan::{SIDES, plan};
+use super::room::Room;
+use super::{Demand, Piece, Pin};
+use crate::memory::foreign::NoPage;
+use crate::memory::grant::GrantMap;
+use crate::memory::patience::Patience;
+use crate::memory::region::OnDemand;
 use crate::memory::view::{Access, Buffers};
-use crate::xen::{GrantRef, XEN_PAGE};
+use crate::xen::{GrantCopy, GrantRef, XEN_PAGE};
 
-/// Bytes of a piece that is always copied: headers and status bytes. A page would have to be
-/// mapped for them, and one page is copied in the time that it takes to map it.
-const SMALL: u64 = 512;
-
-/// Bytes of one side of a request that is copied when the device may keep it. Above, it has more
-/// pages than a map call of its own is too dear for.
-const KEPT: u64 = PIECE_PAGES * XEN_PAGE;
-
-/// Pieces of a request that fail before the others are not tried any more: 4 GiB of nothing are
-/// 8192 pieces.
-const MAX_FAILED: usize = 16;
+/// Pages of a map call for requests. The call itself costs what some 30 pages do; so twice as many
+/// pages in a call would make honest requests no faster, and hostile ones twice as dear.
+const CALL_PAGES: usize = 1024;
 
 /// Map calls that the requests of a batch share.
 #[derive(Debug, Default)]
@@ -32,205 +44,230 @@ impl Shared {
     }
 }
 
-/// Gives every piece of every chain its place. `kept`: the device may keep requests when it is
-/// done with the batch. `mapped`: what could be copied is mapped, unless it is small.
-pub fn provide(batch: &mut [&mut Buffers], kept: bool, mapped: bool) -> Shared {
-    let mut provider = Provider { batch, shared: Shared::default() };
-    let devices = provider.devices();
-    if let Some(first) = devices.first() {
-        provider.plan(first.copy_below(), kept, mapped);
-        copy(provider.batch, Access::DeviceReadable);
+/// What a batch is provided for on.
+pub struct Terms<'a> {
+    /// The device may keep requests when it is done with the batch.
+    pub kept: bool,
+    /// What could be copied is mapped, unless it is small.
+    pub mapped: bool,
+    /// For bounce buffers.
+    pub room: &'a Arc<Room>,
+    /// Whether somebody waits for the caller. Asked before each map call; if so, requests are left
+    /// [undone](Buffers::is_undone).
+    pub is_called: &'a dyn Fn() -> bool,
+}
+
+/// Gives every piece of every chain its place.
+pub fn provide(batch: &mut [&mut Buffers], terms: &Terms<'_>) -> Shared {
+    plan(batch, terms);
+    copy(batch, Access::DeviceReadable);
+    let (shared, patience) = (Shared::default(), Patience::default());
+    let mut provider = Provider { batch, terms, shared, patience, called: false };
+    provider.lose_what_is_denied();
+    for (source, side) in provider.sources().iter().flat_map(|s| SIDES.map(|side| (s, side))) {
+        provider.map(source, side);
     }
-    for (grants, side) in devices.iter().flat_map(|grants| SIDES.map(|side| (grants, side))) {
-        provider.map(grants, side, kept);
-    }
-    provider.map_frames();
-    provider.lose_the_rest();
     provider.shared
 }
 
 /// The chains of a batch while they get their places.
 struct Provider<'a, 'b> {
     batch: &'a mut [&'b mut Buffers],
+    terms: &'a Terms<'a>,
     shared: Shared,
+    patience: Patience,
+    called: bool,
 }
-
-const SIDES: [Access; 2] = [Access::DeviceReadable, Access::DeviceWritable];
 
 /// A chain, and a piece of it.
 type Name = (usize, usize);
 
 impl Provider<'_, '_> {
-    /// Decides what is copied.
-    fn plan(&mut self, copy_below: u64, kept: bool, mapped: bool) {
-        let few = self.few(copy_below);
-        for buffers in &mut *self.batch {
-            let Some(demand) = buffers.demand_mut() else { continue };
-            let own = SIDES.map(|side| kept && demand.bytes(side) <= KEPT);
-            let mut end = 0;
-            for piece in &mut demand.pieces {
-                let side = usize::from(piece.access == Access::DeviceWritable);
-                let copied = piece.is_small() || !mapped && (few[side] || own[side]);
-                if copied && piece.grants().is_some() {
-                    piece.state = State::Copied(end);
-                    end += piece.len.next_multiple_of(8);
-                }
+    /// Gives up requests with a piece that may not be used so, or that could not be copied.
+    fn lose_what_is_denied(&mut self) {
+        for number in 0..self.batch.len() {
+            let pieces = self.batch[number].demand().map_or(&[][..], |demand| &demand.pieces);
+            let denied = |(_, piece): &(usize, &Piece)| piece.waits() && piece.source.is_none();
+            let denied = pieces.iter().enumerate().filter(denied).map(|(at, _)| at);
+            denied.collect::<Vec<_>>().into_iter().for_each(|at| self.batch[number].lose(at));
+            if self.batch[number].fault().is_some() {
+                self.give_up(number, &[]);
             }
-            demand.bounce.reset(end, IDLE_BOUNCE);
-            buffers.place_copied();
         }
     }
 
-    /// Of which sides all that the batch has is copied. A map call is for one side: two of them
-    /// for no more pages than one is worth cost more than to copy the lesser side.
-    fn few(&self, copy_below: u64) -> [bool; 2] {
-        let bytes = SIDES.map(|side| self.demands().map(|d| d.bytes(side)).sum::<u64>());
-        let few = bytes.map(|bytes| bytes <= copy_below);
-        let pages: usize = self.demands().map(Demand::pages).sum();
-        if few == [false; 2] && pages as u64 <= PIECE_PAGES {
-            return [bytes[0] <= bytes[1], bytes[0] > bytes[1]];
-        }
-        few
-    }
-
-    /// Maps all pieces of one side that wait for grants of this device.
-    fn map(&mut self, grants: &Arc<Grants>, access: Access, kept: bool) {
+    /// Maps all pieces of one side that wait for this device.
+    fn map(&mut self, source: &OnDemand, access: Access) {
+        let most = source.limit().min(CALL_PAGES);
         let mut group: Vec<Name> = Vec::new();
         let mut pages = 0;
-        for name in self.waiting(grants, access) {
-            let more = self.pages(name);
-            let full = pages + more > grants.limit();
-            let other = kept && group.first().is_some_and(|first| first.0 != name.0);
-            if full || other {
-                self.map_group(grants, &group, access, kept);
+        for name in self.waiting(source, access) {
+            let more = self.piece(name).map_or(0, Piece::pages);
+            let other = self.terms.kept && group.first().is_some_and(|first| first.0 != name.0);
+            if pages + more > most || other {
+                self.map_group(source, &group, access);
                 group.clear();
                 pages = 0;
             }
-            group.push(name);
-            pages += more;
+            // It may be of a request that has been given up meanwhile.
+            if self.waits(name) {
+                group.push(name);
+                pages += more;
+            }
         }
-        self.map_group(grants, &group, access, kept);
+        self.map_group(source, &group, access);
     }
 
-    /// Maps pieces in one call. It fails as a whole for one bad page: then each request is mapped
-    /// alone, and each piece of a request for which that fails.
-    fn map_group(&mut self, grants: &Arc<Grants>, group: &[Name], access: Access, kept: bool) {
-        if group.is_empty() || self.try_map(grants, group, access, kept) {
+    /// Maps pieces in one call, or finds out whose fault it is that it fails.
+    fn map_group(&mut self, source: &OnDemand, group: &[Name], access: Access) {
+        let shared = !self.terms.kept;
+        if group.is_empty() || self.try_map(source, group, access, shared) {
             return;
         }
+        self.blame(source, group);
+        let rest: Vec<Name> = group.iter().copied().filter(|&name| self.waits(name)).collect();
+        let is_less = rest.len() < group.len();
+        if rest.is_empty() || is_less && self.try_map(source, &rest, access, shared) {
+            return;
+        }
+        for request in rest.chunk_by(|a, b| a.0 == b.0) {
+            let was_alone = request.len() == rest.len();
+            if was_alone || !self.try_map(source, request, access, false) {
+                self.give_up(request[0].0, request);
+            }
+        }
+    }
+
+    /// Gives up those requests of a group that have a page which is none.
+    fn blame(&mut self, source: &OnDemand, group: &[Name]) {
+        if self.called {
+            return;
+        }
+        for (number, piece) in self.not_granted(source, group) {
+            self.batch[number].lose(piece);
+        }
         for request in group.chunk_by(|a, b| a.0 == b.0) {
-            if request.len() < group.len() && self.try_map(grants, request, access, true) {
-                continue;
-            }
-            self.map_pieces(grants, request, access);
-        }
-    }
-
-    /// Maps each piece of a request alone, the last one first: it may have the byte that says that
-    /// the request failed.
-    fn map_pieces(&mut self, grants: &Arc<Grants>, request: &[Name], access: Access) {
-        let mut failed = 0;
-        for &name in request.iter().rev() {
-            let try_it = request.len() > 1 && failed < MAX_FAILED;
-            if !try_it || !self.try_map(grants, &[name], access, true) {
-                failed += 1;
-                self.batch[name.0].lose(name.1);
+            if self.batch[request[0].0].fault().is_some() {
+                self.give_up(request[0].0, request);
             }
         }
     }
 
-    fn try_map(&mut self, grants: &Arc<Grants>, group: &[Name], access: Access, own: bool) -> bool {
-        let refs: Vec<GrantRef> = group.iter().flat_map(|&name| self.refs(name)).collect();
-        let Ok(map) = grants.map(&refs, access.protection()) else { return false };
+    /// Which pieces have pages that are not granted. One copy call says that of each page, and is
+    /// cheap: nothing is mapped, and no memory is needed to map it to.
+    fn not_granted(&self, source: &OnDemand, group: &[Name]) -> Vec<Name> {
+        let OnDemand::Grants(grants, _) = source else { return Vec::new() };
+        let of_piece =
+            |&name| self.piece(name).into_iter().flat_map(Piece::refs).map(move |r| (name, r));
+        let pages: Vec<(Name, GrantRef)> = group.iter().flat_map(of_piece).collect();
+        let bytes = vec![Cell::new(0); pages.len()];
+        let probe = |(&(_, grant), local)| GrantCopy {
+            grant,
+            offset: 0,
+            local,
+            to_guest: false,
+            status: 0,
+        };
+        let mut copies: Vec<_> = pages.iter().zip(bytes.chunks(1)).map(probe).collect();
+        if !grants.copy(&mut copies) {
+            return Vec::new();
+        }
+        let bad = pages.iter().zip(&copies).filter(|(_, copy)| copy.status != 0);
+        bad.map(|(&(name, _), _)| name).collect()
+    }
+
+    /// Gives a request up. Only its last piece is mapped if it can be, unless it is all that was
+    /// `tried`: it may have the byte that says that the request failed.
+    fn give_up(&mut self, number: usize, tried: &[Name]) {
+        if self.called {
+            return;
+        }
+        let Some(last) = self.batch[number].lose_all_but_last() else { return };
+        let name = (number, last);
+        let source = self.piece(name).and_then(|piece| piece.source.clone());
+        let try_it = source.filter(|_| tried != [name]);
+        let mapped =
+            try_it.is_some_and(|s| self.try_map(&s, &[name], Access::DeviceWritable, false));
+        if !mapped && !self.called && self.waits(name) {
+            self.batch[number].lose(last);
+        }
+    }
+
+    /// `shared`: the pages of several requests are given back together.
+    fn try_map(&mut self, source: &OnDemand, group: &[Name], access: Access, shared: bool) -> bool {
+        self.called = self.called || (self.terms.is_called)();
+        if self.called {
+            return false;
+        }
+        let Some(area) = self.map_pages(source, group, access) else { return false };
         let mut page = 0;
         for &(number, piece) in group {
-            let pages = self.pages((number, piece));
-            self.batch[number].place_mapped(piece, &map, page);
+            let pages = self.piece((number, piece)).map_or(0, Piece::pages);
+            self.batch[number].place_mapped(piece, &area, page);
             page += pages;
         }
-        if !own {
-            self.shared.0.push(Arc::downgrade(&map));
+        if let Pin::Grants(map) = &area
+            && shared
+        {
+            self.shared.0.push(Arc::downgrade(map));
         }
         true
     }
 
-    fn map_frames(&mut self) {
-        for access in SIDES {
-            for buffers in &mut *self.batch {
-                buffers.place_frames(access);
+    fn map_pages(&mut self, source: &OnDemand, group: &[Name], access: Access) -> Option<Pin> {
+        let pieces = || group.iter().filter_map(|&name| self.piece(name));
+        match source {
+            OnDemand::Grants(grants, _) => {
+                let refs: Vec<GrantRef> = pieces().flat_map(Piece::refs).collect();
+                let map = grants.map(&refs, access.protection(), &mut self.patience);
+                map.ok().map(Pin::Grants)
+            }
+            OnDemand::Frames(foreign) => {
+                let frames: Vec<u64> = pieces().flat_map(Piece::frames).collect();
+                let map = foreign.map_pages(frames.len(), |page| frames[page], &mut self.patience);
+                map.map_err(|no_page| self.lose_page(group, &no_page)).ok().map(Pin::Frames)
             }
         }
     }
 
-    fn lose_the_rest(&mut self) {
-        for buffers in &mut *self.batch {
-            buffers.lose_waiting();
+    /// Loses the piece that has a page.
+    fn lose_page(&mut self, group: &[Name], page: &NoPage) {
+        let frame = page.at().0 / XEN_PAGE;
+        let has = |name: &Name| self.piece(*name).is_some_and(|p| p.frames().any(|f| f == frame));
+        if let Some(&(number, piece)) = group.iter().find(|name| has(name)) {
+            self.batch[number].lose(piece);
         }
     }
 
-    /// The grant devices of the batch's regions: one is the rule.
-    fn devices(&self) -> Vec<Arc<Grants>> {
-        let mut devices: Vec<Arc<Grants>> = Vec::new();
-        let pieces = self.demands().flat_map(|demand| &demand.pieces);
-        for (grants, _) in pieces.filter_map(Piece::grants) {
-            if !devices.iter().any(|known| Arc::ptr_eq(known, grants)) {
-                devices.push(Arc::clone(grants));
+    /// The devices that pieces wait for: one is the rule.
+    fn sources(&self) -> Vec<OnDemand> {
+        let mut sources: Vec<OnDemand> = Vec::new();
+        let demands = self.batch.iter().filter_map(|buffers| buffers.demand());
+        let waiting = demands.flat_map(|demand| &demand.pieces).filter(|piece| piece.waits());
+        for source in waiting.filter_map(|piece| piece.source.as_ref()) {
+            if !sources.iter().any(|known| known.is(source)) {
+                sources.push(source.clone());
             }
         }
-        devices
-    }
-
-    fn demands(&self) -> impl Iterator<Item = &Demand> {
-        self.batch.iter().filter_map(|buffers| buffers.demand())
+        sources
     }
 
     fn piece(&self, (number, piece): Name) -> Option<&Piece> {
         self.batch[number].demand()?.pieces.get(piece)
     }
 
-    fn waiting(&self, grants: &Arc<Grants>, access: Access) -> Vec<Name> {
-        let through = |piece: &Piece| piece.grants().is_some_and(|(g, _)| Arc::ptr_eq(g, grants));
+    fn waits(&self, name: Name) -> bool {
+        self.piece(name).is_some_and(Piece::waits)
+    }
+
+    fn waiting(&self, source: &OnDemand, access: Access) -> Vec<Name> {
+        let through = |piece: &Piece| piece.source.as_ref().is_some_and(|other| other.is(source));
+        let these = |piece: &Piece| piece.waits() && piece.access == access && through(piece);
+        let of_chain = |(number, demand): (usize, &Demand)| -> Vec<Name> {
+            let pieces = demand.pieces.iter().enumerate().filter(|(_, piece)| these(piece));
+            pieces.map(|(at, _)| (number, at)).collect()
+        };
         let chains = self.batch.iter().enumerate();
-        let demands = chains.filter_map(|(number, buffers)| Some((number, buffers.demand()?)));
-        demands
-            .flat_map(|(number, demand)| {
-                let pieces = demand.pieces.iter().enumerate();
-                pieces.map(move |(at, piece)| ((number, at), piece))
-            })
-            .filter(|(_, piece)| piece.access == access && piece.state == State::Waiting)
-            .filter(|(_, piece)| through(piece))
-            .map(|(name, _)| name)
-            .collect()
-    }
-
-    fn pages(&self, name: Name) -> usize {
-        self.piece(name).map_or(0, Piece::pages)
-    }
-
-    fn refs(&self, name: Name) -> impl Iterator<Item = GrantRef> + use<> {
-        let run = self.piece(name).and_then(|piece| {
-            let (_, domid) = piece.grants()?;
-            Some(run(domid, grant_of(piece.at), piece.pages()))
-        });
-        run.into_iter().flatten()
-    }
-}
-
-impl Demand {
-    /// Bytes of one side that are not copied in any case.
-    fn bytes(&self, access: Access) -> u64 {
-        let these = self.pieces.iter().filter(|piece| piece.access == access && !piece.is_small());
-        these.map(|piece| piece.len as u64).sum()
-    }
-
-    /// The pages of those bytes.
-    fn pages(&self) -> usize {
-        self.pieces.iter().filter(|piece| !piece.is_small()).map(Piece::pages).sum()
-    }
-}
-
-impl Piece {
-    fn is_small(&self) -> bool {
-        self.len as u64 <= SMALL
+        chains.filter_map(|(n, buffers)| Some((n, buffers.demand()?))).flat_map(of_chain).collect()
     }
 }

@@ -1,0 +1,32 @@
+//! Waiting for pages that are paged out.
+
+use std::thread;
+use std::time::Duration;
+
+/// A page that comes back does so in some milliseconds. More than so many pauses are not made for
+/// all of a region, or all of a batch, however many of its pages are out: they come back together,
+/// or somebody keeps us waiting.
+const PAUSES: u32 = 100;
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// How much longer is waited.
+#[derive(Debug)]
+pub(super) struct Patience(u32);
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self(PAUSES)
+    }
+}
+
+impl Patience {
+    /// Waits a little; `false` if it has been long enough.
+    pub(super) fn wait(&mut self) -> bool {
+        let left = self.0.checked_sub(1);
+        if let Some(left) = left {
+            self.0 = left;
+            thread::sleep(PAUSE);
+        }
+        left.is_some()
+    }
+}
