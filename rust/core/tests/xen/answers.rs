@@ -177,3 +177,37 @@ fn requests_that_are_under_way_when_their_guest_is_destroyed_come_back_and_leave
     served.events.wait_disconnected();
     assert_eq!(guest.mappings(), 1, "the driver's own");
 }
+
+#[test]
+fn an_answer_to_a_region_that_was_removed_does_not_spoil_those_to_others() {
+    let guest = Guest::granting();
+    let mut kept = Vec::new();
+    let (to, seen) = mpsc::channel();
+    let device = Scripted::new(true, move |batch| {
+        kept.append(&mut all(batch));
+        if kept.len() == 3 {
+            for request in kept.drain(..) {
+                request.complete_with(|to| to.fill(0, 4096, 7) as u32).unwrap();
+            }
+        }
+        to.send(()).unwrap();
+    });
+    let drain = std::time::Duration::from_millis(100);
+    let served = Served::draining(device, &guest, drain, |xen| xen.access.copy_below = u64::MAX);
+    let half = SIZE / 2;
+    let user = guest.memory.regions()[0].user().0;
+    let part = |at| guest.region(at, half, user + at, ON_DEMAND);
+    let told = guest.told(RegionLayout::XenMerged, vec![part(0), part(half)]);
+    let mut raw = Raw::start(&served, told);
+    for (head, page) in [(0, half / PAGE), (1, DATA_PAGE)] {
+        raw.push(head, &[(raw.address(page), 4096, true)]);
+        raw.ring.publish();
+        seen.recv_timeout(LIMIT).unwrap();
+    }
+    raw.client.remove_xen_region(&part(half), RegionLayout::XenMerged).unwrap();
+    raw.push(2, &[(raw.address(OTHER_PAGE), 4096, true)]);
+    raw.ring.publish();
+    let used = [(); 3].map(|()| raw.used()).map(|used| (used.head, used.len));
+    assert_eq!(used, [(0, 0), (1, 4096), (2, 4096)]);
+    assert_eq!((raw.read(DATA_PAGE, 1), raw.read(half / PAGE, 1)), (vec![7], vec![0]));
+}
