@@ -2,7 +2,9 @@
 //! memory, and no more.
 
 use std::cell::Cell;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
 
 use vhost_user_core::address::{GuestAddr, UserAddr};
 use vhost_user_core::backend::Event;
@@ -294,6 +296,44 @@ fn who_is_called_away_leaves_the_rest_undone() {
     let undone: Vec<_> = chains.iter().map(Buffers::is_undone).collect();
     assert_eq!(undone, [false, false, false, true, true, true, true, true]);
     assert!(chains.iter().all(|buffers| buffers.fault().is_none()));
+}
+
+#[test]
+fn a_ring_is_stopped_without_mapping_the_rest_of_its_batch() {
+    const PAGES: u64 = 200;
+    let guest = Guest::granting();
+    guest.xen.set_max_grants(PAGES as usize);
+    let (gate, keeper) = Gate::new(&guest);
+    let served = Served::with(disk(), &guest, |xen| xen.access.ops = Arc::clone(&gate) as _);
+    let mut raw = Raw::start(&served, guest.whole(RegionLayout::XenMerged, ON_DEMAND));
+    raw.write(HEADER_PAGE, &u128::from(WRITE_OUT).to_le_bytes());
+    gate.references();
+    gate.shut();
+    raw.publish_at_once(|raw| {
+        let header = (raw.address(HEADER_PAGE), 16, false);
+        let data = (raw.address(FREE_PAGE), (PAGES * PAGE) as u32, false);
+        let status = (raw.address(STATUS_PAGE), 1, true);
+        (0..100).for_each(|head| raw.push_table(head, 16, &[header, data, status]));
+    });
+    keeper.arrived.recv_timeout(LIMIT).unwrap();
+    let (answer, answered) = mpsc::channel();
+    let stopping = thread::spawn(move || {
+        answer.send(raw.client.vring_base(0).unwrap()).unwrap();
+        raw
+    });
+    // A call each; the others wait for longer than the message takes.
+    let next = loop {
+        gate.shut();
+        let _ = keeper.open.send(());
+        if let Ok(next) = answered.recv_timeout(Duration::from_millis(50)) {
+            break next;
+        }
+        keeper.arrived.try_iter().for_each(drop);
+    };
+    let mut raw = stopping.join().unwrap();
+    let used = std::iter::from_fn(|| raw.ring.pop().unwrap()).count();
+    assert_eq!(next as usize, used, "what was not taken comes again");
+    assert!(gate.references().len() < 50, "of a batch of that many");
 }
 
 #[test]
