@@ -12,6 +12,7 @@ from peer import wire
 from peer.blk import CONFIG_WRITEBACK, BlkFeature
 from peer.front_end import FrontEnd
 from peer.numbers import Request
+from peer.process import eventually
 
 from .disks import RamDisk
 from .driver import OpenDriver, OpenRequest
@@ -228,3 +229,38 @@ def test_a_late_answer_after_the_stop_is_stale_and_flushes_nothing(vhost_socket:
         with pytest.raises(vu.StaleRequestError):
             device.requests[0].complete()
         assert device.events == []
+
+
+def test_no_flush_begins_after_the_stop_for_writes_that_waited_for_another(
+    vhost_socket: Path,
+) -> None:
+    class Slow(Deferring):
+        entered, leave = threading.Event(), threading.Event()
+        armed = False
+
+        def flush(self) -> None:
+            super().flush()
+            if self.armed:
+                self.entered.set()
+                assert self.leave.wait(LIMIT)
+
+    device = Slow()
+    backend = vu.Backend(device, socket=vhost_socket).start()
+    with FrontEnd.connect(str(vhost_socket)).start(never=BlkFeature.FLUSH) as front:
+        driver = OpenDriver(front)
+        kept_write(driver, device)
+        kept_write(driver, device)
+        device.armed = True
+        device.events.clear()
+        device.requests[0].complete()
+        assert device.entered.wait(LIMIT)
+        device.requests[1].complete()
+        backend.stop(drain=0.05)
+        device.leave.set()
+        assert eventually(lambda: "vhost-user-late" not in threads(), LIMIT)
+        assert device.events == [("flush", 0)]
+
+
+def threads() -> set[str]:
+    """The names of this process's threads, as the kernel has them."""
+    return {path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}

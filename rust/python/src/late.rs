@@ -72,7 +72,12 @@ impl LateWrites {
 
     /// Answers what waits by what `flush` comes to, until nothing does.
     fn serve(&self, flush: impl Fn(&Self) -> Status) {
-        while let Some(writes) = self.take() {
+        while let Some(mut writes) = self.take() {
+            // Those whose rings have stopped are nobody's: the device may have been closed since.
+            writes.retain(CoreRequest::is_live);
+            if writes.is_empty() {
+                continue;
+            }
             let status = flush(self);
             for write in writes {
                 // Its ring may have stopped meanwhile: then it went back when it did.
