@@ -184,7 +184,9 @@ class FileDisk(_RustDisk):
 
 
 class NullDisk(_RustDisk):
-    """A disk that does nothing: reads leave the driver's memory as it is. For measuring."""
+    """A disk that does nothing, for measuring. Reads leave the driver's memory as it is; what a Xen
+    guest grants for one request they may zero.
+    """
 
     served_as = "null"
 
