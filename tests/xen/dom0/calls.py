@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from .gntdev import GRANT_COPY, MAP_GRANT_REF, UNMAP_GRANT_REF
+from .privcmd import MMAPBATCH_V2, RESTRICT
 
 TRACING = Path("/sys/kernel/tracing")
 COMMANDS = {MAP_GRANT_REF: "map", UNMAP_GRANT_REF: "unmap", GRANT_COPY: "copy"}
+FOREIGN_COMMANDS = {RESTRICT: "restrict", MMAPBATCH_V2: "map"}
 BUFFER_KIB = "16384"
 EVENTS = ("enter_ioctl", "enter_mmap", "exit_mmap", "enter_munmap", "enter_write")
 EVENTFD_BYTES = 8
+LEAST_ERROR = 2**64 - 4095
+"""From here on a result is the negative number of an error."""
 
 WRITTEN = re.compile(r"entries-in-buffer/entries-written: (\d+)/(\d+)")
 LINE = re.compile(r"-(?P<thread>\d+) +\[\d+\].*?: sys_(?P<call>\w+)(?P<rest>.*)")
@@ -30,6 +34,10 @@ class Call(NamedTuple):
     arguments: dict[str, int]
     result: int | None
 
+    def is_done(self) -> bool:
+        """Whether this is the result of a call that did not fail."""
+        return self.result is not None and self.result < LEAST_ERROR
+
 
 class GrantCalls:
     """Counts from ``with`` to its end, of all threads that ``process`` has or gets.
@@ -38,12 +46,13 @@ class GrantCalls:
     ``release`` is an area of granted pages that was taken out of the process's memory. ``batches``
     has the same for each batch of requests, which ends when the thread signals an eventfd: the
     driver's call, if the driver wants one for each publication. ``left`` is how many areas were
-    still mapped at that moment.
+    still mapped at that moment. ``foreign`` names the calls of the device for foreign mapping.
     """
 
     def __init__(self, process: int) -> None:
         self.counts: Counter[str] = Counter()
         self.batches: list[Counter[str]] = []
+        self.foreign: list[str] = []
         self._instance = TRACING / "instances" / f"grants-{process}"
         self._threads = os.listdir(f"/proc/{process}/task")
 
@@ -79,6 +88,8 @@ class GrantCalls:
             if name := thread.name(call):
                 self.counts[name] += 1
                 thread.batch[name] += 1
+            elif name := FOREIGN_COMMANDS.get(call.arguments.get("cmd", 0)):
+                self.foreign.append(name)
             elif thread.ends_batch(call):
                 self.batches.append(thread.take_batch(call.thread))
 
@@ -99,7 +110,8 @@ class Thread:
             return name
         if call.name == "mmap" and call.result is None:
             self._maps_device = call.arguments["fd"] == self._device
-        elif call.name == "mmap" and self._maps_device and call.result is not None:
+        elif call.name == "mmap" and self._maps_device and call.is_done():
+            assert call.result is not None
             self._areas[call.result] = call.thread
         elif call.name == "munmap" and call.arguments["addr"] in self._areas:
             del self._areas[call.arguments["addr"]]

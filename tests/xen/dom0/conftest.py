@@ -6,15 +6,23 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from peer.process import eventually
 
 from .guest import Guest
 from .ioctl import device
+
+ONCE = "once: what differs in no kind of dom0, and runs in one"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", ONCE)
 
 
 @pytest.fixture(scope="module")
 def guest() -> Iterator[Guest]:
     with Guest() as made:
         yield made
+    assert eventually(made.is_gone), "pages of the guest stay mapped"
 
 
 @pytest.fixture(autouse=True)

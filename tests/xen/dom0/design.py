@@ -36,6 +36,9 @@ class Design(Enum):
     REVIEW = "=QQ"
     MESSAGE = ""
 
+    def __str__(self) -> str:
+        return self.name.lower()
+
 
 class Kind(NamedTuple):
     """How to map, and whose memory it is."""

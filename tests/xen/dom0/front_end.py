@@ -99,13 +99,17 @@ class XenFrontEnd(FrontEnd):
 
     def refuses_table(self, *offers: Offer, name: str | None = None) -> bool:
         """Whether SET_MEM_TABLE is refused; ``name`` is a device file other than the right one."""
-        table = wire.memory_table([offer.describe(self.design) for offer in offers])
         fds = [device(name or device_of(offer.kind)) for offer in offers]
         try:
-            return self.is_refused(Request.SET_MEM_TABLE, table, fds)
+            return self.refuses_table_with(fds, *offers)
         finally:
             for fd in fds:
                 os.close(fd)
+
+    def refuses_table_with(self, fds: list[int], *offers: Offer) -> bool:
+        """Whether SET_MEM_TABLE is refused with these devices, which stay open."""
+        table = wire.memory_table([offer.describe(self.design) for offer in offers])
+        return self.is_refused(Request.SET_MEM_TABLE, table, fds)
 
     def _with_devices(self, request: Request, payload: bytes, offers: list[Offer]) -> None:
         fds = [device(device_of(offer.kind)) for offer in offers]

@@ -27,22 +27,35 @@ EVENT_CHANNELS, MAPTRACK_FRAMES, GRANT_VERSION = 1023, 64, 1
 PAGING_BYTES = 8 << 20
 SPARE_KIB = 4096
 
+DOMAIN_INFO_BYTES = 4096
+"""More than ``xc_dominfo_t`` has, which starts with the domain."""
+
 GRANT_FRAMES = 4
 FRAMES = tuple(range(0x100, 0x900)) + tuple(range(0x10_0000, 0x10_0010))
 """8 MiB from 1 MiB on, and 16 pages behind 4 GiB."""
 
+HIGH_FRAMES = FRAMES[-16:]
+
+LIBRARY = ctypes.CDLL("libxenctrl.so.4.17", use_errno=True)
+LIBRARY.xc_interface_open.restype = ctypes.c_void_p
+
+
+def interface() -> ctypes.c_void_p:
+    """An open way to the hypervisor; the caller closes it."""
+    handle = ctypes.c_void_p(LIBRARY.xc_interface_open(None, None, 0))
+    if not handle:
+        raise OSError(ctypes.get_errno(), "xc_interface_open")
+    return handle
+
 
 class Guest:
-    """A domain with memory at ``frames``, destroyed on ``close``."""
+    """A domain with memory at ``frames``, destroyed on ``close`` if not before."""
 
     def __init__(self, frames: Sequence[int] = FRAMES) -> None:
         self.frames = tuple(frames)
-        self._xc = ctypes.CDLL("libxenctrl.so.4.17", use_errno=True)
-        self._xc.xc_interface_open.restype = ctypes.c_void_p
-        self._handle = ctypes.c_void_p(self._xc.xc_interface_open(None, None, 0))
-        if not self._handle:
-            raise OSError(ctypes.get_errno(), "xc_interface_open")
+        self._handle = interface()
         self.domain = self._create()
+        self._destroyed = False
         try:
             self._populate()
             self.privcmd = device("privcmd")
@@ -73,12 +86,27 @@ class Guest:
         self._call("xc_domain_decrease_reservation_exact", count, 0, array)
         self.frames = tuple(frame for frame in self.frames if frame not in frames)
 
+    def destroy(self) -> None:
+        """End the domain. Xen keeps it, dying, while somebody has a page of it mapped."""
+        self._call("xc_domain_destroy")
+        self._destroyed = True
+
     def close(self) -> None:
-        """Destroy the domain; Xen keeps the pages that somebody still has mapped."""
+        """Let go of the domain, and destroy it if that was not done."""
         self.grants.close()
         os.close(self.privcmd)
-        self._call("xc_domain_destroy")
-        self._xc.xc_interface_close(self._handle)
+        if not self._destroyed:
+            self.destroy()
+        LIBRARY.xc_interface_close(self._handle)
+
+    def is_gone(self) -> bool:
+        """Whether Xen knows the domain no more: it was closed, and nobody has a page mapped."""
+        handle = interface()
+        found = ctypes.create_string_buffer(DOMAIN_INFO_BYTES)
+        first, most = ctypes.c_uint32(self.domain), ctypes.c_uint(1)
+        count = LIBRARY.xc_domain_getinfo(handle, first, most, found)
+        LIBRARY.xc_interface_close(handle)
+        return count < 1 or ctypes.c_uint32.from_buffer(found).value != self.domain
 
     def __enter__(self) -> Self:
         return self
@@ -94,7 +122,7 @@ class Guest:
         head = CREATE.pack(0, os.urandom(16), HARDWARE_ASSISTED, 0, *limits)
         configuration = ctypes.create_string_buffer(head + architecture, len(head + architecture))
         domain = ctypes.c_uint32(0)
-        if self._xc.xc_domain_create(self._handle, ctypes.byref(domain), configuration):
+        if LIBRARY.xc_domain_create(self._handle, ctypes.byref(domain), configuration):
             raise OSError(ctypes.get_errno(), "xc_domain_create")
         return domain.value
 
@@ -108,6 +136,6 @@ class Guest:
 
     def _call(self, name: str, *arguments: object) -> None:
         """A function of ``libxenctrl`` about this domain."""
-        if getattr(self._xc, name)(self._handle, ctypes.c_uint32(self.domain), *arguments):
+        if getattr(LIBRARY, name)(self._handle, ctypes.c_uint32(self.domain), *arguments):
             error = ctypes.get_errno()
             raise OSError(error, f"{name}: {os.strerror(error)}")

@@ -39,16 +39,20 @@ class Window(Region):
 
 
 class DomainMemory(GuestMemory):
-    """1 MiB of the guest: by frame number, or by grant reference from ``FIRST_REFERENCE`` on.
+    """``frames`` of the guest, which follow one another: by frame number, or by grant reference
+    from ``FIRST_REFERENCE`` on.
 
     ``offers`` are the regions of the back-end, which a test sets before the memory is shared.
     """
 
-    def __init__(self, guest: Guest, *, by_grant: bool) -> None:
+    def __init__(
+        self, guest: Guest, *, by_grant: bool, frames: Sequence[int] = FRAMES[:PAGES]
+    ) -> None:
         self.domain = guest
         self.by_grant = by_grant
-        bus = bus_of(FIRST_REFERENCE) if by_grant else FRAMES[0] * PAGE
-        super().__init__(Window(guest, FRAMES[:PAGES], bus))
+        self.frames = frames
+        bus = bus_of(FIRST_REFERENCE) if by_grant else frames[0] * PAGE
+        super().__init__(Window(guest, frames, bus))
         self.offers: list[Offer] = []
 
     @property
@@ -76,7 +80,7 @@ class DomainMemory(GuestMemory):
         """Grant the pages that hold ``size`` bytes at ``bus``; gives their references."""
         references = self.references(bus, size)
         for reference in references:
-            frame = FRAMES[reference - FIRST_REFERENCE]
+            frame = self.frames[reference - FIRST_REFERENCE]
             self.domain.grants.grant(reference, frame, read_only=read_only)
         return references
 

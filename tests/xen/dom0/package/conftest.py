@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 from peer import wire
+from peer.process import eventually
 
-from ..backend import BackendProcess
+from ..backend import BackendProcess, Process
 from ..design import Design
 from ..front_end import XenFrontEnd
-from ..guest import Guest
+from ..guest import FRAMES, Guest
 from ..layout import Layout
-from ..memory import DomainMemory
+from ..memory import PAGES, DomainMemory
 
 
 class Connect(Protocol):
@@ -24,7 +25,11 @@ class Connect(Protocol):
     """
 
     def __call__(
-        self, layout: Layout, design: Design = Design.MERGED, socket: str = "file"
+        self,
+        layout: Layout,
+        design: Design = Design.MERGED,
+        socket: str = "file",
+        frames: Sequence[int] = FRAMES[:PAGES],
     ) -> AbstractContextManager[XenFrontEnd]: ...
 
 
@@ -35,19 +40,48 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BackendProcess
 
 
 @pytest.fixture
+def mortal() -> Iterator[Guest]:
+    """A guest that a test may destroy; in the end nothing keeps it from going away."""
+    with Guest() as made:
+        yield made
+    assert eventually(made.is_gone), "pages of the guest stay mapped"
+
+
+@pytest.fixture
 def connect(guest: Guest, backend: BackendProcess) -> Iterator[Connect]:
     yield connector(guest, backend)
     print(backend.log())  # shown if the test fails
 
 
-def connector(guest: Guest, backend: BackendProcess) -> Connect:
+def once(*values: object) -> Any:
+    """Values of a parameter that show nothing new in another kind of dom0."""
+    return pytest.param(*values, marks=pytest.mark.once)
+
+
+@contextmanager
+def told(backend: Process, *words: str) -> Iterator[None]:
+    """Insists that what happens meanwhile has the back-end say all of ``words``, in one line."""
+    before = len(backend.log())
+
+    def lines() -> list[str]:
+        return backend.log()[before:].splitlines()
+
+    yield
+    said = eventually(lambda: any(all(word in line for word in words) for line in lines()))
+    assert said, (words, lines())
+
+
+def connector(guest: Guest, backend: Process) -> Connect:
     """How to connect to ``backend`` for ``guest``."""
 
     @contextmanager
     def connected(
-        layout: Layout, design: Design = Design.MERGED, socket: str = "file"
+        layout: Layout,
+        design: Design = Design.MERGED,
+        socket: str = "file",
+        frames: Sequence[int] = FRAMES[:PAGES],
     ) -> Iterator[XenFrontEnd]:
-        memory = DomainMemory(guest, by_grant=layout.by_grant)
+        memory = DomainMemory(guest, by_grant=layout.by_grant, frames=frames)
         channel = wire.Channel.connect(backend.socket(socket))
         if layout.by_grant and not layout.on_demand:
             memory.grant(memory.start, memory.end - memory.start)

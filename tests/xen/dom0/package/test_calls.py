@@ -18,10 +18,10 @@ from ..backend import BackendProcess
 from ..calls import GrantCalls
 from ..design import NO_ADVANCE
 from ..guest import Guest
-from ..ioctl import PAGE
 from ..layout import IN_ADVANCE, all_on_demand, on_demand
+from ..memory import PAGES
 from ..workload import DATA_PAGES, DEPTH, Workload
-from .conftest import Connect, connector
+from .conftest import Connect, connector, once
 
 ROUNDS = 20
 GRANTS_OF_A_CALL = 128
@@ -47,7 +47,7 @@ def check(calls: GrantCalls, *, maps: bool, in_tables: bool) -> None:
 
 
 @WAYS
-@pytest.mark.parametrize("in_tables", [False, True], ids=["direct", "indirect"])
+@pytest.mark.parametrize("in_tables", [False, once(True)], ids=["direct", "indirect"])
 def test_requests_share_the_calls_of_their_batch(
     backend: BackendProcess, connect: Connect, socket: str, maps: bool, in_tables: bool
 ) -> None:
@@ -61,6 +61,7 @@ def test_requests_share_the_calls_of_their_batch(
         check(calls, maps=maps, in_tables=in_tables)
 
 
+@pytest.mark.once
 @WAYS
 def test_the_tables_of_a_batch_are_read_by_one_call(
     guest: Guest,
@@ -89,6 +90,7 @@ def test_the_tables_of_a_batch_are_read_by_one_call(
         check(calls, maps=maps, in_tables=True)
 
 
+@pytest.mark.once
 def test_rings_are_mapped_once(backend: BackendProcess, connect: Connect) -> None:
     with connect(all_on_demand(NO_ADVANCE)) as front:
         with GrantCalls(backend.process.pid) as calls:
@@ -109,22 +111,30 @@ def limit() -> Iterator[int]:
     LIMIT.write_text(before)
 
 
-def test_a_region_is_mapped_by_as_many_calls_as_the_driver_wants(
+@pytest.mark.once
+def test_a_region_and_a_request_are_mapped_by_as_many_calls_as_the_driver_wants(
     guest: Guest, tmp_path: Path, limit: int
 ) -> None:
-    with (
-        BackendProcess(tmp_path) as backend,
-        connector(guest, backend)(IN_ADVANCE) as front,
-    ):
-        memory = front.domain_memory
-        pages = (memory.end - memory.start) // PAGE
-        assert pages > 2 * limit
-        with GrantCalls(backend.process.pid) as calls:
-            front.start()
-        assert calls.counts["map"] == calls.counts["unmap"] == -(-pages // limit)
-        Workload(front, backend.image("file").read_bytes()).run(ROUNDS * DEPTH)
+    with BackendProcess(tmp_path) as backend:
+        connect = connector(guest, backend)
+        with connect(IN_ADVANCE) as front:
+            assert 2 * limit < PAGES
+            with GrantCalls(backend.process.pid) as calls:
+                front.start()
+            assert calls.counts["map"] == calls.counts["unmap"] == -(-PAGES // limit)
+            Workload(front, backend.image("file").read_bytes()).run(2 * DEPTH)
+        with connect(on_demand(NO_ADVANCE), socket="map") as front:
+            content = backend.image("map").read_bytes()
+            work = Workload(front.start(), content, depth=4, data_pages=2 * limit + 1)
+            with GrantCalls(backend.process.pid) as calls:
+                work.run(2 * DEPTH)
+            work.flush()
+            assert backend.image("map").read_bytes() == work.content
+        assert calls.counts["map"] > len(calls.batches)
+        assert calls.counts["map"] == calls.counts["unmap"] == calls.counts["release"]
 
 
+@pytest.mark.once
 def test_memory_that_is_mapped_in_advance_takes_no_calls(
     backend: BackendProcess, connect: Connect
 ) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ..backend import BackendProcess
+from ..calls import GrantCalls
 from ..design import FOREIGN, GRANT, NO_ADVANCE, Kind, Offer
 from ..guest import FRAMES, Guest
 from ..ioctl import PAGE
@@ -17,7 +18,7 @@ from ..layout import FOREIGN_LAYOUT, IN_ADVANCE, Layout, on_demand
 from ..memory import FIRST_REFERENCE, apart, bus_of
 from ..privcmd import map_batch
 from ..workload import Workload
-from .conftest import Connect, connector
+from .conftest import Connect, connector, told
 
 NOBODY = 65534
 START = FRAMES[0] * PAGE
@@ -47,6 +48,7 @@ def shut_in(request: pytest.FixtureRequest) -> Iterator[BackendProcess]:
         yield process
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_devices_are_recognised_where_the_kernels_lists_are_hidden(
     guest: Guest, shut_in: BackendProcess, layout: Layout
@@ -55,6 +57,7 @@ def test_devices_are_recognised_where_the_kernels_lists_are_hidden(
         Workload(front.start(), shut_in.image("file").read_bytes()).run(16)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_a_back_end_without_rights_uses_what_it_is_passed(
     guest: Guest, stranger: BackendProcess, layout: Layout
@@ -66,6 +69,7 @@ def test_a_back_end_without_rights_uses_what_it_is_passed(
         assert stranger.image("file").read_bytes() == work.content
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("flags", "bus", "name"), WRONG, ids=["foreign", "grant"])
 def test_a_back_end_without_rights_refuses_a_descriptor_of_another_file(
     guest: Guest, stranger: BackendProcess, flags: int, bus: int, name: str
@@ -77,6 +81,7 @@ def test_a_back_end_without_rights_refuses_a_descriptor_of_another_file(
         assert not front.refuses_table(offer)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("flags", "bus", "name"), WRONG, ids=["foreign", "grant"])
 def test_a_back_end_with_rights_opens_the_device_itself(
     guest: Guest, connect: Connect, flags: int, bus: int, name: str
@@ -97,3 +102,17 @@ def test_a_descriptor_for_foreign_mapping_reaches_the_named_domain_alone_from_th
         area, error, _ = map_batch(passed, other.domain, [0x100])
         area.close()
         assert error == errno.EPERM
+        offer = Offer(START, PAGE, apart(START), Kind(FOREIGN, other.domain))
+        why = f"its descriptor is restricted to another domain than {other.domain}"
+        with told(backend, "refused: SET_MEM_TABLE: ", why):
+            assert front.refuses_table_with([passed], offer)
+        Workload(front, backend.image("file").read_bytes()).run(16)
+
+
+def test_a_descriptor_is_restricted_before_anything_is_mapped_by_it(
+    backend: BackendProcess, connect: Connect
+) -> None:
+    with connect(FOREIGN_LAYOUT) as front:
+        with GrantCalls(backend.process.pid) as calls:
+            front.start()
+        assert calls.foreign == ["restrict", "map"]

@@ -1,101 +1,38 @@
-"""What a front-end or a guest may get wrong, provoked for real."""
+"""What a guest may get wrong, provoked for real."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
-from peer.blk import HEADER, SECTOR, Status, Type
+from peer.blk import CANARY, HEADER, SECTOR, Status, Type
 from peer.ring import INDIRECT, Segment, Used
 
 from ..backend import BackendProcess
 from ..calls import GrantCalls
-from ..design import FOREIGN, GRANT, NO_ADVANCE, Design, Kind, Offer
+from ..design import NO_ADVANCE
 from ..front_end import XenFrontEnd
-from ..guest import FRAMES, Guest
+from ..guest import Guest
 from ..ioctl import PAGE
 from ..layout import (
-    FOREIGN_LAYOUT,
     HALVES_IN_ADVANCE,
-    IN_ADVANCE,
     Layout,
     all_on_demand,
     on_demand,
 )
-from ..memory import FIRST_REFERENCE, apart, bus_of
 from ..workload import Slot, Workload
 from .conftest import Connect
 
 ON_DEMAND = on_demand(NO_ADVANCE)
-START = FRAMES[0] * PAGE
-HOLE = 0x5000_0000
-NO_SUCH_DOMAIN = 999
-NEVER_GRANTED = 1500
 LENGTH = 2 * SECTOR
 """Less would be copied, also where all is mapped that can be."""
 
 
 @pytest.fixture(autouse=True)
-def the_back_end_lives_and_serves(backend: BackendProcess, connect: Connect) -> Iterator[None]:
-    """After each test the same process serves the next front-end."""
+def the_back_end_lives(backend: BackendProcess) -> Iterator[None]:
+    """After each test; and the same process serves the next front-end."""
     yield
     assert backend.process.poll() is None, backend.log()
-    with connect(FOREIGN_LAYOUT) as front:
-        Workload(front.start(), backend.image("file").read_bytes()).run(1)
-
-
-# What the front-end says.
-
-
-@pytest.mark.parametrize(
-    "offer",
-    [
-        pytest.param(lambda domain: (START, PAGE, Kind(FOREIGN, NO_SUCH_DOMAIN)), id="no-domain"),
-        pytest.param(lambda domain: (HOLE, PAGE, Kind(FOREIGN, domain)), id="hole"),
-        pytest.param(
-            lambda domain: (START, len(FRAMES) * PAGE, Kind(FOREIGN, domain)), id="hole-at-the-end"
-        ),
-        pytest.param(
-            lambda domain: (bus_of(NEVER_GRANTED), PAGE, Kind(GRANT, domain)), id="not-granted"
-        ),
-        pytest.param(
-            lambda domain: (bus_of(100_000), PAGE, Kind(GRANT, domain)), id="outside-the-table"
-        ),
-        pytest.param(lambda domain: (START, PAGE, Kind(GRANT, domain)), id="no-grant-address"),
-        pytest.param(lambda domain: (START, PAGE, Kind(FOREIGN | GRANT, domain)), id="both-kinds"),
-        pytest.param(lambda domain: (START, PAGE, Kind(FOREIGN, 0x7FF0)), id="reserved-domain"),
-    ],
-)
-@pytest.mark.parametrize("design", [Design.MERGED, Design.REVIEW])
-def test_a_region_that_cannot_be_mapped_is_refused(
-    guest: Guest, connect: Connect, design: Design, offer: object
-) -> None:
-    bus, size, kind = offer(guest.domain)  # type: ignore[operator]
-    with connect(FOREIGN_LAYOUT, design) as front:
-        front.negotiate()
-        assert front.refuses_table(Offer(bus, size, apart(bus), kind))
-        assert guest.grants.in_use() == []
-        assert front.lives()
-
-
-def test_an_mmap_offset_is_refused(guest: Guest, connect: Connect) -> None:
-    with connect(FOREIGN_LAYOUT) as front:
-        front.negotiate()
-        kind = Kind(FOREIGN, guest.domain)
-        assert front.refuses_table(Offer(START, PAGE, apart(START), kind, offset=PAGE))
-
-
-def test_one_bad_region_among_good_ones_leaves_none_mapped(guest: Guest, connect: Connect) -> None:
-    with connect(IN_ADVANCE) as front:
-        front.negotiate()
-        kind = Kind(GRANT, guest.domain)
-        good = Offer(bus_of(FIRST_REFERENCE), 16 * PAGE, apart(START), kind)
-        bad = Offer(bus_of(NEVER_GRANTED), PAGE, apart(HOLE), kind)
-        assert front.refuses_table(good, bad)
-        assert guest.grants.in_use() == []
-
-
-# What the driver does.
 
 
 def a_write(work: Workload, slot: Slot, data: int, *, header: int = 0) -> list[Segment]:
@@ -168,22 +105,28 @@ def test_a_read_only_buffer_is_not_written_to(work: Workload) -> None:
     work.memory.domain.grants.revoke(*references)
 
 
+@pytest.mark.parametrize("socket", ["file", "ram"])
 def test_a_region_of_read_only_grants_is_read_and_never_written(
-    backend: BackendProcess, connect: Connect
+    backend: BackendProcess, connect: Connect, socket: str
 ) -> None:
-    with connect(HALVES_IN_ADVANCE) as front:
+    """Neither by a system call nor by a store, of data or of the status."""
+    with connect(HALVES_IN_ADVANCE, socket=socket) as front:
         memory = front.domain_memory
         middle = (memory.start + memory.end) // 2
         memory.grant(middle, memory.end - middle, read_only=True)
-        work = Workload(front.start(), backend.image("file").read_bytes())
+        content = backend.image("file").read_bytes() if socket == "file" else backend.content
+        work = Workload(front.start(), content)
         slot = work.slots[0]
         memory.write(middle, b"r" * LENGTH)
         assert work.one(slot, a_write(work, slot, middle)) == Status.OK
         assert work.one(slot, a_read(work, slot, middle)) == Status.IOERR
         work.content[:LENGTH] = b"r" * LENGTH
+        header, data, _ = a_read(work, slot, slot.data)
+        assert work.one(slot, [header, data, Segment(middle, 1, True)]) == CANARY
+        assert memory.read(middle, LENGTH) == b"r" * LENGTH
         work.run(16)
         work.flush()
-        assert backend.image("file").read_bytes() == work.content
+        assert socket == "ram" or backend.image("file").read_bytes() == work.content
 
 
 def test_a_header_that_was_never_granted_fails_its_request(work: Workload) -> None:

@@ -34,6 +34,7 @@ def test_an_ordinary_front_end_is_served_beside_one_of_xen(
             work.finish()
 
 
+@pytest.mark.once
 def test_a_front_end_that_does_not_take_xen_mmap_is_served_as_an_ordinary_one(
     backend: BackendProcess,
 ) -> None:
@@ -41,13 +42,3 @@ def test_a_front_end_that_does_not_take_xen_mmap_is_served_as_an_ordinary_one(
         assert front.protocol_offered & ProtocolFeature.XEN_MMAP
         assert not front.protocol & ProtocolFeature.XEN_MMAP
         assert front.blk().read(0, 4096).data == backend.content[:4096]
-
-
-def test_a_device_in_python_sees_no_difference(backend: BackendProcess, connect: Connect) -> None:
-    content = backend.content
-    for layout in LAYOUTS:
-        with connect(layout, socket="ram") as front:
-            work = Workload(front.start(), content)
-            work.run(200)
-            work.flush()
-            content = bytes(work.content)

@@ -8,13 +8,14 @@ import pytest
 from peer.blk import HEADER, Status, Type
 from peer.ring import Segment
 
+from ..backend import BackendProcess
 from ..design import NO_ADVANCE
+from ..devices import FORK_SECTOR, KEEP_SECTOR, LET_GO_SECTOR
 from ..front_end import XenFrontEnd
 from ..guest import Guest
 from ..ioctl import PAGE
-from ..layout import IN_ADVANCE, Layout, all_on_demand, on_demand
-from ..serve import KEEP_SECTOR, LET_GO_SECTOR
-from .conftest import Connect
+from ..layout import FOREIGN_LAYOUT, IN_ADVANCE, Layout, all_on_demand, on_demand
+from .conftest import Connect, connector
 
 LARGE = 600 << 10
 """Bytes of a read whose pages are mapped for it by default."""
@@ -105,6 +106,38 @@ def test_a_page_that_is_shown_raw_stays_mapped_until_its_last_view_is_gone(
         assert kept.result(front)[:4] == b"late"
         for read in (other, letting_go):
             read.result(front)
+
+
+def test_a_destroyed_guest_keeps_the_pages_that_raw_views_show_until_its_front_end_leaves(
+    mortal: Guest, backend: BackendProcess, connect: Connect
+) -> None:
+    with connector(mortal, backend)(ON_DEMAND, socket="raw") as front:
+        front.start()
+        kept = Read.submit(front, KEEP_SECTOR)
+        other = Read.submit(front)
+        assert wait(front) == other.head
+        mortal.destroy()
+        assert mortal.grants.in_use(kept.pages) == kept.pages
+    assert mortal.grants.in_use() == []
+    with connect(ON_DEMAND, socket="raw") as front:
+        front.start()
+        read = Read.submit(front, LET_GO_SECTOR)
+        assert wait(front) == read.head
+        assert read.result(front) == b"device"
+
+
+@pytest.mark.parametrize(
+    ("layout", "socket"), [(FOREIGN_LAYOUT, "views"), (IN_ADVANCE, "raw")], ids=str
+)
+def test_a_forked_child_finds_zeroes_behind_a_view_of_the_guests_memory(
+    connect: Connect, layout: Layout, socket: str
+) -> None:
+    with connect(layout, socket=socket) as front:
+        front.start()
+        for sector, expected in ((0, b"device"), (FORK_SECTOR, b"zeroes"), (0, b"device")):
+            read = Read.submit(front, sector)
+            assert wait(front) == read.head
+            assert read.result(front) == expected
 
 
 def test_a_front_end_that_leaves_gets_back_the_pages_that_raw_views_show(
