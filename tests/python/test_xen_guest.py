@@ -79,9 +79,33 @@ def test_the_back_ends_options_hold_beside_the_guest() -> None:
         with vu.testing.blk(Sees(), guest=guest, xen=options) as disk:
             disk.pread(65536, 0)
         assert seen == pages, "the ring's page, and on request those of the buffer"
-    other = vu.XenOptions(design="review")
-    with pytest.raises(vu.MappingError), vu.testing.blk(RamDisk(), guest=guest, xen=other):
-        pass
+
+
+@pytest.mark.parametrize("design", ["auto", "merged", "review", "message"])
+def test_a_back_end_takes_the_design_that_it_was_told_and_no_other(design: Any) -> None:
+    designs: tuple[Any, ...] = ("merged", "review", "message")
+    taken = set()
+    for sent in designs:
+        try:
+            guest, xen = XenGuest(design=sent), vu.XenOptions(design=design)
+            with vu.testing.blk(RamDisk(), guest=guest, xen=xen) as disk:
+                disk.pwrite(b"x" * 512, 0)
+        except vu.MappingError:
+            continue
+        taken.add(sent)
+    assert taken == (set(designs) if design == "auto" else {design})
+
+
+def test_a_back_end_for_one_domain_refuses_all_others() -> None:
+    for domain in (4, 5, 6):
+        guest, xen = XenGuest(domain=domain), vu.XenOptions(domain=5)
+        try:
+            with vu.testing.blk(RamDisk(), guest=guest, xen=xen) as disk:
+                disk.pwrite(b"x" * 512, 0)
+        except vu.MappingError:
+            assert domain != 5
+        else:
+            assert domain == 5
 
 
 @pytest.mark.parametrize("mapping", ["foreign", "grant", "grant-on-demand"])
