@@ -316,6 +316,8 @@ impl<'a> Session<'a> {
         let sinks = self.sinks.iter().filter_map(Weak::upgrade);
         let needed: Vec<_> = sinks.flat_map(|sink| sink.needed()).collect();
         regions.iter().for_each(|region| region.detach(&needed));
+        // A batch that ended meanwhile has found its pages held, and waits with its answers.
+        self.workers.iter().flatten().for_each(|worker| worker.bell().ring());
     }
 
     fn swap_memory(&mut self, memory: Memory) {

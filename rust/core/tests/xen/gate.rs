@@ -10,10 +10,17 @@ use vhost_user_core::xen::{FakeXen, Frames, GrantCopy, GrantRef, XenDevice, XenO
 
 use super::guest::Guest;
 
+/// A call that can be held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Call {
+    Map,
+    Unmap,
+}
+
 #[derive(Debug)]
 pub(crate) struct Gate {
     fake: Arc<FakeXen>,
-    shut: Mutex<bool>,
+    shut: Mutex<Option<Call>>,
     arrived: Mutex<Sender<()>>,
     open: Mutex<Receiver<()>>,
     /// What descriptors say when they are to be restricted.
@@ -35,7 +42,7 @@ impl Gate {
         let (open_here, open) = mpsc::channel();
         let gate = Self {
             fake: Arc::clone(&guest.xen),
-            shut: Mutex::new(false),
+            shut: Mutex::default(),
             arrived: Mutex::new(arrived),
             open: Mutex::new(open),
             unrestricted: Mutex::default(),
@@ -44,9 +51,17 @@ impl Gate {
         (Arc::new(gate), Keeper { arrived: arrived_here, open: open_here })
     }
 
-    /// The next grant map call waits.
-    pub(crate) fn shut(&self) {
-        *self.shut.lock().unwrap() = true;
+    /// The next such call for grants waits.
+    pub(crate) fn shut(&self, call: Call) {
+        *self.shut.lock().unwrap() = Some(call);
+    }
+
+    fn pass(&self, call: Call) {
+        let held = self.shut.lock().unwrap().take_if(|shut| *shut == call);
+        if held.is_some() {
+            self.arrived.lock().unwrap().send(()).unwrap();
+            self.open.lock().unwrap().recv().unwrap();
+        }
     }
 
     /// How many references each map call was for since this was asked last.
@@ -113,11 +128,7 @@ impl XenOps for Gate {
         count: usize,
         protection: Protection,
     ) -> io::Result<Mapping> {
-        let shut = std::mem::take(&mut *self.shut.lock().unwrap());
-        if shut {
-            self.arrived.lock().unwrap().send(()).unwrap();
-            self.open.lock().unwrap().recv().unwrap();
-        }
+        self.pass(Call::Map);
         self.fake.map_grants(gntdev, index, count, protection)
     }
 
@@ -126,6 +137,7 @@ impl XenOps for Gate {
     }
 
     fn unmap_grants(&self, gntdev: BorrowedFd<'_>, index: u64, count: usize) -> io::Result<()> {
+        self.pass(Call::Unmap);
         self.fake.unmap_grants(gntdev, index, count)
     }
 

@@ -14,7 +14,7 @@ use vhost_user_core::memory::{Memory, Region, Terms, XenKind, provide};
 use vhost_user_core::wire::RegionLayout;
 use vhost_user_core::xen::XenAccess;
 
-use super::gate::Gate;
+use super::gate::{Call, Gate};
 use super::guest::*;
 use super::raw::*;
 use super::slow::Slow;
@@ -308,7 +308,7 @@ fn a_ring_is_stopped_without_mapping_the_rest_of_its_batch() {
     let mut raw = Raw::start(&served, guest.whole(RegionLayout::XenMerged, ON_DEMAND));
     raw.write(HEADER_PAGE, &u128::from(WRITE_OUT).to_le_bytes());
     gate.references();
-    gate.shut();
+    gate.shut(Call::Map);
     raw.publish_at_once(|raw| {
         let header = (raw.address(HEADER_PAGE), 16, false);
         let data = (raw.address(FREE_PAGE), (PAGES * PAGE) as u32, false);
@@ -323,7 +323,7 @@ fn a_ring_is_stopped_without_mapping_the_rest_of_its_batch() {
     });
     // A call each; the others wait for longer than the message takes.
     let next = loop {
-        gate.shut();
+        gate.shut(Call::Map);
         let _ = keeper.open.send(());
         if let Ok(next) = answered.recv_timeout(Duration::from_millis(50)) {
             break next;

@@ -12,7 +12,7 @@ use vhost_user_core::address::GuestAddr;
 use vhost_user_core::frontend::XenRegion;
 use vhost_user_core::wire::RegionLayout;
 
-use super::gate::Gate;
+use super::gate::{Call, Gate};
 use super::guest::*;
 use super::raw::*;
 use super::slow::Slow;
@@ -114,7 +114,7 @@ fn a_map_call_that_ends_after_the_front_end_has_left_maps_nothing() {
     let ops = Arc::clone(&gate) as Arc<_>;
     let served = Served::draining(device, &guest, DRAIN, |xen| xen.access.ops = ops);
     let mut raw = on_demand(&served, &guest);
-    gate.shut();
+    gate.shut(Call::Map);
     let to = raw.address(DATA_PAGE);
     raw.push(0, &[(to, 4096, true)]);
     raw.ring.publish();
@@ -167,6 +167,30 @@ fn a_removed_region_is_given_back_although_a_request_has_its_pages() {
     // What the device has read for the guest is nowhere: that must not count as done.
     request.complete(LARGE).unwrap();
     assert_eq!(raw.used().len, 0);
+}
+
+#[test]
+fn an_answer_arrives_although_its_batch_ends_while_its_region_is_taken_away() {
+    let guest = Guest::granting();
+    let (device, hands) = Slow::new(true, false);
+    let (gate, keeper) = Gate::new(&guest);
+    let ops = Arc::clone(&gate) as Arc<_>;
+    let served = Served::draining(device, &guest, DRAIN, |xen| xen.access.ops = ops);
+    let mut raw = in_three(&served, &guest);
+    let to = raw.address(DATA_PAGE);
+    raw.push(0, &[(to, LARGE, true)]);
+    raw.ring.publish();
+    hands.entered.recv_timeout(LIMIT).unwrap();
+    gate.shut(Call::Unmap);
+    std::thread::scope(|scope| {
+        let remover = scope.spawn(|| remove(&mut raw, &three(&guest)[2]));
+        keeper.arrived.recv_timeout(LIMIT).unwrap();
+        hands.go.send(()).unwrap();
+        hands.wait_for_an_idle_worker();
+        keeper.open.send(()).unwrap();
+        remover.join().unwrap();
+    });
+    assert_eq!(raw.used().len, 0, "what was filled is nowhere");
 }
 
 #[test]

@@ -2,7 +2,10 @@
 
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
+use std::{fs, thread};
 
+use rustix::thread::{Pid, gettid};
 use vhost_user_core::device::Device;
 use vhost_user_core::request::{Batch, Request};
 
@@ -16,6 +19,7 @@ pub(crate) struct Slow {
     kept: Mutex<Sender<Request>>,
     entered: Mutex<Sender<()>>,
     go: Mutex<Receiver<()>>,
+    worker: Mutex<Sender<Pid>>,
     ended: Mutex<Sender<()>>,
 }
 
@@ -25,6 +29,7 @@ pub(crate) struct Hands {
     /// The device was entered.
     pub(crate) entered: Receiver<()>,
     pub(crate) go: Sender<()>,
+    worker: Receiver<Pid>,
     /// The worker's thread has ended.
     pub(crate) ended: Receiver<()>,
 }
@@ -34,6 +39,7 @@ impl Slow {
         let (kept, kept_here) = mpsc::channel();
         let (entered, entered_here) = mpsc::channel();
         let (go_here, go) = mpsc::channel();
+        let (worker, worker_here) = mpsc::channel();
         let (ended, ended_here) = mpsc::channel();
         let device = Self {
             stays,
@@ -41,10 +47,16 @@ impl Slow {
             kept: Mutex::new(kept),
             entered: Mutex::new(entered),
             go: Mutex::new(go),
+            worker: Mutex::new(worker),
             ended: Mutex::new(ended),
         };
-        let hands =
-            Hands { kept: kept_here, entered: entered_here, go: go_here, ended: ended_here };
+        let hands = Hands {
+            kept: kept_here,
+            entered: entered_here,
+            go: go_here,
+            worker: worker_here,
+            ended: ended_here,
+        };
         (Arc::new(device), hands)
     }
 
@@ -57,6 +69,19 @@ impl Slow {
 impl Hands {
     pub(crate) fn request(&self) -> Request {
         self.kept.recv_timeout(LIMIT).unwrap()
+    }
+
+    /// The device has returned, its worker has done what follows, and waits for something new.
+    pub(crate) fn wait_for_an_idle_worker(&self) {
+        let worker = self.worker.recv_timeout(LIMIT).unwrap().as_raw_nonzero();
+        let path = format!("/proc/self/task/{worker}/syscall");
+        let deadline = Instant::now() + LIMIT;
+        // A device that waits for the test is in a call for a lock.
+        let busy = |call: &str| !call.parse().is_ok_and(|number: i64| number != libc::SYS_futex);
+        while busy(fs::read_to_string(&path).unwrap().split_whitespace().next().unwrap()) {
+            assert!(Instant::now() < deadline, "the worker never waits");
+            thread::yield_now();
+        }
     }
 
     /// The device goes on, and its worker finds that there is nothing more to do.
@@ -87,6 +112,7 @@ impl Device for Slow {
         self.keeps
     }
     fn run_worker(&self, body: &mut (dyn FnMut() + Send)) {
+        let _ = self.worker.lock().unwrap().send(gettid());
         body();
         let _ = self.ended.lock().unwrap().send(());
     }
