@@ -231,6 +231,32 @@ def test_a_late_answer_after_the_stop_is_stale_and_flushes_nothing(vhost_socket:
         assert device.events == []
 
 
+@LATE
+def test_a_write_that_is_stored_during_the_flush_after_its_callback_is_flushed_again(
+    vhost_socket: Path, kind: type[Late]
+) -> None:
+    class Racing(kind):  # type: ignore[misc, valid-type]
+        """Another thread stores what was kept, and answers, while the flush runs."""
+
+        armed = False
+
+        def flush(self) -> None:
+            super().flush()
+            if self.armed:
+                self.armed = False
+                other = threading.Thread(target=self.answer)
+                other.start()
+                other.join()
+
+    device = Racing()
+    with driving(device, vhost_socket) as driver:
+        device.armed = True
+        write = driver.write(0, b"w" * 1024)
+        assert driver.wait().head == write.head
+        assert write.status == 0
+        assert device.events == [("flush", 0), ("store", 0), ("flush", 0)]
+
+
 def test_no_flush_begins_after_the_stop_for_writes_that_waited_for_another(
     vhost_socket: Path,
 ) -> None:

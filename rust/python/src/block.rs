@@ -208,12 +208,15 @@ impl PyBlock {
     ) {
         let (shown, side) = (Shown::new(&request), side_of(&request));
         lent.begin(request, self.callee.has_raw_views());
+        let mut outlasts = false;
         let mut hand_over = |method: &Py<PyAny>| {
             let Some(pane) = lent.pane(py, side)? else { return Ok(()) };
             let view = buffer::view(py, &pane)?;
             let arguments = [&number(py, shown.offset), view.as_any()];
             let result = call(py, shown.op.name(), method, arguments);
             buffer::release(view);
+            // What is stored while the flush runs that follows needs another before the answer.
+            outlasts = lent.is_viewed() && shown.op == BlkOp::Write;
             if let Err(error) = &result
                 && lent.is_viewed()
             {
@@ -236,6 +239,9 @@ impl PyBlock {
             }
         });
         match back {
+            Back::Free(request) if outlasts => {
+                let _ = Answerable::complete(request, status, Some(origin));
+            }
             Back::Free(request) => Answerable::finish(request, status, batch),
             Back::Held(hold) => {
                 log::watch(hold, origin.callback.clone(), Arc::clone(&origin.reports));
@@ -317,7 +323,8 @@ impl PyBlock {
             if status == Status::Ok {
                 self.serve_left(py, calls, requests);
             }
-            let durable = if writes { self.flush_after(py, calls, through) } else { Status::Ok };
+            let durable =
+                if writes { self.flush_after(py, calls, requests, through) } else { Status::Ok };
             requests.settle(py, batch, |answer, request| match answer.unwrap_or(status) {
                 Status::Ok if leaves_data(request) => durable,
                 other => other,
@@ -328,11 +335,18 @@ impl PyBlock {
     }
 
     /// With the write cache off, writes are answered by how a flush went.
-    fn flush_after(&self, py: Python<'_>, calls: &Calls, through: bool) -> Status {
+    fn flush_after(
+        &self,
+        py: Python<'_>,
+        calls: &Calls,
+        requests: &BlockBatch,
+        through: bool,
+    ) -> Status {
         // Asked again: the flush at the switch may have come too early for these writes.
         if !self.flushes || !(through || self.core.write_through()) {
             return Status::Ok;
         }
+        requests.begin_flush(py);
         let flushed = call(py, "flush", &calls.flush, []);
         self.status(py, flushed, "flush", &"after writes, with the write cache off")
     }

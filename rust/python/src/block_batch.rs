@@ -204,6 +204,15 @@ impl BlockBatch {
         }
     }
 
+    /// As [`Ticket::begin_flush`](crate::ticket::Ticket::begin_flush), for all.
+    pub(crate) fn begin_flush(&self, py: Python<'_>) {
+        for entry in &self.lock(py).entries {
+            if let Entry::Object(object) = entry {
+                object.get().begin_flush(py);
+            }
+        }
+    }
+
     /// Answers all that was not deferred. `decide` gets the answer that was given, if any.
     pub(crate) fn settle(
         &self,

@@ -299,6 +299,11 @@ impl BlockRequest {
         moved.or_else(|error| self.ticket.answer(py, Status::from(&error)))
     }
 
+    /// As [`Ticket::begin_flush`](crate::ticket::Ticket::begin_flush).
+    pub(crate) fn begin_flush(&self, py: Python<'_>) {
+        self.ticket.begin_flush(py);
+    }
+
     /// Whether views of its data are left.
     pub(crate) fn is_viewed(&self, py: Python<'_>) -> bool {
         self.ticket.is_viewed(py)

@@ -38,6 +38,8 @@ pub(crate) struct State<R: Answerable> {
     phase: Phase,
     answer: Option<R::Answer>,
     deferred: bool,
+    /// Data could still be stored when the flush that follows the callback began.
+    outlasts: bool,
     /// For messages: the callback, and where to complain.
     origin: Option<Arc<Origin>>,
 }
@@ -78,6 +80,7 @@ impl<R: Answerable> Default for Ticket<R> {
             phase: Phase::Idle,
             answer: None,
             deferred: false,
+            outlasts: false,
             origin: None,
         }))
     }
@@ -89,6 +92,7 @@ impl<R: Answerable> Ticket<R> {
         let mut state = self.lock(py);
         state.lent.begin(request, origin.raw_views);
         (state.phase, state.answer, state.deferred) = (Phase::Batch, None, false);
+        state.outlasts = false;
         if !state.origin.as_ref().is_some_and(|known| Arc::ptr_eq(known, origin)) {
             state.origin = Some(Arc::clone(origin));
         }
@@ -190,6 +194,13 @@ impl<R: Answerable> Ticket<R> {
         })
     }
 
+    /// A flush is about to begin. What is stored while it runs needs another before the answer.
+    pub(crate) fn begin_flush(&self, py: Python<'_>) {
+        let mut state = self.lock(py);
+        let unanswered = state.deferred && state.answer.is_none();
+        state.outlasts = unanswered || state.lent.is_viewed();
+    }
+
     /// The callback is over: answers what is to be answered now. `decide` gets the answer that
     /// was given, if any, and says which it is to be.
     pub(crate) fn settle(
@@ -213,6 +224,12 @@ impl<R: Answerable> Ticket<R> {
         let Some(request) = state.lent.request() else { return Settled::Done };
         let answer = decide(state.answer, request);
         match state.end(answer) {
+            Back::Free(request) if state.outlasts => {
+                let origin = state.origin.clone();
+                drop(state);
+                // Its ring may have stopped meanwhile: then it went back when it did.
+                let _ = request.complete(answer, origin.as_deref());
+            }
             Back::Free(request) => {
                 drop(state);
                 request.finish(answer, batch);
