@@ -6,7 +6,7 @@ import ctypes
 import mmap
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -125,3 +125,35 @@ def test_a_file_system_without_direct_io_is_refused_with_what_to_do(bench: Bench
     disk = vu.FileDisk("/sys/kernel/mm/transparent_hugepage/enabled", read_only=True, direct=True)
     with pytest.raises(OSError, match="no direct I/O: open it without"):
         bench.serve(disk)
+
+
+class Opened(vu.BlockDevice):
+    """Has requests moved to and from a file that it has opened for direct I/O."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(size=SIZE)
+        self.fd = os.open(path, os.O_RDWR | os.O_DIRECT)
+
+    def on_batch(self, batch: Sequence[vu.BlockRequest], /) -> None:
+        for request in batch:
+            if request.op == "read":
+                request.preadv(self.fd)
+            else:
+                request.pwritev(self.fd)
+
+
+@pytest.mark.parametrize("shift", [0, 1], ids=["aligned", "odd"])
+def test_a_request_is_moved_to_a_file_of_ones_own_past_the_page_cache(
+    bench: Bench, image: Path, shift: int
+) -> None:
+    device = Opened(image)
+    bench.serve(device)
+    data = random.Random(7).randbytes(LENGTH)
+    with bench.connect().start() as front:
+        disk = front.blk()
+        assert disk.run(request(disk, Type.OUT, 8, data, shift)).status == Status.OK
+        read = disk.run(request(disk, Type.IN, 8, bytes(LENGTH), shift))
+        assert (read.status, read.data) == (Status.OK, data)
+    os.close(device.fd)
+    assert not is_cached(image, BLOCK)
+    assert image.read_bytes()[BLOCK : BLOCK + LENGTH] == data

@@ -104,3 +104,21 @@ def found_by_a_child(view: memoryview) -> bytes:
             os._exit(status)
     _, status = os.waitpid(child, 0)
     return {0: b"zeroes", 1: b"others"}.get(os.waitstatus_to_exitcode(status), b"killed")
+
+
+class DirectDisk(vu.BlockDevice):
+    """Has requests moved to and from a device that it has opened for direct I/O."""
+
+    def __init__(self, device: str) -> None:
+        self.fd = os.open(device, os.O_RDWR | os.O_DIRECT)
+        super().__init__(size=os.lseek(self.fd, 0, os.SEEK_END))
+
+    def on_batch(self, batch: Sequence[vu.BlockRequest], /) -> None:
+        for request in batch:
+            if request.op == "read":
+                request.preadv(self.fd)
+            elif request.op == "write":
+                request.pwritev(self.fd)
+
+    def flush(self) -> None:
+        os.fsync(self.fd)

@@ -5,8 +5,9 @@ data never passes through Python; ``map.sock``, ``map.img`` with buffers mapped 
 copied; ``null.sock``, a disk that does nothing; ``ram.sock``, a disk written in Python, and
 ``later.sock``, one that answers later; ``views.sock`` and ``raw.sock``, with disks that tell what
 their views show, by default and with raw views; and ``rng.sock``. ``plain.sock`` is a disk for
-ordinary front-ends alone. With ``DIRECTORY DEVICE`` it serves ``direct.sock`` alone, that block
-device past the page cache. It prints ``ready`` and ends with its standard input.
+ordinary front-ends alone. With ``DIRECTORY DEVICE`` it serves that block device alone, past
+the page cache: ``direct.sock`` by a ``FileDisk``, ``python.sock`` by Python. It prints ``ready``
+and ends with its standard input.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import TypeAlias
 
 import vhost_user as vu
 
-from .devices import LaterDisk, RamDisk, ViewDisk
+from .devices import DirectDisk, LaterDisk, RamDisk, ViewDisk
 
 Served: TypeAlias = dict[str, tuple[vu.Device, vu.XenOptions | None]]
 """What is served on which socket, and how."""
@@ -34,7 +35,11 @@ def main(directory: Path, device: str | None = None) -> None:
 
 
 def one(device: str) -> Served:
-    return {"direct": (vu.FileDisk(device, direct=True), vu.XenOptions(copy_below=0))}
+    options = vu.XenOptions(copy_below=0)
+    return {
+        "direct": (vu.FileDisk(device, direct=True), options),
+        "python": (DirectDisk(device), options),
+    }
 
 
 def several(directory: Path) -> Served:

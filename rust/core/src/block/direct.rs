@@ -75,14 +75,8 @@ impl DirectFile {
             let fd = self.fd.as_fd();
             return request.preadv(0, request.length(), fd, request.offset()).map(Some);
         }
-        through_own(request.length(), |own, at| {
-            let from = request.offset() + at;
-            let done = rustix::io::retry_on_intr(|| rustix::io::pread(&self.fd, &mut *own, from))?;
-            request.copy_from(at, &own[..done]);
-            still_there(request)?;
-            Ok(done)
-        })
-        .map(Some)
+        let (fd, length) = (self.fd.as_fd(), request.length());
+        read_through_own(request, (0, length), fd, request.offset()).map(Some)
     }
 
     /// Writes the request's data; returns the bytes written. `None` if it has parts of blocks.
@@ -94,15 +88,8 @@ impl DirectFile {
             let fd = self.fd.as_fd();
             return request.pwritev(0, request.length(), fd, request.offset(), durable).map(Some);
         }
-        let flags = if durable { ReadWriteFlags::DSYNC } else { ReadWriteFlags::empty() };
-        through_own(request.length(), |own, at| {
-            request.copy_to(at, own);
-            still_there(request)?;
-            let to = request.offset() + at;
-            let write = || rustix::io::pwritev2(&self.fd, &[IoSlice::new(own)], to, flags);
-            Ok(rustix::io::retry_on_intr(write)?)
-        })
-        .map(Some)
+        let (fd, length) = (self.fd.as_fd(), request.length());
+        write_through_own(request, (0, length), fd, request.offset(), durable).map(Some)
     }
 
     fn takes(&self, request: &BlockRequest) -> bool {
@@ -134,6 +121,40 @@ impl Alignment {
             Err(unsupported())
         }
     }
+}
+
+/// Reads `length` bytes of `fd` from `from` on to byte `at` of a read's data; returns the bytes read.
+pub(super) fn read_through_own(
+    request: &BlockRequest,
+    (at, length): (u64, u64),
+    fd: BorrowedFd<'_>,
+    from: u64,
+) -> io::Result<u64> {
+    through_own(length, |own, done| {
+        let read = || rustix::io::pread(fd, &mut *own, from + done);
+        let read = rustix::io::retry_on_intr(read)?;
+        request.copy_from(at + done, &own[..read]);
+        still_there(request)?;
+        Ok(read)
+    })
+}
+
+/// Writes `length` bytes from byte `at` of a write's data to `fd` from `to` on; returns the bytes
+/// written.
+pub(super) fn write_through_own(
+    request: &BlockRequest,
+    (at, length): (u64, u64),
+    fd: BorrowedFd<'_>,
+    to: u64,
+    durable: bool,
+) -> io::Result<u64> {
+    let flags = if durable { ReadWriteFlags::DSYNC } else { ReadWriteFlags::empty() };
+    through_own(length, |own, done| {
+        request.copy_to(at + done, own);
+        still_there(request)?;
+        let write = || rustix::io::pwritev2(fd, &[IoSlice::new(own)], to + done, flags);
+        Ok(rustix::io::retry_on_intr(write)?)
+    })
 }
 
 /// Moves `length` bytes in pieces. `step` gets aligned memory and the place in the whole, and

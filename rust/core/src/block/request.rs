@@ -11,6 +11,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::direct;
 use super::numbers::{BlkOp, ByteRange, Status};
 use crate::memory::view::{Parts, Writable};
 use crate::request::{Batch, Request, Stopped};
@@ -179,9 +180,16 @@ impl BlockRequest {
         file_offset: u64,
     ) -> io::Result<u64> {
         let len = if self.is_writable() { self.clip(at, len) } else { 0 };
-        let done = self.inner().writable().read_from(at, len, fd, file_offset)?;
-        self.wrote(done);
-        Ok(done)
+        match self.inner().writable().read_from(at, len, fd, file_offset) {
+            Ok(done) => {
+                self.wrote(done);
+                Ok(done)
+            }
+            Err(error) if self.is_refused(&error) => {
+                direct::read_through_own(self, (at, len), fd, file_offset)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Writes `len` bytes from byte `at` of a write's data to `fd` at `file_offset`; returns the
@@ -201,7 +209,12 @@ impl BlockRequest {
     ) -> io::Result<u64> {
         let len = if self.task.op == BlkOp::Write { self.clip(at, len) } else { 0 };
         let data = HEADER.saturating_add(at);
-        self.inner().readable().write_to(data, len, fd, file_offset, durable)
+        match self.inner().readable().write_to(data, len, fd, file_offset, durable) {
+            Err(error) if self.is_refused(&error) => {
+                direct::write_through_own(self, (at, len), fd, file_offset, durable)
+            }
+            done => done,
+        }
     }
 
     /// The contiguous pieces of the data, neither header nor status among them: the device's to
@@ -214,6 +227,16 @@ impl BlockRequest {
             BlkOp::Flush | BlkOp::Discard | BlkOp::WriteZeroes => {
                 self.inner().readable().parts(HEADER, 0)
             }
+        }
+    }
+
+    /// Whether the kernel may have done no direct I/O because of where the data is, which goes
+    /// through aligned memory of our own then.
+    #[cold]
+    fn is_refused(&self, error: &io::Error) -> bool {
+        match error.raw_os_error() {
+            Some(libc::EFAULT) => self.is_foreign(),
+            number => number == Some(libc::EINVAL),
         }
     }
 

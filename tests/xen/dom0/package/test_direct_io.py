@@ -24,12 +24,14 @@ def direct(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BackendProcess]
         yield process
 
 
+@pytest.mark.parametrize("socket", ["direct", "python"])
 @pytest.mark.parametrize("layout", [FOREIGN_LAYOUT, IN_ADVANCE, on_demand(NO_ADVANCE)], ids=str)
 def test_requests_past_the_page_cache_move_the_right_bytes(
-    guest: Guest, direct: BackendProcess, layout: Layout
+    guest: Guest, direct: BackendProcess, layout: Layout, socket: str
 ) -> None:
-    image = direct.image("direct")
-    with connector(guest, direct)(layout, socket="direct") as front:
+    """By a ``FileDisk``, and by Python that has requests moved to a descriptor of its own."""
+    image = direct.image(socket)
+    with connector(guest, direct)(layout, socket=socket) as front:
         work = Workload(front.start(), image.read_bytes())
         work.run(500)
         work.flush()
