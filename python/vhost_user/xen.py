@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, final
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ DEVICES: Final = ("/dev/xen/privcmd", "/dev/xen/gntdev")
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class XenOptions:
     """How a ``Backend`` serves front-ends on Xen. Ordinary front-ends are served too.
 
@@ -47,8 +47,9 @@ class XenOptions:
     views show copies in memory of this process. Devices in Rust, as ``FileDisk``, use the pages in
     either case.
 
-    Options cannot be changed once made; those that say the same are equal. ``TypeError`` for what
-    is no number or no truth value, ``ValueError`` for a number or word that is none of these.
+    Options cannot be changed once made; those that say the same, of the same guest, are equal.
+    ``TypeError`` for what is no number or no truth value, ``ValueError`` for a number or word that
+    is none of these.
     """
 
     design: Design = "auto"
@@ -56,7 +57,7 @@ class XenOptions:
     domain: int | None = None
     raw_views: bool = False
 
-    _guest: XenGuest | None = field(default=None, init=False, repr=False, compare=False)
+    _guest: XenGuest | None = field(default=None)
     """Whose hypervisor is used instead of the host's: see ``XenGuest.options``."""
 
     def __post_init__(self) -> None:
@@ -66,6 +67,12 @@ class XenOptions:
         _check("domain", self.domain, FIRST_RESERVED - 1)
         if not isinstance(self.raw_views, bool):
             raise TypeError(f"raw_views is True or False, not {self.raw_views!r}")
+
+    def __repr__(self) -> str:
+        names = [each.name for each in fields(self)]
+        if self._guest is None:
+            names.remove("_guest")
+        return f"XenOptions({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
 
 def missing_devices() -> list[str]:
@@ -80,7 +87,7 @@ def tell_missing_devices(label: str) -> None:
         import logging
 
         logging.getLogger("vhost_user.backend").info(
-            "%s: there is no %s here: only descriptors of it that a front-end passes can be used",
+            "%s: there is no %s here: only descriptors that a front-end passes can be used",
             label,
             " and no ".join(missing),
         )

@@ -21,7 +21,7 @@ class XenFlags(IntFlag):
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class XenRegion:
     """A region of a Xen domain's memory, as a front-end tells a back-end of it.
 
@@ -33,7 +33,7 @@ class XenRegion:
     caller's. ``offset``: of the memory in the descriptor's file, which is 0 on Xen.
 
     The numbers may be wrong: to say so is the back-end's part. ``ValueError`` if one has more than
-    64 bits, or ``fd`` more than 31.
+    64 bits, or ``fd`` more than 31; ``TypeError`` for what is no number.
     """
 
     guest_address: int
@@ -47,6 +47,8 @@ class XenRegion:
     def __post_init__(self) -> None:
         for name in (each.name for each in fields(self)):
             bits, value = 31 if name == "fd" else 64, getattr(self, name)
+            if not isinstance(value, int):
+                raise TypeError(f"{name} is a number of {bits} bits, not {value!r}")
             if not 0 <= value < 1 << bits:
                 raise ValueError(f"{name} is a number of {bits} bits, not {value:#x}")
 

@@ -4,6 +4,7 @@ import errno
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import vhost_user as vu
@@ -129,6 +130,17 @@ def test_a_file_is_served_without_python(vhost_blk: vu.testing.BlkFactory, tmp_p
     disk.pwrite(b"y" * 512, 512)
     disk.flush()
     assert image.read_bytes() == DATA[:512] + b"y" * 512 + DATA[1024:]
+
+
+def test_a_file_that_is_no_disk_is_named() -> None:
+    with pytest.raises(OSError, match="/proc/version"):
+        vu.FileDisk("/proc/version", read_only=True)
+
+
+@pytest.mark.parametrize("direct", [1, "yes", None])
+def test_direct_is_true_or_false(direct: Any, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="direct is True or False, not "):
+        vu.FileDisk(tmp_path / "image", direct=direct)
 
 
 def test_a_disk_that_rust_serves_takes_no_callbacks() -> None:

@@ -178,6 +178,12 @@ def test_a_region_has_no_number_wider_than_its_field(numbers: dict[str, int], wh
         replace(region(3, 0x1), **numbers)
 
 
+@pytest.mark.parametrize("name", ["guest_address", "fd", "offset"])
+def test_a_region_names_what_is_no_number(name: str) -> None:
+    with pytest.raises(TypeError, match=f"{name} is a number of .. bits, not 'x'"):
+        replace(region(3, 0x1), **{name: "x"})  # type: ignore[arg-type]
+
+
 def test_a_region_shows_its_numbers() -> None:
     assert repr(region(3, vu.XenFlags.GRANT | vu.XenFlags.NO_ADVANCE)) == (
         "XenRegion(guest_address=0x8000000000010000, size=0x2000, user_address=0x7f00000001a00000, "

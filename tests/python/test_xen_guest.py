@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,8 +156,12 @@ def test_memory_that_is_still_mapped_at_the_end_is_reported(vhost_socket: Path) 
         ({"mapping": "other"}, "foreign, grant, grant-on-demand, not 'other'"),
         ({"design": "auto"}, '"merged", "review" or "message", not "auto"'),
         ({"memory": 4097}, "4097 bytes"),
-        ({"memory": 0}, "0 bytes"),
-        ({"domain": 0x7FF0}, "32752"),
+        ({"memory": 0}, "memory is 4096 to 17179869184, not 0"),
+        ({"memory": -4096}, "memory is 4096 to 17179869184, not -4096"),
+        ({"domain": -1}, "domain is 0 to 32751, not -1"),
+        ({"domain": 0x7FF0}, "domain is 0 to 32751, not 32752"),
+        ({"no_advance": 0}, "no_advance is 0x100 or 0x8, not 0"),
+        ({"no_advance": 0x108}, "no_advance is 0x100 or 0x8, not 264"),
     ],
 )
 def test_a_guest_that_cannot_be_is_refused(options: dict[str, Any], why: str) -> None:
@@ -167,3 +172,26 @@ def test_a_guest_that_cannot_be_is_refused(options: dict[str, Any], why: str) ->
 def test_a_guest_shows_what_it_is() -> None:
     guest = XenGuest(no_advance=vu.XenFlags.NO_ADVANCE_RUST_VMM, memory=8192, domain=7)
     assert repr(guest) == "<XenGuest domain 7, flags 0xa, 8192 bytes>"
+
+
+def test_a_second_disk_on_a_guest_is_refused_and_the_first_goes_on() -> None:
+    guest = XenGuest("grant")
+    with vu.testing.blk(RamDisk(), guest=guest) as disk:
+        with (
+            pytest.raises(ValueError, match="is another driver's: 4096 of its pages are mapped"),
+            vu.testing.blk(RamDisk(), guest=guest),
+        ):
+            pass
+        disk.pwrite(b"x" * 512, 0)
+        assert disk.pread(512, 0) == b"x" * 512
+
+
+def test_options_of_a_guest_are_not_those_of_the_host_and_stay_its_own() -> None:
+    guest, other = XenGuest(), XenGuest()
+    assert guest.options() == guest.options()
+    assert guest.options() not in (vu.XenOptions(), other.options())
+    assert "<XenGuest domain 1" in repr(guest.options())
+    merged = replace(guest.options(), design="merged")
+    assert merged == guest.options(vu.XenOptions(design="merged"))
+    with vu.testing.blk(RamDisk(), guest=guest, xen=merged) as disk:
+        assert disk.pread(512, 0) == bytes(512)

@@ -167,11 +167,16 @@ class FileDisk(_RustDisk):
         Raises ``OSError`` if it cannot be opened, or, when a ``Backend`` starts it, if the file
         system has no direct I/O.
         """
+        if not isinstance(direct, bool):
+            raise TypeError(f"direct is True or False, not {direct!r}")
         self.path = os.fspath(path)
         self.direct = direct
         fd = os.open(self.path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
         try:
             size = os.lseek(fd, 0, os.SEEK_END)
+        except OSError as error:
+            error.filename = self.path
+            raise
         finally:
             os.close(fd)
         super().__init__(

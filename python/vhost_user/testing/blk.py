@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .. import Backend, RequestError, VirtioBlkDriver
+from .xen import XenGuest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from .. import Device
-    from .xen import XenGuest
 
 
 class TestedDisk(VirtioBlkDriver):
@@ -89,11 +89,13 @@ def blk(
 
     What a callback raises is raised by the driver's method, as the ``__cause__`` of its
     ``RequestError``. ``backend``: options of ``Backend``.
-    ``guest``: the driver's rings and buffers lie in this guest of Xen. At the end nothing of it
-    may still be mapped: ``AssertionError``.
+    ``guest``: the driver's rings and buffers lie in this guest of Xen, and fill its memory:
+    ``ValueError`` if another's do. At the end nothing of it may still be mapped:
+    ``AssertionError``.
     """
     options = {"on_error": "raise", **backend}
     if guest is not None:
+        _check_free(guest)
         options["xen"] = guest.options(options.get("xen"))
     with tempfile.TemporaryDirectory(prefix="vhost-") as directory:
         socket = Path(directory, "blk")
@@ -107,3 +109,10 @@ def blk(
             yield driver
     if guest is not None:
         guest.assert_released()
+
+
+def _check_free(guest: XenGuest) -> None:
+    if not isinstance(guest, XenGuest):
+        raise TypeError(f"guest is a vhost_user.testing.XenGuest, not {guest!r}")
+    if used := guest.in_use():
+        raise ValueError(f"{guest} is another driver's: {len(used)} of its pages are mapped")

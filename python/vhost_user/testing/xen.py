@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from copy import copy
-from typing import TYPE_CHECKING, Literal, Self, TypeAlias
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, Literal, Self, TypeAlias
 
 from .._core import XenGuest as _XenGuest
-from ..xen import XenOptions
+from ..xen import FIRST_RESERVED, XenOptions, checked
 from ..xen_region import XenFlags, XenRegion
 
 if TYPE_CHECKING:
     from ..xen import SentDesign
 
 Mapping: TypeAlias = Literal["foreign", "grant", "grant-on-demand"]
+
+NO_ADVANCE: Final = (XenFlags.NO_ADVANCE, XenFlags.NO_ADVANCE_RUST_VMM)
+"""The flags for "on demand"."""
+
+PAGE: Final = 4096
+"""Bytes of a page."""
+
+MOST_MEMORY: Final = 1 << 34
+"""Bytes: the grants of more take long to make."""
 
 
 class XenGuest(_XenGuest):
@@ -43,9 +52,12 @@ class XenGuest(_XenGuest):
     ) -> Self:
         """``mapping``: how a back-end is to map its memory. ``design``: what it is told by.
         ``no_advance``: the flag for "on demand": ``XenFlags.NO_ADVANCE``, as specified, or
-        ``NO_ADVANCE_RUST_VMM``. ``memory``: bytes, in whole pages of 4096.
+        ``NO_ADVANCE_RUST_VMM``. ``memory``: bytes, in whole pages of 4096. ``domain``: its number,
+        0 to 32751. One driver at a time uses it: its rings and buffers fill the memory.
         """
         flags = _flags(mapping, no_advance)
+        _check_range("memory", memory, PAGE, MOST_MEMORY)
+        _check_range("domain", domain, 0, FIRST_RESERVED - 1)
         guest = super().__new__(cls, flags, domain, design=design, memory=memory)
         guest.flags, guest.domain = flags, domain
         return guest
@@ -54,9 +66,7 @@ class XenGuest(_XenGuest):
         """Options of a back-end that serves this guest: ``Backend(xen=guest.options())``.
         ``options``: other than the default ones, design and so on.
         """
-        served = copy(options or XenOptions())
-        object.__setattr__(served, "_guest", self)  # Private, so that nothing else reaches it.
-        return served
+        return replace(checked(XenOptions() if options is None else options), _guest=self)
 
     def assert_released(self) -> None:
         """``AssertionError`` if a back-end has pages of its memory mapped."""
@@ -79,8 +89,18 @@ class XenGuest(_XenGuest):
         return f"<XenGuest domain {self.domain}, flags {self.flags:#x}, {self.memory} bytes>"
 
 
+def _check_range(name: str, value: int, least: int, most: int) -> None:
+    if not isinstance(value, int):
+        raise TypeError(f"{name} is a whole number, not {value!r}")
+    if not least <= value <= most:
+        raise ValueError(f"{name} is {least} to {most}, not {value}")
+
+
 def _flags(mapping: Mapping, no_advance: int) -> int:
-    flags = {
+    if no_advance not in NO_ADVANCE:
+        wanted = " or ".join(f"{flag:#x}" for flag in NO_ADVANCE)
+        raise ValueError(f"no_advance is {wanted}, not {no_advance!r}")
+    flags: dict[str, int] = {
         "foreign": XenFlags.FOREIGN,
         "grant": XenFlags.GRANT,
         "grant-on-demand": XenFlags.GRANT | no_advance,
