@@ -11,6 +11,8 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rustix::fs::OFlags;
+
 use super::direct;
 use super::numbers::{BlkOp, ByteRange, Status};
 use crate::memory::view::{Parts, Writable};
@@ -185,7 +187,7 @@ impl BlockRequest {
                 self.wrote(done);
                 Ok(done)
             }
-            Err(error) if self.is_refused(&error) => {
+            Err(error) if self.is_refused(&error, fd) => {
                 direct::read_through_own(self, (at, len), fd, file_offset)
             }
             Err(error) => Err(error),
@@ -210,7 +212,7 @@ impl BlockRequest {
         let len = if self.task.op == BlkOp::Write { self.clip(at, len) } else { 0 };
         let data = HEADER.saturating_add(at);
         match self.inner().readable().write_to(data, len, fd, file_offset, durable) {
-            Err(error) if self.is_refused(&error) => {
+            Err(error) if self.is_refused(&error, fd) => {
                 direct::write_through_own(self, (at, len), fd, file_offset, durable)
             }
             done => done,
@@ -233,11 +235,12 @@ impl BlockRequest {
     /// Whether the kernel may have done no direct I/O because of where the data is, which goes
     /// through aligned memory of our own then.
     #[cold]
-    fn is_refused(&self, error: &io::Error) -> bool {
-        match error.raw_os_error() {
+    fn is_refused(&self, error: &io::Error, fd: BorrowedFd<'_>) -> bool {
+        let because = match error.raw_os_error() {
             Some(libc::EFAULT) => self.is_foreign(),
             number => number == Some(libc::EINVAL),
-        }
+        };
+        because && rustix::fs::fcntl_getfl(fd).is_ok_and(|flags| flags.contains(OFlags::DIRECT))
     }
 
     /// Whether its data may be in foreign mappings of Xen, on which the kernel does no direct I/O.
