@@ -33,22 +33,7 @@ struct Whole {
 }
 
 impl Device for Whole {
-    fn virtio_id(&self) -> u32 {
-        4
-    }
-    fn features(&self) -> u64 {
-        0
-    }
-    fn num_queues(&self) -> u16 {
-        1
-    }
-    fn max_queue_size(&self) -> u16 {
-        256
-    }
-    fn config_len(&self) -> usize {
-        0
-    }
-    fn read_config(&self, _offset: usize, _out: &mut [u8]) {}
+    one_queue!();
     fn batch_limit(&self, _queue: u16, available: u16) -> u16 {
         available
     }

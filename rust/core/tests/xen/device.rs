@@ -49,22 +49,7 @@ pub(crate) fn copy(request: &Request) -> u32 {
 }
 
 impl Device for Scripted {
-    fn virtio_id(&self) -> u32 {
-        4
-    }
-    fn features(&self) -> u64 {
-        0
-    }
-    fn num_queues(&self) -> u16 {
-        1
-    }
-    fn max_queue_size(&self) -> u16 {
-        256
-    }
-    fn config_len(&self) -> usize {
-        0
-    }
-    fn read_config(&self, _offset: usize, _out: &mut [u8]) {}
+    one_queue!();
     fn batch_limit(&self, _queue: u16, available: u16) -> u16 {
         available
     }

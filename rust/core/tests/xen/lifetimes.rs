@@ -34,22 +34,7 @@ impl Keeper {
 }
 
 impl Device for Keeper {
-    fn virtio_id(&self) -> u32 {
-        4
-    }
-    fn features(&self) -> u64 {
-        0
-    }
-    fn num_queues(&self) -> u16 {
-        1
-    }
-    fn max_queue_size(&self) -> u16 {
-        256
-    }
-    fn config_len(&self) -> usize {
-        0
-    }
-    fn read_config(&self, _offset: usize, _out: &mut [u8]) {}
+    one_queue!();
     fn keeps_requests(&self) -> bool {
         self.says_so
     }
