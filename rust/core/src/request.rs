@@ -28,7 +28,7 @@ pub(crate) struct Slot {
     pub(crate) buffers: Buffers,
     pub(crate) head: u16,
     queue: u16,
-    sink: Arc<Sink>,
+    completions: Arc<CompletionQueue>,
 }
 
 /// An answered request on its way back to the ring.
@@ -65,7 +65,7 @@ impl Request {
     /// [`Stopped`] if the ring has stopped meanwhile.
     pub fn complete_with(mut self, last: impl FnOnce(Writable<'_>) -> u32) -> Result<(), Stopped> {
         match self.slot.take() {
-            Some(slot) => Sink::finish(slot, last),
+            Some(slot) => CompletionQueue::finish(slot, last),
             None => Err(Stopped),
         }
     }
@@ -82,8 +82,8 @@ impl Request {
 
     /// Whether its ring still runs.
     pub fn is_live(&self) -> bool {
-        let sink = &self.slot().sink;
-        sink.is_ours() && !sink.closed.load(Ordering::Acquire)
+        let completions = &self.slot().completions;
+        completions.is_ours() && !completions.closed.load(Ordering::Acquire)
     }
 
     /// What of its buffers cannot be reached; such a request goes to
@@ -140,22 +140,22 @@ impl Request {
 impl Drop for Request {
     fn drop(&mut self) {
         if let Some(slot) = self.slot.take() {
-            let _ = Sink::finish(slot, |_| 0);
+            let _ = CompletionQueue::finish(slot, |_| 0);
         }
     }
 }
 
 impl Slot {
-    pub(crate) fn new(queue: u16, sink: Arc<Sink>) -> Box<Self> {
-        Box::new(Self { buffers: Buffers::default(), head: 0, queue, sink })
+    pub(crate) fn new(queue: u16, completions: Arc<CompletionQueue>) -> Box<Self> {
+        Box::new(Self { buffers: Buffers::default(), head: 0, queue, completions })
     }
 }
 
 impl Done {
     /// Answers anew.
     pub(crate) fn revise(&mut self, answer: impl FnOnce(&Request) -> u32) {
-        let Slot { queue, head, ref sink, .. } = *self.slot;
-        let mut empty = Slot::new(queue, Arc::clone(sink));
+        let Slot { queue, head, ref completions, .. } = *self.slot;
+        let mut empty = Slot::new(queue, Arc::clone(completions));
         empty.head = head;
         let request = Request::new(std::mem::replace(&mut self.slot, empty));
         let written = answer(&request);
@@ -263,25 +263,25 @@ impl Batch {
 
 /// Where requests that are completed outside a batch wait for their worker.
 #[derive(Debug)]
-pub(crate) struct Sink {
+pub(crate) struct CompletionQueue {
     done: Mutex<Vec<Done>>,
     closed: AtomicBool,
-    /// Held while something of the requests reaches the guest, and while the sink is closed.
+    /// Held while something of the requests reaches the guest, and while the completions is closed.
     /// Apart from `done`, so that who completes a request never waits for that.
     open: Mutex<()>,
     /// What the requests in flight read of a Xen guest's memory, by their heads: it is kept for
     /// them if the memory is taken away.
     reading: Mutex<Vec<Vec<Segment>>>,
-    bell: Arc<Bell>,
+    doorbell: Arc<Doorbell>,
     /// The process of the worker: a fork of it has no part in its requests.
     generation: u32,
 }
 
-impl Sink {
-    pub(crate) fn new(bell: Arc<Bell>) -> Arc<Self> {
+impl CompletionQueue {
+    pub(crate) fn new(doorbell: Arc<Doorbell>) -> Arc<Self> {
         let (done, closed, open) = (Mutex::default(), AtomicBool::new(false), Mutex::default());
         let reading = Mutex::default();
-        Arc::new(Self { done, closed, open, reading, bell, generation: fork::generation() })
+        Arc::new(Self { done, closed, open, reading, doorbell, generation: fork::generation() })
     }
 
     /// Takes what has been completed.
@@ -289,7 +289,7 @@ impl Sink {
         into.append(&mut self.done.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Keeps the sink from being closed while the guard is there. `None`: it is closed, and nothing
+    /// Keeps the completions from being closed while the guard is there. `None`: it is closed, and nothing
     /// of its requests may reach the guest any more.
     pub(crate) fn hold_open(&self) -> Option<MutexGuard<'_, ()>> {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
@@ -337,33 +337,33 @@ impl Sink {
     }
 
     fn finish(mut slot: Box<Slot>, last: impl FnOnce(Writable<'_>) -> u32) -> Result<(), Stopped> {
-        let sink = Arc::clone(&slot.sink);
-        if !sink.is_ours() {
+        let completions = Arc::clone(&slot.completions);
+        if !completions.is_ours() {
             // The lock may be a thread's that this process does not have.
             return Err(Stopped);
         }
-        let mut done = sink.done.lock().unwrap_or_else(PoisonError::into_inner);
-        if sink.closed.load(Ordering::Relaxed) {
+        let mut done = completions.done.lock().unwrap_or_else(PoisonError::into_inner);
+        if completions.closed.load(Ordering::Relaxed) {
             slot.buffers.release();
             return Err(Stopped);
         }
         let written = limit(&slot, last(slot.buffers.writable()));
         done.push(Done { slot, written });
         drop(done);
-        sink.bell.ring();
+        completions.doorbell.ring();
         Ok(())
     }
 }
 
 /// Wakes one worker, at the cost of a system call only when it sleeps.
 #[derive(Debug)]
-pub(crate) struct Bell {
+pub(crate) struct Doorbell {
     rung: AtomicBool,
     asleep: AtomicBool,
     event: EventFd,
 }
 
-impl Bell {
+impl Doorbell {
     pub(crate) fn new() -> std::io::Result<Arc<Self>> {
         let event = EventFd::new()?;
         Ok(Arc::new(Self { rung: AtomicBool::new(false), asleep: AtomicBool::new(false), event }))
@@ -372,7 +372,7 @@ impl Bell {
     /// Asks the worker to look at its commands and completions.
     pub(crate) fn ring(&self) {
         // Sequentially consistent, as in `fall_asleep`: of the two threads at least one sees the
-        // other's store, so the worker never sleeps on a bell that was rung.
+        // other's store, so the worker never sleeps on a doorbell that was rung.
         self.rung.store(true, Ordering::SeqCst);
         if self.asleep.swap(false, Ordering::SeqCst) {
             self.event.signal();
@@ -418,43 +418,43 @@ mod tests {
     use super::*;
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-    fn is_signalled(bell: &Bell) -> bool {
-        let mut fds = [PollFd::new(bell.event(), PollFlags::IN)];
+    fn is_signalled(doorbell: &Doorbell) -> bool {
+        let mut fds = [PollFd::new(doorbell.event(), PollFlags::IN)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         poll(&mut fds, Some(&now)).unwrap() == 1
     }
 
     #[test]
     fn a_bell_that_was_rung_keeps_its_worker_awake() {
-        let bell = Bell::new().unwrap();
-        bell.ring();
-        assert!(!bell.fall_asleep());
-        assert!(bell.answer());
-        assert!(bell.fall_asleep());
+        let doorbell = Doorbell::new().unwrap();
+        doorbell.ring();
+        assert!(!doorbell.fall_asleep());
+        assert!(doorbell.answer());
+        assert!(doorbell.fall_asleep());
     }
 
     #[test]
     fn only_a_worker_that_sleeps_costs_a_system_call() {
-        let bell = Bell::new().unwrap();
-        bell.ring();
-        assert!(!is_signalled(&bell));
-        bell.answer();
-        assert!(bell.fall_asleep());
-        bell.ring();
-        assert!(is_signalled(&bell));
+        let doorbell = Doorbell::new().unwrap();
+        doorbell.ring();
+        assert!(!is_signalled(&doorbell));
+        doorbell.answer();
+        assert!(doorbell.fall_asleep());
+        doorbell.ring();
+        assert!(is_signalled(&doorbell));
     }
 
     #[test]
     fn a_signal_that_comes_late_wakes_a_worker_once() {
-        let bell = Bell::new().unwrap();
-        assert!(bell.fall_asleep());
-        bell.wake();
-        bell.event().signal();
-        assert!(bell.fall_asleep());
-        assert!(is_signalled(&bell));
-        bell.silence();
-        bell.wake();
-        assert!(bell.fall_asleep());
-        assert!(!is_signalled(&bell));
+        let doorbell = Doorbell::new().unwrap();
+        assert!(doorbell.fall_asleep());
+        doorbell.wake();
+        doorbell.event().signal();
+        assert!(doorbell.fall_asleep());
+        assert!(is_signalled(&doorbell));
+        doorbell.silence();
+        doorbell.wake();
+        assert!(doorbell.fall_asleep());
+        assert!(!is_signalled(&doorbell));
     }
 }

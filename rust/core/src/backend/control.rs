@@ -54,7 +54,7 @@ impl Control {
             match self.source.next(self.shared.wake.as_fd()) {
                 Ok(Next::Stream(stream)) => return Some(stream),
                 // Nothing but a stop concerns a back-end without a front-end.
-                Ok(Next::Woken) => drop(self.shared.errands()),
+                Ok(Next::Woken) => drop(self.shared.pending_events()),
                 Ok(Next::Over) => return None,
                 Err(error) => {
                     self.shared.event(Event::AcceptFailed(error.to_string()));

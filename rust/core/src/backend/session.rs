@@ -8,21 +8,21 @@ use std::time::{Duration, Instant};
 
 use super::channel::Channel;
 use super::control::Control;
-use super::shared::{Errands, Shared, State};
+use super::shared::{PendingEvents, Shared, State};
 use super::{Event, Stuck, Threads, XenOptions};
 use crate::connection::{
     Action, Connection, Offer, Outcome, Refusal, RegionOffer, RegionRange, RingSetup, Step,
 };
 use crate::device::Device;
 use crate::memory::{Gone, Memory, Region, XenKind};
-use crate::request::Sink;
+use crate::request::CompletionQueue;
 use crate::ring::{SplitLayout, SplitRing};
 use crate::socket::{Incoming, Stream};
 use crate::sys::guard::Loss;
 use crate::wire::features::{self, EVENT_IDX, INDIRECT_DESC, VERSION_1};
 use crate::wire::payload::XenMeans;
 use crate::wire::{Frame, ProtocolFeatures};
-use crate::worker::{Command, Manners, Queue, Signal, Worker};
+use crate::worker::{Command, Queue, Signal, Worker, WorkerConfig};
 
 /// Longest wait for requests in flight when the front-end has gone: nobody waits for their
 /// answers, but a device may be in the middle of reading their data.
@@ -30,7 +30,7 @@ const DISCONNECT_DRAIN: Duration = Duration::from_secs(1);
 
 /// How often a wait for requests in flight asks whether it may go on: a second stop may allow less
 /// time than the first.
-const SECOND_THOUGHTS: Duration = Duration::from_millis(50);
+const RECHECK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// What an idle worker may take to end when the others have used up the time to drain.
 const LAST_GRACE: Duration = Duration::from_millis(100);
@@ -49,7 +49,7 @@ struct Vring {
     call: Option<Signal>,
     error: Option<Signal>,
     /// Where its requests come back, since it was last started.
-    sink: Option<Arc<Sink>>,
+    completions: Option<Arc<CompletionQueue>>,
 }
 
 /// See the module.
@@ -64,7 +64,7 @@ pub(super) struct Session<'a> {
     loss: Arc<Loss>,
     vrings: Vec<Vring>,
     /// Of all rings that were started: their requests may outlive them.
-    sinks: Vec<Weak<Sink>>,
+    completion_queues: Vec<Weak<CompletionQueue>>,
     workers: Vec<Option<Worker>>,
     channel: Channel,
 }
@@ -84,7 +84,7 @@ impl<'a> Session<'a> {
             mapped: Vec::new(),
             loss: Loss::new(Arc::clone(&control.shared.wake)),
             vrings: (0..queues).map(|_| Vring::default()).collect(),
-            sinks: Vec::new(),
+            completion_queues: Vec::new(),
             workers: (0..workers).map(|_| None).collect(),
             channel: Channel::default(),
         }
@@ -95,7 +95,7 @@ impl<'a> Session<'a> {
         loop {
             let goes_on = match self.stream.receive(self.shared().wake.as_fd()) {
                 Ok(Incoming::Frame(frame)) => self.message(frame),
-                Ok(Incoming::Woken) => self.errands(),
+                Ok(Incoming::Woken) => self.pending_events(),
                 Ok(Incoming::Closed) => false,
                 Err(error) => {
                     self.event(Event::Closed(error.to_string()));
@@ -132,8 +132,9 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn errands(&mut self) -> bool {
-        let Errands { stop, broken, panicked, config_changed } = self.shared().errands();
+    fn pending_events(&mut self) -> bool {
+        let PendingEvents { stop, broken, panicked, config_changed } =
+            self.shared().pending_events();
         if broken {
             self.connection.reset_needed();
         }
@@ -295,7 +296,7 @@ impl<'a> Session<'a> {
         drop(regions);
         let is_late = |gone: &Gone| loop {
             let left = self.left(begun, limit);
-            if gone.wait(left.min(SECOND_THOUGHTS)) {
+            if gone.wait(left.min(RECHECK_INTERVAL)) {
                 break false;
             }
             if left.is_zero() {
@@ -313,11 +314,12 @@ impl<'a> Session<'a> {
         }
         // In this order: a request that is not among those that need something finds the end.
         regions.iter().for_each(|region| region.end());
-        let sinks = self.sinks.iter().filter_map(Weak::upgrade);
-        let needed: Vec<_> = sinks.flat_map(|sink| sink.needed()).collect();
+        let completion_queues = self.completion_queues.iter().filter_map(Weak::upgrade);
+        let needed: Vec<_> =
+            completion_queues.flat_map(|completions| completions.needed()).collect();
         regions.iter().for_each(|region| region.detach(&needed));
         // A batch that ended meanwhile has found its pages held, and waits with its answers.
-        self.workers.iter().flatten().for_each(|worker| worker.bell().ring());
+        self.workers.iter().flatten().for_each(|worker| worker.doorbell().ring());
     }
 
     fn swap_memory(&mut self, memory: Memory) {
@@ -344,19 +346,19 @@ impl<'a> Session<'a> {
         if let Some(kick) = &kick {
             worker.watch(index, kick.as_fd()).map_err(|e| bad_kick(index, &e))?;
         }
-        let bell = Arc::clone(worker.bell());
+        let doorbell = Arc::clone(worker.doorbell());
         let counters = self.shared().queue(index);
         let vring = &mut self.vrings[usize::from(index)];
         vring.enabled = setup.enabled;
         let loss = Arc::clone(&self.loss);
-        let queue = Queue::new(index, ring, setup.enabled, &bell, loss, counters).with_fds(
+        let queue = Queue::new(index, ring, setup.enabled, &doorbell, loss, counters).with_fds(
             kick,
             vring.call.clone(),
             vring.error.clone(),
         );
-        vring.sink = Some(queue.sink());
-        self.sinks.retain(|sink| sink.strong_count() > 0);
-        self.sinks.push(Arc::downgrade(&queue.sink()));
+        vring.completions = Some(queue.completions());
+        self.completion_queues.retain(|completions| completions.strong_count() > 0);
+        self.completion_queues.push(Arc::downgrade(&queue.completions()));
         let first = !self.vrings.iter().any(|vring| vring.started);
         self.vrings[usize::from(index)].started = true;
         if first {
@@ -440,8 +442,8 @@ impl<'a> Session<'a> {
     /// Takes a ring away from its worker. From now on, though the worker may be in the device's
     /// hands for long, no request of the ring is live: its memory may be severed.
     fn give_up(&self, index: u16) {
-        if let Some(sink) = &self.vrings[usize::from(index)].sink {
-            sink.close();
+        if let Some(completions) = &self.vrings[usize::from(index)].completions {
+            completions.close();
         }
         self.post(index, Command::Abandon(index));
     }
@@ -450,7 +452,7 @@ impl<'a> Session<'a> {
     fn hear(&self, answer: &mpsc::Receiver<u16>, begun: Instant, limit: Duration) -> Option<u16> {
         loop {
             let left = self.left(begun, limit);
-            match answer.recv_timeout(left.min(SECOND_THOUGHTS)) {
+            match answer.recv_timeout(left.min(RECHECK_INTERVAL)) {
                 Ok(base) => return Some(base),
                 Err(RecvTimeoutError::Timeout) if !left.is_zero() => {}
                 Err(_) => return None,
@@ -499,12 +501,12 @@ impl<'a> Session<'a> {
         if self.workers[place].is_none() {
             let cpus = &options.cpus;
             let cpu = (!cpus.is_empty()).then(|| cpus[place % cpus.len()]);
-            let manners = Manners { batch: options.batch, poll: options.poll, cpu };
+            let config = WorkerConfig { batch: options.batch, poll: options.poll, cpu };
             let worker = Worker::spawn(
                 format!("vhost-user q{place}"),
                 Arc::clone(&self.control.device),
                 Arc::clone(&self.control.shared) as Arc<_>,
-                manners,
+                config,
             )
             .map_err(|e| Refusal(format!("SET_VRING_KICK: queue {index}: {e}")))?;
             self.control.shared.adopt(worker.thread_id());

@@ -60,7 +60,7 @@ pub struct Counters {
 }
 
 #[derive(Debug)]
-struct Standing {
+struct Status {
     state: State,
     drain: Duration,
     stuck: Vec<Stuck>,
@@ -72,7 +72,7 @@ struct Standing {
 
 /// See the module.
 pub(super) struct Shared {
-    standing: Mutex<Standing>,
+    status: Mutex<Status>,
     changed: Condvar,
     stop: AtomicBool,
     sessions: AtomicU64,
@@ -85,7 +85,7 @@ pub(super) struct Shared {
 
 /// What a woken control thread has to do.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Errands {
+pub(super) struct PendingEvents {
     pub(super) stop: bool,
     pub(super) broken: bool,
     pub(super) panicked: bool,
@@ -99,7 +99,7 @@ impl Shared {
         observer: Arc<dyn Observer>,
     ) -> Result<Arc<Self>, HostError> {
         let event = || EventFd::new().map_err(|e| HostError::new("make an event descriptor", e));
-        let standing = Standing {
+        let status = Status {
             state: State::Listening,
             drain,
             stuck: Vec::new(),
@@ -109,7 +109,7 @@ impl Shared {
             config_changed: false,
         };
         Ok(Arc::new(Self {
-            standing: Mutex::new(standing),
+            status: Mutex::new(status),
             changed: Condvar::new(),
             stop: AtomicBool::new(false),
             sessions: AtomicU64::new(0),
@@ -125,17 +125,17 @@ impl Shared {
     }
 
     pub(super) fn set_state(&self, state: State) {
-        let mut standing = self.lock();
+        let mut status = self.lock();
         // The end is final, and only the end follows draining.
-        let stays = match standing.state {
+        let stays = match status.state {
             State::Stopped => true,
             State::Draining => state != State::Stopped,
             _ => false,
         };
         if !stays {
-            standing.state = state;
+            status.state = state;
         }
-        drop(standing);
+        drop(status);
         self.changed.notify_all();
     }
 
@@ -145,20 +145,20 @@ impl Shared {
         until: Option<Instant>,
         wanted: impl Fn(State) -> bool,
     ) -> Option<State> {
-        let mut standing = self.lock();
-        while !wanted(standing.state) {
-            standing = match until {
-                None => self.changed.wait(standing).unwrap_or_else(PoisonError::into_inner),
+        let mut status = self.lock();
+        while !wanted(status.state) {
+            status = match until {
+                None => self.changed.wait(status).unwrap_or_else(PoisonError::into_inner),
                 Some(until) => {
                     let left = until.checked_duration_since(Instant::now())?;
                     self.changed
-                        .wait_timeout(standing, left)
+                        .wait_timeout(status, left)
                         .unwrap_or_else(PoisonError::into_inner)
                         .0
                 }
             };
         }
-        Some(standing.state)
+        Some(status.state)
     }
 
     pub(super) fn request_stop(&self, drain: Duration) {
@@ -181,22 +181,22 @@ impl Shared {
     }
 
     /// What there is to do; asked by the control thread when it was woken.
-    pub(super) fn errands(&self) -> Errands {
+    pub(super) fn pending_events(&self) -> PendingEvents {
         self.wake.clear();
-        let mut standing = self.lock();
-        Errands {
+        let mut status = self.lock();
+        PendingEvents {
             stop: self.is_stopping(),
-            broken: std::mem::take(&mut standing.broken),
-            panicked: std::mem::take(&mut standing.panicked),
-            config_changed: std::mem::take(&mut standing.config_changed),
+            broken: std::mem::take(&mut status.broken),
+            panicked: std::mem::take(&mut status.panicked),
+            config_changed: std::mem::take(&mut status.config_changed),
         }
     }
 
     /// A new session owes nothing to the former one.
     pub(super) fn begin_session(&self) {
         self.sessions.fetch_add(1, Ordering::Relaxed);
-        let mut standing = self.lock();
-        (standing.broken, standing.panicked, standing.config_changed) = (false, false, false);
+        let mut status = self.lock();
+        (status.broken, status.panicked, status.config_changed) = (false, false, false);
     }
 
     pub(super) fn adopt(&self, thread: ThreadId) {
@@ -240,8 +240,8 @@ impl Shared {
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Standing> {
-        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Status> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

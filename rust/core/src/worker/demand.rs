@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Report;
-use super::queue::{Hands, Queue};
+use super::queue::{Queue, WorkerContext};
 use crate::device::Device;
 use crate::memory::view::{Access, Buffers};
 use crate::memory::{Room, Shared, Terms, give_back, provide};
@@ -35,49 +35,49 @@ impl Queue {
     /// Gives all buffers of a batch their places. Requests for which that fails do not reach the
     /// device's `handle`. If the worker is called meanwhile the rest is put back: `false`.
     #[cold]
-    pub(super) fn provide(&mut self, hands: &mut Hands<'_>) -> bool {
+    pub(super) fn provide(&mut self, context: &mut WorkerContext<'_>) -> bool {
         let mut waiting: Vec<&mut Buffers> =
-            hands.batch.buffers_mut().filter(|buffers| buffers.waits()).collect();
-        let device = hands.device;
+            context.batch.buffers_mut().filter(|buffers| buffers.waits()).collect();
+        let device = context.device;
         let provided = self.provided.get_or_insert_default();
         if !waiting.is_empty() {
             let terms = Terms {
                 kept: device.keeps_requests(),
                 mapped: device.wants_mappings(),
                 room: &provided.room,
-                is_called: &|| hands.called.load(Ordering::SeqCst),
+                is_called: &|| context.called.load(Ordering::SeqCst),
             };
             let shared = provide(&mut waiting, &terms);
             provided.shared.push(shared);
         }
-        let undone = hands.batch.buffers_mut().position(|buffers| buffers.is_undone());
+        let undone = context.batch.buffers_mut().position(|buffers| buffers.is_undone());
         if let Some(first) = undone {
-            hands.batch.take_left(first).for_each(|slot| self.put_back(slot));
+            context.batch.take_left(first).for_each(|slot| self.put_back(slot));
         }
-        self.sink.note(hands.batch.chains_mut());
+        self.completions.note(context.batch.chains_mut());
         // Who takes memory away says so before looking at what is noted: one of the two sees the
         // other.
         if self.ring.memory().has_ended() {
-            for buffers in hands.batch.buffers_mut() {
+            for buffers in context.batch.buffers_mut() {
                 buffers.fail_if_taken(Access::DeviceWritable);
                 buffers.fail_if_taken(Access::DeviceReadable);
             }
         }
-        for request in hands.batch.take_faulty() {
+        for request in context.batch.take_faulty() {
             if let Some(fault) = request.fault() {
-                self.tell(hands.report, fault);
+                self.tell(context.report, fault);
             }
-            let written = hands.device.refuse(self.index, &request);
-            hands.batch.complete(request, written);
+            let written = context.device.refuse(self.index, &request);
+            context.batch.complete(request, written);
         }
         undone.is_none()
     }
 
     /// Takes the buffers of a batch back, so that its answers can be published.
     #[cold]
-    pub(super) fn take_back(&mut self, hands: &mut Hands<'_>) {
-        let Hands { device, report, batch, .. } = hands;
-        self.sink.forget(batch.chains_mut().map(|(head, _)| head));
+    pub(super) fn take_back(&mut self, context: &mut WorkerContext<'_>) {
+        let WorkerContext { device, report, batch, .. } = context;
+        self.completions.forget(batch.chains_mut().map(|(head, _)| head));
         batch.buffers_mut().for_each(Buffers::unpin);
         self.return_memory(batch.done_mut(), *device, *report);
     }
@@ -91,7 +91,7 @@ impl Queue {
         device: &dyn Device,
         report: &dyn Report,
     ) {
-        self.sink.forget(done.iter().map(|answer| answer.slot.head));
+        self.completions.forget(done.iter().map(|answer| answer.slot.head));
         let memory = self.ring.memory();
         let is_simple = |buffers: &Buffers| !buffers.waits() && buffers.is_in(memory);
         let none_shared = self.provided.as_ref().is_none_or(|provided| provided.is_empty());
@@ -127,7 +127,7 @@ impl Queue {
 
     /// Nothing is copied for a ring that was given up: the guest may have other plans for the pages.
     fn copy_back(&self, done: &mut [&mut Buffers]) {
-        if let Some(_open) = self.sink.hold_open() {
+        if let Some(_open) = self.completions.hold_open() {
             give_back(done);
         }
     }

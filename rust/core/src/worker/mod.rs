@@ -22,15 +22,15 @@ use rustix::event::epoll;
 use crate::device::Device;
 use crate::error::HostError;
 use crate::memory::{Fault, Memory};
-use crate::request::{Batch, Bell, Done};
+use crate::request::{Batch, Done, Doorbell};
 use crate::ring::{RingError, StartError};
 use crate::sys::sigbus;
 use poll::PollWindow;
-use queue::{Hands, Look};
+use queue::{Look, WorkerContext};
 pub(crate) use queue::{Phase, Queue, QueueCounters, Signal};
 
-/// The bell's place among the events; queues have their index.
-const BELL: u64 = u64::MAX;
+/// The doorbell's place among the events; queues have their index.
+const DOORBELL: u64 = u64::MAX;
 
 /// How often a ring without a kick descriptor is looked at.
 const UNKICKED: Duration = Duration::from_millis(1);
@@ -90,13 +90,13 @@ struct Mailbox {
     commands: Mutex<Vec<Command>>,
     /// There are commands.
     called: AtomicBool,
-    bell: Arc<Bell>,
+    doorbell: Arc<Doorbell>,
     epoll: OwnedFd,
 }
 
 /// How a worker is to work.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Manners {
+pub(crate) struct WorkerConfig {
     /// Most requests handed over at once.
     pub(crate) batch: u16,
     /// Longest busy polling.
@@ -111,7 +111,7 @@ impl Worker {
         name: String,
         device: Arc<dyn Device>,
         report: Arc<dyn Report>,
-        manners: Manners,
+        config: WorkerConfig,
     ) -> Result<Self, HostError> {
         let mailbox = Arc::new(Mailbox::new().map_err(|e| HostError::new("make a worker", e))?);
         let (end, ended) = mpsc::channel();
@@ -119,9 +119,9 @@ impl Worker {
         let thread = thread::Builder::new()
             .name(name)
             .spawn(move || {
-                pin(manners.cpu);
+                pin(config.cpu);
                 sigbus::unblock();
-                device.run_worker(&mut || run(&own, &*device, &*report, manners));
+                device.run_worker(&mut || run(&own, &*device, &*report, config));
                 // Nobody may be left to hear it.
                 let _ = end.send(());
             })
@@ -129,9 +129,9 @@ impl Worker {
         Ok(Self { mailbox, thread, ended })
     }
 
-    /// The bell that completions of this worker's queues ring.
-    pub(crate) fn bell(&self) -> &Arc<Bell> {
-        &self.mailbox.bell
+    /// The doorbell that completions of this worker's queues ring.
+    pub(crate) fn doorbell(&self) -> &Arc<Doorbell> {
+        &self.mailbox.doorbell
     }
 
     /// Posts a command; it is carried out after the batch at hand, of which what waits for the
@@ -139,7 +139,7 @@ impl Worker {
     pub(crate) fn post(&self, command: Command) {
         self.mailbox.commands.lock().unwrap_or_else(PoisonError::into_inner).push(command);
         self.mailbox.called.store(true, Ordering::SeqCst);
-        self.mailbox.bell.ring();
+        self.mailbox.doorbell.ring();
     }
 
     /// Registers a kick descriptor for `queue`. Edge-triggered: every write to it is an event,
@@ -172,10 +172,10 @@ impl Worker {
 impl Mailbox {
     fn new() -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let bell = Bell::new()?;
-        let data = epoll::EventData::new_u64(BELL);
-        epoll::add(&epoll, bell.event(), data, epoll::EventFlags::IN)?;
-        Ok(Self { commands: Mutex::default(), called: AtomicBool::new(false), bell, epoll })
+        let doorbell = Doorbell::new()?;
+        let data = epoll::EventData::new_u64(DOORBELL);
+        epoll::add(&epoll, doorbell.event(), data, epoll::EventFlags::IN)?;
+        Ok(Self { commands: Mutex::default(), called: AtomicBool::new(false), doorbell, epoll })
     }
 }
 
@@ -190,8 +190,8 @@ fn pin(cpu: Option<usize>) {
 
 /// The thread's whole life. A panic ends here: it is a bug, of the device or of ours, and must
 /// not take the process along.
-fn run(mailbox: &Mailbox, device: &dyn Device, report: &dyn Report, manners: Manners) {
-    let mut thread = Thread::new(mailbox, device, report, manners);
+fn run(mailbox: &Mailbox, device: &dyn Device, report: &dyn Report, config: WorkerConfig) {
+    let mut thread = Thread::new(mailbox, device, report, config);
     if let Err(panic) = catch_unwind(AssertUnwindSafe(|| thread.run())) {
         let message = panic
             .downcast_ref::<String>()
@@ -222,14 +222,14 @@ impl<'a> Thread<'a> {
         mailbox: &'a Mailbox,
         device: &'a dyn Device,
         report: &'a dyn Report,
-        manners: Manners,
+        config: WorkerConfig,
     ) -> Self {
         Self {
             mailbox,
             device,
             report,
-            limit: manners.batch.max(1),
-            window: PollWindow::new(manners.poll),
+            limit: config.batch.max(1),
+            window: PollWindow::new(config.poll),
             queues: Vec::new(),
             batch: Batch::default(),
             done: Vec::new(),
@@ -240,7 +240,7 @@ impl<'a> Thread<'a> {
 
     fn run(&mut self) {
         while !self.exit {
-            if self.mailbox.bell.is_rung() {
+            if self.mailbox.doorbell.is_rung() {
                 self.answer();
             } else if self.look_at_all() {
                 self.window.found_work();
@@ -256,15 +256,15 @@ impl<'a> Thread<'a> {
     fn look_at_all(&mut self) -> bool {
         let mut busy = false;
         for queue in &mut self.queues {
-            let mut hands = Hands {
+            let mut context = WorkerContext {
                 device: self.device,
                 report: self.report,
-                bell: &self.mailbox.bell,
+                doorbell: &self.mailbox.doorbell,
                 called: &self.mailbox.called,
                 batch: &mut self.batch,
                 limit: self.limit,
             };
-            match queue.look(&mut hands) {
+            match queue.look(&mut context) {
                 Look::Idle => {}
                 Look::Busy => busy = true,
                 Look::Broke(error) => {
@@ -280,12 +280,12 @@ impl<'a> Thread<'a> {
         for queue in &mut self.queues {
             work |= queue.enable_kicks();
         }
-        if !work && self.mailbox.bell.fall_asleep() {
+        if !work && self.mailbox.doorbell.fall_asleep() {
             let began = Instant::now();
             self.wait();
             self.window.slept(began.elapsed());
         }
-        self.mailbox.bell.wake();
+        self.mailbox.doorbell.wake();
         self.queues.iter_mut().for_each(Queue::disable_kicks);
     }
 
@@ -298,8 +298,8 @@ impl<'a> Thread<'a> {
         let _ = epoll::wait(&self.mailbox.epoll, spare_capacity(&mut self.events), limit.as_ref());
         for event in &self.events {
             let data = event.data.u64();
-            if data == BELL {
-                self.mailbox.bell.silence();
+            if data == DOORBELL {
+                self.mailbox.doorbell.silence();
             }
             for queue in self.queues.iter_mut().filter(|q| u64::from(q.index) == data) {
                 queue.kicked();
@@ -312,7 +312,7 @@ impl<'a> Thread<'a> {
 
     /// Commands first, in the order in which they were posted, then completions.
     fn answer(&mut self) {
-        self.mailbox.bell.answer();
+        self.mailbox.doorbell.answer();
         self.mailbox.called.store(false, Ordering::SeqCst);
         let commands = std::mem::take(
             &mut *self.mailbox.commands.lock().unwrap_or_else(PoisonError::into_inner),

@@ -9,7 +9,7 @@ use super::Report;
 use super::demand::Provided;
 use crate::device::Device;
 use crate::memory::Memory;
-use crate::request::{Batch, Bell, Done, Request, Sink, Slot};
+use crate::request::{Batch, CompletionQueue, Done, Doorbell, Request, Slot};
 use crate::ring::{RingError, SplitRing};
 use crate::sys::guard::Loss;
 use crate::sys::{eventfd, quiet};
@@ -96,22 +96,22 @@ pub(crate) struct Queue {
     /// Requests that the device left in the ring: not offered again before the next kick.
     left: u16,
     in_flight: u32,
-    pub(super) sink: Arc<Sink>,
+    pub(super) completions: Arc<CompletionQueue>,
     spare: Spare,
     pub(super) provided: Option<Box<Provided>>,
     /// The ring is not in guest memory any more. It keeps what it was in until the last request
     /// in flight is given back there.
-    homeless: bool,
+    detached: bool,
     /// Once it has happened nothing is popped and nothing is published.
     loss: Arc<Loss>,
     counters: Arc<QueueCounters>,
 }
 
 /// What every queue of a worker shares while it is served.
-pub(super) struct Hands<'a> {
+pub(super) struct WorkerContext<'a> {
     pub(super) device: &'a dyn Device,
     pub(super) report: &'a dyn Report,
-    pub(super) bell: &'a Bell,
+    pub(super) doorbell: &'a Doorbell,
     /// Commands wait.
     pub(super) called: &'a AtomicBool,
     pub(super) batch: &'a mut Batch,
@@ -123,7 +123,7 @@ impl Queue {
         index: u16,
         ring: SplitRing,
         enabled: bool,
-        bell: &Arc<Bell>,
+        doorbell: &Arc<Doorbell>,
         loss: Arc<Loss>,
         counters: Arc<QueueCounters>,
     ) -> Self {
@@ -137,10 +137,10 @@ impl Queue {
             phase: Phase::Running,
             left: 0,
             in_flight: 0,
-            sink: Sink::new(Arc::clone(bell)),
+            completions: CompletionQueue::new(Arc::clone(doorbell)),
             spare: Vec::new(),
             provided: None,
-            homeless: false,
+            detached: false,
             loss,
             counters,
         }
@@ -156,12 +156,12 @@ impl Queue {
     }
 
     /// Where its requests come back: who closes it ends their lives.
-    pub(crate) fn sink(&self) -> Arc<Sink> {
-        Arc::clone(&self.sink)
+    pub(crate) fn completions(&self) -> Arc<CompletionQueue> {
+        Arc::clone(&self.completions)
     }
 
     /// Serves one batch if there is one.
-    pub(super) fn look(&mut self, hands: &mut Hands<'_>) -> Look {
+    pub(super) fn look(&mut self, context: &mut WorkerContext<'_>) -> Look {
         if !self.is_served() {
             return Look::Idle;
         }
@@ -173,28 +173,28 @@ impl Queue {
             return Look::Idle;
         }
         // The index was read first. So whatever the front-end was told before the driver made
-        // these chains available (new memory above all) has rung the bell by now.
-        if hands.bell.is_rung() {
+        // these chains available (new memory above all) has rung the doorbell by now.
+        if context.doorbell.is_rung() {
             return Look::Busy;
         }
         if self.loss.has_happened() {
             return self.lose();
         }
-        let wanted = hands.device.batch_limit(self.index, available).max(1);
-        let mut broken = self.pop_batch(available.min(wanted).min(hands.limit), hands.batch);
-        if !hands.batch.is_empty() {
+        let wanted = context.device.batch_limit(self.index, available).max(1);
+        let mut broken = self.pop_batch(available.min(wanted).min(context.limit), context.batch);
+        if !context.batch.is_empty() {
             self.counters.in_flight.store(self.in_flight, Ordering::Relaxed);
             if self.ring.memory().is_xen() {
-                broken = self.finish_walks(hands.batch).or(broken);
-                if !self.provide(hands) {
+                broken = self.finish_walks(context.batch).or(broken);
+                if !self.provide(context) {
                     // It is behind what was put back, and comes again.
                     broken = None;
                 }
             }
-            if !hands.batch.is_empty() {
-                hands.device.handle(self.index, hands.batch);
+            if !context.batch.is_empty() {
+                context.device.handle(self.index, context.batch);
             }
-            self.settle(hands);
+            self.settle(context);
         }
         broken.map_or(Look::Busy, |error| self.fail(error))
     }
@@ -206,12 +206,12 @@ impl Queue {
         device: &dyn Device,
         report: &dyn Report,
     ) {
-        self.sink.collect(done);
+        self.completions.collect(done);
         if self.provided.is_some() {
             self.return_memory(done, device, report);
         }
-        let sink = Arc::clone(&self.sink);
-        let Some(open) = sink.hold_open() else { return done.clear() };
+        let completions = Arc::clone(&self.completions);
+        let Some(open) = completions.hold_open() else { return done.clear() };
         for done in done.drain(..) {
             self.give_back(done);
         }
@@ -256,17 +256,17 @@ impl Queue {
     pub(super) fn move_to(&mut self, memory: &Arc<Memory>) -> Result<(), crate::ring::StartError> {
         self.spare.clear();
         let moved = self.ring.move_to(memory);
-        self.homeless = moved.is_err();
+        self.detached = moved.is_err();
         moved
     }
 
     /// Lets go of memory that the ring has no place in any more: whoever takes it away may be
     /// waiting for that.
     pub(super) fn leave(&mut self) {
-        if self.homeless && self.in_flight == 0 {
+        if self.detached && self.in_flight == 0 {
             self.spare.clear();
             // Without memory for it the ring stays, and the wait is as long as it may be.
-            self.homeless = self.ring.leave().is_err();
+            self.detached = self.ring.leave().is_err();
         }
     }
 
@@ -277,8 +277,8 @@ impl Queue {
 
     /// Ends the queue: its index, and whoever waits for that. Late completions are refused.
     pub(super) fn end(self) {
-        let Self { ring, sink, spare, provided, phase, counters, .. } = self;
-        sink.close();
+        let Self { ring, completions, spare, provided, phase, counters, .. } = self;
+        completions.close();
         counters.in_flight.store(0, Ordering::Relaxed);
         let next = ring.next_available();
         // Nothing of the ring is mapped any more when its end is told.
@@ -321,7 +321,7 @@ impl Queue {
         for _ in 0..limit {
             let mut slot = match self.spare.pop() {
                 Some(slot) => slot,
-                None => Slot::new(self.index, Arc::clone(&self.sink)),
+                None => Slot::new(self.index, Arc::clone(&self.completions)),
             };
             match self.ring.pop(&mut slot.buffers) {
                 Ok(Some(head)) => {
@@ -355,20 +355,20 @@ impl Queue {
     }
 
     /// Gives back what the device answered and puts back what it left.
-    fn settle(&mut self, hands: &mut Hands<'_>) {
+    fn settle(&mut self, context: &mut WorkerContext<'_>) {
         if self.provided.is_some() {
-            self.take_back(hands);
+            self.take_back(context);
         }
-        let sink = Arc::clone(&self.sink);
-        let Some(open) = sink.hold_open() else { return hands.batch.clear() };
+        let completions = Arc::clone(&self.completions);
+        let Some(open) = completions.hold_open() else { return context.batch.clear() };
         self.left = 0;
-        for slot in hands.batch.take_left(0) {
+        for slot in context.batch.take_left(0) {
             self.put_back(slot);
             // Nothing of what is there now is offered before the next kick.
             self.left = self.ring.seen();
         }
         let mut answered = 0;
-        for done in hands.batch.take_done() {
+        for done in context.batch.take_done() {
             answered += 1;
             self.in_flight -= 1;
             self.ring.push(done.slot.head, done.written);
