@@ -59,7 +59,9 @@ DEVICES_KNOW_NOTHING_OF = {
 }
 """What no device class imports, be it Python's or the package's."""
 
-UNSAFE_CORE = re.compile(r"sys/\w+\.rs|memory/view\.rs|xen/linux\.rs")
+UNSAFE_CORE = re.compile(
+    r"sys/\w+\.rs|memory/(segment|window|span|reads)\.rs|xen/linux\.rs",
+)
 UNSAFE_PYTHON = re.compile(r"(buffer|call)\.rs")
 """The files of each crate in which `unsafe` may stand, relative to `src`."""
 

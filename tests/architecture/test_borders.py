@@ -15,7 +15,7 @@ PACKAGE = PROJECT / "python/vhost_user"
 
 def test_the_check_reads_the_sources() -> None:
     paths = {path for _, path in borders.sources(CORE, "*.rs")}
-    assert {"lib.rs", "ring/split.rs", "memory/view.rs", "wire/mod.rs", "backend/mod.rs"} <= paths
+    assert {"lib.rs", "ring/split.rs", "memory/span.rs", "wire/mod.rs", "backend/mod.rs"} <= paths
     assert (BINDING / "lib.rs").is_file()
     assert (PACKAGE / "server.py").is_file()
 
@@ -155,9 +155,9 @@ def test_paths_are_followed_to_their_top_level_module() -> None:
 
 @pytest.mark.parametrize("line", ["unsafe { f() }", "#![allow(unsafe_code)]", "unsafe impl S {}"])
 def test_unsafe_in_another_file_is_seen(line: str) -> None:
-    for path in ("ring/split.rs", "memory/region.rs", "sys.rs", "memory/view/part.rs"):
+    for path in ("ring/split.rs", "memory/region.rs", "sys.rs", "memory/span/part.rs"):
         assert list(borders.unsafe_outside(line, path, borders.UNSAFE_CORE))
-    for path in ("sys/mmap.rs", "memory/view.rs"):
+    for path in ("sys/mmap.rs", "memory/window.rs"):
         assert list(borders.unsafe_outside(line, path, borders.UNSAFE_CORE)) == []
     assert list(borders.unsafe_outside(line, "sys/mmap.rs", borders.UNSAFE_PYTHON))
 

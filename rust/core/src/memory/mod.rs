@@ -1,306 +1,52 @@
-//! Guest memory: an immutable table of regions and the look-up of addresses in it.
+//! Guest memory: an immutable table of regions, the look-up of addresses in it, and the buffers of
+//! a descriptor chain.
 //!
 //! A table never changes. A memory message makes a new one, and work in flight goes on in the
 //! table that it started with: so no message ever pulls memory from under a request.
+//!
+//! The other end may change every byte at any time. So nothing here hands out `&[u8]`. Two owners
+//! keep what they point to mapped: a [`Window`] holds its region (rings), and [`Buffers`] hold the
+//! memory table that their slices were looked up in (descriptor chains).
 
-mod demand;
-mod foreign;
-mod grant;
+mod access;
+mod buffers;
+mod fault;
+mod file;
 mod index;
-mod loans;
-mod patience;
+mod reads;
 mod region;
-mod taken;
-pub mod view;
+mod region_error;
+mod revoke;
+mod segment;
+mod span;
+mod table;
+mod unmap_notifier;
+mod window;
+mod xen;
 
-use std::fmt;
-use std::sync::Arc;
+pub use access::Access;
+pub use buffers::Buffers;
+pub use fault::Fault;
+pub use reads::Reads;
+pub use region::{Region, XenKind};
+pub use region_error::RegionError;
+pub use segment::GuestSlice;
+pub use span::{Parts, Readable, Writable};
+pub use table::{Memory, OutOfMemory, TableError};
+pub use unmap_notifier::UnmapNotifier;
+pub use window::Window;
+pub use xen::bounce::give_back;
+pub use xen::bounce_budget::BounceBudget;
+pub use xen::foreign::NoPage;
+pub use xen::map::{Shared, provide};
+pub use xen::resolve_options::ResolveOptions;
 
-use crate::address::{GuestAddr, UserAddr};
-pub use demand::{Fault, Reads, Room, Shared, Terms, give_back, provide};
-pub use foreign::NoPage;
-use index::Index;
-pub use region::{Gone, Region, RegionError, XenKind};
-use region::{OnDemand, Reach};
-use view::{Access, Segment, Window};
-
-/// All of a guest's memory at one moment.
-#[derive(Debug, Default)]
-pub struct Memory {
-    /// Sorted by guest address, without overlap.
-    regions: Box<[Arc<Region>]>,
-    index: Index,
-    /// Sorted by user address, without those that have none.
-    by_user: Box<[Arc<Region>]>,
-    user_index: Index,
-    /// A region that covers what no other does, if one of them brings it.
-    beyond: Option<Arc<Region>>,
-    /// Where granted pages are mapped in advance.
-    granted: Box<[Segment]>,
-    /// Rings may be told by guest addresses.
-    by_guest: bool,
-}
-
-/// A range that no region, or no run of adjacent regions, covers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OutOfMemory {
-    /// First address of the range.
-    pub at: GuestAddr,
-    /// Bytes.
-    pub len: u64,
-}
-
-/// Why a table cannot be made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TableError {
-    /// Two regions share guest addresses.
-    GuestOverlap(GuestAddr, GuestAddr),
-    /// Two regions share front-end addresses.
-    UserOverlap(UserAddr, UserAddr),
-    /// No region is exactly this one.
-    NoSuchRegion,
-    /// With two regions memory of different domains, or reached differently, may be mapped beyond
-    /// all regions.
-    TwoBeyonds(GuestAddr, GuestAddr),
-}
-
-impl Memory {
-    /// A table of these regions.
-    pub fn new(mut regions: Vec<Arc<Region>>) -> Result<Self, TableError> {
-        regions.sort_unstable_by_key(|r| r.guest());
-        if let Some((a, b)) = overlap(&regions, |r| r.guest().0) {
-            return Err(TableError::GuestOverlap(a.guest(), b.guest()));
-        }
-        let mut by_user: Vec<_> =
-            regions.iter().filter(|r| !r.has_no_user_address()).map(Arc::clone).collect();
-        by_user.sort_unstable_by_key(|r| r.user());
-        if let Some((a, b)) = overlap(&by_user, |r| r.user().0) {
-            return Err(TableError::UserOverlap(a.user(), b.user()));
-        }
-        let index = Index::new(regions.iter().map(|r| (r.guest().0, r.size())));
-        let beyond = the_beyond(&regions)?;
-        let granted = regions.iter().flat_map(|r| r.granted_areas()).collect();
-        let by_guest = regions.iter().any(|r| r.is_xen());
-        let user_index = Index::new(by_user.iter().map(|r| (r.user().0, r.size())));
-        let (regions, by_user) = (regions.into(), by_user.into());
-        Ok(Self { regions, index, by_user, user_index, beyond, granted, by_guest })
-    }
-
-    /// The region for every address that no other has.
-    pub fn beyond(&self) -> Option<&Arc<Region>> {
-        self.beyond.as_ref()
-    }
-
-    /// Whether the hypervisor is asked for some of it. Only then can chains have buffers that
-    /// are not mapped.
-    #[inline]
-    pub fn is_xen(&self) -> bool {
-        self.by_guest || self.beyond.is_some()
-    }
-
-    /// Whether some of it is, or is to be, foreign mappings, which have no pages that the kernel
-    /// could do direct I/O on.
-    pub fn is_foreign(&self) -> bool {
-        self.regions.iter().chain(&self.beyond).any(|region| region.is_foreign())
-    }
-
-    /// This table and one region more.
-    pub fn with(&self, region: Arc<Region>) -> Result<Self, TableError> {
-        let mut regions = self.regions.to_vec();
-        regions.push(region);
-        Self::new(regions)
-    }
-
-    /// This table without the one region that has exactly these addresses and this size.
-    pub fn without(
-        &self,
-        guest: GuestAddr,
-        user: UserAddr,
-        size: u64,
-    ) -> Result<(Self, Arc<Region>), TableError> {
-        let mut regions = self.regions.to_vec();
-        let same = |r: &Arc<Region>| r.guest() == guest && r.user() == user && r.size() == size;
-        let at = regions.iter().position(same).ok_or(TableError::NoSuchRegion)?;
-        let removed = regions.remove(at);
-        Ok((Self::new(regions)?, removed))
-    }
-
-    /// The regions, by guest address.
-    pub fn regions(&self) -> &[Arc<Region>] {
-        &self.regions
-    }
-
-    /// Calls `found` for each contiguous piece of `[at, at + len)`, in order. Nothing of a range
-    /// that is not wholly covered and mapped counts: on an error what was found is to be thrown
-    /// away.
-    #[inline]
-    pub fn segments(
-        &self,
-        at: GuestAddr,
-        len: u64,
-        mut found: impl FnMut(Segment),
-    ) -> Result<(), OutOfMemory> {
-        let mut mapped = true;
-        self.reach(at, len, Access::DeviceReadable, |place| match place.reach {
-            Reach::Mapped(segment) => found(segment),
-            Reach::OnDemand(_) | Reach::Denied => mapped = false,
-        })?;
-        if mapped { Ok(()) } else { Err(OutOfMemory { at, len }) }
-    }
-
-    /// `[at, at + len)` if it is one mapped piece and not empty, as nearly every buffer is.
-    #[inline]
-    fn mapped(&self, at: GuestAddr, len: u64, access: Access) -> Option<Segment> {
-        let region = self.regions.get(self.index.find(at.0))?;
-        region.mapped(at.0.checked_sub(region.guest().0)?, len, access)
-    }
-
-    /// Calls `found` for each piece of `[at, at + len)` that is one thing to reach, in order. On
-    /// an error what was found is to be thrown away.
-    #[inline]
-    fn reach<'a>(
-        &'a self,
-        at: GuestAddr,
-        len: u64,
-        access: Access,
-        mut found: impl FnMut(Place<'a>),
-    ) -> Result<(), OutOfMemory> {
-        let outside = || OutOfMemory { at, len };
-        at.checked_add(len).ok_or_else(outside)?;
-        let (mut next, mut left) = (at.0, len);
-        let mut place = self.index.find(next);
-        while left > 0 {
-            let inside = self.regions.get(place).and_then(|region| {
-                let offset = next.checked_sub(region.guest().0)?;
-                let here = region.size().checked_sub(offset).filter(|&here| here > 0)?;
-                Some((region, offset, here))
-            });
-            let Some((region, offset, here)) = inside else {
-                let beyond = self.beyond_at(next).ok_or_else(outside)?;
-                let done = left.min(beyond.len);
-                found(Place { at: GuestAddr(next), len: done, reach: beyond.reach });
-                (next, left) = (next + done, left - done);
-                place = self.index.find(next);
-                continue;
-            };
-            let reach = region.reach(offset, left.min(here), access);
-            let done = match &reach {
-                Reach::Mapped(segment) => segment.len() as u64,
-                Reach::OnDemand(_) | Reach::Denied => left.min(here),
-            };
-            found(Place { at: GuestAddr(next), len: done, reach });
-            (next, left) = (next + done, left - done);
-            place += usize::from(done == here);
-        }
-        Ok(())
-    }
-
-    /// What lies at an address that no region has, up to the next region.
-    #[cold]
-    fn beyond_at(&self, at: u64) -> Option<Place<'_>> {
-        let beyond = self.beyond.as_ref()?;
-        let offset = at.checked_sub(beyond.guest().0)?;
-        let room = beyond.size().checked_sub(offset).filter(|&room| room > 0)?;
-        let next = self.regions.iter().map(|r| r.guest().0).find(|&start| start > at);
-        let len = next.map_or(room, |next| room.min(next - at));
-        let reach = Reach::OnDemand(beyond.on_demand()?);
-        Some(Place { at: GuestAddr(at), len, reach })
-    }
-
-    /// Pins `len` bytes at a front-end address: all in one region and aligned.
-    pub fn window(&self, at: UserAddr, len: usize, align: usize) -> Option<Window> {
-        self.ring_part(at, len, align, Access::DeviceWritable)
-    }
-
-    /// Pins a part of a ring, as [`window`](Self::window). Front-ends on Xen that have not mapped
-    /// the guest's memory tell guest addresses instead. Pages that are mapped on demand stay
-    /// mapped as long as the window is there.
-    pub fn ring_part(
-        &self,
-        at: UserAddr,
-        len: usize,
-        align: usize,
-        access: Access,
-    ) -> Option<Window> {
-        let guest = self.guest_of(at).or_else(|| self.by_guest.then_some(GuestAddr(at.0)))?;
-        let mut places = Vec::new();
-        self.reach(guest, len as u64, access, |place| places.push(place)).ok()?;
-        let [place] = &places[..] else { return None };
-        match &place.reach {
-            Reach::Mapped(segment) => Window::mapped(self.holder(guest)?, *segment, len, align),
-            Reach::OnDemand(OnDemand::Grants(grants, domid)) => {
-                Window::of_grants(grants, *domid, guest, len, align, access)
-            }
-            Reach::OnDemand(OnDemand::Frames(foreign)) => {
-                Window::of_frames(foreign, guest, len, align)
-            }
-            Reach::Denied => None,
-        }
-    }
-
-    /// The guest's address of a byte that the front-end has at `at`.
-    fn guest_of(&self, at: UserAddr) -> Option<GuestAddr> {
-        let region = self.by_user.get(self.user_index.find(at.0))?;
-        let offset = at.0.checked_sub(region.user().0).filter(|&offset| offset < region.size())?;
-        region.guest().checked_add(offset)
-    }
-
-    fn holder(&self, at: GuestAddr) -> Option<&Arc<Region>> {
-        self.regions.get(self.index.find(at.0))
-    }
-
-    /// Where granted pages are mapped in advance.
-    #[inline]
-    fn granted(&self) -> &[Segment] {
-        &self.granted
-    }
-}
-
-/// A piece of guest memory that is one thing to reach.
-#[derive(Debug)]
-struct Place<'a> {
-    at: GuestAddr,
-    len: u64,
-    reach: Reach<'a>,
-}
-
-/// Two neighbours of a sorted list that share an address, if any do.
-fn overlap(sorted: &[Arc<Region>], start: impl Fn(&Region) -> u64) -> Option<(&Region, &Region)> {
-    let pairs = sorted.windows(2).map(|pair| (&*pair[0], &*pair[1]));
-    // The distance cannot wrap (sorted), and sizes were checked not to wrap past the end.
-    pairs.into_iter().find(|(a, b)| start(b) - start(a) < a.size())
-}
-
-/// The one region that these bring for all other addresses.
-fn the_beyond(regions: &[Arc<Region>]) -> Result<Option<Arc<Region>>, TableError> {
-    let mut bringing = regions.iter().filter_map(|region| Some((region, region.brings()?)));
-    let Some((first, beyond)) = bringing.next() else { return Ok(None) };
-    match bringing.find(|(_, other)| !other.is_like(beyond)) {
-        Some((second, _)) => Err(TableError::TwoBeyonds(first.guest(), second.guest())),
-        None => Ok(Some(Arc::clone(beyond))),
-    }
-}
-
-impl fmt::Display for OutOfMemory {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:#x} bytes at {} are not all in guest memory", self.len, self.at)
-    }
-}
-
-impl fmt::Display for TableError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::GuestOverlap(a, b) => {
-                write!(f, "the regions at guest addresses {a} and {b} overlap")
-            }
-            Self::UserOverlap(a, b) => {
-                write!(f, "the regions at user addresses {a} and {b} overlap")
-            }
-            Self::TwoBeyonds(a, b) => write!(
-                f,
-                "the regions at guest addresses {a} and {b} allow to map more, of different domains"
-            ),
-            Self::NoSuchRegion => f.write_str("no region has these addresses and this size"),
-        }
-    }
+// The former names, until nobody uses them.
+pub use unmap_notifier::UnmapNotifier as Gone;
+pub use xen::bounce_budget::BounceBudget as Room;
+pub use xen::resolve_options::ResolveOptions as Terms;
+/// The former name of this module's views.
+pub mod view {
+    pub use super::segment::GuestSlice as Segment;
+    pub use super::{Access, Buffers, Parts, Readable, Window, Writable};
 }

@@ -4,7 +4,7 @@
 
 use super::RingError;
 use crate::address::GuestAddr;
-use crate::memory::view::{Access, Buffers};
+use crate::memory::{Access, Buffers};
 
 pub(super) const DESC_LEN: usize = 16;
 pub(super) const DESC_NEXT: u16 = 1;

@@ -2,8 +2,8 @@
 
 mod chain;
 mod event;
+mod indirect;
 mod split;
-mod tables;
 
 use std::fmt;
 

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use super::chain::{Chain, DESC_INDIRECT, DESC_LEN, DESC_NEXT, Descriptor};
-use super::tables::Tables;
+use super::indirect::Tables;
 use super::{MAX_CHAIN, RingError, need_event};
 use crate::address::UserAddr;
 use crate::memory::Memory;

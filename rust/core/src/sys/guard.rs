@@ -21,7 +21,6 @@ use std::sync::{Arc, OnceLock};
 use rustix::mm::{self, MapFlags, ProtFlags};
 
 use super::eventfd::EventFd;
-use super::{fork, sigbus};
 
 /// Mappings noted at the same time: more than Linux lets a process have (`vm.max_map_count` is
 /// 65530 unless somebody raised it). Pages of the table that are not used take no memory.
@@ -114,21 +113,14 @@ impl Loss {
     }
 }
 
-/// Makes this process ready to answer for mappings that are noted. Called with each region, not
-/// with each mapping that is made for a request: it takes system calls and a lock.
-///
-/// # Errors
-/// The system refuses the handlers.
-pub fn install() -> io::Result<()> {
-    fork::install()?;
-    sigbus::install()?;
+/// Says that the mappings noted from now on are this process's.
+pub(super) fn answer_for_this_process() {
     PROCESS.store(process::id(), Ordering::Relaxed);
-    Ok(())
 }
 
 impl Guard {
-    /// Notes `len` bytes at `start`, which are mapped and not used yet. [`install`] was called
-    /// before.
+    /// Notes `len` bytes at `start`, which are mapped and not used yet. The
+    /// [handlers](super::fault_handlers::install) were installed before.
     ///
     /// # Errors
     /// The table is full.

@@ -9,8 +9,10 @@ use std::sync::Arc;
 
 use rustix::mm::{self, Advice, MapFlags, ProtFlags};
 
-use super::guard::{self, Guard, Loss, Owner};
-use super::keep;
+use super::fault_handlers;
+use super::guard::{Guard, Loss, Owner};
+use super::snapshot;
+pub use super::snapshot::Place;
 
 /// What a mapping may be used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,9 +31,6 @@ impl Protection {
         }
     }
 }
-
-/// A piece of memory: its first byte, and how many there are.
-pub type Place = (*mut u8, usize);
 
 /// A mapping that unmaps itself. Its memory is shared with processes that we do not trust:
 /// nothing here hands out a reference to it.
@@ -56,7 +55,7 @@ impl Mapping {
     /// writable, left out of core dumps and of forked children. If the file is cut later, what is
     /// mapped becomes private zeroes with the first access to a part that is gone.
     pub fn shared(fd: BorrowedFd<'_>, offset: u64, len: usize) -> io::Result<Self> {
-        guard::install()?;
+        fault_handlers::install()?;
         let mut mapping = Self::of_device(fd, offset, len, Protection::ReadWrite)?;
         mapping.keep_to_ourselves();
         mapping.guard = Some(Guard::new(mapping.base as usize, len, Owner::File)?);
@@ -145,12 +144,13 @@ impl Mapping {
     }
 
     /// Says that all of it is another domain's memory, and that nobody uses it yet: an access that
-    /// cannot reach it is answered as if it were a file's. [`guard::install`] was called before.
+    /// cannot reach it is answered as if it were a file's. [`fault_handlers::install`] was called
+    /// before.
     pub fn lent(mut self) -> io::Result<Self> {
         // Linux's drivers leave their areas out of dumps, but not always out of children.
         self.advise(Advice::LinuxDontFork);
         // Made while there are descriptors to be had: `detach` counts on it.
-        keep::nothing()?;
+        snapshot::nothing()?;
         self.guard = Some(Guard::new(self.base as usize, self.len, Owner::Domain)?);
         Ok(self)
     }
@@ -180,11 +180,11 @@ impl Mapping {
             Some((file, offset)) => self.show(file.as_fd(), *offset, MapFlags::PRIVATE),
             None => {
                 // SAFETY: the range is mapped as long as this value lives.
-                let copy = unsafe { keep::copy(self.base(), self.len, needed) };
+                let copy = unsafe { snapshot::copy(self.base(), self.len, needed) };
                 copy.and_then(|copy| self.show(copy.as_fd(), 0, MapFlags::PRIVATE))
             }
         };
-        shown.or_else(|_| self.show(keep::nothing()?, 0, MapFlags::SHARED))
+        shown.or_else(|_| self.show(snapshot::nothing()?, 0, MapFlags::SHARED))
     }
 
     fn show(&self, file: BorrowedFd<'_>, offset: u64, how: MapFlags) -> io::Result<()> {

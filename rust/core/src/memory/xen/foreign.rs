@@ -5,8 +5,8 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 
-use super::loans::Loans;
-use super::patience::Patience;
+use super::areas::Areas;
+use super::retry_budget::RetryBudget;
 use crate::address::GuestAddr;
 use crate::sys::guard::Loss;
 use crate::sys::mmap::{Mapping, Place};
@@ -17,11 +17,11 @@ const PAGES_PER_CALL: usize = 1 << 16;
 
 /// An open device for foreign mapping, and the domain that it is for.
 #[derive(Debug)]
-pub(super) struct Foreign {
+pub(in crate::memory) struct Foreign {
     ops: Arc<dyn XenOps>,
     fd: OwnedFd,
     domid: u16,
-    loans: Loans<Mapping>,
+    areas: Areas<Mapping>,
     loss: OnceLock<Arc<Loss>>,
 }
 
@@ -35,7 +35,7 @@ pub struct NoPage {
 
 impl NoPage {
     /// The page's first address.
-    pub(super) fn at(&self) -> GuestAddr {
+    pub(in crate::memory) fn at(&self) -> GuestAddr {
         self.at
     }
 }
@@ -46,35 +46,39 @@ impl Foreign {
     ///
     /// # Errors
     /// It cannot be restricted: above all since it is, to another domain.
-    pub(super) fn new(ops: Arc<dyn XenOps>, fd: OwnedFd, domid: u16) -> io::Result<Self> {
+    pub(in crate::memory) fn new(
+        ops: Arc<dyn XenOps>,
+        fd: OwnedFd,
+        domid: u16,
+    ) -> io::Result<Self> {
         match ops.restrict(fd.as_fd(), domid) {
             // A kernel before 4.14 knows no restriction.
             Err(error) if !is_unknown(&error) => Err(error),
-            _ => Ok(Self { ops, fd, domid, loans: Loans::default(), loss: OnceLock::new() }),
+            _ => Ok(Self { ops, fd, domid, areas: Areas::default(), loss: OnceLock::new() }),
         }
     }
 
     /// Has `loss` told if something is lost of what is mapped from now on; the first call counts.
-    pub(super) fn watch(&self, loss: &Arc<Loss>) {
+    pub(in crate::memory) fn watch(&self, loss: &Arc<Loss>) {
         self.loss.get_or_init(|| Arc::clone(loss));
     }
 
     /// Maps all pages that `len` bytes from `at` on lie in. The area starts with the page of the
     /// first byte. Nothing is mapped after the [end](Self::end).
-    pub(super) fn map(&self, at: GuestAddr, len: u64) -> Result<Arc<Mapping>, NoPage> {
+    pub(in crate::memory) fn map(&self, at: GuestAddr, len: u64) -> Result<Arc<Mapping>, NoPage> {
         let first = at.0 / XEN_PAGE;
         let pages = usize::try_from((at.0 % XEN_PAGE + len).div_ceil(XEN_PAGE));
         let pages = pages.map_err(|_| self.failed(first, io::ErrorKind::OutOfMemory.into()))?;
-        self.map_pages(pages, |page| first + page as u64, &mut Patience::default())
+        self.map_pages(pages, |page| first + page as u64, &mut RetryBudget::default())
     }
 
     /// Maps so many pages in one area, in order, each of the frame that `number` says. Those that
     /// are paged out are waited for. Nothing is mapped after the [end](Self::end).
-    pub(super) fn map_pages(
+    pub(in crate::memory) fn map_pages(
         &self,
         pages: usize,
         number: impl Fn(usize) -> u64,
-        patience: &mut Patience,
+        budget: &mut RetryBudget,
     ) -> Result<Arc<Mapping>, NoPage> {
         let first = number(0);
         let no_room = || self.failed(first, io::ErrorKind::OutOfMemory.into());
@@ -84,10 +88,10 @@ impl Foreign {
         let mut done = 0;
         while done < pages {
             // Not held during the calls, which may be many: what comes too late is not added.
-            drop(self.loans.hold().map_err(|error| self.failed(first, error))?);
+            drop(self.areas.hold().map_err(|error| self.failed(first, error))?);
             let count = PAGES_PER_CALL.min(pages - done);
             let numbers: Vec<u64> = (done..done + count).map(&number).collect();
-            self.map_some(&numbers, &mut area, done * XEN_PAGE as usize, patience)?;
+            self.map_some(&numbers, &mut area, done * XEN_PAGE as usize, budget)?;
             done += count;
         }
         // A page that was mapped once stays: the hypervisor counts the mapping and frees no page
@@ -95,24 +99,24 @@ impl Foreign {
         // memory that breaks, and that must not end this process either.
         let area = area.lent().map_err(|error| self.failed(first, error))?;
         self.loss.get().inspect(|loss| area.watch(loss));
-        self.loans.add(area).map_err(|error| self.failed(first, error))
+        self.areas.add(area).map_err(|error| self.failed(first, error))
     }
 
     /// From now on nothing is mapped.
-    pub(super) fn end(&self) {
-        self.loans.end();
+    pub(in crate::memory) fn end(&self) {
+        self.areas.end();
     }
 
     /// Whether nothing is mapped any more.
-    pub(super) fn have_ended(&self) -> bool {
-        self.loans.have_ended()
+    pub(in crate::memory) fn have_ended(&self) -> bool {
+        self.areas.have_ended()
     }
 
     /// Gives back all that is mapped. Memory of this process takes its place, with what `needed`
     /// names of it.
-    pub(super) fn detach(&self, needed: &[Place]) {
+    pub(in crate::memory) fn detach(&self, needed: &[Place]) {
         // If the kernel has no memory for that the pages stay, as long as somebody has them.
-        self.loans.left().iter().for_each(|area| drop(area.detach(needed)));
+        self.areas.left().iter().for_each(|area| drop(area.detach(needed)));
     }
 
     /// One call, and the look at each page's result. The kernel reports success although pages
@@ -122,7 +126,7 @@ impl Foreign {
         numbers: &[u64],
         area: &mut Mapping,
         at: usize,
-        patience: &mut Patience,
+        budget: &mut RetryBudget,
     ) -> Result<(), NoPage> {
         let mut errors = vec![0; numbers.len()];
         let frames = Frames { domid: self.domid, numbers };
@@ -136,7 +140,7 @@ impl Foreign {
             let at = at + page * XEN_PAGE as usize;
             match error {
                 0 => {}
-                error if error == -libc::ENOENT => self.await_page(number, area, at, patience)?,
+                error if error == -libc::ENOENT => self.await_page(number, area, at, budget)?,
                 error => return Err(self.failed(number, io::Error::from_raw_os_error(-error))),
             }
         }
@@ -150,7 +154,7 @@ impl Foreign {
         number: u64,
         area: &mut Mapping,
         at: usize,
-        patience: &mut Patience,
+        budget: &mut RetryBudget,
     ) -> Result<(), NoPage> {
         let frames = Frames { domid: self.domid, numbers: &[number] };
         loop {
@@ -159,7 +163,7 @@ impl Foreign {
                 Ok(error) => -error,
                 Err(error) => error.raw_os_error().unwrap_or(libc::EIO),
             };
-            if error != libc::ENOENT || !patience.wait() {
+            if error != libc::ENOENT || !budget.wait() {
                 return Err(self.failed(number, io::Error::from_raw_os_error(error)));
             }
         }

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
-use super::room::{MOST, Room};
-use super::{Demand, IDLE_BOUNCE, PIECE_PAGES, Piece, State, Terms};
-use crate::memory::view::{Access, Buffers};
+use super::bounce_budget::{BounceBudget, MOST};
+use super::demand::{Demand, IDLE_BOUNCE, PIECE_PAGES, Piece, State};
+use super::resolve_options::ResolveOptions;
+use crate::memory::access::Access;
+use crate::memory::buffers::Buffers;
 use crate::xen::XEN_PAGE;
 
 /// Bytes of a piece that is always copied, if there is room: headers and status bytes. A page
@@ -16,7 +18,7 @@ const SMALL: u64 = 512;
 const KEPT: u64 = PIECE_PAGES as u64 * XEN_PAGE;
 
 /// Decides what is copied, and makes bounce buffers for it.
-pub(super) fn plan(batch: &mut [&mut Buffers], terms: &Terms<'_>) {
+pub(super) fn plan(batch: &mut [&mut Buffers], options: &ResolveOptions<'_>) {
     let demands = || batch.iter().filter_map(|buffers| buffers.demand());
     let grants = demands().flat_map(|demand| &demand.pieces).find_map(Piece::grants);
     let Some(copy_below) = grants.map(|(grants, _)| grants.copy_below()) else { return };
@@ -25,14 +27,14 @@ pub(super) fn plan(batch: &mut [&mut Buffers], terms: &Terms<'_>) {
     let most = MOST.max(usize::try_from(copy_below).unwrap_or(usize::MAX));
     for buffers in batch {
         let Some(demand) = buffers.demand_mut() else { continue };
-        let own = SIDES.map(|side| terms.kept && demand.bytes(side) <= KEPT);
+        let own = SIDES.map(|side| options.kept && demand.bytes(side) <= KEPT);
         let copied = |piece: &Piece| {
             let side = usize::from(piece.access == Access::DeviceWritable);
-            piece.is_small() || !terms.mapped && (few[side] || own[side])
+            piece.is_small() || !options.mapped && (few[side] || own[side])
         };
         // Headers and status bytes still have room when there is none for data.
-        let _ = demand.copy_into(terms.room, most, copied)
-            || demand.copy_into(terms.room, most.saturating_mul(2), Piece::is_small);
+        let _ = demand.copy_into(options.room, most, copied)
+            || demand.copy_into(options.room, most.saturating_mul(2), Piece::is_small);
         buffers.place_copied();
     }
 }
@@ -53,12 +55,17 @@ fn few<'a, D: Iterator<Item = &'a Demand>>(demands: impl Fn() -> D, copy_below: 
 
 impl Demand {
     /// Has these pieces copied, if there is room.
-    fn copy_into(&mut self, room: &Arc<Room>, most: usize, these: impl Fn(&Piece) -> bool) -> bool {
+    fn copy_into(
+        &mut self,
+        budget: &Arc<BounceBudget>,
+        most: usize,
+        these: impl Fn(&Piece) -> bool,
+    ) -> bool {
         let these = |piece: &Piece| piece.grants().is_some() && these(piece);
         let size = |piece: &Piece| piece.len.next_multiple_of(8);
         let bytes = self.pieces.iter().filter(|piece| these(piece)).map(size).sum();
-        self.room = room.take(bytes, most);
-        if self.room.is_none() {
+        self.share = budget.take(bytes, most);
+        if self.share.is_none() {
             return false;
         }
         let mut end = 0;

@@ -9,28 +9,28 @@ pub(super) const MOST: usize = 8 << 20;
 
 /// The bytes that a queue's bounce buffers have taken.
 #[derive(Debug, Default)]
-pub struct Room(AtomicUsize);
+pub struct BounceBudget(AtomicUsize);
 
 /// Some of them, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Taken {
-    room: Arc<Room>,
+pub(in crate::memory) struct Share {
+    budget: Arc<BounceBudget>,
     bytes: usize,
 }
 
-impl Room {
+impl BounceBudget {
     /// Takes `bytes`, if that makes no more than `most`.
-    pub(super) fn take(self: &Arc<Self>, bytes: usize, most: usize) -> Option<Taken> {
+    pub(super) fn take(self: &Arc<Self>, bytes: usize, most: usize) -> Option<Share> {
         let fits = |taken: usize| taken.checked_add(bytes).filter(|&taken| taken <= most);
         let order = Ordering::Relaxed;
         self.0.fetch_update(order, order, fits).ok()?;
-        Some(Taken { room: Arc::clone(self), bytes })
+        Some(Share { budget: Arc::clone(self), bytes })
     }
 }
 
-impl Drop for Taken {
+impl Drop for Share {
     fn drop(&mut self) {
-        self.room.0.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.budget.0.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -40,14 +40,14 @@ mod tests {
 
     #[test]
     fn what_is_dropped_can_be_taken_again() {
-        let room = Arc::new(Room::default());
-        let first = room.take(60, 100).unwrap();
-        assert!(room.take(41, 100).is_none());
-        assert!(room.take(usize::MAX, usize::MAX).is_none());
-        let second = room.take(40, 100).unwrap();
+        let budget = Arc::new(BounceBudget::default());
+        let first = budget.take(60, 100).unwrap();
+        assert!(budget.take(41, 100).is_none());
+        assert!(budget.take(usize::MAX, usize::MAX).is_none());
+        let second = budget.take(40, 100).unwrap();
         drop(first);
-        assert!(room.take(60, 100).is_some());
+        assert!(budget.take(60, 100).is_some());
         drop(second);
-        assert!(room.take(100, 100).is_some());
+        assert!(budget.take(100, 100).is_some());
     }
 }

@@ -2,9 +2,12 @@
 
 use std::sync::Arc;
 
-use super::demand::Fault;
-use super::view::{Access, Buffers, Segment};
-use super::{Memory, Region};
+use super::access::Access;
+use super::buffers::Buffers;
+use super::fault::Fault;
+use super::region::Region;
+use super::segment::GuestSlice;
+use super::table::Memory;
 use crate::address::GuestAddr;
 
 impl Memory {
@@ -21,7 +24,7 @@ impl Memory {
     }
 
     /// The guest's address of a place in memory that has ended.
-    fn ended_at(&self, place: Segment) -> Option<GuestAddr> {
+    fn ended_at(&self, place: GuestSlice) -> Option<GuestAddr> {
         let mut ended = self.regions().iter().filter(|region| region.has_ended());
         ended.find_map(|region| region.address_of(place))
     }

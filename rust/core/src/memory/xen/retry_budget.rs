@@ -11,17 +11,17 @@ const PAUSE: Duration = Duration::from_millis(1);
 
 /// How much longer is waited.
 #[derive(Debug)]
-pub(super) struct Patience(u32);
+pub(in crate::memory) struct RetryBudget(u32);
 
-impl Default for Patience {
+impl Default for RetryBudget {
     fn default() -> Self {
         Self(PAUSES)
     }
 }
 
-impl Patience {
+impl RetryBudget {
     /// Waits a little; `false` if it has been long enough.
-    pub(super) fn wait(&mut self) -> bool {
+    pub(in crate::memory) fn wait(&mut self) -> bool {
         let left = self.0.checked_sub(1);
         if let Some(left) = left {
             self.0 = left;

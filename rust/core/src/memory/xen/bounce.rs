@@ -1,26 +1,26 @@
-//! Copying into bounce buffers and out of them, one call for all of a batch.
+//! Copies into bounce buffers and out of them, one call for all of a batch.
 
 use std::cell::Cell;
 use std::sync::Arc;
 
-use super::{Demand, State};
+use super::demand::{Demand, State};
+use super::grant::{Grants, grant_of, run};
 use crate::address::GuestAddr;
-use crate::memory::grant::{Grants, run};
-use crate::memory::region::grant_of;
-use crate::memory::view::{Access, Buffers};
+use crate::memory::access::Access;
+use crate::memory::buffers::Buffers;
 use crate::xen::{GrantCopy, XEN_PAGE};
 
 /// Copies, and what each of them is of, in a call for each device: one is the rule.
-pub(super) struct Copies<'a, T> {
+pub(in crate::memory) struct Copies<'a, T> {
     calls: Vec<(&'a Arc<Grants>, Vec<T>, Vec<GrantCopy<'a>>)>,
 }
 
 impl<'a, T> Copies<'a, T> {
-    pub(super) fn new() -> Self {
+    pub(in crate::memory) fn new() -> Self {
         Self { calls: Vec::new() }
     }
 
-    pub(super) fn add(&mut self, grants: &'a Arc<Grants>, of: T, copy: GrantCopy<'a>) {
+    pub(in crate::memory) fn add(&mut self, grants: &'a Arc<Grants>, of: T, copy: GrantCopy<'a>) {
         let known = self.calls.iter().position(|(known, ..)| Arc::ptr_eq(known, grants));
         let number = known.unwrap_or(self.calls.len());
         if known.is_none() {
@@ -32,7 +32,7 @@ impl<'a, T> Copies<'a, T> {
     }
 
     /// Makes the calls; returns whose copies failed.
-    pub(super) fn make(self) -> Vec<T> {
+    pub(in crate::memory) fn make(self) -> Vec<T> {
         let mut failed = Vec::new();
         for (grants, names, mut copies) in self.calls {
             grants.copy(&mut copies);
@@ -44,7 +44,7 @@ impl<'a, T> Copies<'a, T> {
 }
 
 /// Writes back what was copied, for requests that are answered. Those with a
-/// [`Fault`](super::Fault) afterwards have not got all of it.
+/// [`Fault`](crate::memory::Fault) afterwards have not got all of it.
 pub fn give_back(done: &mut [&mut Buffers]) {
     copy(done, Access::DeviceWritable);
 }
@@ -88,7 +88,7 @@ impl Demand {
 }
 
 /// Cuts a run of bytes at the ends of pages.
-pub(super) fn cut(
+pub(in crate::memory) fn cut(
     at: GuestAddr,
     domid: u16,
     cells: &[Cell<u8>],

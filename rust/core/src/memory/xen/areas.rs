@@ -13,18 +13,18 @@ const FORGET_AT: usize = 64;
 
 /// The areas that are mapped through a device.
 #[derive(Debug)]
-pub(super) struct Loans<T> {
+pub(super) struct Areas<T> {
     ended: RwLock<bool>,
-    areas: Mutex<Vec<Weak<T>>>,
+    list: Mutex<Vec<Weak<T>>>,
 }
 
-impl<T> Default for Loans<T> {
+impl<T> Default for Areas<T> {
     fn default() -> Self {
-        Self { ended: RwLock::default(), areas: Mutex::default() }
+        Self { ended: RwLock::default(), list: Mutex::default() }
     }
 }
 
-impl<T> Loans<T> {
+impl<T> Areas<T> {
     /// Keeps the loans from ending while the guard is there.
     ///
     /// # Errors
@@ -46,7 +46,7 @@ impl<T> Loans<T> {
     pub(super) fn add(&self, area: T) -> io::Result<Arc<T>> {
         let _held = self.hold()?;
         let area = Arc::new(area);
-        let mut areas = self.areas.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut areas = self.list.lock().unwrap_or_else(PoisonError::into_inner);
         if areas.len() >= FORGET_AT {
             areas.retain(|area| area.strong_count() > 0);
         }
@@ -61,7 +61,7 @@ impl<T> Loans<T> {
 
     /// The areas that somebody has still.
     pub(super) fn left(&self) -> Vec<Arc<T>> {
-        let areas = self.areas.lock().unwrap_or_else(PoisonError::into_inner);
+        let areas = self.list.lock().unwrap_or_else(PoisonError::into_inner);
         areas.iter().filter_map(Weak::upgrade).collect()
     }
 }
@@ -72,24 +72,24 @@ mod tests {
 
     #[test]
     fn an_area_that_comes_after_the_end_is_dropped() {
-        let loans = Loans::default();
+        let areas = Areas::default();
         let area = Arc::new(());
-        let early = loans.add(Arc::clone(&area)).unwrap();
-        loans.end();
-        assert!(loans.hold().is_err());
-        loans.add(Arc::clone(&area)).unwrap_err();
+        let early = areas.add(Arc::clone(&area)).unwrap();
+        areas.end();
+        assert!(areas.hold().is_err());
+        areas.add(Arc::clone(&area)).unwrap_err();
         assert_eq!(Arc::strong_count(&area), 2);
-        assert_eq!(loans.left().len(), 1);
+        assert_eq!(areas.left().len(), 1);
         drop(early);
-        assert_eq!(loans.left().len(), 0);
+        assert_eq!(areas.left().len(), 0);
     }
 
     #[test]
     fn areas_that_are_gone_are_forgotten() {
-        let loans = Loans::default();
-        let kept = loans.add(0).unwrap();
-        (0..10 * FORGET_AT).for_each(|number| drop(loans.add(number)));
-        assert!(loans.areas.lock().unwrap().len() <= FORGET_AT);
-        assert_eq!(loans.left(), [kept]);
+        let areas = Areas::default();
+        let kept = areas.add(0).unwrap();
+        (0..10 * FORGET_AT).for_each(|number| drop(areas.add(number)));
+        assert!(areas.list.lock().unwrap().len() <= FORGET_AT);
+        assert_eq!(areas.left(), [kept]);
     }
 }

@@ -1,7 +1,10 @@
 //! The places that pieces get, and the zeroes in place of those that cannot be reached.
 
-use super::{Demand, Fault, PIECE_PAGES, Piece, Pin, State};
-use crate::memory::view::{Access, Buffers, Segment};
+use super::demand::{Demand, PIECE_PAGES, Piece, Pin, State};
+use crate::memory::access::Access;
+use crate::memory::buffers::Buffers;
+use crate::memory::fault::Fault;
+use crate::memory::segment::GuestSlice;
 use crate::sys::mmap::Mapping;
 use crate::xen::XEN_PAGE;
 
@@ -9,7 +12,7 @@ impl Buffers {
     pub(super) fn place_copied(&mut self) {
         self.place_each(|demand, number| match demand.pieces[number].state {
             State::Copied(start) => {
-                Some(Segment::new(demand.bounce.at(start), demand.pieces[number].len))
+                Some(GuestSlice::new(demand.bounce.at(start), demand.pieces[number].len))
             }
             _ => None,
         });
@@ -52,17 +55,17 @@ impl Buffers {
                 demand.zeroes = Mapping::private(PIECE_PAGES * XEN_PAGE as usize).ok();
             }
             // Without any memory it stays empty; the device is not shown the request anyway.
-            Some(Segment::new(demand.zeroes.as_ref()?.base(), len))
+            Some(GuestSlice::new(demand.zeroes.as_ref()?.base(), len))
         });
     }
 
-    fn place_each(&mut self, mut place: impl FnMut(&mut Demand, usize) -> Option<Segment>) {
+    fn place_each(&mut self, mut place: impl FnMut(&mut Demand, usize) -> Option<GuestSlice>) {
         for number in 0..self.demand().map_or(0, |demand| demand.pieces.len()) {
             self.place_one(number, |demand| place(demand, number));
         }
     }
 
-    fn place_one(&mut self, number: usize, place: impl FnOnce(&mut Demand) -> Option<Segment>) {
+    fn place_one(&mut self, number: usize, place: impl FnOnce(&mut Demand) -> Option<GuestSlice>) {
         let Some(demand) = self.demand_mut() else { return };
         let Some(placed) = place(demand) else { return };
         let Piece { access, segment, .. } = demand.pieces[number];

@@ -8,7 +8,9 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
 use super::io::pwritev;
-use super::mmap::Place;
+
+/// A piece of memory: its first byte, and how many there are.
+pub type Place = (*mut u8, usize);
 
 /// Bytes that are kept of one mapping. Requests in flight have a tenth of it where nobody means
 /// harm; a guest that has all of its memory in flight does not get it copied.

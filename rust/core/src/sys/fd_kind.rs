@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 use rustix::fs::{FileType, fstat, major, minor};
 
 /// `a regular file`, `a character device (10:58)`: kind and article, and of a device its numbers.
-pub fn kind(fd: BorrowedFd<'_>) -> String {
+pub fn fd_kind(fd: BorrowedFd<'_>) -> String {
     let Ok(stat) = fstat(fd) else { return "no open file".to_owned() };
     let device =
         |kind| format!("a {kind} device ({}:{})", major(stat.st_rdev), minor(stat.st_rdev));
@@ -30,12 +30,12 @@ mod tests {
 
     #[test]
     fn files_are_named_by_their_kind() {
-        let of = |path: &str| kind(File::open(path).unwrap().as_fd());
+        let of = |path: &str| fd_kind(File::open(path).unwrap().as_fd());
         assert_eq!(of("/dev/null"), "a character device (1:3)");
         assert_eq!(of("/proc"), "a directory");
         assert_eq!(of("/proc/self/exe"), "a regular file");
         let flags = rustix::event::EventfdFlags::CLOEXEC;
         let eventfd = rustix::event::eventfd(0, flags).unwrap();
-        assert_eq!(kind(eventfd.as_fd()), "an anonymous file, such as an eventfd");
+        assert_eq!(fd_kind(eventfd.as_fd()), "an anonymous file, such as an eventfd");
     }
 }

@@ -18,15 +18,16 @@
 use std::cell::Cell;
 use std::sync::{Arc, Weak};
 
-use super::copy::copy;
+use super::bounce::copy;
+use super::demand::{Demand, Piece, Pin};
+use super::foreign::NoPage;
+use super::grant::GrantMap;
+use super::on_demand::OnDemand;
 use super::plan::{SIDES, plan};
-use super::room::Room;
-use super::{Demand, Piece, Pin};
-use crate::memory::foreign::NoPage;
-use crate::memory::grant::GrantMap;
-use crate::memory::patience::Patience;
-use crate::memory::region::OnDemand;
-use crate::memory::view::{Access, Buffers};
+use super::resolve_options::ResolveOptions;
+use super::retry_budget::RetryBudget;
+use crate::memory::access::Access;
+use crate::memory::buffers::Buffers;
 use crate::xen::{GrantCopy, GrantRef, XEN_PAGE};
 
 /// Pages of a map call for requests. The call itself costs what some 30 pages do; so twice as many
@@ -44,25 +45,12 @@ impl Shared {
     }
 }
 
-/// What a batch is provided for on.
-pub struct Terms<'a> {
-    /// The device may keep requests when it is done with the batch.
-    pub kept: bool,
-    /// What could be copied is mapped, unless it is small.
-    pub mapped: bool,
-    /// For bounce buffers.
-    pub room: &'a Arc<Room>,
-    /// Whether somebody waits for the caller. Asked before each map call; if so, requests are left
-    /// [undone](Buffers::is_undone).
-    pub is_called: &'a dyn Fn() -> bool,
-}
-
 /// Gives every piece of every chain its place.
-pub fn provide(batch: &mut [&mut Buffers], terms: &Terms<'_>) -> Shared {
-    plan(batch, terms);
+pub fn provide(batch: &mut [&mut Buffers], options: &ResolveOptions<'_>) -> Shared {
+    plan(batch, options);
     copy(batch, Access::DeviceReadable);
-    let (shared, patience) = (Shared::default(), Patience::default());
-    let mut provider = Provider { batch, terms, shared, patience, called: false };
+    let (shared, budget) = (Shared::default(), RetryBudget::default());
+    let mut provider = Provider { batch, options, shared, budget, called: false };
     provider.lose_what_is_denied();
     for (source, side) in provider.sources().iter().flat_map(|s| SIDES.map(|side| (s, side))) {
         provider.map(source, side);
@@ -73,9 +61,9 @@ pub fn provide(batch: &mut [&mut Buffers], terms: &Terms<'_>) -> Shared {
 /// The chains of a batch while they get their places.
 struct Provider<'a, 'b> {
     batch: &'a mut [&'b mut Buffers],
-    terms: &'a Terms<'a>,
+    options: &'a ResolveOptions<'a>,
     shared: Shared,
-    patience: Patience,
+    budget: RetryBudget,
     called: bool,
 }
 
@@ -103,7 +91,7 @@ impl Provider<'_, '_> {
         let mut pages = 0;
         for name in self.waiting(source, access) {
             let more = self.piece(name).map_or(0, Piece::pages);
-            let other = self.terms.kept && group.first().is_some_and(|first| first.0 != name.0);
+            let other = self.options.kept && group.first().is_some_and(|first| first.0 != name.0);
             if pages + more > most || other {
                 self.map_group(source, &group, access);
                 group.clear();
@@ -120,7 +108,7 @@ impl Provider<'_, '_> {
 
     /// Maps pieces in one call, or finds out whose fault it is that it fails.
     fn map_group(&mut self, source: &OnDemand, group: &[Name], access: Access) {
-        let shared = !self.terms.kept;
+        let shared = !self.options.kept;
         if group.is_empty() || self.try_map(source, group, access, shared) {
             return;
         }
@@ -195,7 +183,7 @@ impl Provider<'_, '_> {
 
     /// `shared`: the pages of several requests are given back together.
     fn try_map(&mut self, source: &OnDemand, group: &[Name], access: Access, shared: bool) -> bool {
-        self.called = self.called || (self.terms.is_called)();
+        self.called = self.called || (self.options.is_called)();
         if self.called {
             return false;
         }
@@ -219,12 +207,12 @@ impl Provider<'_, '_> {
         match source {
             OnDemand::Grants(grants, _) => {
                 let refs: Vec<GrantRef> = pieces().flat_map(Piece::refs).collect();
-                let map = grants.map(&refs, access.protection(), &mut self.patience);
+                let map = grants.map(&refs, access.protection(), &mut self.budget);
                 map.ok().map(Pin::Grants)
             }
             OnDemand::Frames(foreign) => {
                 let frames: Vec<u64> = pieces().flat_map(Piece::frames).collect();
-                let map = foreign.map_pages(frames.len(), |page| frames[page], &mut self.patience);
+                let map = foreign.map_pages(frames.len(), |page| frames[page], &mut self.budget);
                 map.map_err(|no_page| self.lose_page(group, &no_page)).ok().map(Pin::Frames)
             }
         }

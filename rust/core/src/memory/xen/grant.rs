@@ -6,25 +6,26 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use super::loans::Loans;
-use super::patience::Patience;
+use super::areas::Areas;
+use super::retry_budget::RetryBudget;
+use crate::address::GuestAddr;
 use crate::sys::guard::Loss;
 use crate::sys::mmap::{Mapping, Place, Protection};
-use crate::xen::{GrantCopy, GrantRef, XenAccess, XenOps};
+use crate::xen::{GrantCopy, GrantRef, XEN_PAGE, XenAccess, XenOps};
 
 /// An open grant device, and what is mapped through it.
 #[derive(Debug)]
-pub(super) struct Grants {
+pub(in crate::memory) struct Grants {
     ops: Arc<dyn XenOps>,
     fd: OwnedFd,
     copy_below: u64,
     limit: usize,
-    loans: Loans<GrantMap>,
+    areas: Areas<GrantMap>,
     loss: OnceLock<Arc<Loss>>,
 }
 
 /// Granted pages in one area. Unmapped with the last reference, or when they are taken back.
-pub(super) struct GrantMap {
+pub(in crate::memory) struct GrantMap {
     grants: Arc<Grants>,
     /// `None` only while it is being dropped.
     area: Option<Mapping>,
@@ -34,49 +35,59 @@ pub(super) struct GrantMap {
 }
 
 /// References that follow each other: what a run of grant addresses is.
-pub(super) fn run(domid: u16, first: u32, pages: usize) -> impl Iterator<Item = GrantRef> {
+pub(in crate::memory) fn run(
+    domid: u16,
+    first: u32,
+    pages: usize,
+) -> impl Iterator<Item = GrantRef> {
     (0..pages).map(move |page| GrantRef { domid, reference: first.wrapping_add(page as u32) })
 }
 
+/// The grant reference that an address with bit 63 names.
+pub(in crate::memory) fn grant_of(at: GuestAddr) -> u32 {
+    // Regions of grants end below bit 44: the reference has 32 bits.
+    ((at.0 & !(1 << 63)) / XEN_PAGE) as u32
+}
+
 /// Whether a page is paged out: the kernel says so of a whole call.
-pub(super) fn is_paged_out(error: &io::Error) -> bool {
+pub(in crate::memory) fn is_paged_out(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::EAGAIN)
 }
 
 impl Grants {
     /// Takes an open grant device.
-    pub(super) fn new(access: &XenAccess, fd: OwnedFd) -> Arc<Self> {
+    pub(in crate::memory) fn new(access: &XenAccess, fd: OwnedFd) -> Arc<Self> {
         let XenAccess { ops, copy_below } = access.clone();
         // Whoever loads the driver may change it later: the next region knows.
         let limit = ops.max_grants().max(1);
-        let (loans, loss) = (Loans::default(), OnceLock::new());
-        Arc::new(Self { ops, fd, copy_below, limit, loans, loss })
+        let (areas, loss) = (Areas::default(), OnceLock::new());
+        Arc::new(Self { ops, fd, copy_below, limit, areas, loss })
     }
 
     /// Has `loss` told if something is lost of what is mapped from now on; the first call counts.
-    pub(super) fn watch(&self, loss: &Arc<Loss>) {
+    pub(in crate::memory) fn watch(&self, loss: &Arc<Loss>) {
         self.loss.get_or_init(|| Arc::clone(loss));
     }
 
     /// Bytes up to which a batch's data is copied.
-    pub(super) fn copy_below(&self) -> u64 {
+    pub(in crate::memory) fn copy_below(&self) -> u64 {
         self.copy_below
     }
 
     /// Maps the pages, in order, in one call; not after the [end](Self::end). Those that are paged
     /// out are waited for.
-    pub(super) fn map(
+    pub(in crate::memory) fn map(
         self: &Arc<Self>,
         grants: &[GrantRef],
         protection: Protection,
-        patience: &mut Patience,
+        budget: &mut RetryBudget,
     ) -> io::Result<Arc<GrantMap>> {
-        let (area, index) = self.try_map(grants, protection, patience)?;
+        let (area, index) = self.try_map(grants, protection, budget)?;
         let area = area.lent().inspect_err(|_| {
             let _ = self.ops.unmap_grants(self.fd.as_fd(), index, grants.len());
         })?;
         self.loss.get().inspect(|loss| area.watch(loss));
-        self.loans.add(GrantMap {
+        self.areas.add(GrantMap {
             grants: Arc::clone(self),
             area: Some(area),
             index,
@@ -89,13 +100,13 @@ impl Grants {
         &self,
         grants: &[GrantRef],
         protection: Protection,
-        patience: &mut Patience,
+        budget: &mut RetryBudget,
     ) -> io::Result<(Mapping, u64)> {
         loop {
             // Not held during the call, which may be long: what comes too late is not added.
-            drop(self.loans.hold()?);
+            drop(self.areas.hold()?);
             match self.map_once(grants, protection) {
-                Err(error) if is_paged_out(&error) && patience.wait() => {}
+                Err(error) if is_paged_out(&error) && budget.wait() => {}
                 done => return done,
             }
         }
@@ -115,11 +126,11 @@ impl Grants {
 
     /// Copies pieces in one call. A piece that was not copied has a status that is not 0: none
     /// is after the [end](Self::end). `false`: the call failed, and nothing was copied.
-    pub(super) fn copy(&self, pieces: &mut [GrantCopy<'_>]) -> bool {
+    pub(in crate::memory) fn copy(&self, pieces: &mut [GrantCopy<'_>]) -> bool {
         if pieces.is_empty() {
             return true;
         }
-        let held = self.loans.hold();
+        let held = self.areas.hold();
         let done = held.and_then(|_held| self.ops.copy_grants(self.fd.as_fd(), pieces)).is_ok();
         if !done {
             pieces.iter_mut().for_each(|piece| piece.status = i16::MIN);
@@ -128,45 +139,45 @@ impl Grants {
     }
 
     /// Most references in one call.
-    pub(super) fn limit(&self) -> usize {
+    pub(in crate::memory) fn limit(&self) -> usize {
         self.limit
     }
 
     /// From now on nothing is mapped or copied.
-    pub(super) fn end(&self) {
-        self.loans.end();
+    pub(in crate::memory) fn end(&self) {
+        self.areas.end();
     }
 
     /// Whether nothing is mapped or copied any more.
-    pub(super) fn have_ended(&self) -> bool {
-        self.loans.have_ended()
+    pub(in crate::memory) fn have_ended(&self) -> bool {
+        self.areas.have_ended()
     }
 
     /// Gives back all that is mapped: see [`GrantMap::detach`].
-    pub(super) fn detach(&self, needed: &[Place]) {
-        self.loans.left().iter().for_each(|map| map.detach(needed));
+    pub(in crate::memory) fn detach(&self, needed: &[Place]) {
+        self.areas.left().iter().for_each(|map| map.detach(needed));
     }
 }
 
 impl GrantMap {
     /// The first byte. Valid while this value lives.
-    pub(super) fn base(&self) -> *mut u8 {
+    pub(in crate::memory) fn base(&self) -> *mut u8 {
         self.area.as_ref().map_or(std::ptr::null_mut(), Mapping::base)
     }
 
     /// Bytes mapped.
-    pub(super) fn len(&self) -> usize {
+    pub(in crate::memory) fn len(&self) -> usize {
         self.area.as_ref().map_or(0, Mapping::len)
     }
 
     /// Has `loss` told if something of it is lost; the first call counts.
-    pub(super) fn watch(&self, loss: &Arc<Loss>) {
+    pub(in crate::memory) fn watch(&self, loss: &Arc<Loss>) {
         self.area.as_ref().inspect(|area| area.watch(loss));
     }
 
     /// Gives the pages back. Memory of this process takes their place, with what `needed` names of
     /// them.
-    pub(super) fn detach(&self, needed: &[Place]) {
+    pub(in crate::memory) fn detach(&self, needed: &[Place]) {
         // If the kernel has no memory for that the pages stay, as long as the value does.
         if self.area.as_ref().is_none_or(|area| area.detach(needed).is_ok()) {
             self.give_back();

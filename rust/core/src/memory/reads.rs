@@ -1,13 +1,20 @@
 //! What has to be known of guest memory before anything else can be done: descriptor tables.
+#![allow(unsafe_code)] // Raw pointers into memory that is shared with the guest.
 
 use std::cell::Cell;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::copy::{Copies, cut};
+use super::access::Access;
+use super::region::Backing;
+use super::segment::GuestSlice;
+use super::table::{Memory, OutOfMemory};
+use super::xen::bounce::{Copies, cut};
+use super::xen::foreign::Foreign;
+use super::xen::grant::Grants;
+use super::xen::on_demand::OnDemand;
 use crate::address::GuestAddr;
-use crate::memory::grant::Grants;
-use crate::memory::{Memory, OutOfMemory, view};
+use crate::xen::XEN_PAGE;
 
 /// Bytes of space that are kept when no read waits.
 const IDLE_BYTES: usize = 64 << 10;
@@ -45,9 +52,7 @@ impl Reads {
     ) -> Result<Option<&[u8]>, OutOfMemory> {
         let start = self.waiting;
         self.bytes.resize(start + len, 0);
-        if view::read_mapped(memory, at, &mut self.bytes[start..])
-            || self.read_pieces(memory, at)?
-        {
+        if read_mapped(memory, at, &mut self.bytes[start..]) || self.read_pieces(memory, at)? {
             return Ok(Some(&self.bytes[start..]));
         }
         Ok(None)
@@ -62,7 +67,7 @@ impl Reads {
             let (grants, bytes) = (Arc::clone(grants), start + part.start..start + part.end);
             pieces.push(Piece { grants, at, domid, bytes });
         };
-        if let Err(error) = view::read(memory, at, &mut bytes[start..], later) {
+        if let Err(error) = read(memory, at, &mut bytes[start..], later) {
             pieces.truncate(before);
             return Err(error);
         }
@@ -106,4 +111,51 @@ impl Reads {
         self.bytes.truncate(IDLE_BYTES);
         self.bytes.shrink_to(IDLE_BYTES);
     }
+}
+
+/// Copies `out.len()` bytes at `at` out of `memory` if they are one mapped piece, as nearly all are.
+#[inline]
+fn read_mapped(memory: &Memory, at: GuestAddr, out: &mut [u8]) -> bool {
+    let place = memory.mapped(at, out.len() as u64, Access::DeviceReadable);
+    // SAFETY: `memory` is borrowed and holds its regions; the place has as many bytes as `out`;
+    // private memory and guest memory do not overlap.
+    place.map(|from| unsafe { from.copy_out(out) }).is_some()
+}
+
+/// Copies `out.len()` bytes at `at` out of `memory`, across regions. What is granted on demand is
+/// not copied: `later` gets its address, its device and domain, and its place in `out`.
+fn read(
+    memory: &Memory,
+    at: GuestAddr,
+    out: &mut [u8],
+    mut later: impl FnMut(GuestAddr, (&Arc<Grants>, u16), Range<usize>),
+) -> Result<(), OutOfMemory> {
+    let (mut done, mut whole) = (0, true);
+    memory.backing(at, out.len() as u64, Access::DeviceReadable, |place| {
+        let part = done..done + place.len as usize;
+        done = part.end;
+        match place.backing {
+            // SAFETY: as in `read_mapped`, for a part of `out`.
+            Backing::Mapped(from) => unsafe { from.copy_out(&mut out[part]) },
+            Backing::OnDemand(OnDemand::Grants(grants, domid)) => {
+                later(place.at, (grants, *domid), part);
+            }
+            Backing::OnDemand(OnDemand::Frames(foreign)) => {
+                whole &= read_frames(foreign, place.at, &mut out[part]);
+            }
+            Backing::Denied => whole = false,
+        }
+    })?;
+    if whole { Ok(()) } else { Err(OutOfMemory { at, len: out.len() as u64 }) }
+}
+
+#[cold]
+fn read_frames(foreign: &Foreign, at: GuestAddr, out: &mut [u8]) -> bool {
+    let Ok(area) = foreign.map(at, out.len() as u64) else { return false };
+    let first = area.base().wrapping_add((at.0 % XEN_PAGE) as usize);
+    let from = GuestSlice::new(first, out.len());
+    // SAFETY: `map` mapped all pages of `out.len()` bytes at `at`, of which `from` are those bytes,
+    // and `area` lives on; private memory and guest memory do not overlap.
+    unsafe { from.copy_out(out) };
+    true
 }

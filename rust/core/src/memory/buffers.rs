@@ -1,0 +1,199 @@
+//! The buffers of one descriptor chain, and the table of memory that keeps them mapped.
+
+use std::sync::Arc;
+
+use super::access::Access;
+use super::fault::Fault;
+use super::region::Backing;
+use super::segment::GuestSlice;
+use super::span::{Readable, Writable};
+use super::table::{Memory, OutOfMemory};
+use super::xen::demand::Demand;
+use crate::address::GuestAddr;
+
+/// The buffers of one descriptor chain, with the memory that they lie in. Reused from chain to
+/// chain, so that a chain costs no allocation.
+#[derive(Debug, Default)]
+pub struct Buffers {
+    memory: Option<Arc<Memory>>,
+    readable: Vec<GuestSlice>,
+    writable: Vec<GuestSlice>,
+    readable_len: u64,
+    writable_len: u64,
+    /// What of the chain is not mapped; made when there first is such a thing. It holds what is
+    /// mapped for the segments.
+    demand: Option<Box<Demand>>,
+}
+
+impl Buffers {
+    /// Forgets the former chain and starts one in `memory`.
+    #[inline]
+    pub fn begin(&mut self, memory: &Arc<Memory>) {
+        self.readable.clear();
+        self.writable.clear();
+        (self.readable_len, self.writable_len) = (0, 0);
+        if let Some(demand) = &mut self.demand {
+            demand.clear();
+        }
+        // The same table as last time is the rule: no reference is counted then.
+        if !self.memory.as_ref().is_some_and(|held| Arc::ptr_eq(held, memory)) {
+            self.memory = Some(Arc::clone(memory));
+        }
+    }
+
+    /// Adds a descriptor's buffer, in as many segments as it crosses regions.
+    #[inline]
+    pub fn add(&mut self, at: GuestAddr, len: u32, access: Access) -> Result<(), OutOfMemory> {
+        let len = u64::from(len);
+        let memory = self.memory.as_ref().ok_or(OutOfMemory { at, len })?;
+        let (list, total) = match access {
+            Access::DeviceReadable => (&mut self.readable, &mut self.readable_len),
+            Access::DeviceWritable => (&mut self.writable, &mut self.writable_len),
+        };
+        match memory.mapped(at, len, access) {
+            Some(segment) => list.push(segment),
+            None => add_pieces(memory, list, &mut self.demand, (at, len), access)?,
+        }
+        *total += len;
+        Ok(())
+    }
+
+    /// Gives back what is mapped for this chain alone; its segments are gone.
+    pub fn unpin(&mut self) {
+        if self.demand.as_ref().is_some_and(|demand| !demand.is_empty()) {
+            self.forget();
+        }
+    }
+
+    /// Whether some of it lies in mappings of granted pages, made for it or in advance.
+    #[inline]
+    pub fn maps_grants(&self) -> bool {
+        let granted = self.memory.as_ref().map_or(&[][..], |memory| memory.granted());
+        let inside = |area: &GuestSlice, place: &GuestSlice| {
+            (place.base() as usize).wrapping_sub(area.base() as usize) < area.len()
+        };
+        self.demand.as_ref().is_some_and(|demand| demand.maps_grants())
+            || granted.iter().any(|area| {
+                self.readable.iter().chain(&self.writable).any(|place| inside(area, place))
+            })
+    }
+
+    /// Whether some of it was lost: what has been copied out of it may be zeroes that the driver
+    /// did not write, and what was copied into it is nowhere.
+    pub fn is_lost(&self) -> bool {
+        self.readable().is_lost() || self.writable().is_lost()
+    }
+
+    /// Whether some of it has no place yet.
+    pub fn is_undone(&self) -> bool {
+        self.demand().is_some_and(Demand::waits)
+    }
+
+    /// Whether some of it has to be given a place, or cannot be.
+    pub fn waits(&self) -> bool {
+        self.demand().is_some_and(|demand| !demand.is_empty())
+    }
+
+    /// What of it cannot be reached.
+    pub fn fault(&self) -> Option<Fault> {
+        self.demand()?.fault()
+    }
+
+    /// Whether some of it may be a foreign mapping.
+    pub fn is_foreign(&self) -> bool {
+        self.memory.as_ref().is_some_and(|memory| memory.is_foreign())
+    }
+
+    pub(super) fn memory(&self) -> Option<&Arc<Memory>> {
+        self.memory.as_ref()
+    }
+
+    pub(super) fn demand(&self) -> Option<&Demand> {
+        self.demand.as_deref()
+    }
+
+    pub(super) fn demand_mut(&mut self) -> Option<&mut Demand> {
+        self.demand.as_deref_mut()
+    }
+
+    /// Puts a segment in the place of one that was empty. What it points to is held by `demand`.
+    pub(super) fn put(&mut self, access: Access, number: usize, segment: GuestSlice) {
+        let list = match access {
+            Access::DeviceReadable => &mut self.readable,
+            Access::DeviceWritable => &mut self.writable,
+        };
+        if let Some(place) = list.get_mut(number) {
+            *place = segment;
+        }
+    }
+
+    /// Nothing is known of the chain's buffers: its descriptors cannot be read.
+    #[cold]
+    pub fn fail(&mut self, at: GuestAddr, len: usize) {
+        self.forget();
+        let fault = Fault { at, len, access: Access::DeviceReadable };
+        self.demand.get_or_insert_default().fail(fault);
+    }
+
+    /// Says that some of it cannot be reached. What it has of places stays.
+    pub(super) fn fail_with(&mut self, fault: Fault) {
+        self.demand.get_or_insert_default().fail(fault);
+    }
+
+    fn forget(&mut self) {
+        self.readable.clear();
+        self.writable.clear();
+        (self.readable_len, self.writable_len) = (0, 0);
+        if let Some(demand) = &mut self.demand {
+            demand.clear();
+        }
+    }
+
+    /// Lets go of the memory unless it is this.
+    #[inline]
+    pub fn hold_only(&mut self, memory: &Arc<Memory>) {
+        if self.demand.is_some() {
+            self.forget();
+        }
+        if !self.memory.as_ref().is_some_and(|held| Arc::ptr_eq(held, memory)) {
+            self.release();
+        }
+    }
+
+    /// Lets go of the memory: an idle value must not keep a region mapped.
+    pub fn release(&mut self) {
+        self.forget();
+        self.memory = None;
+    }
+
+    /// What the driver wrote.
+    #[inline]
+    pub fn readable(&self) -> Readable<'_> {
+        Readable::new(&self.readable, self.readable_len)
+    }
+
+    /// What the device may write.
+    #[inline]
+    pub fn writable(&self) -> Writable<'_> {
+        Writable::new(&self.writable, self.writable_len)
+    }
+}
+
+/// Adds a buffer that is not one mapped piece.
+#[inline(never)]
+fn add_pieces(
+    memory: &Memory,
+    list: &mut Vec<GuestSlice>,
+    demand: &mut Option<Box<Demand>>,
+    (at, len): (GuestAddr, u64),
+    access: Access,
+) -> Result<(), OutOfMemory> {
+    memory.backing(at, len, access, |place| {
+        let how = match place.backing {
+            Backing::Mapped(segment) => return list.push(segment),
+            Backing::OnDemand(how) => Some(how),
+            Backing::Denied => None,
+        };
+        demand.get_or_insert_default().add(list, (place.at, place.len), how, access);
+    })
+}

@@ -1,0 +1,101 @@
+//! Why a region cannot be mapped.
+
+use std::fmt;
+
+use super::xen::foreign::NoPage;
+use crate::xen::{GrantRef, XEN_PAGE, XenDevice};
+
+/// Why a region cannot be mapped.
+#[derive(Debug)]
+pub enum RegionError {
+    /// Not a regular file, but this: nothing that could be memory.
+    NotAFile(String),
+    /// The file ends before the region does.
+    FileTooShort {
+        /// Bytes of the file.
+        file: u64,
+        /// Bytes that offset and size ask for.
+        needed: u128,
+    },
+    /// The region is larger than any of its kind that is taken.
+    TooLarge {
+        /// Bytes of the region.
+        size: u64,
+        /// Bytes of the largest.
+        most: u64,
+    },
+    /// Its descriptor is this, not the device that it should be, and this process cannot open that.
+    NoDevice(XenDevice, String, std::io::Error),
+    /// Its descriptor is the first, not the device that it should be, and where this process looks
+    /// for that stands the second.
+    WrongDevice(XenDevice, String, String),
+    /// Its descriptor cannot be restricted to this domain.
+    NotRestricted(u16, std::io::Error),
+    /// A domain's page cannot be mapped.
+    Foreign(NoPage),
+    /// Granted pages cannot be mapped: so many from this reference on.
+    Grants(GrantRef, usize, std::io::Error),
+    /// Granted pages are mapped as pages of 4 KiB, and this host's have so many bytes.
+    HostPages(usize),
+    /// The system refused.
+    System(&'static str, std::io::Error),
+}
+
+impl fmt::Display for RegionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotAFile(kind) => write!(f, "its descriptor is {kind}, not a regular file"),
+            Self::FileTooShort { file, needed } => {
+                write!(f, "its file has {file:#x} bytes, offset and size ask for {needed:#x}")
+            }
+            Self::TooLarge { size, most } => {
+                write!(f, "{size:#x} bytes are more than the {most:#x} that a region may have")
+            }
+            Self::NoDevice(device, passed, error) => {
+                let name = device.path();
+                write!(f, "its descriptor is {passed}, not {name}, which cannot be opened here: ")?;
+                error.fmt(f)
+            }
+            Self::WrongDevice(device, passed, own) => {
+                let name = device.path();
+                write!(f, "its descriptor is {passed}, not {name}, which is {own} here")
+            }
+            Self::NotRestricted(domid, error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                write!(f, "its descriptor is restricted to another domain than {domid}")
+            }
+            Self::NotRestricted(domid, error) => {
+                write!(f, "its descriptor cannot be restricted to domain {domid}: {error}")
+            }
+            Self::Foreign(error) => error.fmt(f),
+            Self::Grants(first, pages, error) => not_granted(f, *first, *pages, error),
+            Self::HostPages(bytes) => {
+                write!(
+                    f,
+                    "grants need a host with pages of {XEN_PAGE} bytes, and here they have {bytes}"
+                )
+            }
+            Self::System(what, error) => write!(f, "cannot {what}: {error}"),
+        }
+    }
+}
+
+/// What the error means that the kernel has for so many grants from the first on.
+fn not_granted(
+    f: &mut fmt::Formatter<'_>,
+    first: GrantRef,
+    pages: usize,
+    error: &std::io::Error,
+) -> fmt::Result {
+    let GrantRef { domid, reference } = first;
+    let what = format!("the {pages} pages from reference {reference} on");
+    match error.raw_os_error() {
+        Some(libc::EINVAL) => write!(
+            f,
+            "domain {domid} does not grant {what} (or they are mapped too often): {error}"
+        ),
+        Some(libc::EAGAIN) => write!(f, "{what} of domain {domid} stay paged out"),
+        _ => write!(f, "{what} of domain {domid} cannot be mapped: {error}"),
+    }
+}
+
+impl std::error::Error for RegionError {}

@@ -1,0 +1,296 @@
+//! All of a guest's memory at one moment, and the look-up of addresses in it.
+//!
+//! A table never changes. A memory message makes a new one, and work in flight goes on in the
+//! table that it started with: so no message ever pulls memory from under a request.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::access::Access;
+use super::index::Index;
+use super::region::{Backing, Region};
+use super::segment::GuestSlice;
+use super::window::Window;
+use super::xen::on_demand::OnDemand;
+use crate::address::{GuestAddr, UserAddr};
+
+/// All of a guest's memory at one moment.
+#[derive(Debug, Default)]
+pub struct Memory {
+    /// Sorted by guest address, without overlap.
+    regions: Box<[Arc<Region>]>,
+    index: Index,
+    /// Sorted by user address, without those that have none.
+    by_user: Box<[Arc<Region>]>,
+    user_index: Index,
+    /// A region that covers what no other does, if one of them brings it.
+    beyond: Option<Arc<Region>>,
+    /// Where granted pages are mapped in advance.
+    granted: Box<[GuestSlice]>,
+    /// Rings may be told by guest addresses.
+    by_guest: bool,
+}
+
+/// A range that no region, or no run of adjacent regions, covers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutOfMemory {
+    /// First address of the range.
+    pub at: GuestAddr,
+    /// Bytes.
+    pub len: u64,
+}
+
+/// Why a table cannot be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TableError {
+    /// Two regions share guest addresses.
+    GuestOverlap(GuestAddr, GuestAddr),
+    /// Two regions share front-end addresses.
+    UserOverlap(UserAddr, UserAddr),
+    /// No region is exactly this one.
+    NoSuchRegion,
+    /// With two regions memory of different domains, or reached differently, may be mapped beyond
+    /// all regions.
+    TwoBeyonds(GuestAddr, GuestAddr),
+}
+
+impl Memory {
+    /// A table of these regions.
+    pub fn new(mut regions: Vec<Arc<Region>>) -> Result<Self, TableError> {
+        regions.sort_unstable_by_key(|r| r.guest());
+        if let Some((a, b)) = overlap(&regions, |r| r.guest().0) {
+            return Err(TableError::GuestOverlap(a.guest(), b.guest()));
+        }
+        let mut by_user: Vec<_> =
+            regions.iter().filter(|r| !r.has_no_user_address()).map(Arc::clone).collect();
+        by_user.sort_unstable_by_key(|r| r.user());
+        if let Some((a, b)) = overlap(&by_user, |r| r.user().0) {
+            return Err(TableError::UserOverlap(a.user(), b.user()));
+        }
+        let index = Index::new(regions.iter().map(|r| (r.guest().0, r.size())));
+        let beyond = the_beyond(&regions)?;
+        let granted = regions.iter().flat_map(|r| r.granted_areas()).collect();
+        let by_guest = regions.iter().any(|r| r.is_xen());
+        let user_index = Index::new(by_user.iter().map(|r| (r.user().0, r.size())));
+        let (regions, by_user) = (regions.into(), by_user.into());
+        Ok(Self { regions, index, by_user, user_index, beyond, granted, by_guest })
+    }
+
+    /// The region for every address that no other has.
+    pub fn beyond(&self) -> Option<&Arc<Region>> {
+        self.beyond.as_ref()
+    }
+
+    /// Whether the hypervisor is asked for some of it. Only then can chains have buffers that
+    /// are not mapped.
+    #[inline]
+    pub fn is_xen(&self) -> bool {
+        self.by_guest || self.beyond.is_some()
+    }
+
+    /// Whether some of it is, or is to be, foreign mappings, which have no pages that the kernel
+    /// could do direct I/O on.
+    pub fn is_foreign(&self) -> bool {
+        self.regions.iter().chain(&self.beyond).any(|region| region.is_foreign())
+    }
+
+    /// This table and one region more.
+    pub fn with(&self, region: Arc<Region>) -> Result<Self, TableError> {
+        let mut regions = self.regions.to_vec();
+        regions.push(region);
+        Self::new(regions)
+    }
+
+    /// This table without the one region that has exactly these addresses and this size.
+    pub fn without(
+        &self,
+        guest: GuestAddr,
+        user: UserAddr,
+        size: u64,
+    ) -> Result<(Self, Arc<Region>), TableError> {
+        let mut regions = self.regions.to_vec();
+        let same = |r: &Arc<Region>| r.guest() == guest && r.user() == user && r.size() == size;
+        let at = regions.iter().position(same).ok_or(TableError::NoSuchRegion)?;
+        let removed = regions.remove(at);
+        Ok((Self::new(regions)?, removed))
+    }
+
+    /// The regions, by guest address.
+    pub fn regions(&self) -> &[Arc<Region>] {
+        &self.regions
+    }
+
+    /// Calls `found` for each contiguous piece of `[at, at + len)`, in order. Nothing of a range
+    /// that is not wholly covered and mapped counts: on an error what was found is to be thrown
+    /// away.
+    #[inline]
+    pub fn segments(
+        &self,
+        at: GuestAddr,
+        len: u64,
+        mut found: impl FnMut(GuestSlice),
+    ) -> Result<(), OutOfMemory> {
+        let mut mapped = true;
+        self.backing(at, len, Access::DeviceReadable, |place| match place.backing {
+            Backing::Mapped(segment) => found(segment),
+            Backing::OnDemand(_) | Backing::Denied => mapped = false,
+        })?;
+        if mapped { Ok(()) } else { Err(OutOfMemory { at, len }) }
+    }
+
+    /// `[at, at + len)` if it is one mapped piece and not empty, as nearly every buffer is.
+    #[inline]
+    pub(super) fn mapped(&self, at: GuestAddr, len: u64, access: Access) -> Option<GuestSlice> {
+        let region = self.regions.get(self.index.find(at.0))?;
+        region.mapped(at.0.checked_sub(region.guest().0)?, len, access)
+    }
+
+    /// Calls `found` for each piece of `[at, at + len)` with one backing, in order. On
+    /// an error what was found is to be thrown away.
+    #[inline]
+    pub(super) fn backing<'a>(
+        &'a self,
+        at: GuestAddr,
+        len: u64,
+        access: Access,
+        mut found: impl FnMut(Place<'a>),
+    ) -> Result<(), OutOfMemory> {
+        let outside = || OutOfMemory { at, len };
+        at.checked_add(len).ok_or_else(outside)?;
+        let (mut next, mut left) = (at.0, len);
+        let mut place = self.index.find(next);
+        while left > 0 {
+            let inside = self.regions.get(place).and_then(|region| {
+                let offset = next.checked_sub(region.guest().0)?;
+                let here = region.size().checked_sub(offset).filter(|&here| here > 0)?;
+                Some((region, offset, here))
+            });
+            let Some((region, offset, here)) = inside else {
+                let beyond = self.beyond_at(next).ok_or_else(outside)?;
+                let done = left.min(beyond.len);
+                found(Place { at: GuestAddr(next), len: done, backing: beyond.backing });
+                (next, left) = (next + done, left - done);
+                place = self.index.find(next);
+                continue;
+            };
+            let backing = region.backing(offset, left.min(here), access);
+            let done = match &backing {
+                Backing::Mapped(segment) => segment.len() as u64,
+                Backing::OnDemand(_) | Backing::Denied => left.min(here),
+            };
+            found(Place { at: GuestAddr(next), len: done, backing });
+            (next, left) = (next + done, left - done);
+            place += usize::from(done == here);
+        }
+        Ok(())
+    }
+
+    /// What lies at an address that no region has, up to the next region.
+    #[cold]
+    fn beyond_at(&self, at: u64) -> Option<Place<'_>> {
+        let beyond = self.beyond.as_ref()?;
+        let offset = at.checked_sub(beyond.guest().0)?;
+        let room = beyond.size().checked_sub(offset).filter(|&room| room > 0)?;
+        let next = self.regions.iter().map(|r| r.guest().0).find(|&start| start > at);
+        let len = next.map_or(room, |next| room.min(next - at));
+        let backing = Backing::OnDemand(beyond.on_demand()?);
+        Some(Place { at: GuestAddr(at), len, backing })
+    }
+
+    /// Pins `len` bytes at a front-end address: all in one region and aligned.
+    pub fn window(&self, at: UserAddr, len: usize, align: usize) -> Option<Window> {
+        self.ring_part(at, len, align, Access::DeviceWritable)
+    }
+
+    /// Pins a part of a ring, as [`window`](Self::window). Front-ends on Xen that have not mapped
+    /// the guest's memory tell guest addresses instead. Pages that are mapped on demand stay
+    /// mapped as long as the window is there.
+    pub fn ring_part(
+        &self,
+        at: UserAddr,
+        len: usize,
+        align: usize,
+        access: Access,
+    ) -> Option<Window> {
+        let guest = self.guest_of(at).or_else(|| self.by_guest.then_some(GuestAddr(at.0)))?;
+        let mut places = Vec::new();
+        self.backing(guest, len as u64, access, |place| places.push(place)).ok()?;
+        let [place] = &places[..] else { return None };
+        match &place.backing {
+            Backing::Mapped(segment) => Window::mapped(self.holder(guest)?, *segment, len, align),
+            Backing::OnDemand(OnDemand::Grants(grants, domid)) => {
+                Window::of_grants(grants, *domid, guest, len, align, access)
+            }
+            Backing::OnDemand(OnDemand::Frames(foreign)) => {
+                Window::of_frames(foreign, guest, len, align)
+            }
+            Backing::Denied => None,
+        }
+    }
+
+    /// The guest's address of a byte that the front-end has at `at`.
+    fn guest_of(&self, at: UserAddr) -> Option<GuestAddr> {
+        let region = self.by_user.get(self.user_index.find(at.0))?;
+        let offset = at.0.checked_sub(region.user().0).filter(|&offset| offset < region.size())?;
+        region.guest().checked_add(offset)
+    }
+
+    fn holder(&self, at: GuestAddr) -> Option<&Arc<Region>> {
+        self.regions.get(self.index.find(at.0))
+    }
+
+    /// Where granted pages are mapped in advance.
+    #[inline]
+    pub(super) fn granted(&self) -> &[GuestSlice] {
+        &self.granted
+    }
+}
+
+/// A piece of guest memory with one backing.
+#[derive(Debug)]
+pub(super) struct Place<'a> {
+    pub(super) at: GuestAddr,
+    pub(super) len: u64,
+    pub(super) backing: Backing<'a>,
+}
+
+/// Two neighbours of a sorted list that share an address, if any do.
+fn overlap(sorted: &[Arc<Region>], start: impl Fn(&Region) -> u64) -> Option<(&Region, &Region)> {
+    let pairs = sorted.windows(2).map(|pair| (&*pair[0], &*pair[1]));
+    // The distance cannot wrap (sorted), and sizes were checked not to wrap past the end.
+    pairs.into_iter().find(|(a, b)| start(b) - start(a) < a.size())
+}
+
+/// The one region that these bring for all other addresses.
+fn the_beyond(regions: &[Arc<Region>]) -> Result<Option<Arc<Region>>, TableError> {
+    let mut bringing = regions.iter().filter_map(|region| Some((region, region.brings()?)));
+    let Some((first, beyond)) = bringing.next() else { return Ok(None) };
+    match bringing.find(|(_, other)| !other.is_like(beyond)) {
+        Some((second, _)) => Err(TableError::TwoBeyonds(first.guest(), second.guest())),
+        None => Ok(Some(Arc::clone(beyond))),
+    }
+}
+
+impl fmt::Display for OutOfMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x} bytes at {} are not all in guest memory", self.len, self.at)
+    }
+}
+
+impl fmt::Display for TableError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::GuestOverlap(a, b) => {
+                write!(f, "the regions at guest addresses {a} and {b} overlap")
+            }
+            Self::UserOverlap(a, b) => {
+                write!(f, "the regions at user addresses {a} and {b} overlap")
+            }
+            Self::TwoBeyonds(a, b) => write!(
+                f,
+                "the regions at guest addresses {a} and {b} allow to map more, of different domains"
+            ),
+            Self::NoSuchRegion => f.write_str("no region has these addresses and this size"),
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! A part of a ring in guest memory: atomics and aligned stores at offsets that are checked.
+#![allow(unsafe_code)] // Raw pointers into memory that is shared with the guest.
+
+use std::io;
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+
+use super::access::Access;
+use super::region::Region;
+use super::segment::GuestSlice;
+use super::xen::foreign::Foreign;
+use super::xen::grant::{GrantMap, Grants, grant_of, run};
+use super::xen::retry_budget::RetryBudget;
+use crate::address::GuestAddr;
+use crate::sys::mmap::Mapping;
+use crate::xen::XEN_PAGE;
+
+/// A fixed piece of one region that stays mapped while this value lives: a part of a ring.
+#[derive(Debug)]
+pub struct Window {
+    place: GuestSlice,
+    _holder: Holder,
+}
+
+/// What keeps a window mapped.
+#[derive(Debug)]
+#[expect(dead_code, reason = "held, and never looked at")]
+enum Holder {
+    Region(Arc<Region>),
+    Grants(Arc<GrantMap>),
+    Frames(Arc<Mapping>),
+    Private(Mapping),
+}
+
+impl Window {
+    /// A piece of `region`; `None` if it is not all of `len` bytes, or not aligned to `align`
+    /// where it is mapped here.
+    pub(super) fn mapped(
+        region: &Arc<Region>,
+        place: GuestSlice,
+        len: usize,
+        align: usize,
+    ) -> Option<Self> {
+        Self::new(place, len, align, Holder::Region(Arc::clone(region)))
+    }
+
+    /// Maps the granted pages of `len` bytes at `at`.
+    pub(super) fn of_grants(
+        grants: &Arc<Grants>,
+        domid: u16,
+        at: GuestAddr,
+        len: usize,
+        align: usize,
+        access: Access,
+    ) -> Option<Self> {
+        let lead = (at.0 % XEN_PAGE) as usize;
+        let pages = (lead + len).div_ceil(XEN_PAGE as usize);
+        let refs: Vec<_> = run(domid, grant_of(at), pages).collect();
+        let map = grants.map(&refs, access.protection(), &mut RetryBudget::default()).ok()?;
+        let place = GuestSlice::new(map.base().wrapping_add(lead), len);
+        Self::new(place, len, align, Holder::Grants(map))
+    }
+
+    /// Maps the frames of `len` bytes at `at`.
+    pub(super) fn of_frames(
+        foreign: &Foreign,
+        at: GuestAddr,
+        len: usize,
+        align: usize,
+    ) -> Option<Self> {
+        let area = foreign.map(at, len as u64).ok()?;
+        let lead = (at.0 % XEN_PAGE) as usize;
+        let place = GuestSlice::new(area.base().wrapping_add(lead), len);
+        Self::new(place, len, align, Holder::Frames(area))
+    }
+
+    /// `len` zeroes of this process's own, aligned to a page.
+    pub(crate) fn private(len: usize) -> io::Result<Self> {
+        let area = Mapping::private(len)?;
+        Ok(Self { place: GuestSlice::new(area.base(), len), _holder: Holder::Private(area) })
+    }
+
+    fn new(place: GuestSlice, len: usize, align: usize, holder: Holder) -> Option<Self> {
+        let fits = place.len() == len && (place.base() as usize).is_multiple_of(align);
+        fits.then_some(Self { place, _holder: holder })
+    }
+
+    /// Loads the little-endian `u16` at `offset`, an even number inside the window.
+    #[inline]
+    pub fn load_u16(&self, offset: usize, order: Ordering) -> u16 {
+        let place = self.at(offset, 2).cast::<u16>();
+        // SAFETY: `at` checked that both bytes are inside; the window was aligned when it was
+        // made and offsets are even; the region is mapped while `self` holds it; all access from
+        // this process is atomic.
+        u16::from_le(unsafe { AtomicU16::from_ptr(place) }.load(order))
+    }
+
+    /// Stores a little-endian `u16` at `offset`, an even number inside the window.
+    #[inline]
+    pub fn store_u16(&self, offset: usize, value: u16, order: Ordering) {
+        let place = self.at(offset, 2).cast::<u16>();
+        // SAFETY: as in `load_u16`.
+        unsafe { AtomicU16::from_ptr(place) }.store(value.to_le(), order);
+    }
+
+    /// Loads the little-endian `u64` at `offset`, a multiple of 8 in a window aligned to 8.
+    #[inline]
+    pub fn load_u64(&self, offset: usize) -> u64 {
+        let place = self.at(offset, 8).cast::<u64>();
+        // SAFETY: as in `load_u16`, with 8 for 2.
+        u64::from_le(unsafe { AtomicU64::from_ptr(place) }.load(Ordering::Relaxed))
+    }
+
+    /// Stores a used ring element, 8 bytes at a multiple of 4.
+    #[inline]
+    pub fn store_pair(&self, offset: usize, first: u32, second: u32) {
+        let place = self.at(offset, 8).cast::<u64>();
+        let value = u64::from(first.to_le()) | u64::from(second.to_le()) << 32;
+        let value = if cfg!(target_endian = "little") { value } else { value.rotate_left(32) };
+        // SAFETY: `at` checked that the 8 bytes are inside and they stay mapped while `self`
+        // lives; the store is unaligned on purpose, and the driver does not look at the element
+        // before the index is published.
+        unsafe { ptr::write_unaligned(place, value) };
+    }
+
+    #[inline]
+    fn at(&self, offset: usize, len: usize) -> *mut u8 {
+        // Callers mask their indices, so this never fires; it keeps the file sound on its own.
+        assert!(offset + len <= self.place.len(), "offset {offset} is outside a ring's window");
+        self.place.base().wrapping_add(offset)
+    }
+}

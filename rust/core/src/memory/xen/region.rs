@@ -1,0 +1,173 @@
+//! Regions of a domain's memory.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use super::foreign::Foreign;
+use super::grant::{GrantMap, Grants, grant_of, run};
+use super::on_demand::OnDemand;
+use super::retry_budget::RetryBudget;
+use crate::address::{GuestAddr, UserAddr};
+use crate::memory::region::{Hold, Region, XenKind};
+use crate::memory::region_error::RegionError;
+use crate::memory::segment::GuestSlice;
+use crate::sys::fault_handlers;
+use crate::sys::fd_kind::fd_kind;
+use crate::sys::mmap::Protection;
+use crate::xen::{XEN_PAGE, XenAccess, XenDevice, XenOps};
+
+/// Largest region of a domain: 16 TiB, more than the hypervisor gives a guest, and what 32-bit
+/// grant references can name.
+const MAX_XEN_SIZE: u64 = 1 << 44;
+
+impl Region {
+    /// Maps `size` bytes of a domain's memory, or makes ready to. `fd` is the device that the
+    /// front-end uses; if it is none, this process opens its own.
+    pub fn xen(
+        access: &XenAccess,
+        kind: XenKind,
+        domid: u16,
+        guest: GuestAddr,
+        user: UserAddr,
+        size: u64,
+        fd: OwnedFd,
+    ) -> Result<Arc<Self>, RegionError> {
+        if size > MAX_XEN_SIZE && kind == XenKind::Foreign {
+            return Err(RegionError::TooLarge { size, most: MAX_XEN_SIZE });
+        }
+        let device = match kind {
+            XenKind::Foreign | XenKind::ForeignOnDemand => XenDevice::Privcmd,
+            XenKind::Grant | XenKind::GrantOnDemand => XenDevice::Gntdev,
+        };
+        let fd = right_device(&*access.ops, device, fd)?;
+        fault_handlers::install()
+            .map_err(|error| RegionError::System("answer its faults", error))?;
+        let on_demand = |how| Self::held([GuestSlice::EMPTY; 2], guest, user, size, how);
+        let region = match kind {
+            XenKind::Foreign => {
+                let foreign = foreign(access, fd, domid)?;
+                let mapping = foreign.map(guest, size).map_err(RegionError::Foreign)?;
+                let lead = (guest.0 % XEN_PAGE) as usize;
+                let whole = GuestSlice::new(mapping.base().wrapping_add(lead), size as usize);
+                Self::held([whole; 2], guest, user, size, Hold::Frames(mapping))
+            }
+            XenKind::ForeignOnDemand => {
+                let foreign = foreign(access, fd, domid)?;
+                on_demand(Hold::OnDemand(OnDemand::Frames(Arc::new(foreign))))
+            }
+            XenKind::Grant => {
+                let grants = grants(access, fd)?;
+                let (maps, each, read_only) = map_all(&grants, domid, guest, size)?;
+                Self::granted(maps, each, read_only, guest, user, size)
+            }
+            XenKind::GrantOnDemand => {
+                on_demand(Hold::OnDemand(OnDemand::Grants(grants(access, fd)?, domid)))
+            }
+        };
+        Ok(Arc::new(region.of_domain(domid, kind)))
+    }
+
+    /// All the memory of a domain that `kind` can name, each page mapped when it is needed.
+    pub fn beyond(
+        access: &XenAccess,
+        kind: XenKind,
+        domid: u16,
+        fd: OwnedFd,
+    ) -> Result<Arc<Self>, RegionError> {
+        let (kind, first) = match kind {
+            XenKind::Foreign | XenKind::ForeignOnDemand => (XenKind::ForeignOnDemand, 0),
+            XenKind::Grant | XenKind::GrantOnDemand => (XenKind::GrantOnDemand, 1 << 63),
+        };
+        Self::xen(access, kind, domid, GuestAddr(first), UserAddr(0), MAX_XEN_SIZE, fd)
+    }
+
+    fn granted(
+        maps: Vec<Arc<GrantMap>>,
+        each: u64,
+        read_only: bool,
+        guest: GuestAddr,
+        user: UserAddr,
+        size: u64,
+    ) -> Self {
+        let lead = guest.0 % XEN_PAGE;
+        let whole = match &maps[..] {
+            [one] => GuestSlice::new(one.base().wrapping_add(lead as usize), size as usize),
+            _ => GuestSlice::EMPTY,
+        };
+        let writable = if read_only { GuestSlice::EMPTY } else { whole };
+        let hold = Hold::Grants { maps, each, lead, read_only };
+        Self::held([whole, writable], guest, user, size, hold)
+    }
+}
+
+/// The front-end's descriptor, or an own one if that is no such device.
+fn right_device(ops: &dyn XenOps, device: XenDevice, fd: OwnedFd) -> Result<OwnedFd, RegionError> {
+    if ops.is_device(device, fd.as_fd()) {
+        return Ok(fd);
+    }
+    let passed = || fd_kind(fd.as_fd());
+    let own = ops.open(device).map_err(|error| RegionError::NoDevice(device, passed(), error))?;
+    if ops.is_device(device, own.as_fd()) {
+        return Ok(own);
+    }
+    Err(RegionError::WrongDevice(device, passed(), fd_kind(own.as_fd())))
+}
+
+fn foreign(access: &XenAccess, fd: OwnedFd, domid: u16) -> Result<Foreign, RegionError> {
+    let foreign = Foreign::new(Arc::clone(&access.ops), fd, domid);
+    foreign.map_err(|error| RegionError::NotRestricted(domid, error))
+}
+
+fn grants(access: &XenAccess, fd: OwnedFd) -> Result<Arc<Grants>, RegionError> {
+    let bytes = access.ops.host_page();
+    if bytes as u64 != XEN_PAGE {
+        return Err(RegionError::HostPages(bytes));
+    }
+    Ok(Grants::new(access, fd))
+}
+
+/// Granted pages in areas, the bytes of each area but the last, and whether they can only be
+/// read.
+type Granted = (Vec<Arc<GrantMap>>, u64, bool);
+
+/// Maps all pages of a region of grants, in as many calls as the kernel wants. A grant for reading
+/// does not map for writing; then the region can only be read.
+fn map_all(
+    grants: &Arc<Grants>,
+    domid: u16,
+    guest: GuestAddr,
+    size: u64,
+) -> Result<Granted, RegionError> {
+    let first = grant_of(guest);
+    let pages = usize::try_from((guest.0 % XEN_PAGE + size).div_ceil(XEN_PAGE))
+        .map_err(|_| RegionError::TooLarge { size, most: MAX_XEN_SIZE })?;
+    let each = grants.limit();
+    let try_to = |protection| {
+        let (mut maps, mut budget) = (Vec::new(), RetryBudget::default());
+        let mut done = 0;
+        while done < pages {
+            let count = each.min(pages - done);
+            let refs: Vec<_> = run(domid, first.wrapping_add(done as u32), count).collect();
+            let map = grants.map(&refs, protection, &mut budget);
+            maps.push(map.map_err(|error| RegionError::Grants(refs[0], count, error))?);
+            done += count;
+        }
+        Ok(maps)
+    };
+    let each = each as u64 * XEN_PAGE;
+    match try_to(Protection::ReadWrite) {
+        Ok(maps) => Ok((maps, each, false)),
+        // Only the hypervisor's refusal says something of the grants' rights.
+        Err(RegionError::Grants(first, count, error)) if is_refusal(&error) => {
+            let maps = try_to(Protection::Read);
+            maps.map(|maps| (maps, each, true))
+                .map_err(|_| RegionError::Grants(first, count, error))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether the pages may not be mapped so, and not only not now.
+fn is_refusal(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EPERM | libc::EACCES))
+}
