@@ -18,8 +18,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::io::ReadWriteFlags;
 
-use super::request::BlockRequest;
-use crate::memory::view::Segment;
+use crate::memory::{Parts, Readable, Writable};
 
 /// The alignment of our own memory, and what is assumed of a file that does not tell its own.
 const PAGE: usize = 4096;
@@ -66,43 +65,24 @@ impl DirectFile {
         Ok(Self { fd, alignment })
     }
 
-    /// Reads into the request's data; returns the bytes read. `None` if it has parts of blocks.
-    pub(super) fn read(&self, request: &BlockRequest) -> io::Result<Option<u64>> {
-        if !self.takes(request) {
-            return Ok(None);
-        }
-        if self.takes_memory(request) {
-            let fd = self.fd.as_fd();
-            return request.preadv(0, request.length(), fd, request.offset()).map(Some);
-        }
-        let (fd, length) = (self.fd.as_fd(), request.length());
-        read_through_own(request, (0, length), fd, request.offset()).map(Some)
+    /// The file, open for direct I/O.
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 
-    /// Writes the request's data; returns the bytes written. `None` if it has parts of blocks.
-    pub(super) fn write(&self, request: &BlockRequest, durable: bool) -> io::Result<Option<u64>> {
-        if !self.takes(request) {
-            return Ok(None);
-        }
-        if self.takes_memory(request) {
-            let fd = self.fd.as_fd();
-            return request.pwritev(0, request.length(), fd, request.offset(), durable).map(Some);
-        }
-        let (fd, length) = (self.fd.as_fd(), request.length());
-        write_through_own(request, (0, length), fd, request.offset(), durable).map(Some)
-    }
-
-    fn takes(&self, request: &BlockRequest) -> bool {
+    /// Whether a transfer of `length` bytes at `offset` of the file is one of whole blocks.
+    pub(super) fn takes_range(&self, offset: u64, length: u64) -> bool {
         let block = self.alignment.block as u64;
-        request.offset().is_multiple_of(block) && request.length().is_multiple_of(block)
+        offset.is_multiple_of(block) && length.is_multiple_of(block)
     }
 
-    fn takes_memory(&self, request: &BlockRequest) -> bool {
+    /// Whether the kernel moves data straight to and from such memory, if it is made of ordinary
+    /// pages.
+    pub(super) fn takes_memory(&self, mut parts: Parts<'_>) -> bool {
         let Alignment { memory, block } = self.alignment;
-        let aligned = |part: Segment| {
+        parts.all(|part| {
             part.base().addr().is_multiple_of(memory) && part.len().is_multiple_of(block)
-        };
-        request.parts().all(aligned) && !request.is_foreign()
+        })
     }
 }
 
@@ -123,9 +103,10 @@ impl Alignment {
     }
 }
 
-/// Reads `length` bytes of `fd` from `from` on to byte `at` of a read's data; returns the bytes read.
+/// Reads `length` bytes of `fd` from `from` on to byte `at` of `data`, through memory of this
+/// process; returns the bytes read.
 pub(super) fn read_through_own(
-    request: &BlockRequest,
+    data: Writable<'_>,
     (at, length): (u64, u64),
     fd: BorrowedFd<'_>,
     from: u64,
@@ -133,16 +114,16 @@ pub(super) fn read_through_own(
     through_own(length, |own, done| {
         let read = || rustix::io::pread(fd, &mut *own, from + done);
         let read = rustix::io::retry_on_intr(read)?;
-        request.copy_from(at + done, &own[..read]);
-        still_there(request)?;
+        data.write_at(at + done, &own[..read]);
+        still_there(data.is_lost())?;
         Ok(read)
     })
 }
 
-/// Writes `length` bytes from byte `at` of a write's data to `fd` from `to` on; returns the bytes
-/// written.
+/// Writes `length` bytes from byte `at` of `data` to `fd` from `to` on, through memory of this
+/// process; returns the bytes written.
 pub(super) fn write_through_own(
-    request: &BlockRequest,
+    data: Readable<'_>,
     (at, length): (u64, u64),
     fd: BorrowedFd<'_>,
     to: u64,
@@ -150,8 +131,8 @@ pub(super) fn write_through_own(
 ) -> io::Result<u64> {
     let flags = if durable { ReadWriteFlags::DSYNC } else { ReadWriteFlags::empty() };
     through_own(length, |own, done| {
-        request.copy_to(at + done, own);
-        still_there(request)?;
+        data.read_at(at + done, own);
+        still_there(data.is_lost())?;
         let write = || rustix::io::pwritev2(fd, &[IoSlice::new(own)], to + done, flags);
         Ok(rustix::io::retry_on_intr(write)?)
     })
@@ -181,8 +162,8 @@ fn through_own(
 
 /// What was copied counts only if the front-end has not taken the memory away. A system call on it
 /// would have failed in the same way.
-fn still_there(request: &BlockRequest) -> io::Result<()> {
-    if request.is_lost() { Err(io::Error::from_raw_os_error(libc::EFAULT)) } else { Ok(()) }
+fn still_there(is_lost: bool) -> io::Result<()> {
+    if is_lost { Err(io::Error::from_raw_os_error(libc::EFAULT)) } else { Ok(()) }
 }
 
 fn unsupported() -> io::Error {

@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::FallocateFlags;
 
@@ -63,22 +63,20 @@ impl HostImage {
 impl Image for HostImage {
     #[inline]
     fn read(&self, request: &BlockRequest) -> io::Result<u64> {
-        if let Some(direct) = &self.direct
-            && let Some(done) = direct.read(request)?
-        {
-            return Ok(done);
+        match self.route(request) {
+            Route::Straight(fd) => request.preadv(0, request.length(), fd, request.offset()),
+            Route::ThroughOwn(fd) => request.read_through_own(fd),
         }
-        request.preadv(0, request.length(), self.fd.as_fd(), request.offset())
     }
 
     #[inline]
     fn write(&self, request: &BlockRequest, durable: bool) -> io::Result<u64> {
-        if let Some(direct) = &self.direct
-            && let Some(done) = direct.write(request, durable)?
-        {
-            return Ok(done);
+        match self.route(request) {
+            Route::Straight(fd) => {
+                request.pwritev(0, request.length(), fd, request.offset(), durable)
+            }
+            Route::ThroughOwn(fd) => request.write_through_own(fd, durable),
         }
-        request.pwritev(0, request.length(), self.fd.as_fd(), request.offset(), durable)
     }
 
     fn write_bytes(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
@@ -103,7 +101,27 @@ impl Image for HostImage {
     }
 }
 
+/// How the data of a request goes, and through which open file.
+enum Route<'a> {
+    /// Between the file and guest memory.
+    Straight(BorrowedFd<'a>),
+    /// Through aligned memory of this process.
+    ThroughOwn(BorrowedFd<'a>),
+}
+
 impl HostImage {
+    #[inline]
+    fn route(&self, request: &BlockRequest) -> Route<'_> {
+        let takes = |direct: &&DirectFile| direct.takes_range(request.offset(), request.length());
+        match self.direct.as_ref().filter(takes) {
+            None => Route::Straight(self.fd.as_fd()),
+            Some(direct) if direct.takes_memory(request.parts()) && !request.is_foreign() => {
+                Route::Straight(direct.fd())
+            }
+            Some(direct) => Route::ThroughOwn(direct.fd()),
+        }
+    }
+
     fn allocate(&self, how: FallocateFlags, range: ByteRange) -> io::Result<()> {
         let ByteRange { offset, length } = range;
         let call = || rustix::fs::fallocate(&self.fd, how, offset, length);

@@ -182,16 +182,23 @@ impl BlockRequest {
         file_offset: u64,
     ) -> io::Result<u64> {
         let len = if self.is_writable() { self.clip(at, len) } else { 0 };
-        match self.inner().writable().read_from(at, len, fd, file_offset) {
-            Ok(done) => {
-                self.wrote(done);
-                Ok(done)
-            }
+        let data = self.inner().writable();
+        let done = match data.read_from(at, len, fd, file_offset) {
             Err(error) if self.is_refused(&error, fd) => {
-                direct::read_through_own(self, (at, len), fd, file_offset)
+                direct::read_through_own(data, (at, len), fd, file_offset)
             }
-            Err(error) => Err(error),
-        }
+            done => done,
+        };
+        done.inspect(|&done| self.wrote(done))
+    }
+
+    /// Does what [`preadv`](Self::preadv) does for all of the data, through memory of this
+    /// process.
+    pub(super) fn read_through_own(&self, fd: BorrowedFd<'_>) -> io::Result<u64> {
+        let len = if self.is_writable() { self.length() } else { 0 };
+        let data = self.inner().writable();
+        let done = direct::read_through_own(data, (0, len), fd, self.offset());
+        done.inspect(|&done| self.wrote(done))
     }
 
     /// Writes `len` bytes from byte `at` of a write's data to `fd` at `file_offset`; returns the
@@ -210,13 +217,21 @@ impl BlockRequest {
         durable: bool,
     ) -> io::Result<u64> {
         let len = if self.task.op == BlkOp::Write { self.clip(at, len) } else { 0 };
-        let data = HEADER.saturating_add(at);
-        match self.inner().readable().write_to(data, len, fd, file_offset, durable) {
+        let (data, at) = (self.inner().readable(), HEADER.saturating_add(at));
+        match data.write_to(at, len, fd, file_offset, durable) {
             Err(error) if self.is_refused(&error, fd) => {
-                direct::write_through_own(self, (at, len), fd, file_offset, durable)
+                direct::write_through_own(data, (at, len), fd, file_offset, durable)
             }
             done => done,
         }
+    }
+
+    /// Does what [`pwritev`](Self::pwritev) does for all of the data, through memory of this
+    /// process.
+    pub(super) fn write_through_own(&self, fd: BorrowedFd<'_>, durable: bool) -> io::Result<u64> {
+        let len = if self.task.op == BlkOp::Write { self.length() } else { 0 };
+        let data = self.inner().readable();
+        direct::write_through_own(data, (HEADER, len), fd, self.offset(), durable)
     }
 
     /// The contiguous pieces of the data, neither header nor status among them: the device's to
@@ -246,12 +261,6 @@ impl BlockRequest {
     /// Whether its data may be in foreign mappings of Xen, on which the kernel does no direct I/O.
     pub(super) fn is_foreign(&self) -> bool {
         self.inner().is_foreign()
-    }
-
-    /// Whether some of its memory was lost while it was carried out: what has been copied out of
-    /// it or into it does not count.
-    pub(super) fn is_lost(&self) -> bool {
-        self.inner().is_lost()
     }
 
     /// Counts `bytes` that were written to the data through [`parts`](Self::parts). The driver is
