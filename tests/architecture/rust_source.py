@@ -6,6 +6,7 @@ signs in which paths, `use` trees and inline modules are easy to follow.
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 # Whatever may hold text that only looks like code. Raw strings first: they have no escapes.
 BLANK = re.compile(
@@ -18,6 +19,9 @@ BLANK = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
+Module = tuple[str, ...]
+"""A module's path from the crate's root, which is `()`."""
+
 TOKEN = re.compile(r"\w+!?|::|\S")
 ROOT = "crate root"
 """Stands for names taken from the root itself: `use crate as c`, `use crate::*`."""
@@ -36,7 +40,7 @@ def lines_with(source: str, word: str) -> Iterator[int]:
             yield number
 
 
-def module_of(path: str) -> tuple[str, ...]:
+def module_of(path: str) -> Module:
     """`ring/split.rs` is `("ring", "split")`, `ring/mod.rs` is `("ring",)`, `lib.rs` is `()`.
 
     Tests that stand beside their module, `ring/split_tests.rs`, are `("ring", "split", "tests")`.
@@ -104,3 +108,80 @@ def _top(module: list[str], leaf: list[str], crate: str) -> str:
         elif word != "self":
             place.append(word)
     return place[0] if place and place[0] != "*" else ROOT
+
+
+@dataclass(frozen=True)
+class Name:
+    """A path in a file, outside its tests."""
+
+    module: Module
+    """Where it stands."""
+    path: tuple[str, ...]
+    """Its words, the first of which is `crate`, `self`, `super` or a module declared there."""
+    handed_on_as: str | None = None
+    """For `pub use`: the name that others can use."""
+
+
+def names_in(source: str, path: str) -> Iterator[Name]:
+    """All paths into its own crate that a file names, but for those of its tests."""
+    words = ["", "", "", *TOKEN.findall(code(source)), "", "", "", ""]
+    own = {words[at + 1] for at, word in enumerate(words[:-2]) if word == "mod"}
+    begins = {"crate", "self", "super"} | own
+    inline: list[bool] = []  # for each open brace: whether a module's
+    module = module_of(path)
+    at = 2
+    while at < len(words) - 4:
+        at += 1
+        word = words[at]
+        if word == "mod" and words[at + 2] == "{" and _is_for_tests(words, at):
+            at = _end_of_block(words, at + 2)
+        elif word == "{":
+            inline.append(words[at - 2] == "mod")
+            module = (*module, words[at - 1]) if inline[-1] else module
+        elif word == "}":
+            module = module[:-1] if inline and inline.pop() else module
+        elif word == "use":
+            public = words[at - 1] in ("pub", ")")
+            leaves, at = _use_tree(words, at + 1)
+            for leaf, alias in leaves:
+                if leaf[0] in begins:
+                    yield Name(module, leaf, alias if public else None)
+        elif word in begins and words[at + 1] == "::" and words[at - 1] not in ("::", "in"):
+            yield Name(module, tuple(_tree(words, at)[0][0]))
+
+
+def _use_tree(words: list[str], at: int) -> tuple[list[tuple[tuple[str, ...], str]], int]:
+    """The leaves of the `use` tree that begins at `at`, each with its name here; and its end."""
+    if words[at] == "{":
+        leaves: list[tuple[tuple[str, ...], str]] = []
+        at += 1
+        while words[at] not in ("}", ""):
+            more, at = _use_tree(words, at)
+            leaves += more
+            at += 1 if words[at] == "," else 0
+        return leaves, at + 1
+    if words[at + 1] == "::":
+        leaves, end = _use_tree(words, at + 2)
+        word = words[at]
+        return [((word, *leaf), name if leaf != ("self",) else word) for leaf, name in leaves], end
+    if words[at + 1] == "as":
+        return [((words[at],), words[at + 2])], at + 3
+    return [((words[at],), words[at])], at + 1
+
+
+def _is_for_tests(words: list[str], at: int) -> bool:
+    """Whether the inline module whose `mod` stands at `at` is built for tests alone."""
+    while words[at - 1] not in ("]", ";", "}", "{", ""):
+        at -= 1
+    return words[at - 7 : at] == ["#", "[", "cfg", "(", "test", ")", "]"]
+
+
+def _end_of_block(words: list[str], at: int) -> int:
+    """Where the block ends whose brace opens at `at`."""
+    depth = 0
+    while words[at + 1]:
+        depth += {"{": 1, "}": -1}.get(words[at], 0)
+        if not depth:
+            break
+        at += 1
+    return at
