@@ -28,6 +28,7 @@ mod layout;
 mod memory;
 mod offer;
 mod reply;
+mod resets;
 mod rings;
 mod state;
 mod status;

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use super::invalid;
+use super::errors::invalid;
 use crate::sys::mmap::{Mapping, Protection};
 use crate::xen::{GrantCopy, GrantRef, XEN_PAGE};
 

@@ -14,6 +14,7 @@
 
 mod device;
 mod domain;
+mod errors;
 mod ops;
 
 use std::collections::HashMap;
@@ -214,12 +215,4 @@ impl State {
 /// The number of an open file; 0 is none's.
 fn number(fd: BorrowedFd<'_>) -> u64 {
     fstat(fd).map_or(0, |stat| stat.st_ino)
-}
-
-fn invalid() -> io::Error {
-    io::Error::from_raw_os_error(libc::EINVAL)
-}
-
-fn absent() -> io::Error {
-    io::Error::from_raw_os_error(libc::ENOENT)
 }

@@ -6,7 +6,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::device::Area;
-use super::{FakeXen, absent, invalid, number};
+use super::errors::{absent, invalid};
+use super::{FakeXen, number};
 use crate::sys::mmap::{Mapping, Protection};
 use crate::xen::{Frames, GrantCopy, GrantRef, XEN_PAGE, XenDevice, XenOps};
 
