@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::address::{GuestAddr, UserAddr};
 use crate::device::Device;
 use crate::memory::{Memory, Region};
-use crate::request::{Batch, Bell, Request, Sink, Slot};
+use crate::request::{Batch, CompletionQueue, Doorbell, Request, Slot};
 use crate::ring::{SplitLayout, SplitRing};
 
 /// Where things are in the ring's region, which starts at guest address 0.
@@ -39,7 +39,7 @@ pub(super) struct Driver {
     file: File,
     ring: SplitRing,
     available: u16,
-    sink: Arc<Sink>,
+    completions: Arc<CompletionQueue>,
     batch: Batch,
 }
 
@@ -110,8 +110,8 @@ impl Driver {
         };
         let memory = Arc::new(Memory::new(regions).unwrap());
         let ring = SplitRing::start(&memory, layout, 0).unwrap();
-        let sink = Sink::new(Bell::new().unwrap());
-        Self { file, ring, available: 0, sink, batch: Batch::default() }
+        let completions = CompletionQueue::new(Doorbell::new().unwrap());
+        Self { file, ring, available: 0, completions, batch: Batch::default() }
     }
 
     /// Sends one request in two descriptors, one for each part, and has `device` handle it.
@@ -163,14 +163,14 @@ impl Driver {
     /// Gives back to the ring what was answered from outside a batch: (head, length) of each.
     pub(super) fn collect(&mut self) -> Vec<(u16, u32)> {
         let mut done = Vec::new();
-        self.sink.collect(&mut done);
+        self.completions.collect(&mut done);
         let used = done.iter().map(|done| (done.slot.head, done.written));
         used.inspect(|&(head, written)| self.ring.push(head, written)).collect()
     }
 
     /// The ring stops: what is answered later must not reach guest memory.
     pub(super) fn stop(&self) {
-        self.sink.close();
+        self.completions.close();
     }
 
     /// The writable part of a request of these lengths that was laid out last.
@@ -270,7 +270,7 @@ impl Driver {
     }
 
     fn pop_one(&mut self) -> Request {
-        let mut slot = Slot::new(0, Arc::clone(&self.sink));
+        let mut slot = Slot::new(0, Arc::clone(&self.completions));
         self.ring.available().unwrap();
         slot.head = self.ring.pop(&mut slot.buffers).unwrap().expect("a chain was made available");
         Request::new(slot)
