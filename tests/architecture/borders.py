@@ -1,7 +1,7 @@
 """The borders of the project's modules, and what crosses them.
 
-Data flows one way. The control leg (`socket`, `wire`, `connection`) knows nothing of memory and
-rings, the data leg (`memory`, `ring`, `request`, `worker`) never sees a message, both meet in
+Data flows one way. The control plane (`socket`, `wire`, `connection`) knows nothing of memory and
+rings, the data plane (`memory`, `ring`, `request`, `worker`) never sees a message, both meet in
 `backend`, and the core as a whole knows no interpreter.
 """
 
@@ -59,10 +59,8 @@ DEVICES_KNOW_NOTHING_OF = {
 }
 """What no device class imports, be it Python's or the package's."""
 
-UNSAFE_CORE = re.compile(
-    r"sys/\w+\.rs|memory/(segment|window|span|reads)\.rs|xen/linux\.rs",
-)
-UNSAFE_PYTHON = re.compile(r"(buffer|call)\.rs")
+UNSAFE_CORE = re.compile(r"sys/\w+\.rs|memory/(segment|window|span|reads)\.rs|xen/linux\.rs")
+UNSAFE_PYTHON = re.compile(r"(buffer|call|descriptor|exporter|object)\.rs")
 """The files of each crate in which `unsafe` may stand, relative to `src`."""
 
 FOREIGN = ("pyo3", "PyO3")
@@ -122,6 +120,15 @@ def too_deep(source: str, path: str) -> Iterator[str]:
     """Modules of the core that a file of the binding names and may not."""
     for name in sorted(modules_named(source, path, CORE_CRATE) - BINDING_MAY_NAME):
         yield f"{path}: the binding names {name}"
+
+
+def in_circles(named: dict[str, set[str]]) -> set[str]:
+    """The modules that name each other in a circle, or name one that does. `named`: which modules
+    of the same folder each names."""
+    left = dict(named)
+    while free := {name for name, others in left.items() if not others & left.keys()}:
+        left = {name: others for name, others in left.items() if name not in free}
+    return left.keys() & named.keys()
 
 
 def not_a_devices_business(source: str, path: str) -> Iterator[str]:

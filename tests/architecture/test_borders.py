@@ -92,6 +92,16 @@ def test_the_binding_knows_neither_protocol_nor_rings() -> None:
     assert found == []
 
 
+def test_no_files_of_the_binding_stand_in_a_circle() -> None:
+    named = {
+        path.removesuffix(".rs"): modules_named(source, path) - {ROOT, path.removesuffix(".rs")}
+        for source, path in borders.sources(BINDING, "*.rs")
+        if path != "lib.rs"
+    }
+    assert {"backend", "traits"} <= named.keys()
+    assert borders.in_circles(named) == set()
+
+
 def test_device_classes_know_no_sockets_and_no_threads() -> None:
     found = [
         line
@@ -198,6 +208,11 @@ def test_an_import_of_the_extension_module_is_seen(line: str) -> None:
 def test_a_binding_that_reaches_too_deep_is_seen(line: str) -> None:
     assert list(borders.too_deep(line, "device.rs"))
     assert list(borders.too_deep("use vhost_user_core::backend::{self, Event};", "lib.rs")) == []
+
+
+def test_a_circle_is_seen() -> None:
+    assert borders.in_circles({"a": {"b"}, "b": {"c"}, "c": set()}) == set()
+    assert borders.in_circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": set()}) == {"a", "b", "c"}
 
 
 @pytest.mark.parametrize(

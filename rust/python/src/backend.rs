@@ -16,10 +16,11 @@ use vhost_user_core::device::Device;
 use vhost_user_core::socket::{Endpoint, ListenOptions};
 
 use crate::block::{PyBlock, options};
-use crate::buffer;
-use crate::device::{QueueDevice, in_callback};
+use crate::descriptor::descriptor;
+use crate::device::QueueDevice;
 use crate::error;
 use crate::log::{self, Level, Logger, Record};
+use crate::py_device::in_callback;
 use crate::report::{OnError, Reports};
 use crate::xen::XenGuest;
 
@@ -84,9 +85,7 @@ impl Backend {
         let endpoint = match (listen, dial, fd) {
             (Some(path), None, None) => Endpoint::Listen(ListenOptions { path, mode, group }),
             (None, Some(path), None) => Endpoint::Dial { path },
-            (None, None, Some(fd)) => {
-                Endpoint::Inherited(buffer::descriptor(fd)?.try_clone_to_owned()?)
-            }
+            (None, None, Some(fd)) => Endpoint::Inherited(descriptor(fd)?.try_clone_to_owned()?),
             _ => return Err(PyValueError::new_err("exactly one of listen, dial, fd")),
         };
         let raw_views = xen.as_ref().is_some_and(|(.., raw_views)| *raw_views);

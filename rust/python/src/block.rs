@@ -16,20 +16,23 @@ use vhost_user_core::device::{ConfigRefused, Device};
 use vhost_user_core::pace::{Pace, half};
 use vhost_user_core::request::{Batch, Request};
 
-use crate::block_batch::{BlockBatch, Command};
+use crate::block_batch::BlockBatch;
+use crate::block_command::Command;
 use crate::block_data::side_of;
-use crate::buffer::{self, Back, Lent, is_unshared};
 use crate::call::call;
-use crate::device::{Callee, run_worker};
 use crate::error;
+use crate::exporter;
 use crate::late::{LateWrites, leaves_data};
-use crate::log;
+use crate::loan::{LoanedRequest, Reclaimed};
+use crate::object::is_unshared;
+use crate::origin::Origin;
+use crate::py_device::{PyDevice, run_worker};
 use crate::report::{Context, Fault, Reports, forget_locals};
-use crate::ticket::{Answerable, Origin};
+use crate::traits::{Answerable, FlushesFirst};
 
 /// A block device with Python callbacks.
 pub(crate) struct PyBlock {
-    callee: Arc<Callee>,
+    device: Arc<PyDevice>,
     core: Arc<BlockCore>,
     /// `on_batch` gets the requests; else `read`, `write` and so on, one by one.
     batched: bool,
@@ -46,7 +49,7 @@ pub(crate) struct PyBlock {
 struct BlockQueue {
     start: u64,
     calls: Option<Calls>,
-    lent: Lent<CoreRequest>,
+    loan: LoanedRequest<CoreRequest>,
     /// To be handed out again.
     spare: Option<Py<BlockBatch>>,
 }
@@ -94,10 +97,10 @@ impl PyBlock {
         };
         let core = BlockCore::new(&geometry, &options(object)?).map_err(|e| error::block(&e))?;
         let count = core.num_queues();
-        let (callee, core) = (Arc::new(Callee::new(object, raw_views, reports)?), Arc::new(core));
+        let (device, core) = (Arc::new(PyDevice::new(object, raw_views, reports)?), Arc::new(core));
         Ok(Self {
-            late: geometry.flush.then(|| LateWrites::new(&callee, &core)),
-            callee,
+            late: geometry.flush.then(|| LateWrites::new(&device, &core)),
+            device,
             core,
             batched: has("on_batch"),
             flushes: geometry.flush,
@@ -114,27 +117,30 @@ impl PyBlock {
     fn serve(&self, py: Python<'_>, queue: &mut BlockQueue, batch: &mut Batch) {
         if let Err(error) = self.prepare(py, queue) {
             let context = Context { callback: "__getattribute__", request: &"the callbacks" };
-            self.callee.reports.raised(py, error, &context);
+            self.device.reports.raised(py, error, &context);
             return;
         }
-        let BlockQueue { calls: Some(calls), lent, spare, .. } = queue else { return };
+        let BlockQueue { calls: Some(calls), loan, spare, .. } = queue else { return };
         if self.batched {
             self.serve_batch(py, calls, spare, batch);
             return;
         }
-        while !self.callee.reports.is_stopping()
+        while !self.device.reports.is_stopping()
             && let Some(request) = self.core.next(batch)
         {
-            self.serve_one(py, calls, lent, request, batch);
+            self.serve_one(py, calls, loan, request, batch);
         }
     }
 
     /// Looks the callbacks up, once for each start of the device.
     fn prepare(&self, py: Python<'_>, queue: &mut BlockQueue) -> PyResult<()> {
-        let start = self.callee.start_number();
+        let start = self.device.start_number();
         if queue.start != start {
-            let method = |name| self.callee.method(py, name);
-            let origin = |name| self.callee.origin(name, self.late.clone());
+            let method = |name| self.device.method(py, name);
+            let origin = |name| {
+                self.device
+                    .origin(name, self.late.clone().map(|late| late as Arc<dyn FlushesFirst>))
+            };
             queue.calls = Some(Calls {
                 read: method("read")?,
                 write: method("write")?,
@@ -153,15 +159,15 @@ impl PyBlock {
         &self,
         py: Python<'_>,
         calls: &Calls,
-        lent: &mut Lent<CoreRequest>,
+        loan: &mut LoanedRequest<CoreRequest>,
         request: CoreRequest,
         batch: &mut Batch,
     ) {
         let shown = Shown::new(&request);
         let result = match shown.op {
             BlkOp::GetId => return self.core.finish_id(request, batch),
-            BlkOp::Read => return self.transfer(py, calls, lent, request, batch),
-            BlkOp::Write => return self.transfer(py, calls, lent, request, batch),
+            BlkOp::Read => return self.transfer(py, calls, loan, request, batch),
+            BlkOp::Write => return self.transfer(py, calls, loan, request, batch),
             _ => Command::of(&request).map_or(Ok(()), |command| self.command(py, calls, &command)),
         };
         request.finish(self.status(py, result, shown.op.name(), &shown), batch);
@@ -202,23 +208,23 @@ impl PyBlock {
         &self,
         py: Python<'_>,
         calls: &Calls,
-        lent: &mut Lent<CoreRequest>,
+        loan: &mut LoanedRequest<CoreRequest>,
         request: CoreRequest,
         batch: &mut Batch,
     ) {
         let (shown, side) = (Shown::new(&request), side_of(&request));
-        lent.begin(request, self.callee.has_raw_views());
+        loan.begin(request, self.device.has_raw_views());
         let mut outlasts = false;
         let mut hand_over = |method: &Py<PyAny>| {
-            let Some(pane) = lent.pane(py, side)? else { return Ok(()) };
-            let view = buffer::view(py, &pane)?;
+            let Some(exporter) = loan.exporter(py, side)? else { return Ok(()) };
+            let view = exporter::view(py, &exporter)?;
             let arguments = [&number(py, shown.offset), view.as_any()];
             let result = call(py, shown.op.name(), method, arguments);
-            buffer::release(view);
+            exporter::release(view);
             // What is stored while the flush runs that follows needs another before the answer.
-            outlasts = lent.is_viewed() && shown.op == BlkOp::Write;
+            outlasts = loan.is_viewed() && shown.op == BlkOp::Write;
             if let Err(error) = &result
-                && lent.is_viewed()
+                && loan.is_viewed()
             {
                 forget_locals(py, error);
             }
@@ -231,22 +237,20 @@ impl PyBlock {
             _ => (hand_over(&calls.read), &calls.origins[0]),
         };
         let status = self.status(py, result, shown.op.name(), &shown);
-        let back = lent.end(|| {
+        let back = loan.end(|| {
             let origin = Arc::clone(origin);
             move |request| {
                 // Its ring may have stopped meanwhile: then it went back when it did.
-                let _ = Answerable::complete(request, status, Some(&origin));
+                let _ = Answerable::complete(request, status, origin.late.as_ref());
             }
         });
         match back {
-            Back::Free(request) if outlasts => {
-                let _ = Answerable::complete(request, status, Some(origin));
+            Reclaimed::Free(request) if outlasts => {
+                let _ = Answerable::complete(request, status, origin.late.as_ref());
             }
-            Back::Free(request) => Answerable::finish(request, status, batch),
-            Back::Held(hold) => {
-                log::watch(hold, origin.callback.clone(), Arc::clone(&origin.reports));
-            }
-            Back::Nothing => {}
+            Reclaimed::Free(request) => Answerable::finish(request, status, batch),
+            Reclaimed::Held(exports) => origin.watch(exports),
+            Reclaimed::Nothing => {}
         }
     }
 
@@ -275,7 +279,7 @@ impl PyBlock {
         request: &dyn fmt::Display,
     ) -> Status {
         let Err(error) = result else { return Status::Ok };
-        match self.callee.reports.raised(py, error, &Context { callback, request }) {
+        match self.device.reports.raised(py, error, &Context { callback, request }) {
             Fault::Failed => Status::IoErr,
             Fault::Unsupported => Status::Unsupported,
         }
@@ -387,23 +391,23 @@ impl Device for PyBlock {
                 return Ok(());
             }
             let flushed = self
-                .callee
-                .ask("flush", |py| call(py, "flush", &self.callee.method(py, "flush")?, []));
+                .device
+                .ask("flush", |py| call(py, "flush", &self.device.method(py, "flush")?, []));
             flushed.ok_or_else(|| io::Error::other("flush raised"))
         })
     }
 
     fn negotiated(&self, features: u64) {
         self.core.negotiated(features);
-        self.callee.negotiated(features);
+        self.device.negotiated(features);
     }
 
     fn started(&self) {
-        self.callee.started();
+        self.device.started();
     }
 
     fn stopped(&self) {
-        self.callee.stopped();
+        self.device.stopped();
     }
 
     fn reset(&self) {
@@ -411,7 +415,7 @@ impl Device for PyBlock {
     }
 
     fn disconnected(&self) {
-        self.callee.disconnected();
+        self.device.disconnected();
     }
 
     fn run_worker(&self, body: &mut (dyn FnMut() + Send)) {
@@ -419,7 +423,7 @@ impl Device for PyBlock {
     }
 
     fn wants_mappings(&self) -> bool {
-        self.callee.has_raw_views()
+        self.device.has_raw_views()
     }
 
     fn refuse(&self, _queue: u16, request: &Request) -> u32 {
@@ -441,10 +445,10 @@ impl Device for PyBlock {
         let (Some(state), Some(pace)) = (self.queues.get(index), self.paces.get(index)) else {
             return;
         };
-        if self.callee.reports.is_stopping() {
+        if self.device.reports.is_stopping() {
             return;
         }
-        self.callee.enter(|py| {
+        self.device.enter(|py| {
             // Another worker holds it only if it was given up on while it was in a callback: it
             // needs the interpreter to come back, so it must not be waited for with that held.
             let mut state = state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner);

@@ -10,12 +10,17 @@ use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
 use pyo3::types::{PyList, PySlice};
-use vhost_user_core::block::{BlkOp, BlockRequest as CoreRequest, ByteRange, Status};
+use vhost_user_core::block::{BlkOp, BlockRequest as CoreRequest, Status};
 use vhost_user_core::request::Batch;
 
+use crate::block_command::Command;
 use crate::block_request::BlockRequest;
-use crate::buffer::{self, is_unshared};
-use crate::ticket::{Answerable, Origin, Settled};
+use crate::buffer::{self, LONG_COPY};
+use crate::descriptor::descriptor;
+use crate::object::is_unshared;
+use crate::origin::Origin;
+use crate::ticket::Settled;
+use crate::traits::Answerable;
 
 /// The requests that `on_batch` got, in the order in which the driver made them available.
 ///
@@ -41,22 +46,6 @@ enum Entry {
     Plain(CoreRequest, Option<Status>),
     /// In the hands of Python.
     Object(Py<BlockRequest>),
-}
-
-/// An operation that has no data, and a method of its own: flush, discard or write zeroes.
-pub(crate) struct Command {
-    pub(crate) op: BlkOp,
-    pub(crate) ranges: Vec<ByteRange>,
-    pub(crate) unmap: bool,
-}
-
-impl Command {
-    /// Copies what the request says; `None` if it is about data.
-    pub(crate) fn of(request: &CoreRequest) -> Option<Self> {
-        let op = request.op();
-        let command = matches!(op, BlkOp::Flush | BlkOp::Discard | BlkOp::WriteZeroes);
-        command.then(|| Self { op, ranges: request.ranges().to_vec(), unmap: request.unmap() })
-    }
 }
 
 #[pymethods]
@@ -241,7 +230,7 @@ impl BlockBatch {
     }
 
     fn transfer(&self, py: Python<'_>, op: BlkOp, fd: RawFd, start: u64) -> PyResult<()> {
-        let file = buffer::descriptor(fd)?;
+        let file = descriptor(fd)?;
         let mut inner = self.lock(py);
         let durable = inner.durable;
         inner.each_plain_detached(py, op, |request, answer| {
@@ -300,7 +289,7 @@ impl Inner {
         mut work: impl FnMut(&CoreRequest, &mut Option<Status>) + Send,
     ) {
         let bytes: u64 = self.plain(op).map(|(request, _)| request.length()).sum();
-        if bytes >= crate::block_request::LONG_COPY {
+        if bytes >= LONG_COPY {
             return self.each_plain_detached(py, op, work);
         }
         self.plain(op).for_each(|(request, answer)| work(request, answer));

@@ -5,13 +5,14 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use vhost_user_core::block::{BlkOp, BlockRequest as CoreRequest, Status};
 use vhost_user_core::memory::view::Parts;
 use vhost_user_core::request::{Batch, Stopped};
 
-use crate::buffer::{Lendable, Lent, Side};
-use crate::ticket::{Answerable, Origin};
+use crate::loan::LoanedRequest;
+use crate::traits::{Answerable, FlushesFirst, Lendable, Side};
 
 impl Lendable for CoreRequest {
     type Answer = Status;
@@ -49,10 +50,10 @@ impl Answerable for CoreRequest {
         CoreRequest::finish(self, status, batch);
     }
 
-    fn complete(self, status: Status, origin: Option<&Origin>) -> Result<(), Stopped> {
+    fn complete(self, status: Status, late: Option<&Arc<dyn FlushesFirst>>) -> Result<(), Stopped> {
         count(&self, status);
-        match origin.and_then(|origin| origin.late.as_ref()) {
-            Some(late) if late.wants(&self, status) => late.add(self),
+        match late {
+            Some(late) if late.wants(&self, status) => Arc::clone(late).add(self),
             _ => CoreRequest::complete(self, status),
         }
     }
@@ -74,12 +75,12 @@ fn count(request: &CoreRequest, status: Status) {
 
 /// Reads a read's data; returns the bytes read, fewer at the end of the file.
 pub(crate) fn read_file(
-    lent: &mut Lent<CoreRequest>,
+    loan: &mut LoanedRequest<CoreRequest>,
     fd: BorrowedFd<'_>,
     at: u64,
 ) -> io::Result<u64> {
-    let Some(bounce) = lent.bounce() else {
-        return lent.request().map_or(Ok(0), |request| request.preadv(0, u64::MAX, fd, at));
+    let Some(bounce) = loan.bounce() else {
+        return loan.request().map_or(Ok(0), |request| request.preadv(0, u64::MAX, fd, at));
     };
     let mut done = 0;
     while done < bounce.len() {
@@ -95,39 +96,39 @@ pub(crate) fn read_file(
 
 /// Writes a write's data; returns the bytes written.
 pub(crate) fn write_file(
-    lent: &mut Lent<CoreRequest>,
+    loan: &mut LoanedRequest<CoreRequest>,
     fd: BorrowedFd<'_>,
     at: u64,
     durable: bool,
 ) -> io::Result<u64> {
-    lent.request().map_or(Ok(0), |request| request.pwritev(0, u64::MAX, fd, at, durable))
+    loan.request().map_or(Ok(0), |request| request.pwritev(0, u64::MAX, fd, at, durable))
 }
 
 /// Reads all of a read's data. What lies past the end of the file reads as zeroes.
 pub(crate) fn read_whole(
-    lent: &mut Lent<CoreRequest>,
+    loan: &mut LoanedRequest<CoreRequest>,
     fd: BorrowedFd<'_>,
     at: u64,
 ) -> io::Result<()> {
-    read_file(lent, fd, at).map(|read| zero_rest(lent, read))
+    read_file(loan, fd, at).map(|read| zero_rest(loan, read))
 }
 
 /// Writes all of a write's data.
 pub(crate) fn write_whole(
-    lent: &mut Lent<CoreRequest>,
+    loan: &mut LoanedRequest<CoreRequest>,
     fd: BorrowedFd<'_>,
     at: u64,
     durable: bool,
 ) -> io::Result<()> {
-    let length = lent.request().map_or(0, CoreRequest::length);
-    let written = write_file(lent, fd, at, durable)?;
+    let length = loan.request().map_or(0, CoreRequest::length);
+    let written = write_file(loan, fd, at, durable)?;
     if written == length { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
 }
 
-fn zero_rest(lent: &mut Lent<CoreRequest>, from: u64) {
-    if let Some(bounce) = lent.bounce() {
+fn zero_rest(loan: &mut LoanedRequest<CoreRequest>, from: u64) {
+    if let Some(bounce) = loan.bounce() {
         bounce[from as usize..].fill(0);
-    } else if let Some(request) = lent.request() {
+    } else if let Some(request) = loan.request() {
         request.fill(from, u64::MAX, 0);
     }
 }

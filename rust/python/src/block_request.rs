@@ -15,15 +15,17 @@ use pyo3::{IntoPyObjectExt, intern};
 use vhost_user_core::block::{BlkOp, BlockRequest as CoreRequest, Status};
 use vhost_user_core::request::Batch;
 
-use crate::block_batch::Command;
+use crate::block_command::Command;
 use crate::block_data::{read_file, read_whole, write_file, write_whole};
-use crate::buffer::{self, Lent, Side};
+use crate::buffer::{self, LONG_COPY};
+use crate::descriptor::descriptor;
 use crate::error::stale;
+use crate::exporter;
+use crate::loan::LoanedRequest;
 use crate::log;
-use crate::ticket::{Origin, Settled, Ticket};
-
-/// From here on copying takes longer than giving up the interpreter and getting it back.
-pub(crate) const LONG_COPY: u64 = 64 << 10;
+use crate::origin::Origin;
+use crate::ticket::{Settled, Ticket};
+use crate::traits::Side;
 
 /// A read, write, flush, discard or write-zeroes request.
 #[pyclass(frozen, module = "vhost_user")]
@@ -105,16 +107,16 @@ impl BlockRequest {
     #[getter]
     fn data<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyMemoryView>> {
         let side = self.side();
-        let pane = self.ticket.with(py, |state| state.lent.pane(py, side))?;
-        buffer::view(py, &pane.ok_or_else(|| gone(py))?)
+        let exporter = self.ticket.with(py, |state| state.loan.exporter(py, side))?;
+        exporter::view(py, &exporter.ok_or_else(|| gone(py))?)
     }
 
     /// The data's pieces as they lie in the driver's memory.
     #[getter]
     fn segments<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
         let side = self.side();
-        let panes = self.ticket.with(py, |state| state.lent.pieces(py, side))?;
-        buffer::views(py, &panes.ok_or_else(|| gone(py))?)
+        let exporters = self.ticket.with(py, |state| state.loan.piece_exporters(py, side))?;
+        exporter::views(py, &exporters.ok_or_else(|| gone(py))?)
     }
 
     /// Copies `src` to the data of a read: all of it, or as much as the read asks for from
@@ -157,10 +159,10 @@ impl BlockRequest {
     #[pyo3(signature = (byte=0, /))]
     fn fill(&self, py: Python<'_>, byte: u8) -> PyResult<()> {
         self.expect(BlkOp::Read, "fill")?;
-        self.move_data(py, self.length(), |lent| {
-            if let Some(bounce) = lent.bounce() {
+        self.move_data(py, self.length(), |loan| {
+            if let Some(bounce) = loan.bounce() {
                 bounce.fill(byte);
-            } else if let Some(request) = lent.request() {
+            } else if let Some(request) = loan.request() {
                 request.fill(0, u64::MAX, byte);
             }
         })
@@ -170,17 +172,17 @@ impl BlockRequest {
     #[pyo3(signature = (fd, offset=None))]
     fn preadv(&self, py: Python<'_>, fd: RawFd, offset: Option<u64>) -> PyResult<u64> {
         self.expect(BlkOp::Read, "preadv")?;
-        let (fd, at) = (buffer::descriptor(fd)?, offset.unwrap_or(self.offset()));
-        Ok(self.ticket.detached(py, |lent| read_file(lent, fd, at))??)
+        let (fd, at) = (descriptor(fd)?, offset.unwrap_or(self.offset()));
+        Ok(self.ticket.detached(py, |loan| read_file(loan, fd, at))??)
     }
 
     /// Writes the data of a write to a file; returns the bytes written.
     #[pyo3(signature = (fd, offset=None))]
     fn pwritev(&self, py: Python<'_>, fd: RawFd, offset: Option<u64>) -> PyResult<u64> {
         self.expect(BlkOp::Write, "pwritev")?;
-        let (fd, at) = (buffer::descriptor(fd)?, offset.unwrap_or(self.offset()));
+        let (fd, at) = (descriptor(fd)?, offset.unwrap_or(self.offset()));
         let durable = self.is_durable();
-        Ok(self.ticket.detached(py, |lent| write_file(lent, fd, at, durable))??)
+        Ok(self.ticket.detached(py, |loan| write_file(loan, fd, at, durable))??)
     }
 
     /// Has the data read from, or written to, a file when the callback has returned, and the
@@ -190,7 +192,7 @@ impl BlockRequest {
         if !matches!(self.operation(), BlkOp::Read | BlkOp::Write) {
             return Err(PyTypeError::new_err(format!("a {} has no data", self.operation())));
         }
-        buffer::descriptor(fd)?;
+        descriptor(fd)?;
         self.ticket.check_batch(py)?;
         let plan = Plan { fd, at: offset.unwrap_or(self.offset()) };
         *self.plan.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner) = Some(plan);
@@ -293,8 +295,8 @@ impl BlockRequest {
         }
         let at = start.saturating_add(self.offset());
         let (read, durable) = (self.operation() == BlkOp::Read, self.is_durable());
-        let moved = self.ticket.detached(py, |lent| {
-            if read { read_whole(lent, file, at) } else { write_whole(lent, file, at, durable) }
+        let moved = self.ticket.detached(py, |loan| {
+            if read { read_whole(loan, file, at) } else { write_whole(loan, file, at, durable) }
         })?;
         moved.or_else(|error| self.ticket.answer(py, Status::from(&error)))
     }
@@ -318,12 +320,12 @@ impl BlockRequest {
     pub(crate) fn carry_out(&self) {
         let plan = self.plan.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(Plan { fd, at }) = plan else { return };
-        let Ok(fd) = buffer::descriptor(fd) else { return };
+        let Ok(fd) = descriptor(fd) else { return };
         let (read, durable) = (self.operation() == BlkOp::Read, self.is_durable());
-        self.ticket.answer_with(|lent| {
-            lent.request()?;
+        self.ticket.answer_with(|loan| {
+            loan.request()?;
             let moved =
-                if read { read_whole(lent, fd, at) } else { write_whole(lent, fd, at, durable) };
+                if read { read_whole(loan, fd, at) } else { write_whole(loan, fd, at, durable) };
             Some(moved.map_or_else(|error| Status::from(&error), |()| Status::Ok))
         });
     }
@@ -363,19 +365,19 @@ impl BlockRequest {
 
     /// Copies no more than `length` bytes to a read's data.
     fn take_bytes(&self, py: Python<'_>, bytes: &[u8]) -> PyResult<u64> {
-        self.move_data(py, bytes.len() as u64, |lent| {
-            if let Some(bounce) = lent.bounce() {
+        self.move_data(py, bytes.len() as u64, |loan| {
+            if let Some(bounce) = loan.bounce() {
                 bounce[..bytes.len()].copy_from_slice(bytes);
                 return bytes.len() as u64;
             }
-            lent.request().map_or(0, |request| request.copy_from(0, bytes)) as u64
+            loan.request().map_or(0, |request| request.copy_from(0, bytes)) as u64
         })
     }
 
     /// Copies a write's data, as far as there is room.
     fn give_bytes(&self, py: Python<'_>, bytes: &mut [u8]) -> PyResult<u64> {
-        self.move_data(py, bytes.len() as u64, |lent| {
-            lent.request().map_or(0, |request| request.copy_to(0, bytes)) as u64
+        self.move_data(py, bytes.len() as u64, |loan| {
+            loan.request().map_or(0, |request| request.copy_to(0, bytes)) as u64
         })
     }
 
@@ -387,7 +389,7 @@ impl BlockRequest {
     }
 
     fn look<T>(&self, py: Python<'_>, look: impl FnOnce(&CoreRequest) -> T) -> PyResult<T> {
-        let found = self.ticket.with(py, |state| Ok(state.lent.request().map(look)))?;
+        let found = self.ticket.with(py, |state| Ok(state.loan.request().map(look)))?;
         found.ok_or_else(|| gone(py))
     }
 
@@ -396,12 +398,12 @@ impl BlockRequest {
         &self,
         py: Python<'_>,
         bytes: u64,
-        work: impl FnOnce(&mut Lent<CoreRequest>) -> T + Send,
+        work: impl FnOnce(&mut LoanedRequest<CoreRequest>) -> T + Send,
     ) -> PyResult<T> {
         if bytes >= LONG_COPY {
             return self.ticket.detached(py, work);
         }
-        self.ticket.with(py, |state| Ok(work(&mut state.lent)))
+        self.ticket.with(py, |state| Ok(work(&mut state.loan)))
     }
 
     fn expect(&self, op: BlkOp, method: &str) -> PyResult<()> {

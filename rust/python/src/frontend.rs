@@ -14,7 +14,7 @@ use pyo3::types::{PyDict, PyType};
 use vhost_user_core::frontend::{BlockDriver, Client, FrontendError, Negotiated, Wanted};
 use vhost_user_core::socket::Stream;
 
-use crate::buffer;
+use crate::descriptor::descriptor;
 use crate::error;
 use crate::xen;
 
@@ -261,7 +261,7 @@ impl Target {
         match (path, fd) {
             (Some(path), None) => Ok(Self::Path(path)),
             (None, Some(fd)) => {
-                let fd = buffer::descriptor(fd)?.try_clone_to_owned()?;
+                let fd = descriptor(fd)?.try_clone_to_owned()?;
                 Ok(Self::Stream(Stream::new(fd)))
             }
             _ => Err(PyValueError::new_err("exactly one of socket and fd")),

@@ -4,7 +4,7 @@
 //! deferred request, may be stored at any time before the answer. So there is a flush between the
 //! answer and the driver's hearing of it.
 //!
-//! Whoever gives the answer, or lets go of the last view, may hold anything: the device's turn, or
+//! Whoever gives the answer, or lets go of the last view, may hold anything: the device's lock, or
 //! locks that `flush` wants. So he only puts the write down here. A thread, there as long as
 //! writes are, flushes once for all that it finds, and answers them.
 
@@ -16,13 +16,14 @@ use vhost_user_core::block::{BlkOp, BlockCore, BlockRequest as CoreRequest, Stat
 use vhost_user_core::request::Stopped;
 
 use crate::call::call;
-use crate::device::Callee;
+use crate::py_device::PyDevice;
 use crate::report::{Context, Fault};
+use crate::traits::FlushesFirst;
 
 /// The late writes of one device that has a `flush`.
 pub(crate) struct LateWrites {
     /// Weak, as requests that Python keeps hold this value: they must not hold their device.
-    callee: Weak<Callee>,
+    device: Weak<PyDevice>,
     core: Arc<BlockCore>,
     waiting: Mutex<Waiting>,
 }
@@ -36,38 +37,9 @@ struct Waiting {
 }
 
 impl LateWrites {
-    pub(crate) fn new(callee: &Arc<Callee>, core: &Arc<BlockCore>) -> Arc<Self> {
-        let (callee, core) = (Arc::downgrade(callee), Arc::clone(core));
-        Arc::new(Self { callee, core, waiting: Mutex::default() })
-    }
-
-    /// Whether a request that went well must be flushed before the driver hears of it.
-    pub(crate) fn wants(&self, request: &CoreRequest, status: Status) -> bool {
-        // Asked after the last store: either this sees that the cache is off, or the flush at the
-        // switch comes after the store.
-        status == Status::Ok && leaves_data(request) && self.core.write_through()
-    }
-
-    /// Has a write flushed and answered.
-    ///
-    /// # Errors
-    /// [`Stopped`] if its ring has stopped meanwhile.
-    pub(crate) fn add(self: &Arc<Self>, write: CoreRequest) -> Result<(), Stopped> {
-        if !write.is_live() {
-            return Err(Stopped);
-        }
-        let mut waiting = self.lock();
-        waiting.writes.push(write);
-        if mem::replace(&mut waiting.served, true) {
-            return Ok(());
-        }
-        drop(waiting);
-        let own = Arc::clone(self);
-        let thread = thread::Builder::new().name("vhost-user-late".to_owned());
-        if thread.spawn(move || own.serve(Self::flush)).is_err() {
-            self.serve(|_| Status::IoErr);
-        }
-        Ok(())
+    pub(crate) fn new(device: &Arc<PyDevice>, core: &Arc<BlockCore>) -> Arc<Self> {
+        let (device, core) = (Arc::downgrade(device), Arc::clone(core));
+        Arc::new(Self { device, core, waiting: Mutex::default() })
     }
 
     /// Answers what waits by what `flush` comes to, until nothing does.
@@ -94,14 +66,14 @@ impl LateWrites {
 
     fn flush(&self) -> Status {
         // Without them there is nobody to ask any more.
-        let callee = self.callee.upgrade().filter(|callee| !callee.reports.is_stopping());
-        let Some(callee) = callee else { return Status::IoErr };
-        let flushed = callee.try_enter(|py| {
+        let device = self.device.upgrade().filter(|device| !device.reports.is_stopping());
+        let Some(device) = device else { return Status::IoErr };
+        let flushed = device.try_enter(|py| {
             let flushed =
-                callee.method(py, "flush").and_then(|flush| call(py, "flush", &flush, []));
+                device.method(py, "flush").and_then(|flush| call(py, "flush", &flush, []));
             let what = "after writes that were answered late, with the write cache off";
             let context = Context { callback: "flush", request: &what };
-            flushed.map_err(|error| callee.reports.raised(py, error, &context))
+            flushed.map_err(|error| device.reports.raised(py, error, &context))
         });
         match flushed {
             Some(Ok(())) => Status::Ok,
@@ -112,6 +84,32 @@ impl LateWrites {
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl FlushesFirst for LateWrites {
+    fn wants(&self, request: &CoreRequest, status: Status) -> bool {
+        // Asked after the last store: either this sees that the cache is off, or the flush at the
+        // switch comes after the store.
+        status == Status::Ok && leaves_data(request) && self.core.write_through()
+    }
+
+    fn add(self: Arc<Self>, write: CoreRequest) -> Result<(), Stopped> {
+        if !write.is_live() {
+            return Err(Stopped);
+        }
+        let mut waiting = self.lock();
+        waiting.writes.push(write);
+        if mem::replace(&mut waiting.served, true) {
+            return Ok(());
+        }
+        drop(waiting);
+        let own = Arc::clone(&self);
+        let thread = thread::Builder::new().name("vhost-user-late".to_owned());
+        if thread.spawn(move || own.serve(Self::flush)).is_err() {
+            self.serve(|_| Status::IoErr);
+        }
+        Ok(())
     }
 }
 

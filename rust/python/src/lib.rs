@@ -7,21 +7,30 @@
 mod backend;
 mod block;
 mod block_batch;
+mod block_command;
 mod block_data;
 mod block_request;
 mod buffer;
 mod call;
+mod descriptor;
 mod device;
+mod device_lock;
 mod driver;
 mod error;
+mod exporter;
 mod frontend;
 mod late;
 mod load;
+mod loan;
 mod log;
+mod object;
+mod origin;
+mod py_device;
+mod queue;
 mod report;
 mod request;
 mod ticket;
-mod turn;
+mod traits;
 mod xen;
 
 use pyo3::prelude::*;
@@ -42,7 +51,9 @@ mod _core {
     #[pymodule_export]
     use super::load::LoadReport;
     #[pymodule_export]
-    use super::request::{Queue, QueueRequest};
+    use super::queue::Queue;
+    #[pymodule_export]
+    use super::request::QueueRequest;
     #[pymodule_export]
     use super::xen::XenGuest;
 

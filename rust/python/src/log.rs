@@ -16,7 +16,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::call::call_with;
-use crate::report::Reports;
+use crate::traits::{HeldReports, Watched};
 
 const THREAD_NAME: &str = "vhost-user-log";
 
@@ -56,12 +56,6 @@ pub(crate) struct Record {
     pub(crate) exception: Option<PyErr>,
 }
 
-/// Something that should end soon.
-pub(crate) trait Watched: Send + Sync {
-    /// Whether it has ended.
-    fn is_over(&self) -> bool;
-}
-
 enum Entry {
     Record(Record),
     ResourceWarning(String),
@@ -71,7 +65,7 @@ struct Watch {
     deadline: Instant,
     what: Arc<dyn Watched>,
     callback: String,
-    reports: Arc<Reports>,
+    reports: Arc<dyn HeldReports>,
 }
 
 #[derive(Default)]
@@ -123,7 +117,7 @@ pub(crate) fn resource_warning(text: String) {
 }
 
 /// Warns, or with `on_error="raise"` records an error, if `what` is not over in a second.
-pub(crate) fn watch(what: Arc<dyn Watched>, callback: String, reports: Arc<Reports>) {
+pub(crate) fn watch(what: Arc<dyn Watched>, callback: String, reports: Arc<dyn HeldReports>) {
     let deadline = Instant::now() + HELD_LIMIT;
     if is_fork() {
         return;

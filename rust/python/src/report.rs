@@ -14,6 +14,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyType;
 
 use crate::log::{self, Level, Logger, Record};
+use crate::traits::HeldReports;
 
 /// How often repeats of a known kind of error are summed up.
 const SUMMARY_EVERY: Duration = Duration::from_secs(10);
@@ -126,17 +127,6 @@ impl Reports {
         fault
     }
 
-    /// Records that a view is held for too long; `false` if a warning is to be given instead.
-    pub(crate) fn record_held(&self, py: Python<'_>, text: &str) -> bool {
-        if self.on_error != OnError::Raise {
-            return false;
-        }
-        let error = PyBufferError::new_err(text.to_owned());
-        self.say(Level::Error, text.to_owned(), Some(error.clone_ref(py)));
-        self.keep(error);
-        true
-    }
-
     /// Logs something about the device that is no exception.
     pub(crate) fn say(&self, level: Level, text: String, exception: Option<PyErr>) {
         let text = format!("{}: {text}", self.label);
@@ -221,6 +211,18 @@ impl Reports {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl HeldReports for Reports {
+    fn record_held(&self, py: Python<'_>, text: &str) -> bool {
+        if self.on_error != OnError::Raise {
+            return false;
+        }
+        let error = PyBufferError::new_err(text.to_owned());
+        self.say(Level::Error, text.to_owned(), Some(error.clone_ref(py)));
+        self.keep(error);
+        true
     }
 }
 

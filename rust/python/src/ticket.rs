@@ -12,29 +12,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
-use vhost_user_core::request::{Batch, Stopped};
+use vhost_user_core::request::Batch;
 
-use crate::buffer::{Back, Lendable, Lent};
 use crate::error::stale;
-use crate::late::LateWrites;
-use crate::log;
-use crate::report::Reports;
-
-/// A request that can be answered in a batch or later.
-pub(crate) trait Answerable: Lendable {
-    /// Answers on the worker's own thread.
-    fn finish(self, answer: Self::Answer, batch: &mut Batch);
-
-    /// Answers from any thread, what `origin` wants done before that included.
-    fn complete(self, answer: Self::Answer, origin: Option<&Origin>) -> Result<(), Stopped>;
-}
+use crate::exporter::ExportCount;
+use crate::loan::{LoanedRequest, Reclaimed};
+use crate::origin::Origin;
+use crate::traits::{Answerable, FlushesFirst};
 
 /// One request and its state. Reused.
 pub(crate) struct Ticket<R: Answerable>(Mutex<State<R>>);
 
 /// What a [`Ticket`] guards.
 pub(crate) struct State<R: Answerable> {
-    pub(crate) lent: Lent<R>,
+    pub(crate) loan: LoanedRequest<R>,
     phase: Phase,
     answer: Option<R::Answer>,
     deferred: bool,
@@ -42,17 +33,6 @@ pub(crate) struct State<R: Answerable> {
     outlasts: bool,
     /// For messages: the callback, and where to complain.
     origin: Option<Arc<Origin>>,
-}
-
-/// Where requests were handed to Python.
-pub(crate) struct Origin {
-    /// As in `RamDisk.on_batch`.
-    pub(crate) callback: String,
-    /// Views show mappings of granted pages as they are.
-    pub(crate) raw_views: bool,
-    pub(crate) reports: Arc<Reports>,
-    /// Where writes go that are answered after the callback, if the device has a write cache.
-    pub(crate) late: Option<Arc<LateWrites>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -76,7 +56,7 @@ pub(crate) enum Settled {
 impl<R: Answerable> Default for Ticket<R> {
     fn default() -> Self {
         Self(Mutex::new(State {
-            lent: Lent::default(),
+            loan: LoanedRequest::default(),
             phase: Phase::Idle,
             answer: None,
             deferred: false,
@@ -90,7 +70,7 @@ impl<R: Answerable> Ticket<R> {
     /// Takes a request from the batch that is being handled.
     pub(crate) fn begin(&self, py: Python<'_>, request: R, origin: &Arc<Origin>) {
         let mut state = self.lock(py);
-        state.lent.begin(request, origin.raw_views);
+        state.loan.begin(request, origin.raw_views);
         (state.phase, state.answer, state.deferred) = (Phase::Batch, None, false);
         state.outlasts = false;
         if !state.origin.as_ref().is_some_and(|known| Arc::ptr_eq(known, origin)) {
@@ -130,12 +110,12 @@ impl<R: Answerable> Ticket<R> {
     pub(crate) fn detached<T: Send>(
         &self,
         py: Python<'_>,
-        work: impl FnOnce(&mut Lent<R>) -> T + Send,
+        work: impl FnOnce(&mut LoanedRequest<R>) -> T + Send,
     ) -> PyResult<T> {
         // The lock is taken and given back inside: nobody waits for the interpreter with it.
         let done = py.detach(|| {
             let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            state.usable().map(|()| work(&mut state.lent))
+            state.usable().map(|()| work(&mut state.loan))
         });
         done.map_err(|why| stale(py, why))
     }
@@ -166,23 +146,26 @@ impl<R: Answerable> Ticket<R> {
         let origin = state.origin.clone();
         drop(state);
         match back {
-            Back::Free(request) => request
-                .complete(answer, origin.as_deref())
+            Reclaimed::Free(request) => request
+                .complete(answer, late_of(&origin))
                 .map_err(|stopped| stale(py, &stopped.to_string())),
-            Back::Held(hold) => {
-                watch(hold, origin);
+            Reclaimed::Held(exports) => {
+                watch(&origin, exports);
                 Ok(())
             }
-            Back::Nothing => Ok(()),
+            Reclaimed::Nothing => Ok(()),
         }
     }
 
     /// Notes the answer that `work` comes to, for a worker that is detached from the interpreter
     /// and about to settle.
-    pub(crate) fn answer_with(&self, work: impl FnOnce(&mut Lent<R>) -> Option<R::Answer>) {
+    pub(crate) fn answer_with(
+        &self,
+        work: impl FnOnce(&mut LoanedRequest<R>) -> Option<R::Answer>,
+    ) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if state.phase == Phase::Batch && state.answer.is_none() {
-            state.answer = work(&mut state.lent);
+            state.answer = work(&mut state.loan);
         }
     }
 
@@ -198,7 +181,7 @@ impl<R: Answerable> Ticket<R> {
     pub(crate) fn begin_flush(&self, py: Python<'_>) {
         let mut state = self.lock(py);
         let unanswered = state.deferred && state.answer.is_none();
-        state.outlasts = unanswered || state.lent.is_viewed();
+        state.outlasts = unanswered || state.loan.is_viewed();
     }
 
     /// The callback is over: answers what is to be answered now. `decide` gets the answer that
@@ -221,38 +204,38 @@ impl<R: Answerable> Ticket<R> {
             }
             None => Settled::ByDefault,
         };
-        let Some(request) = state.lent.request() else { return Settled::Done };
+        let Some(request) = state.loan.request() else { return Settled::Done };
         let answer = decide(state.answer, request);
         match state.end(answer) {
-            Back::Free(request) if state.outlasts => {
+            Reclaimed::Free(request) if state.outlasts => {
                 let origin = state.origin.clone();
                 drop(state);
                 // Its ring may have stopped meanwhile: then it went back when it did.
-                let _ = request.complete(answer, origin.as_deref());
+                let _ = request.complete(answer, late_of(&origin));
             }
-            Back::Free(request) => {
+            Reclaimed::Free(request) => {
                 drop(state);
                 request.finish(answer, batch);
             }
-            Back::Held(hold) => {
+            Reclaimed::Held(exports) => {
                 let origin = state.origin.clone();
                 drop(state);
-                watch(hold, origin);
+                watch(&origin, exports);
             }
-            Back::Nothing => {}
+            Reclaimed::Nothing => {}
         }
         settled
     }
 
     /// Whether views of its data are left.
     pub(crate) fn is_viewed(&self, py: Python<'_>) -> bool {
-        self.lock(py).lent.is_viewed()
+        self.lock(py).loan.is_viewed()
     }
 
     /// Whether a deferred request is still without an answer that somebody waits for.
     pub(crate) fn is_forgotten(&mut self) -> Option<Arc<Origin>> {
         let state = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let live = state.lent.request().is_some_and(R::is_live);
+        let live = state.loan.request().is_some_and(R::is_live);
         if live && state.phase == Phase::Deferred { state.origin.take() } else { None }
     }
 
@@ -271,7 +254,7 @@ const STOPPED: &str = "the request went back when its queue stopped";
 impl<R: Answerable> State<R> {
     /// Whether it can be answered, and its data touched; or why not.
     fn usable(&self) -> Result<(), &'static str> {
-        match self.lent.request() {
+        match self.loan.request() {
             _ if self.phase == Phase::Idle || self.answer.is_some() => Err(ANSWERED),
             Some(request) if request.is_live() => Ok(()),
             _ => Err(STOPPED),
@@ -279,14 +262,14 @@ impl<R: Answerable> State<R> {
     }
 
     /// Takes the request back, which is answered when its last view is gone if there is one.
-    fn end(&mut self, answer: R::Answer) -> Back<R> {
+    fn end(&mut self, answer: R::Answer) -> Reclaimed<R> {
         self.phase = Phase::Idle;
-        let Self { lent, origin, .. } = self;
-        lent.end(|| {
+        let Self { loan, origin, .. } = self;
+        loan.end(|| {
             let origin = origin.clone();
             move |request: R| {
                 // The ring may have stopped meanwhile: then it went back when it did.
-                let _ = request.complete(answer, origin.as_deref());
+                let _ = request.complete(answer, late_of(&origin));
             }
         })
     }
@@ -296,8 +279,12 @@ impl<R: Answerable> State<R> {
     }
 }
 
-fn watch(hold: Arc<crate::buffer::Hold>, origin: Option<Arc<Origin>>) {
+fn late_of(origin: &Option<Arc<Origin>>) -> Option<&Arc<dyn FlushesFirst>> {
+    origin.as_ref()?.late.as_ref()
+}
+
+fn watch(origin: &Option<Arc<Origin>>, exports: Arc<ExportCount>) {
     if let Some(origin) = origin {
-        log::watch(hold, origin.callback.clone(), Arc::clone(&origin.reports));
+        origin.watch(exports);
     }
 }

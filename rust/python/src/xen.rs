@@ -8,7 +8,7 @@ use vhost_user_core::address::{GuestAddr, UserAddr};
 use vhost_user_core::frontend::{RegionDescription, RegionLayout, XenFields, XenMemory, XenRegion};
 use vhost_user_core::xen_guest;
 
-use crate::buffer;
+use crate::descriptor::descriptor;
 use crate::error;
 
 /// The numbers of a `vhost_user.XenRegion`.
@@ -33,7 +33,7 @@ impl Region {
             mmap_offset: self.offset,
             xen: Some(XenFields { flags: self.flags, domid: self.domain }),
         };
-        Ok(XenRegion { region, fd: buffer::descriptor(self.fd)?.try_clone_to_owned()? })
+        Ok(XenRegion { region, fd: descriptor(self.fd)?.try_clone_to_owned()? })
     }
 }
 

@@ -1,30 +1,30 @@
-//! Whose turn it is to call a device that takes one call at a time.
+//! The lock of a device that takes one call at a time.
 
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A lock that can be waited for with a limit. It is taken *before* attaching to the interpreter:
-/// a callback that waits for something gives up the interpreter, but not its turn.
+/// a callback that waits for something gives up the interpreter, but not this lock.
 #[derive(Debug, Default)]
-pub(crate) struct Turn {
+pub(crate) struct DeviceLock {
     /// Calls may overlap: there is nothing to wait for.
     free_for_all: bool,
     taken: Mutex<bool>,
     given_back: Condvar,
 }
 
-/// Gives the turn back when it is dropped.
+/// Gives the lock back when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Taken<'a>(&'a Turn);
+pub(crate) struct DeviceGuard<'a>(&'a DeviceLock);
 
-impl Turn {
+impl DeviceLock {
     /// `thread_safe`: the device takes any number of calls at once.
     pub(crate) fn new(thread_safe: bool) -> Self {
         Self { free_for_all: thread_safe, ..Self::default() }
     }
 
-    /// Waits for the turn.
-    pub(crate) fn take(&self) -> Taken<'_> {
+    /// Waits for the lock.
+    pub(crate) fn take(&self) -> DeviceGuard<'_> {
         if !self.free_for_all {
             let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
             while *taken {
@@ -32,11 +32,11 @@ impl Turn {
             }
             *taken = true;
         }
-        Taken(self)
+        DeviceGuard(self)
     }
 
-    /// Waits for the turn, but no longer than `limit`.
-    pub(crate) fn take_within(&self, limit: Duration) -> Option<Taken<'_>> {
+    /// Waits for the lock, but no longer than `limit`.
+    pub(crate) fn take_within(&self, limit: Duration) -> Option<DeviceGuard<'_>> {
         if !self.free_for_all {
             let deadline = Instant::now() + limit;
             let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
@@ -50,11 +50,11 @@ impl Turn {
             }
             *taken = true;
         }
-        Some(Taken(self))
+        Some(DeviceGuard(self))
     }
 }
 
-impl Drop for Taken<'_> {
+impl Drop for DeviceGuard<'_> {
     fn drop(&mut self) {
         if !self.0.free_for_all {
             *self.0.taken.lock().unwrap_or_else(PoisonError::into_inner) = false;

@@ -1,0 +1,167 @@
+//! Views of request data for Python: an exporter that counts, so that a request goes back to the
+//! driver only when nobody here can touch its memory any more.
+#![allow(unsafe_code)] // Raw memory behind `Py_buffer`.
+
+use std::ffi::c_int;
+use std::ptr;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use pyo3::exceptions::PyBufferError;
+use pyo3::ffi;
+use pyo3::prelude::*;
+use pyo3::types::{PyMemoryView, PyTuple};
+
+use crate::object::is_unshared;
+use crate::traits::{Side, Watched};
+
+/// Counts the views of one request.
+#[derive(Default)]
+pub(crate) struct ExportCount {
+    views: AtomicUsize,
+    /// What is to be done when the last view is gone, and that it was done.
+    then: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+    over: AtomicBool,
+}
+
+impl ExportCount {
+    /// Whether no view is left.
+    pub(crate) fn is_free(&self) -> bool {
+        // Sequentially consistent with `shut` and `__getbuffer__` of the exporters: an export that
+        // was not refused is counted here.
+        self.views.load(Ordering::SeqCst) == 0
+    }
+
+    /// Runs `then` when the last view is gone, which may be at once.
+    pub(crate) fn when_free(&self, then: Box<dyn FnOnce() + Send>) {
+        *self.then.lock().unwrap_or_else(PoisonError::into_inner) = Some(then);
+        // The last view may have gone just before `then` was there to be seen.
+        if self.is_free() {
+            self.end();
+        }
+    }
+
+    fn release(&self) {
+        if self.views.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.end();
+        }
+    }
+
+    fn end(&self) {
+        let then = self.then.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(then) = then {
+            then();
+            self.over.store(true, Ordering::Release);
+        }
+    }
+}
+
+impl Watched for ExportCount {
+    fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
+    }
+}
+
+/// The object behind the memoryviews: it exports one contiguous piece of memory.
+#[pyclass(frozen, module = "vhost_user._core")]
+pub(crate) struct BufferExporter {
+    exports: Arc<ExportCount>,
+    /// Null while the exporter is shut.
+    base: AtomicPtr<u8>,
+    len: AtomicUsize,
+    read_only: AtomicBool,
+}
+
+impl BufferExporter {
+    pub(crate) fn new(exports: &Arc<ExportCount>) -> Self {
+        Self {
+            exports: Arc::clone(exports),
+            base: AtomicPtr::new(ptr::null_mut()),
+            len: AtomicUsize::new(0),
+            read_only: AtomicBool::new(true),
+        }
+    }
+
+    /// From now on the exporter exports `len` bytes at `base`. Only for the loan of a request, which
+    /// keeps them valid until the exporter was shut and no view is left.
+    pub(crate) fn open(&self, base: *mut u8, len: usize, side: Side) {
+        self.len.store(len, Ordering::Relaxed);
+        self.read_only.store(side == Side::Readable, Ordering::Relaxed);
+        // An empty buffer may have any address but null, which says that the exporter is shut.
+        let base = if len == 0 { ptr::dangling_mut() } else { base };
+        self.base.store(base, Ordering::SeqCst);
+    }
+
+    /// From now on nothing is exported.
+    pub(crate) fn shut(&self) {
+        self.base.store(ptr::null_mut(), Ordering::SeqCst);
+    }
+}
+
+#[pymethods]
+impl BufferExporter {
+    /// # Safety
+    /// Called by the interpreter with a `view` to be filled.
+    unsafe fn __getbuffer__(
+        slf: &Bound<'_, Self>,
+        view: *mut ffi::Py_buffer,
+        flags: c_int,
+    ) -> PyResult<()> {
+        let exporter = slf.get();
+        // Counted before the look at `base`: of an export and a concurrent `shut` with its look
+        // at the count, at least one sees the other.
+        exporter.exports.views.fetch_add(1, Ordering::SeqCst);
+        let base = exporter.base.load(Ordering::SeqCst);
+        let filled = if base.is_null() {
+            // SAFETY: `view` is to be filled; the protocol wants no object in it on an error.
+            unsafe { (*view).obj = ptr::null_mut() };
+            Err(PyBufferError::new_err("the request was answered: its data is the driver's again"))
+        } else {
+            let len = exporter.len.load(Ordering::Relaxed).cast_signed();
+            let read_only = c_int::from(exporter.read_only.load(Ordering::Relaxed));
+            let object = slf.as_ptr();
+            // SAFETY: `view` is to be filled, as the buffer protocol says; `object` is alive and
+            // gets a new reference; `base` has `len` bytes by the contract of `open`, which
+            // holds until this export, already counted, is released.
+            let code =
+                unsafe { ffi::PyBuffer_FillInfo(view, object, base.cast(), len, read_only, flags) };
+            if code == 0 { Ok(()) } else { Err(PyErr::fetch(slf.py())) }
+        };
+        filled.inspect_err(|_| exporter.exports.release())
+    }
+
+    /// # Safety
+    /// Called by the interpreter for a view that `__getbuffer__` filled.
+    unsafe fn __releasebuffer__(&self, _view: *mut ffi::Py_buffer) {
+        self.exports.release();
+    }
+}
+
+/// A memoryview of what `exporter` exports.
+#[inline]
+pub(crate) fn view<'py>(
+    py: Python<'py>,
+    exporter: &Py<BufferExporter>,
+) -> PyResult<Bound<'py, PyMemoryView>> {
+    PyMemoryView::from(exporter.bind(py).as_any())
+}
+
+/// A tuple of memoryviews.
+pub(crate) fn views<'py>(
+    py: Python<'py>,
+    exporters: &[Py<BufferExporter>],
+) -> PyResult<Bound<'py, PyTuple>> {
+    let views =
+        exporters.iter().map(|exporter| view(py, exporter)).collect::<PyResult<Vec<_>>>()?;
+    PyTuple::new(py, views)
+}
+
+/// Ends a view that was handed to a callback: by dropping it if nobody else has it, else by
+/// `release()`, after which it shows nothing. Slices, and whatever took a buffer from it, live on.
+#[inline]
+pub(crate) fn release(view: Bound<'_, PyMemoryView>) {
+    if !is_unshared(view.py(), view.as_unbound()) {
+        // Fails if something took a buffer from it; that is counted as any view is.
+        let _ = view.call_method0(pyo3::intern!(view.py(), "release"));
+    }
+}

@@ -1,0 +1,165 @@
+//! A Python object whose methods are a device's callbacks: what all kinds of devices have in common.
+
+use std::cell::Cell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use pyo3::prelude::*;
+
+use crate::call::call;
+use crate::device_lock::DeviceLock;
+use crate::log::Level;
+use crate::origin::Origin;
+use crate::report::{Context, Reports};
+use crate::traits::FlushesFirst;
+
+/// How long a callback of the control plane (`on_start`, `on_stop` ...) waits for a callback that is
+/// running. Without a limit a stuck device could never be stopped.
+const CONTROL_LIMIT: Duration = Duration::from_secs(1);
+
+thread_local! {
+    static IN_CALLBACK: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread is inside a callback of some device.
+pub(crate) fn in_callback() -> bool {
+    IN_CALLBACK.get()
+}
+
+/// The Python object, and the order of calls to it.
+pub(crate) struct PyDevice {
+    object: Py<PyAny>,
+    /// The class's name, for messages.
+    pub(crate) name: String,
+    /// Its views show mappings of granted pages as they are.
+    raw_views: bool,
+    lock: DeviceLock,
+    pub(crate) reports: Arc<Reports>,
+    /// The control plane has waited in vain.
+    stuck: AtomicBool,
+    /// Grows with each start, when bound methods are looked up again.
+    starts: AtomicU64,
+}
+
+impl PyDevice {
+    pub(crate) fn new(
+        object: &Bound<'_, PyAny>,
+        raw_views: bool,
+        reports: Arc<Reports>,
+    ) -> PyResult<Self> {
+        let thread_safe = object.getattr("thread_safe")?.is_truthy()?;
+        let name = object.get_type().name()?.to_string();
+        let lock = DeviceLock::new(thread_safe);
+        let (stuck, starts) = (AtomicBool::new(false), AtomicU64::new(1));
+        let object = object.clone().unbind();
+        Ok(Self { object, name, raw_views, lock, reports, stuck, starts })
+    }
+
+    /// As [`enter`](Self::enter), from a thread that may come when the interpreter has ended:
+    /// `None` then.
+    pub(crate) fn try_enter<T>(&self, body: impl FnOnce(Python<'_>) -> T) -> Option<T> {
+        let _guard = self.lock.take();
+        let _mark = CallbackMark::set();
+        Python::try_attach(body)
+    }
+
+    /// Runs `body` attached to the interpreter, when no other callback runs.
+    pub(crate) fn enter<T>(&self, body: impl FnOnce(Python<'_>) -> T) -> T {
+        let _guard = self.lock.take();
+        let _mark = CallbackMark::set();
+        Python::attach(body)
+    }
+
+    /// Which start this is.
+    pub(crate) fn start_number(&self) -> u64 {
+        self.starts.load(Ordering::Acquire)
+    }
+
+    /// The callback `name`, bound to the object.
+    pub(crate) fn method(&self, py: Python<'_>, name: &str) -> PyResult<Py<PyAny>> {
+        self.object.getattr(py, name)
+    }
+
+    /// What to call the callback `name` in messages, and where its late writes go.
+    pub(crate) fn origin(&self, name: &str, late: Option<Arc<dyn FlushesFirst>>) -> Arc<Origin> {
+        let callback = format!("{}.{name}", self.name);
+        let reports = Arc::clone(&self.reports);
+        Arc::new(Origin { callback, raw_views: self.raw_views, reports, late })
+    }
+
+    /// Whether its views show mappings of granted pages as they are.
+    pub(crate) fn has_raw_views(&self) -> bool {
+        self.raw_views
+    }
+
+    /// Calls `name` on the control plane, where nobody waits for an answer.
+    pub(crate) fn tell(&self, name: &'static str) {
+        self.ask(name, |py| call(py, name, &self.method(py, name)?, []));
+    }
+
+    /// Makes a call on the control plane. `None`: it raised, or the device is stuck in another.
+    pub(crate) fn ask<T>(
+        &self,
+        name: &'static str,
+        call: impl FnOnce(Python<'_>) -> PyResult<T>,
+    ) -> Option<T> {
+        // Once is enough to wait for a callback that does not return.
+        let limit = if self.stuck.load(Ordering::Relaxed) { Duration::ZERO } else { CONTROL_LIMIT };
+        let guard = self.lock.take_within(limit);
+        self.stuck.store(guard.is_none(), Ordering::Relaxed);
+        if guard.is_none() {
+            let text = format!("{name} was not called: another callback does not return");
+            self.reports.say(Level::Error, text, None);
+            return None;
+        }
+        let _mark = CallbackMark::set();
+        let attached = Python::try_attach(|py| {
+            let context = Context { callback: name, request: &"a call from the back-end" };
+            call(py).map_err(|error| self.reports.raised(py, error, &context)).ok()
+        });
+        attached.flatten()
+    }
+
+    pub(crate) fn negotiated(&self, features: u64) {
+        self.ask("negotiated_features", |py| {
+            self.object.setattr(py, "negotiated_features", features)
+        });
+    }
+
+    pub(crate) fn started(&self) {
+        self.starts.fetch_add(1, Ordering::AcqRel);
+        self.tell("on_start");
+    }
+
+    pub(crate) fn stopped(&self) {
+        self.tell("on_stop");
+        self.reports.sum_up();
+    }
+
+    pub(crate) fn disconnected(&self) {
+        self.tell("on_disconnect");
+    }
+}
+
+/// Attaches a worker to the interpreter for its whole life, and gives the interpreter up for all
+/// of it but the callbacks: attaching again is cheap then, since the thread has its state.
+pub(crate) fn run_worker(body: &mut (dyn FnMut() + Send)) {
+    // `None`: the interpreter is on its way out and there is nobody to serve.
+    let _ = Python::try_attach(|py| py.detach(body));
+}
+
+/// Says that a callback runs on this thread.
+struct CallbackMark(bool);
+
+impl CallbackMark {
+    fn set() -> Self {
+        Self(IN_CALLBACK.replace(true))
+    }
+}
+
+impl Drop for CallbackMark {
+    fn drop(&mut self) {
+        IN_CALLBACK.set(self.0);
+    }
+}

@@ -1,0 +1,79 @@
+//! What the binding's files ask of each other's types. This file names none of them, so that none
+//! of them stands in a circle with another.
+
+use std::sync::Arc;
+
+use pyo3::prelude::*;
+use vhost_user_core::block::{BlockRequest, Status};
+use vhost_user_core::memory::view::Parts;
+use vhost_user_core::request::{Batch, Stopped};
+
+/// Who may write a part of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// The driver wrote it: views are read-only.
+    Readable = 0,
+    /// The device fills it.
+    Writable = 1,
+}
+
+/// A request whose memory can be lent to Python.
+pub(crate) trait Lendable: Send + 'static {
+    /// How it is answered.
+    type Answer: Copy + Send + 'static;
+
+    /// Bytes of one side.
+    fn len(&self, side: Side) -> u64;
+
+    /// The contiguous pieces of one side. They stay mapped while the request lives.
+    fn parts(&self, side: Side) -> Parts<'_>;
+
+    /// Copies the readable side out.
+    fn copy_out(&self, out: &mut [u8]);
+
+    /// Copies `data` to the start of the writable side.
+    fn copy_in(&self, data: &[u8]);
+
+    /// Whether its ring still runs. If not, its memory is the driver's again.
+    fn is_live(&self) -> bool;
+
+    /// Whether its parts lie in mappings of pages that the guest has granted.
+    fn maps_grants(&self) -> bool;
+}
+
+/// A request that can be answered in a batch or later.
+pub(crate) trait Answerable: Lendable {
+    /// Answers on the worker's own thread.
+    fn finish(self, answer: Self::Answer, batch: &mut Batch);
+
+    /// Answers from any thread, through `late` if it must be flushed before.
+    fn complete(
+        self,
+        answer: Self::Answer,
+        late: Option<&Arc<dyn FlushesFirst>>,
+    ) -> Result<(), Stopped>;
+}
+
+/// Where writes go that must be flushed before the driver hears of them.
+pub(crate) trait FlushesFirst: Send + Sync {
+    /// Whether a request that ends with `status` must be flushed before its driver hears of it.
+    fn wants(&self, request: &BlockRequest, status: Status) -> bool;
+
+    /// Has a write flushed and answered.
+    ///
+    /// # Errors
+    /// [`Stopped`] if its ring has stopped meanwhile.
+    fn add(self: Arc<Self>, write: BlockRequest) -> Result<(), Stopped>;
+}
+
+/// Something that should end soon.
+pub(crate) trait Watched: Send + Sync {
+    /// Whether it has ended.
+    fn is_over(&self) -> bool;
+}
+
+/// Where complaints about views that are held for long may go instead of a warning.
+pub(crate) trait HeldReports: Send + Sync {
+    /// Records that a view is held for too long; `false` if a warning is to be given instead.
+    fn record_held(&self, py: Python<'_>, text: &str) -> bool;
+}
