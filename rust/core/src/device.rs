@@ -1,6 +1,7 @@
 //! What a virtio device is to the core.
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::pace::half;
 use crate::request::{Batch, Request};
@@ -14,6 +15,49 @@ impl fmt::Display for ConfigRefused {
         f.write_str(&self.0)
     }
 }
+
+/// A running virtqueue in the hands of a device that takes buffers from it by itself: from any
+/// thread, when it has something to put into them.
+pub trait QueueHandle: Send + Sync {
+    /// Takes the next chain out of the ring. `None`: there is none, or the queue does not run.
+    /// [`Device::buffers_available`] then tells when there is one.
+    fn take(&self) -> Option<Request>;
+
+    /// Puts `data`, its parts one behind the other, into the driver's next buffers, and publishes
+    /// these together: wholly or not at all. Returns how many buffers that took; 0: there are not
+    /// enough of them now, or the queue does not run. [`Device::buffers_available`] then tells when
+    /// there are more.
+    ///
+    /// `most`: buffers. `count_at`: where in the data their number is to be written, as a
+    /// little-endian `u16`.
+    ///
+    /// # Errors
+    /// The data does not fit, however long one waits.
+    fn send(&self, data: &[&[u8]], most: u16, count_at: Option<u64>) -> Result<u16, TooLarge>;
+}
+
+/// Data that does not fit into the buffers that a driver makes available.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooLarge {
+    /// Bytes of the data.
+    pub bytes: u64,
+    /// Bytes of the buffers that might have been used.
+    pub room: u64,
+    /// How many buffers they are.
+    pub buffers: u16,
+}
+
+impl fmt::Display for TooLarge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { bytes, room, buffers } = self;
+        write!(
+            f,
+            "{bytes} bytes do not fit into the driver's next {buffers} buffers of {room} bytes"
+        )
+    }
+}
+
+impl std::error::Error for TooLarge {}
 
 /// A virtio device. One value serves every connection of a back-end, one after the other, and
 /// all its queues, possibly from several threads at once.
@@ -61,6 +105,30 @@ pub trait Device: Send + Sync + 'static {
 
     /// The last ring has stopped.
     fn stopped(&self) {}
+
+    /// A ring has started; `handle` is there for it until it stops.
+    fn queue_started(&self, queue: u16, handle: Arc<dyn QueueHandle>) {
+        let _ = (queue, handle);
+    }
+
+    /// A ring is about to stop. No more of it is taken; requests that the device still holds are
+    /// waited for, but for those that it has [parked](Request::park).
+    fn queue_stopping(&self, queue: u16) {
+        let _ = queue;
+    }
+
+    /// Whether the device takes the buffers of this queue by itself: they are then not given to
+    /// [`handle`](Self::handle).
+    fn receives(&self, queue: u16) -> bool {
+        let _ = queue;
+        false
+    }
+
+    /// A queue that the device takes buffers from by itself has some, or has more after there were
+    /// too few.
+    fn buffers_available(&self, queue: u16) {
+        let _ = queue;
+    }
 
     /// The driver reset the device: back to the initial state.
     fn reset(&self) {}

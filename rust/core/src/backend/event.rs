@@ -73,6 +73,11 @@ pub enum Event {
         /// How.
         error: String,
     },
+    /// A vring cannot be changed or stopped: guest memory that does not answer holds it up.
+    HeldUp {
+        /// Which.
+        queue: u16,
+    },
     /// A message had no effect; the connection goes on.
     Refused(Refusal),
     /// The connection was closed on our side; why.
@@ -85,6 +90,8 @@ pub enum Event {
     WorkerPanicked(String),
     /// No front-end can be taken.
     AcceptFailed(String),
+    /// The control thread does not end: something outside this process holds it up.
+    NotStopped,
     /// The back-end has ended.
     Stopped,
 }
@@ -110,10 +117,11 @@ impl Event {
             }
             Self::QueueBroken { .. }
             | Self::RequestFailed { .. }
+            | Self::HeldUp { .. }
             | Self::Refused(_)
             | Self::Closed(_)
             | Self::Stuck(_) => Level::Warning,
-            Self::WorkerPanicked(_) | Self::AcceptFailed(_) => Level::Error,
+            Self::WorkerPanicked(_) | Self::AcceptFailed(_) | Self::NotStopped => Level::Error,
         }
     }
 }
@@ -141,12 +149,19 @@ impl fmt::Display for Event {
             Self::RequestFailed { queue, error } => {
                 write!(f, "queue {queue}: a request failed: {error}")
             }
+            Self::HeldUp { queue } => {
+                write!(f, "queue {queue} is held up by guest memory that does not answer")
+            }
             Self::Refused(why) => write!(f, "refused: {why}"),
             Self::Closed(why) => write!(f, "connection closed: {why}"),
             Self::Disconnected => f.write_str("front-end disconnected"),
             Self::Stuck(stuck) => stuck.fmt(f),
             Self::WorkerPanicked(why) => write!(f, "a worker thread panicked: {why}"),
             Self::AcceptFailed(why) => write!(f, "no front-end can be taken: {why}"),
+            Self::NotStopped => f.write_str(
+                "the back-end does not stop: something outside this process holds its control \
+                 thread up; it was left behind",
+            ),
             Self::Stopped => f.write_str("stopped"),
         }
     }
@@ -155,6 +170,6 @@ impl fmt::Display for Event {
 impl fmt::Display for Stuck {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { queue, requests } = self;
-        write!(f, "queue {queue}: {requests} requests were still in the device's hands")
+        write!(f, "queue {queue}: {requests} requests did not come back in time and were failed")
     }
 }

@@ -49,7 +49,8 @@ pub struct Options {
     pub poll: Duration,
     /// Processors to pin workers to, in turns; empty: not pinned.
     pub cpus: Vec<usize>,
-    /// Longest wait for requests in flight when a ring or the back-end stops.
+    /// Longest wait for requests in flight when the front-end stops a ring, resets the device or
+    /// takes memory away. Those that are not back by then fail.
     pub drain: Duration,
     /// Longest time from the first byte of a message to its last.
     pub message_deadline: Duration,
@@ -85,12 +86,19 @@ impl Options {
             batch: 64,
             poll: Duration::from_micros(32),
             cpus: Vec::new(),
-            drain: Duration::from_secs(5),
+            drain: Duration::from_secs(30),
             message_deadline: crate::socket::DEFAULT_DEADLINE,
             xen: None,
         }
     }
 }
+
+/// Longest wait for requests in flight when a back-end is dropped, or asked to stop.
+const STOP_DRAIN: Duration = Duration::from_secs(5);
+
+/// How much longer than its drain a stop may take: callbacks that do not return, and guest memory
+/// that does not answer, are waited for with limits of their own.
+const STOP_GRACE: Duration = Duration::from_secs(10);
 
 /// A back-end that runs until it is stopped or dropped.
 #[derive(Debug)]
@@ -112,8 +120,8 @@ impl Backend {
     ) -> Result<Self, StartFailed> {
         check_cpus(&options.cpus)?;
         session::offer(&*device, options.xen.as_ref()).check().map_err(StartFailed::Options)?;
-        let drain = options.drain;
-        let shared = Shared::new(device.num_queues(), drain, observer)?;
+        let drain = options.drain.min(STOP_DRAIN);
+        let shared = Shared::new(device.num_queues(), options.drain, observer)?;
         let control = Control::open(device, options, Arc::clone(&shared))?;
         let thread = thread::Builder::new()
             .name("vhost-user".to_owned())
@@ -153,11 +161,16 @@ impl Backend {
 
     /// Ends the back-end: no more requests are taken, those in flight finish within `drain`, the
     /// front-end's memory is unmapped and the socket is removed. Returns what did not finish.
-    /// From one of the back-end's own threads (a device's callback) it only asks.
+    /// From one of the back-end's own threads (a device's callback) it only asks. A control thread
+    /// that something outside this process holds up is left behind.
     pub fn stop(&self, drain: Duration) -> Vec<Stuck> {
         self.shared.request_stop(drain);
         if self.shared.is_own_thread() {
             return Vec::new();
+        }
+        if !self.wait_stopped(Some(drain.saturating_add(STOP_GRACE))) {
+            self.shared.event(Event::NotStopped);
+            return self.shared.take_stuck();
         }
         let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(thread) = thread.take() {

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use super::{Event, Observer, Stuck};
 use crate::error::HostError;
 use crate::memory::Fault;
-use crate::sys::eventfd::EventFd;
-use crate::worker::{Broken, QueueCounters, Report};
+use crate::sys::eventfd::{EventFd, EventSignaller};
+use crate::worker::{Began, Broken, QueueCounters, Report};
 
 /// Where a back-end stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +78,8 @@ pub(super) struct Shared {
     sessions: AtomicU64,
     queues: Vec<Arc<QueueCounters>>,
     observer: Arc<dyn Observer>,
+    /// What call and error descriptors are signalled with.
+    pub(super) signaller: Arc<EventSignaller>,
     /// Wakes the control thread.
     pub(super) wake: Arc<EventFd>,
     pub(super) stopped_event: EventFd,
@@ -115,6 +117,7 @@ impl Shared {
             sessions: AtomicU64::new(0),
             queues: (0..queues).map(|_| Arc::default()).collect(),
             observer,
+            signaller: Arc::default(),
             wake: Arc::new(event()?),
             stopped_event: event()?,
         }))
@@ -246,6 +249,12 @@ impl Shared {
 }
 
 impl Report for Shared {
+    fn queue_began(&self, queue: u16, began: Began) {
+        let Began { size, base, named } = began;
+        let instead_of = (base != named).then_some(named);
+        self.event(Event::QueueStarted { queue, size, base, instead_of });
+    }
+
     fn queue_broken(&self, queue: u16, error: Broken) {
         let error = match error {
             Broken::Driver(error) => error.to_string(),

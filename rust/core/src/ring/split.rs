@@ -93,39 +93,58 @@ pub struct SplitRing {
     decided: Option<u16>,
     /// One bit for each descriptor that heads a chain in flight.
     in_flight: Box<[u64]>,
+    /// The heads that were popped last, each at its available index.
+    popped: Box<[u16]>,
     tables: Tables,
     max_chain: u16,
 }
 
 impl SplitRing {
-    /// Finds the ring in `memory` and takes it up at available index `base`.
-    ///
-    /// The used index is read from the ring. If it differs from `base` the ring goes on from it,
-    /// as long as the driver's index fits that too: a front-end that names the driver's index as
-    /// base (cloud-hypervisor does on the first start) would otherwise skip what the driver made
-    /// available early. [`next_available`](Self::next_available) tells what was chosen.
-    pub fn start(memory: &Arc<Memory>, layout: SplitLayout, base: u16) -> Result<Self, StartError> {
-        let parts = Parts::find(memory, &layout)?;
-        let used = parts.used.load_u16(2, Ordering::Relaxed);
-        let avail = parts.available.load_u16(2, Ordering::Acquire);
-        let fits = |from: u16| avail.wrapping_sub(from) <= layout.size;
-        let next = if fits(base) && fits(used) { used } else { base };
-        let in_flight = vec![0; usize::from(layout.size).div_ceil(64)].into();
+    /// Finds the ring in `memory`, and looks at nothing of it before [`begin`](Self::begin):
+    /// memory may be slow to answer.
+    pub fn find(memory: &Arc<Memory>, layout: SplitLayout, base: u16) -> Result<Self, StartError> {
+        let size = usize::from(layout.size);
         Ok(Self {
             layout,
             mask: layout.size - 1,
-            parts,
+            parts: Parts::find(memory, &layout)?,
             memory: Arc::clone(memory),
-            next_avail: next,
-            seen_avail: next,
-            batch_end: next,
-            next_used: next,
-            published: next,
+            next_avail: base,
+            seen_avail: base,
+            batch_end: base,
+            next_used: base,
+            published: base,
             decided: None,
-            in_flight,
+            in_flight: vec![0; size.div_ceil(64)].into(),
+            popped: vec![0; size].into(),
             tables: Tables::default(),
             max_chain: layout.size.max(MAX_CHAIN),
         })
+    }
+
+    /// Finds the ring in `memory` and takes it up; see [`begin`](Self::begin).
+    pub fn start(memory: &Arc<Memory>, layout: SplitLayout, base: u16) -> Result<Self, StartError> {
+        let mut ring = Self::find(memory, layout, base)?;
+        ring.begin();
+        Ok(ring)
+    }
+
+    /// Takes the ring up where it stands; returns the available index that it goes on from.
+    ///
+    /// The used index is read from the ring. If it differs from the base that the front-end named
+    /// the ring goes on from it, as long as the driver's index fits it. Cloud Hypervisor names the
+    /// driver's index as base on the first start, which would skip what the driver made available
+    /// early; DPDK's virtio-user names 0 at each reconnection, wherever the ring stands.
+    pub fn begin(&mut self) -> u16 {
+        let used = self.parts.used.load_u16(2, Ordering::Relaxed);
+        let available = self.parts.available.load_u16(2, Ordering::Acquire);
+        if available.wrapping_sub(used) <= self.layout.size {
+            self.next_avail = used;
+        }
+        let next = self.next_avail;
+        (self.seen_avail, self.batch_end) = (next, next);
+        (self.next_used, self.published) = (next, next);
+        next
     }
 
     /// Goes on in another table of memory. On an error the ring still stands in the old one.
@@ -178,6 +197,7 @@ impl SplitRing {
         buffers.begin(&self.memory);
         self.walk(head, buffers)?;
         self.flip_in_flight(head);
+        self.popped[usize::from(self.next_avail & self.mask)] = head;
         self.next_avail = self.next_avail.wrapping_add(1);
         Ok(Some(head))
     }
@@ -207,6 +227,26 @@ impl SplitRing {
         self.next_avail = self.next_avail.wrapping_sub(1);
     }
 
+    /// The head of the chain that was popped last, if it is in flight.
+    pub fn last_popped(&self) -> Option<u16> {
+        let head = self.popped[usize::from(self.next_avail.wrapping_sub(1) & self.mask)];
+        self.is_in_flight(head).then_some(head)
+    }
+
+    /// The heads of all chains in flight.
+    pub fn heads_in_flight(&self) -> Vec<u16> {
+        (0..self.layout.size).filter(|&head| self.is_in_flight(head)).collect()
+    }
+
+    /// Walks a chain that is in flight once more: whoever popped it does not give it back.
+    ///
+    /// # Errors
+    /// The driver has changed the chain meanwhile, and this is wrong with it now.
+    pub fn walk_again(&mut self, head: u16, buffers: &mut Buffers) -> Result<(), RingError> {
+        buffers.begin(&self.memory);
+        self.walk(head, buffers)
+    }
+
     /// Writes a used element. The driver does not see it before [`publish`](Self::publish).
     #[inline]
     pub fn push(&mut self, head: u16, written: u32) {
@@ -230,6 +270,12 @@ impl SplitRing {
         // asking for a notification and looking at the index: one of the two sees the other.
         fence(Ordering::SeqCst);
         self.wants_notification()
+    }
+
+    /// What was published before counts for no decision to notify any more: the driver may not
+    /// have heard of it.
+    pub fn forget_notifications(&mut self) {
+        self.decided = None;
     }
 
     fn wants_notification(&mut self) -> bool {
@@ -268,6 +314,11 @@ impl SplitRing {
     /// The table of memory that chains are looked up in.
     pub fn memory(&self) -> &Arc<Memory> {
         &self.memory
+    }
+
+    /// Entries.
+    pub fn size(&self) -> u16 {
+        self.layout.size
     }
 
     /// The next available index: what GET_VRING_BASE reports once all requests are back.

@@ -2,14 +2,12 @@
 //! over its buffers get their places, and before its answers are published they are given back.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::Report;
-use super::queue::{Queue, WorkerContext};
-use crate::device::Device;
+use super::queue::Queue;
 use crate::memory::view::{Access, Buffers};
-use crate::memory::{Room, Shared, Terms, give_back, provide};
-use crate::request::Done;
+use crate::memory::{Fault, Room, Shared, Terms, give_back, provide};
+use crate::request::{Batch, Done};
 
 /// A queue's state for that; made when it is first needed.
 #[derive(Debug, Default)]
@@ -33,64 +31,59 @@ impl Provided {
 
 impl Queue {
     /// Gives all buffers of a batch their places. Requests for which that fails do not reach the
-    /// device's `handle`. If the worker is called meanwhile the rest is put back: `false`.
+    /// device's `handle`. If the queue's lock is `called` for meanwhile the rest is put back:
+    /// `false`.
     #[cold]
-    pub(super) fn provide(&mut self, context: &mut WorkerContext<'_>) -> bool {
+    pub(super) fn provide(&mut self, batch: &mut Batch, called: &AtomicU32) -> bool {
         let mut waiting: Vec<&mut Buffers> =
-            context.batch.buffers_mut().filter(|buffers| buffers.waits()).collect();
-        let device = context.device;
+            batch.buffers_mut().filter(|buffers| buffers.waits()).collect();
         let provided = self.provided.get_or_insert_default();
         if !waiting.is_empty() {
             let terms = Terms {
-                kept: device.keeps_requests(),
-                mapped: device.wants_mappings(),
+                kept: self.device.keeps_requests(),
+                mapped: self.device.wants_mappings(),
                 room: &provided.room,
-                is_called: &|| context.called.load(Ordering::SeqCst),
+                is_called: &|| called.load(Ordering::SeqCst) > 0,
             };
             let shared = provide(&mut waiting, &terms);
             provided.shared.push(shared);
         }
-        let undone = context.batch.buffers_mut().position(|buffers| buffers.is_undone());
+        let undone = batch.buffers_mut().position(|buffers| buffers.is_undone());
         if let Some(first) = undone {
-            context.batch.take_left(first).for_each(|slot| self.put_back(slot));
+            batch.take_left(first).for_each(|slot| self.put_back(slot));
         }
-        self.completions.note(context.batch.chains_mut());
+        self.completions.note(batch.chains_mut());
         // Who takes memory away says so before looking at what is noted: one of the two sees the
         // other.
         if self.ring.memory().has_ended() {
-            for buffers in context.batch.buffers_mut() {
+            for buffers in batch.buffers_mut() {
                 buffers.fail_if_taken(Access::DeviceWritable);
                 buffers.fail_if_taken(Access::DeviceReadable);
             }
         }
-        for request in context.batch.take_faulty() {
+        for request in batch.take_faulty() {
             if let Some(fault) = request.fault() {
-                self.tell(context.report, fault);
+                self.tell(fault);
             }
-            let written = context.device.refuse(self.index, &request);
-            context.batch.complete(request, written);
+            let written = self.device.refuse(self.index, &request);
+            batch.complete(request, written);
         }
         undone.is_none()
     }
 
     /// Takes the buffers of a batch back, so that its answers can be published.
     #[cold]
-    pub(super) fn take_back(&mut self, context: &mut WorkerContext<'_>) {
-        let WorkerContext { device, report, batch, .. } = context;
+    pub(super) fn take_back(&mut self, batch: &mut Batch) {
         self.completions.forget(batch.chains_mut().map(|(head, _)| head));
         batch.buffers_mut().for_each(Buffers::unpin);
-        self.return_memory(batch.done_mut(), *device, *report);
+        self.return_memory(batch.done_mut());
     }
 
     /// Writes back what was copied and unmaps what was mapped for the requests of `done`. What
     /// cannot be published yet is taken out of it, and put back when it can.
     #[cold]
-    pub(super) fn return_memory(
-        &mut self,
-        done: &mut Vec<Done>,
-        device: &dyn Device,
-        report: &dyn Report,
-    ) {
+    pub(super) fn return_memory(&mut self, done: &mut Vec<Done>) {
+        let device = Arc::clone(&self.device);
         self.completions.forget(done.iter().map(|answer| answer.slot.head));
         let memory = self.ring.memory();
         let is_simple = |buffers: &Buffers| !buffers.waits() && buffers.is_in(memory);
@@ -107,7 +100,7 @@ impl Queue {
         let mut failed = Vec::new();
         for (answer, _) in answers {
             if let Some(fault) = answer.slot.buffers.fault() {
-                self.tell(report, fault);
+                self.tell(fault);
                 answer.revise(|request| device.refuse(self.index, request));
                 failed.push(&mut answer.slot.buffers);
             }
@@ -127,7 +120,7 @@ impl Queue {
 
     /// Nothing is copied for a ring that was given up: the guest may have other plans for the pages.
     fn copy_back(&self, done: &mut [&mut Buffers]) {
-        if let Some(_open) = self.completions.hold_open() {
+        if !self.completions.is_closed() {
             give_back(done);
         }
     }
@@ -136,10 +129,10 @@ impl Queue {
         self.provided.get_or_insert_default()
     }
 
-    fn tell(&mut self, report: &dyn Report, fault: crate::memory::Fault) {
+    fn tell(&mut self, fault: Fault) {
         let told = std::mem::replace(&mut self.provided().told, true);
         if !told {
-            report.request_failed(self.index, fault);
+            self.report.request_failed(self.index, fault);
         }
     }
 }

@@ -1,18 +1,18 @@
-//! One running vring in the hands of its worker: pop a batch, hand it over, publish, signal.
+//! One running vring: pop a batch, give back what was answered, publish. Whoever has it holds its
+//! [lock](super::cell).
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::mpsc::Sender;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::Report;
 use super::demand::Provided;
+use super::notifier::Notifier;
 use crate::device::Device;
 use crate::memory::Memory;
 use crate::request::{Batch, CompletionQueue, Done, Doorbell, Request, Slot};
-use crate::ring::{RingError, SplitRing};
+use crate::ring::{RingError, SplitRing, StartError};
 use crate::sys::guard::Loss;
-use crate::sys::{eventfd, quiet};
 
 /// Slots kept for reuse: as many requests as one batch and its neighbours have in flight.
 const SPARE_SLOTS: usize = 256;
@@ -21,7 +21,7 @@ const SPARE_SLOTS: usize = 256;
 #[allow(clippy::vec_box)]
 type Spare = Vec<Box<Slot>>;
 
-/// What a queue has done since the back-end started. Written by its worker once a batch.
+/// What a queue has done since the back-end started. Written by whoever has its lock, once a batch.
 #[derive(Debug, Default)]
 pub(crate) struct QueueCounters {
     pub(crate) requests: AtomicU64,
@@ -31,72 +31,97 @@ pub(crate) struct QueueCounters {
     pub(crate) in_flight: AtomicU32,
 }
 
-/// A descriptor to signal through, whether writing to it may block, and whether that may raise a
-/// signal: the protocol says that it is an eventfd, and a front-end passes what it likes.
-#[derive(Clone, Debug)]
-pub(crate) struct Signal {
-    fd: Arc<OwnedFd>,
-    blocking: bool,
-    raises: bool,
-}
-
-impl Signal {
-    pub(crate) fn new(fd: OwnedFd) -> Self {
-        let blocking = rustix::fs::fcntl_getfl(&fd)
-            .is_ok_and(|flags| !flags.contains(rustix::fs::OFlags::NONBLOCK));
-        let raises = quiet::may_raise(fd.as_fd());
-        Self { fd: Arc::new(fd), blocking, raises }
-    }
-
-    /// Signals; a descriptor that would block is full, which is a signal already.
-    fn send(&self) {
-        if self.blocking && !eventfd::is_writable(self.fd.as_fd()) {
-            return;
-        }
-        if self.raises {
-            // What takes no write is its owner's loss, as with an eventfd.
-            let _ = quiet::write(self.fd.as_fd(), &1_u64.to_ne_bytes());
-        } else {
-            eventfd::signal(self.fd.as_fd());
-        }
-    }
-}
-
 /// Where a queue is in its life.
-#[derive(Debug)]
-pub(crate) enum Phase {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// The ring was found and nobody has looked at it yet.
+    New,
     /// Popping and publishing.
     Running,
     /// The driver broke the ring: nothing more is popped.
     Broken,
-    /// Waiting for the requests in flight, then telling the next available index.
-    Stopping(Sender<u16>),
+    /// Waiting for the requests in flight.
+    Stopping,
 }
 
-/// How a look at a queue went.
-pub(super) enum Look {
-    /// Nothing was there to do.
+/// What there is to do for a queue.
+pub(super) enum Next {
+    /// Nothing.
     Idle,
-    /// Something was done, or is to be done before anything else.
-    Busy,
+    /// Something, before anything else: look again.
+    Again,
+    /// The batch is to be handed over.
+    Batch,
+    /// The device is to be told that there are buffers.
+    Buffers,
     /// The driver broke the ring just now.
     Broke(RingError),
+    /// The ring was taken up just now.
+    Began(Began),
+}
+
+/// How a ring was taken up.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Began {
+    pub(crate) size: u16,
+    pub(crate) base: u16,
+    /// What the front-end named.
+    pub(crate) named: u16,
+}
+
+/// What is left of a queue that has ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    /// Its next available index.
+    pub(crate) base: u16,
+    /// Still registered with the worker.
+    pub(crate) kick: Option<OwnedFd>,
+}
+
+/// What a queue is made of.
+pub(crate) struct QueueParts {
+    pub(crate) index: u16,
+    pub(crate) ring: SplitRing,
+    pub(crate) enabled: bool,
+    pub(crate) kick: Option<OwnedFd>,
+    pub(crate) call: Option<Notifier>,
+    pub(crate) error: Option<Notifier>,
+    pub(crate) device: Arc<dyn Device>,
+    pub(crate) report: Arc<dyn Report>,
+    pub(crate) doorbell: Arc<Doorbell>,
+    pub(crate) loss: Arc<Loss>,
+    pub(crate) counters: Arc<QueueCounters>,
 }
 
 /// A started vring.
-#[derive(Debug)]
-pub(crate) struct Queue {
+pub(super) struct Queue {
     pub(super) index: u16,
     pub(super) ring: SplitRing,
-    pub(super) kick: Option<OwnedFd>,
-    pub(super) call: Option<Signal>,
-    pub(super) error: Option<Signal>,
-    pub(super) enabled: bool,
+    pub(super) device: Arc<dyn Device>,
+    pub(super) report: Arc<dyn Report>,
+    doorbell: Arc<Doorbell>,
+    kick: Option<OwnedFd>,
+    call: Option<Notifier>,
+    error: Option<Notifier>,
+    enabled: bool,
     pub(super) phase: Phase,
+    /// A batch is in the device's hands.
+    lent: bool,
+    /// The worker is no more.
+    orphaned: bool,
+    /// What is wrong with the chain behind that batch.
+    bad: Option<RingError>,
+    /// The device takes the buffers by itself.
+    receives: bool,
+    /// It waits until there are more of them than so many.
+    wanted: Option<u16>,
     /// Requests that the device left in the ring: not offered again before the next kick.
     left: u16,
     in_flight: u32,
     pub(super) completions: Arc<CompletionQueue>,
+    collected: Vec<Done>,
+    /// For chains that are taken by the device itself; empty between two such.
+    pub(super) own_batch: Batch,
     spare: Spare,
     pub(super) provided: Option<Box<Provided>>,
     /// The ring is not in guest memory any more. It keeps what it was in until the last request
@@ -107,37 +132,32 @@ pub(crate) struct Queue {
     counters: Arc<QueueCounters>,
 }
 
-/// What every queue of a worker shares while it is served.
-pub(super) struct WorkerContext<'a> {
-    pub(super) device: &'a dyn Device,
-    pub(super) report: &'a dyn Report,
-    pub(super) doorbell: &'a Doorbell,
-    /// Commands wait.
-    pub(super) called: &'a AtomicBool,
-    pub(super) batch: &'a mut Batch,
-    pub(super) limit: u16,
-}
-
 impl Queue {
-    pub(crate) fn new(
-        index: u16,
-        ring: SplitRing,
-        enabled: bool,
-        doorbell: &Arc<Doorbell>,
-        loss: Arc<Loss>,
-        counters: Arc<QueueCounters>,
-    ) -> Self {
+    pub(super) fn new(parts: QueueParts) -> Self {
+        let QueueParts { index, ring, enabled, kick, call, error, .. } = parts;
+        let QueueParts { device, report, doorbell, loss, counters, .. } = parts;
+        let receives = device.receives(index);
         Self {
             index,
+            completions: CompletionQueue::new(ring.size(), Arc::clone(&doorbell)),
+            doorbell,
             ring,
-            kick: None,
-            call: None,
-            error: None,
+            device,
+            report,
+            kick,
+            call,
+            error,
             enabled,
-            phase: Phase::Running,
+            phase: Phase::New,
+            lent: false,
+            orphaned: false,
+            bad: None,
+            receives,
+            wanted: receives.then_some(0),
             left: 0,
             in_flight: 0,
-            completions: CompletionQueue::new(Arc::clone(doorbell)),
+            collected: Vec::new(),
+            own_batch: Batch::default(),
             spare: Vec::new(),
             provided: None,
             detached: false,
@@ -146,183 +166,82 @@ impl Queue {
         }
     }
 
-    pub(crate) fn with_fds(
-        self,
-        kick: Option<OwnedFd>,
-        call: Option<Signal>,
-        error: Option<Signal>,
-    ) -> Self {
-        Self { kick, call, error, ..self }
-    }
+    // --- taking --------------------------------------------------------------------------------
 
-    /// Where its requests come back: who closes it ends their lives.
-    pub(crate) fn completions(&self) -> Arc<CompletionQueue> {
-        Arc::clone(&self.completions)
-    }
-
-    /// Serves one batch if there is one.
-    pub(super) fn look(&mut self, context: &mut WorkerContext<'_>) -> Look {
+    /// Finds out what there is to do, and pops a batch if that is it.
+    #[inline]
+    pub(super) fn next(&mut self, batch: &mut Batch, limit: u16, called: &AtomicU32) -> Next {
         if !self.is_served() {
-            return Look::Idle;
+            return self.begin();
         }
         let available = match self.ring.available() {
             Ok(available) => available,
             Err(error) => return self.fail(error),
         };
-        if available <= self.left {
-            return Look::Idle;
+        if self.receives {
+            return self.offer_buffers(available);
         }
-        // The index was read first. So whatever the front-end was told before the driver made
-        // these chains available (new memory above all) has rung the doorbell by now.
-        if context.doorbell.is_rung() {
-            return Look::Busy;
+        if available <= self.left {
+            return Next::Idle;
         }
         if self.loss.has_happened() {
             return self.lose();
         }
-        let wanted = context.device.batch_limit(self.index, available).max(1);
-        let mut broken = self.pop_batch(available.min(wanted).min(context.limit), context.batch);
-        if !context.batch.is_empty() {
+        let wanted = self.device.batch_limit(self.index, available).max(1);
+        self.bad = self.pop_batch(available.min(wanted).min(limit), batch);
+        if !batch.is_empty() {
             self.counters.in_flight.store(self.in_flight, Ordering::Relaxed);
             if self.ring.memory().is_xen() {
-                broken = self.finish_walks(context.batch).or(broken);
-                if !self.provide(context) {
-                    // It is behind what was put back, and comes again.
-                    broken = None;
-                }
+                self.resolve(batch, called);
             }
-            if !context.batch.is_empty() {
-                context.device.handle(self.index, context.batch);
-            }
-            self.settle(context);
+            self.lent = true;
+            return Next::Batch;
         }
-        broken.map_or(Look::Busy, |error| self.fail(error))
+        self.bad.take().map_or(Next::Again, |error| self.fail(error))
     }
 
-    /// Gives back what was completed outside a batch.
-    pub(super) fn collect(
-        &mut self,
-        done: &mut Vec<Done>,
-        device: &dyn Device,
-        report: &dyn Report,
-    ) {
-        self.completions.collect(done);
-        if self.provided.is_some() {
-            self.return_memory(done, device, report);
+    /// Takes a new ring up.
+    #[cold]
+    fn begin(&mut self) -> Next {
+        if self.phase != Phase::New {
+            return Next::Idle;
         }
-        let completions = Arc::clone(&self.completions);
-        let Some(open) = completions.hold_open() else { return done.clear() };
-        for done in done.drain(..) {
-            self.give_back(done);
+        let named = self.ring.next_available();
+        let base = self.ring.begin();
+        self.phase = Phase::Running;
+        Next::Began(Began { size: self.ring.size(), base, named })
+    }
+
+    fn offer_buffers(&mut self, available: u16) -> Next {
+        if self.wanted.is_none_or(|wanted| available <= wanted) {
+            return Next::Idle;
         }
-        let published = self.publish();
-        drop(open);
-        self.signal(published);
-        self.leave();
-    }
-
-    /// Asks for kicks; `true` if there is work already.
-    pub(super) fn enable_kicks(&mut self) -> bool {
-        if !self.is_served() {
-            return false;
-        }
-        // An index that jumps here is found, and reported, by the look that follows.
-        self.ring.enable_kicks(self.left).unwrap_or(true)
-    }
-
-    pub(super) fn disable_kicks(&mut self) {
-        if self.is_served() {
-            self.ring.disable_kicks();
-        }
-    }
-
-    /// Whether the ring may be touched other than to give requests back.
-    fn is_served(&self) -> bool {
-        self.enabled && matches!(self.phase, Phase::Running)
-    }
-
-    /// There may be something new: requests that were left are offered again.
-    pub(super) fn kicked(&mut self) {
-        self.left = 0;
-        bump(&self.counters.kicks, 1);
-    }
-
-    /// A ring that must be looked at by time, for want of a kick descriptor.
-    pub(super) fn is_unkicked(&self) -> bool {
-        self.kick.is_none() && self.is_served()
-    }
-
-    /// Goes on in another table of memory.
-    pub(super) fn move_to(&mut self, memory: &Arc<Memory>) -> Result<(), crate::ring::StartError> {
-        self.spare.clear();
-        let moved = self.ring.move_to(memory);
-        self.detached = moved.is_err();
-        moved
-    }
-
-    /// Lets go of memory that the ring has no place in any more: whoever takes it away may be
-    /// waiting for that.
-    pub(super) fn leave(&mut self) {
-        if self.detached && self.in_flight == 0 {
-            self.spare.clear();
-            // Without memory for it the ring stays, and the wait is as long as it may be.
-            self.detached = self.ring.leave().is_err();
-        }
-    }
-
-    /// Whether it was asked to stop and nothing is in flight any more.
-    pub(super) fn is_drained(&self) -> bool {
-        matches!(self.phase, Phase::Stopping(_)) && self.in_flight == 0
-    }
-
-    /// Ends the queue: its index, and whoever waits for that. Late completions are refused.
-    pub(super) fn end(self) {
-        let Self { ring, completions, spare, provided, phase, counters, .. } = self;
-        completions.close();
-        counters.in_flight.store(0, Ordering::Relaxed);
-        let next = ring.next_available();
-        // Nothing of the ring is mapped any more when its end is told.
-        drop((ring, spare, provided));
-        if let Phase::Stopping(reply) = phase {
-            // Nobody waits any more if the limit has passed.
-            let _ = reply.send(next);
-        }
-    }
-
-    /// Nothing more is popped until the front-end stops the ring; it is told once.
-    pub(super) fn break_off(&mut self) {
-        self.phase = Phase::Broken;
-        if let Some(signal) = &self.error {
-            signal.send();
-        }
-    }
-
-    pub(super) fn is_broken(&self) -> bool {
-        matches!(self.phase, Phase::Broken)
-    }
-
-    fn fail(&mut self, error: RingError) -> Look {
         if self.loss.has_happened() {
             return self.lose();
         }
-        self.break_off();
-        Look::Broke(error)
+        self.wanted = None;
+        Next::Buffers
     }
 
-    /// The ring may be zeroes in place of what the driver wrote, and so may the data. Nothing is
-    /// popped any more; the session has been woken by the loss itself and ends.
-    fn lose(&mut self) -> Look {
-        self.phase = Phase::Broken;
-        Look::Idle
+    /// Has the device told when there are more than `available` chains; `true`: there are.
+    pub(super) fn want_more_than(&mut self, available: u16) -> bool {
+        self.wanted = Some(available);
+        self.ring.enable_kicks(available).unwrap_or(true)
+    }
+
+    /// How many chains there are for a device that takes them by itself; `None` if nothing may be
+    /// taken now.
+    pub(super) fn ready(&mut self) -> Result<Option<u16>, RingError> {
+        if !self.is_served() || self.lent || self.loss.has_happened() {
+            return Ok(None);
+        }
+        self.ring.available().map(Some)
     }
 
     /// Pops up to `limit` chains. On a bad chain those before it are good.
-    fn pop_batch(&mut self, limit: u16, batch: &mut Batch) -> Option<RingError> {
+    pub(super) fn pop_batch(&mut self, limit: u16, batch: &mut Batch) -> Option<RingError> {
         for _ in 0..limit {
-            let mut slot = match self.spare.pop() {
-                Some(slot) => slot,
-                None => Slot::new(self.index, Arc::clone(&self.completions)),
-            };
+            let mut slot = self.spare_slot();
             match self.ring.pop(&mut slot.buffers) {
                 Ok(Some(head)) => {
                     slot.head = head;
@@ -336,10 +255,25 @@ impl Queue {
         None
     }
 
+    fn spare_slot(&mut self) -> Box<Slot> {
+        let spare = self.spare.pop();
+        spare.unwrap_or_else(|| Slot::new(self.index, Arc::clone(&self.completions)))
+    }
+
+    /// Gives the buffers of a batch their places, where memory has to be asked for them.
+    #[cold]
+    fn resolve(&mut self, batch: &mut Batch, called: &AtomicU32) {
+        self.bad = self.finish_walks(batch).or(self.bad.take());
+        if !self.provide(batch, called) {
+            // It is behind what was put back, and comes again.
+            self.bad = None;
+        }
+    }
+
     /// Ends the walks of the chains of a batch. From a bad chain on they are put back; those before
     /// it are good.
     #[cold]
-    fn finish_walks(&mut self, batch: &mut Batch) -> Option<RingError> {
+    pub(super) fn finish_walks(&mut self, batch: &mut Batch) -> Option<RingError> {
         let (good, error) = self.ring.finish_walks(batch.chains_mut()).err()?;
         for slot in batch.take_left(good) {
             self.put_back(slot);
@@ -354,21 +288,37 @@ impl Queue {
         keep(&mut self.spare, &self.ring, slot);
     }
 
-    /// Gives back what the device answered and puts back what it left.
-    fn settle(&mut self, context: &mut WorkerContext<'_>) {
+    // --- giving back ---------------------------------------------------------------------------
+
+    /// Gives back what the device answered and puts back what it left. If the driver had broken
+    /// the ring behind this batch, that is told now.
+    #[inline]
+    pub(super) fn settle(&mut self, batch: &mut Batch) -> Option<RingError> {
+        self.lent = false;
         if self.provided.is_some() {
-            self.take_back(context);
+            self.take_back(batch);
         }
-        let completions = Arc::clone(&self.completions);
-        let Some(open) = completions.hold_open() else { return context.batch.clear() };
         self.left = 0;
-        for slot in context.batch.take_left(0) {
+        for slot in batch.take_left(0) {
             self.put_back(slot);
             // Nothing of what is there now is offered before the next kick.
             self.left = self.ring.seen();
         }
+        self.push_done(batch);
+        self.publish();
+        let error = self.bad.take()?;
+        match self.fail(error) {
+            Next::Broke(error) => Some(error),
+            _ => None,
+        }
+    }
+
+    /// Writes the used elements of what was answered. The driver sees none before
+    /// [`publish`](Self::publish).
+    #[inline]
+    pub(super) fn push_done(&mut self, batch: &mut Batch) {
         let mut answered = 0;
-        for done in context.batch.take_done() {
+        for done in batch.take_done() {
             answered += 1;
             self.in_flight -= 1;
             self.ring.push(done.slot.head, done.written);
@@ -377,30 +327,237 @@ impl Queue {
         bump(&self.counters.requests, answered);
         bump(&self.counters.batches, 1);
         self.counters.in_flight.store(self.in_flight, Ordering::Relaxed);
-        let published = self.publish();
-        drop(open);
-        self.signal(published);
     }
 
-    fn give_back(&mut self, done: Done) {
-        bump(&self.counters.requests, 1);
-        self.in_flight -= 1;
+    /// Gives back what was completed outside a batch.
+    pub(super) fn collect(&mut self) {
+        let mut done = std::mem::take(&mut self.collected);
+        self.completions.collect(&mut done);
+        if self.provided.is_some() {
+            self.return_memory(&mut done);
+        }
+        bump(&self.counters.requests, done.len() as u64);
+        for done in done.drain(..) {
+            self.in_flight -= 1;
+            self.ring.push(done.slot.head, done.written);
+            keep(&mut self.spare, &self.ring, done.slot);
+        }
+        self.collected = done;
         self.counters.in_flight.store(self.in_flight, Ordering::Relaxed);
-        self.ring.push(done.slot.head, done.written);
-        keep(&mut self.spare, &self.ring, done.slot);
+        self.publish();
+        self.leave();
     }
 
-    /// `true` if the driver wants to be told.
-    fn publish(&mut self) -> bool {
+    /// Shows the driver what was pushed, and notifies it if it wants that.
+    #[inline]
+    pub(super) fn publish(&mut self) {
         // What was read of lost memory may have been zeroes: nothing counts as done.
-        !self.loss.has_happened() && self.ring.publish()
-    }
-
-    fn signal(&self, published: bool) {
-        if let Some(call) = self.call.as_ref().filter(|_| published) {
+        if !self.loss.has_happened()
+            && self.ring.publish()
+            && let Some(call) = &self.call
+        {
             call.send();
             bump(&self.counters.calls, 1);
         }
+    }
+
+    // --- kicks ---------------------------------------------------------------------------------
+
+    /// Asks for kicks; `true` if there is work already.
+    pub(super) fn enable_kicks(&mut self) -> bool {
+        if !self.is_served() {
+            return self.phase == Phase::New;
+        }
+        let left = if self.receives { self.wanted } else { Some(self.left) };
+        // An index that jumps here is found, and reported, by the look that follows.
+        left.is_some_and(|left| self.ring.enable_kicks(left).unwrap_or(true))
+    }
+
+    pub(super) fn disable_kicks(&mut self) {
+        if self.is_served() {
+            self.ring.disable_kicks();
+        }
+    }
+
+    /// There may be something new: requests that were left are offered again.
+    pub(super) fn kicked(&mut self) {
+        self.left = 0;
+        bump(&self.counters.kicks, 1);
+    }
+
+    /// A ring that must be looked at by time, for want of a kick descriptor.
+    pub(super) fn is_unkicked(&self) -> bool {
+        self.kick.is_none() && self.is_served()
+    }
+
+    /// Whether the ring may be touched other than to give requests back.
+    #[inline]
+    fn is_served(&self) -> bool {
+        self.enabled && self.phase == Phase::Running
+    }
+
+    // --- what the front-end changes ------------------------------------------------------------
+
+    /// Serves the queue from now on, or leaves it alone.
+    pub(super) fn set_enabled(&mut self, enabled: bool) {
+        self.enabled = enabled;
+        self.kicked();
+    }
+
+    /// Replaces the call descriptor. The driver may have waited for what was signalled to the
+    /// former one: so the new one is signalled once, and the decision to notify starts anew.
+    pub(super) fn set_call(&mut self, call: Option<Notifier>) {
+        self.call = call;
+        self.ring.forget_notifications();
+        if let Some(call) = &self.call {
+            call.send();
+        }
+    }
+
+    /// Replaces the kick descriptor; returns the former one.
+    pub(super) fn set_kick(&mut self, kick: Option<OwnedFd>) -> Option<OwnedFd> {
+        self.kicked();
+        std::mem::replace(&mut self.kick, kick)
+    }
+
+    pub(super) fn set_error(&mut self, error: Option<Notifier>) {
+        self.error = error;
+    }
+
+    /// Goes on in another table of memory. An error breaks the ring; it is told once.
+    pub(super) fn move_to(&mut self, memory: &Arc<Memory>) -> Result<(), StartError> {
+        self.spare.clear();
+        let moved = self.ring.move_to(memory);
+        self.detached = moved.is_err();
+        if let Err(error) = moved
+            && self.phase != Phase::Broken
+        {
+            self.break_off();
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// Lets go of memory that the ring has no place in any more: whoever takes it away may be
+    /// waiting for that.
+    pub(super) fn leave(&mut self) {
+        if self.detached && self.in_flight == 0 {
+            self.spare.clear();
+            // Without memory for it the ring stays, and the wait is as long as it may be.
+            self.detached = self.ring.leave().is_err();
+        }
+    }
+
+    // --- the end -------------------------------------------------------------------------------
+
+    /// Takes no more from the ring.
+    pub(super) fn stop(&mut self) {
+        self.phase = Phase::Stopping;
+    }
+
+    /// Gives back the buffers that the device holds and does not touch now. The ring steps back
+    /// over those that were popped last; behind one that stays they are completed empty.
+    pub(super) fn return_unused(&mut self) {
+        self.collect();
+        while let Some(head) = self.ring.last_popped()
+            && self.completions.revoke(head)
+        {
+            self.ring.unpop(head);
+            self.in_flight -= 1;
+        }
+        for head in self.ring.heads_in_flight() {
+            if self.completions.revoke(head) {
+                self.ring.push(head, 0);
+                self.in_flight -= 1;
+            }
+        }
+        self.counters.in_flight.store(self.in_flight, Ordering::Relaxed);
+        self.publish();
+    }
+
+    /// Fails what the device does not give back: an error is written for each, and it goes back to
+    /// the driver. Late completions are refused.
+    pub(super) fn fail_rest(&mut self) {
+        self.collect();
+        self.completions.close();
+        // What the requests read stays noted where the device's own completions are.
+        self.completions = CompletionQueue::new(0, Arc::clone(&self.doorbell));
+        self.completions.close();
+        let (mut batch, called) = (Batch::default(), AtomicU32::new(0));
+        for head in self.ring.heads_in_flight() {
+            let mut slot = Slot::new(self.index, Arc::clone(&self.completions));
+            // A chain that the driver has changed since is not written to.
+            if self.ring.walk_again(head, &mut slot.buffers).is_err() {
+                slot.buffers.release();
+            }
+            slot.head = head;
+            batch.push(Request::new(slot));
+        }
+        if self.ring.memory().is_xen() {
+            self.provide(&mut batch, &called);
+        }
+        while let Some(request) = batch.next() {
+            let written = self.device.refuse(self.index, &request);
+            batch.complete(request, written);
+        }
+        self.settle(&mut batch);
+    }
+
+    /// Ends the queue.
+    pub(super) fn end(self: Box<Self>) -> Ended {
+        let base = self.ring.next_available();
+        self.counters.in_flight.store(0, Ordering::Relaxed);
+        // The ring is unmapped with the rest.
+        let Self { kick, .. } = *self;
+        Ended { base, kick }
+    }
+
+    /// Requests that were popped and not given back.
+    pub(super) fn in_flight(&self) -> u32 {
+        self.in_flight
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        self.phase == Phase::Stopping
+    }
+
+    /// Whether nothing is in flight.
+    pub(super) fn is_drained(&self) -> bool {
+        self.in_flight == 0 && !self.lent
+    }
+
+    pub(super) fn orphan(&mut self) {
+        self.orphaned = true;
+    }
+
+    pub(super) fn is_orphaned(&self) -> bool {
+        self.orphaned
+    }
+
+    /// Nothing more is popped until the front-end stops the ring; it is told once.
+    pub(super) fn break_off(&mut self) {
+        self.phase = Phase::Broken;
+        if let Some(error) = &self.error {
+            error.send();
+        }
+    }
+
+    pub(super) fn fail(&mut self, error: RingError) -> Next {
+        if self.loss.has_happened() {
+            return self.lose();
+        }
+        if self.phase != Phase::Running {
+            return Next::Idle;
+        }
+        self.break_off();
+        Next::Broke(error)
+    }
+
+    /// The ring may be zeroes in place of what the driver wrote, and so may the data. Nothing is
+    /// popped any more; the session has been woken by the loss itself and ends.
+    fn lose(&mut self) -> Next {
+        self.phase = Phase::Broken;
+        Next::Idle
     }
 }
 
@@ -413,7 +570,7 @@ fn keep(spare: &mut Spare, ring: &SplitRing, mut slot: Box<Slot>) {
     }
 }
 
-/// Adds without a locked instruction: only the worker writes.
+/// Adds without a locked instruction: only who has the queue's lock writes.
 fn bump(counter: &AtomicU64, by: u64) {
     counter.store(counter.load(Ordering::Relaxed) + by, Ordering::Relaxed);
 }

@@ -25,9 +25,10 @@ fn a_call_or_an_error_descriptor_without_a_reader_raises_no_signal() {
     let (reader, pipe) = rustix::pipe::pipe().unwrap();
     driver.client.set_vring_call(0, Some(pipe.as_fd())).unwrap();
     driver.client.set_vring_err(0, Some(pipe.as_fd())).unwrap();
+    let mut bytes = [0; 16];
+    assert_eq!(rustix::io::read(&reader, &mut bytes), Ok(8), "a new descriptor is signalled once");
     driver.push(0, 0, b"call", MIB / 2);
     driver.rings[0].publish();
-    let mut bytes = [0; 16];
     assert_eq!(rustix::io::read(&reader, &mut bytes), Ok(8), "a pipe is signalled as well");
     assert_eq!(driver.rings[0].pop().unwrap().map(|used| used.head), Some(0));
     drop(reader);

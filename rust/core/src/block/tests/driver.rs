@@ -110,7 +110,7 @@ impl Driver {
         };
         let memory = Arc::new(Memory::new(regions).unwrap());
         let ring = SplitRing::start(&memory, layout, 0).unwrap();
-        let completions = CompletionQueue::new(Doorbell::new().unwrap());
+        let completions = CompletionQueue::new(SIZE, Doorbell::new().unwrap());
         Self { file, ring, available: 0, completions, batch: Batch::default() }
     }
 

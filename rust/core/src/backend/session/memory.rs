@@ -1,0 +1,140 @@
+//! Guest memory of a session: its table, and what is taken out of it.
+
+use std::fmt::Display;
+use std::sync::{Arc, Weak};
+use std::time::Instant;
+
+use super::{RECHECK_INTERVAL, Session};
+use crate::backend::Event;
+use crate::connection::{Refusal, RegionOffer, RegionRange};
+use crate::memory::{Gone, Memory, Region, XenKind};
+use crate::wire::payload::XenMeans;
+use crate::worker::{Broken, HeldUp, Report};
+
+impl Session<'_> {
+    pub(super) fn set_memory(&mut self, offers: Vec<RegionOffer>) -> Result<(), Refusal> {
+        let map = |offer| self.map("SET_MEM_TABLE", offer);
+        let regions = offers.into_iter().map(map).collect::<Result<Vec<_>, _>>()?;
+        let memory = Memory::new(regions).map_err(|e| Refusal(format!("SET_MEM_TABLE: {e}")))?;
+        // A guest's kernel ends its grants as soon as it hears that they are not used any more.
+        let removed = self.memory.domains_regions_outside(&memory);
+        self.swap_memory(memory);
+        self.wait_for_end(removed);
+        Ok(())
+    }
+
+    pub(super) fn add_region(&mut self, offer: RegionOffer) -> Result<(), Refusal> {
+        let region = self.map("ADD_MEM_REG", offer)?;
+        let memory = self.memory.with(region).map_err(|e| Refusal(format!("ADD_MEM_REG: {e}")))?;
+        self.swap_memory(memory);
+        Ok(())
+    }
+
+    /// A region, with one for all other addresses if the front-end allows to map more.
+    fn map(&self, message: &str, offer: RegionOffer) -> Result<Arc<Region>, Refusal> {
+        let RegionOffer { range: RegionRange { guest, size, user }, mmap_offset, xen, fd } = offer;
+        let refused = |why: &dyn Display| {
+            let what = xen.map_or_else(
+                || format!("file offset {mmap_offset:#x}"),
+                |xen| format!("domain {}", xen.domid),
+            );
+            let place = format!("guest address {guest}, {size:#x} bytes, {what}");
+            Refusal(format!("{message}: the region at {place}: {why}"))
+        };
+        let Some(mapping) = xen else {
+            let region = Region::map(guest, user, size, mmap_offset, fd);
+            return region.map_err(|e| refused(&e));
+        };
+        let Some(options) = &self.control.options.xen else {
+            return Err(refused(&"XEN_MMAP was not offered"));
+        };
+        let domid = mapping.domid;
+        if let Some(only) = options.domain.filter(|&only| only != domid) {
+            return Err(refused(&format!("xen domain id {domid}: only domain {only} is served")));
+        }
+        let access = &options.access;
+        let kind = kind(mapping.means);
+        let more = mapping.more.then(|| fd.try_clone()).transpose().map_err(|e| refused(&e))?;
+        let region = Region::xen(access, kind, domid, guest, user, size, fd);
+        let mut region = region.map_err(|e| refused(&e))?;
+        if let Some(fd) = more {
+            let beyond = Region::beyond(access, kind, domid, fd);
+            region.allow_more(beyond.map_err(|e| refused(&e))?);
+        }
+        Ok(region)
+    }
+
+    /// Answered only when nothing uses the region any more.
+    pub(super) fn remove_region(&mut self, range: RegionRange) -> Result<(), Refusal> {
+        let RegionRange { guest, size, user } = range;
+        let (memory, region) = self.memory.without(guest, user, size).map_err(|e| {
+            Refusal(format!("REM_MEM_REG: guest {guest}, user {user}, {size:#x} bytes: {e}"))
+        })?;
+        self.swap_memory(memory);
+        self.wait_for_end(vec![region]);
+        Ok(())
+    }
+
+    /// Waits until nothing uses regions that are in the table no more. What is still used when
+    /// the time for that is over is taken away.
+    fn wait_for_end(&self, regions: Vec<Arc<Region>>) {
+        let (begun, limit) = (Instant::now(), self.shared().drain());
+        let waits: Vec<_> = regions.iter().map(|r| (r.gone(), Arc::downgrade(r))).collect();
+        drop(regions);
+        let is_late = |gone: &Gone| loop {
+            let left = self.left(begun, limit);
+            if gone.wait(left.min(RECHECK_INTERVAL)) {
+                break false;
+            }
+            if left.is_zero() {
+                break true;
+            }
+        };
+        let late = waits.iter().filter(|(gone, _)| is_late(gone));
+        self.take_away(&late.filter_map(|(_, region)| region.upgrade()).collect::<Vec<_>>());
+    }
+
+    /// Takes memory away from the requests that still have it.
+    pub(super) fn take_away(&self, regions: &[Arc<Region>]) {
+        if regions.is_empty() {
+            return;
+        }
+        // In this order: a request that is not among those that need something finds the end.
+        regions.iter().for_each(|region| region.end());
+        let completion_queues = self.completions.iter().filter_map(Weak::upgrade);
+        let needed: Vec<_> =
+            completion_queues.flat_map(|completions| completions.needed()).collect();
+        regions.iter().for_each(|region| region.detach(&needed));
+        // A batch that ended meanwhile has found its pages held, and waits with its answers.
+        self.workers.iter().flatten().for_each(|worker| worker.doorbell().ring());
+    }
+
+    fn swap_memory(&mut self, memory: Memory) {
+        self.mapped.retain(|region| region.strong_count() > 0);
+        let known = |r: &Arc<Region>| self.mapped.iter().any(|m| m.as_ptr() == Arc::as_ptr(r));
+        let all = memory.regions().iter().chain(memory.beyond());
+        let new = all.filter(|r| !known(r)).inspect(|r| r.watch(&self.loss));
+        let new: Vec<_> = new.map(Arc::downgrade).collect();
+        self.mapped.extend(new);
+        self.memory = Arc::new(memory);
+        for queue in self.queues() {
+            match queue.move_to(&self.memory) {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    self.shared().queue_broken(queue.index(), Broken::Memory(error));
+                    // Told first: the front-end is answered when the memory is free.
+                    let _ = queue.leave();
+                }
+                Err(HeldUp) => self.event(Event::HeldUp { queue: queue.index() }),
+            }
+        }
+    }
+}
+
+fn kind(means: XenMeans) -> XenKind {
+    match means {
+        XenMeans::Foreign => XenKind::Foreign,
+        XenMeans::Grant => XenKind::Grant,
+        XenMeans::GrantOnDemand => XenKind::GrantOnDemand,
+    }
+}

@@ -1,0 +1,271 @@
+//! The vrings of a session: started, changed while they run, and stopped.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::{RECHECK_INTERVAL, Session};
+use crate::backend::{Event, State, Stuck};
+use crate::connection::{Refusal, RingSetup};
+use crate::ring::{SplitLayout, SplitRing};
+use crate::wire::features::{EVENT_IDX, INDIRECT_DESC};
+use crate::worker::{HeldUp, Notifier, QueueCell, QueueParts, ReceiveHandle, Worker};
+
+/// A vring's descriptors and flags, as long as the session lasts.
+#[derive(Default)]
+pub(super) struct Vring {
+    enabled: bool,
+    call: Option<Notifier>,
+    error: Option<Notifier>,
+    /// While it is started.
+    queue: Option<Arc<QueueCell>>,
+}
+
+/// What becomes of requests that do not come back while their ring stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rest {
+    /// They fail: their driver goes on.
+    Fails,
+    /// Nothing: their driver is gone, and its memory is not touched any more.
+    IsLeft,
+}
+
+impl Session<'_> {
+    pub(super) fn start_ring(
+        &mut self,
+        setup: RingSetup,
+        kick: Option<OwnedFd>,
+    ) -> Result<(), Refusal> {
+        let index = setup.index;
+        let ring = SplitRing::find(&self.memory, layout(&setup), setup.base)
+            .map_err(|e| Refusal(format!("SET_VRING_KICK: queue {index}: {e}")))?;
+        let worker = self.worker(index)?;
+        watch(worker, index, kick.as_ref())?;
+        let doorbell = Arc::clone(worker.doorbell());
+        let vring = &self.vrings[usize::from(index)];
+        let queue = QueueCell::new(QueueParts {
+            index,
+            ring,
+            enabled: setup.enabled,
+            kick,
+            call: vring.call.clone(),
+            error: vring.error.clone(),
+            device: Arc::clone(&self.control.device),
+            report: Arc::clone(&self.control.shared) as Arc<_>,
+            doorbell,
+            loss: Arc::clone(&self.loss),
+            counters: self.shared().queue(index),
+        });
+        self.ring_has_started(index, setup.enabled, queue);
+        Ok(())
+    }
+
+    fn ring_has_started(&mut self, index: u16, enabled: bool, queue: Arc<QueueCell>) {
+        self.completions.retain(|completions| completions.strong_count() > 0);
+        self.completions.push(Arc::downgrade(queue.completions()));
+        let first = self.queues().next().is_none();
+        let vring = &mut self.vrings[usize::from(index)];
+        vring.enabled = enabled;
+        vring.queue = Some(Arc::clone(&queue));
+        if first {
+            self.device().started();
+        }
+        self.device().queue_started(index, Arc::new(ReceiveHandle(Arc::clone(&queue))));
+        if let Some(worker) = self.known_worker(index) {
+            worker.add(queue);
+        }
+        self.update_state();
+    }
+
+    pub(super) fn replace_kick(
+        &mut self,
+        index: u16,
+        kick: Option<OwnedFd>,
+    ) -> Result<(), Refusal> {
+        let worker = self.worker(index)?;
+        watch(worker, index, kick.as_ref())?;
+        if let Some(queue) = self.started(index) {
+            let former = queue.set_kick(kick).map_err(|HeldUp| held_up("SET_VRING_KICK", index))?;
+            self.worker(index)?.unwatch(former);
+        }
+        Ok(())
+    }
+
+    pub(super) fn set_call(&mut self, index: u16, fd: Option<OwnedFd>) -> Result<(), Refusal> {
+        let call = self.notifier("SET_VRING_CALL", index, fd)?;
+        self.vrings[usize::from(index)].call = call.clone();
+        let changed = self.started(index).map_or(Ok(()), |queue| queue.set_call(call));
+        changed.map_err(|HeldUp| held_up("SET_VRING_CALL", index))
+    }
+
+    pub(super) fn set_error(&mut self, index: u16, fd: Option<OwnedFd>) -> Result<(), Refusal> {
+        let error = self.notifier("SET_VRING_ERR", index, fd)?;
+        self.vrings[usize::from(index)].error = error.clone();
+        let changed = self.started(index).map_or(Ok(()), |queue| queue.set_error(error));
+        changed.map_err(|HeldUp| held_up("SET_VRING_ERR", index))
+    }
+
+    fn notifier(
+        &self,
+        message: &str,
+        index: u16,
+        fd: Option<OwnedFd>,
+    ) -> Result<Option<Notifier>, Refusal> {
+        let notifier = fd.map(|fd| Notifier::new(fd, &self.shared().signaller)).transpose();
+        notifier.map_err(|what| {
+            Refusal(format!("{message}: queue {index}: its descriptor is {what}, not an eventfd"))
+        })
+    }
+
+    /// Takes effect at once: nothing more is taken of a ring that is disabled. What the device has
+    /// of it already is answered when the device answers it.
+    pub(super) fn enable(&mut self, index: u16, enabled: bool) -> Result<(), Refusal> {
+        if let Some(queue) = self.started(index) {
+            let changed = queue.set_enabled(enabled);
+            changed.map_err(|HeldUp| held_up("SET_VRING_ENABLE", index))?;
+        }
+        self.vrings[usize::from(index)].enabled = enabled;
+        self.update_state();
+        Ok(())
+    }
+
+    pub(super) fn stop_ring(&mut self, index: u16) -> Result<u16, Refusal> {
+        let base = self.stop_rings(&[index], Rest::Fails, self.shared().drain()).pop().flatten();
+        base.ok_or_else(|| held_up("GET_VRING_BASE", index))
+    }
+
+    /// Stops rings, all at the same time, and waits for their requests; `rest` is what becomes of
+    /// those that are not back within `limit`. `None` for a ring that guest memory holds up.
+    pub(super) fn stop_rings(
+        &mut self,
+        indices: &[u16],
+        rest: Rest,
+        limit: Duration,
+    ) -> Vec<Option<u16>> {
+        let begun = Instant::now();
+        let stopping = |&index: &u16| {
+            let queue = self.started(index)?;
+            let stopped = queue.stop();
+            self.device().queue_stopping(index);
+            stopped.and_then(|()| queue.return_unused()).ok()?;
+            Some(queue)
+        };
+        let queues: Vec<_> = indices.iter().map(stopping).collect();
+        let drained = |(&index, queue): (&u16, Option<Arc<QueueCell>>)| {
+            let base = queue.and_then(|queue| self.drain(&queue, rest, begun, limit));
+            self.ring_has_stopped(index, base);
+            base
+        };
+        indices.iter().zip(queues).map(drained).collect()
+    }
+
+    /// Waits for the requests of a ring that is stopping, and ends it.
+    fn drain(&self, queue: &QueueCell, rest: Rest, begun: Instant, limit: Duration) -> Option<u16> {
+        let index = queue.index();
+        let is_drained = loop {
+            let left = self.left(begun, limit);
+            if queue.wait_drained(Instant::now() + left.min(RECHECK_INTERVAL)) {
+                break true;
+            }
+            if left.is_zero() {
+                break false;
+            }
+        };
+        if !is_drained {
+            let requests = match rest {
+                Rest::Fails => queue.fail_rest(),
+                Rest::IsLeft => queue.in_flight(),
+            };
+            let requests = requests.unwrap_or(0);
+            self.event(Event::Stuck(Stuck { queue: index, requests }));
+        }
+        let ended = queue.end().ok()?;
+        if let Some(worker) = self.known_worker(index) {
+            worker.unwatch(ended.kick);
+        }
+        Some(ended.base)
+    }
+
+    /// What is left of a wait for requests; a stop that was asked for meanwhile may shorten it.
+    pub(super) fn left(&self, begun: Instant, limit: Duration) -> Duration {
+        let stopping = self.shared().is_stopping();
+        let limit = if stopping { limit.min(self.shared().drain()) } else { limit };
+        (begun + limit).saturating_duration_since(Instant::now())
+    }
+
+    fn ring_has_stopped(&mut self, index: u16, base: Option<u16>) {
+        let queue = self.vrings[usize::from(index)].queue.take();
+        if let (Some(queue), Some(worker)) = (queue, self.known_worker(index)) {
+            worker.remove(&queue);
+        }
+        match base {
+            Some(base) => self.event(Event::QueueStopped { queue: index, base }),
+            None => self.event(Event::HeldUp { queue: index }),
+        }
+        if self.queues().next().is_none() {
+            self.device().stopped();
+        }
+        self.update_state();
+    }
+
+    /// All rings stopped and disabled, the device as new; memory stays. Returns where the rings
+    /// stopped that were started.
+    pub(super) fn reset(&mut self) -> Result<Vec<(u16, u16)>, Refusal> {
+        let started = self.all_started();
+        let bases = self.stop_rings(&started, Rest::Fails, self.shared().drain());
+        self.vrings.iter_mut().for_each(|vring| vring.enabled = false);
+        self.device().reset();
+        let base = |(index, base): (u16, Option<u16>)| {
+            base.map(|base| (index, base)).ok_or_else(|| held_up("reset", index))
+        };
+        started.into_iter().zip(bases).map(base).collect()
+    }
+
+    /// A vring's queue, if it is started.
+    fn started(&self, index: u16) -> Option<Arc<QueueCell>> {
+        self.vrings[usize::from(index)].queue.clone()
+    }
+
+    /// The queues of all started vrings.
+    pub(super) fn queues(&self) -> impl Iterator<Item = &Arc<QueueCell>> {
+        self.vrings.iter().filter_map(|vring| vring.queue.as_ref())
+    }
+
+    pub(super) fn all_started(&self) -> Vec<u16> {
+        self.queues().map(|queue| queue.index()).collect()
+    }
+
+    pub(super) fn update_state(&self) {
+        let started = || self.vrings.iter().filter(|vring| vring.queue.is_some());
+        self.shared().set_state(if started().any(|vring| vring.enabled) {
+            State::Running
+        } else if started().next().is_some() {
+            State::Paused
+        } else {
+            State::Negotiating
+        });
+    }
+}
+
+fn layout(setup: &RingSetup) -> SplitLayout {
+    SplitLayout {
+        size: setup.size,
+        descriptors: setup.descriptors,
+        available: setup.available,
+        used: setup.used,
+        indirect: setup.features & INDIRECT_DESC != 0,
+        event_idx: setup.features & EVENT_IDX != 0,
+    }
+}
+
+fn watch(worker: &Worker, queue: u16, kick: Option<&OwnedFd>) -> Result<(), Refusal> {
+    let watched = kick.map_or(Ok(()), |kick| worker.watch(queue, kick.as_fd()));
+    watched.map_err(|error| {
+        let what = "its descriptor cannot be waited for";
+        Refusal(format!("SET_VRING_KICK: queue {queue}: {what}: {error}"))
+    })
+}
+
+fn held_up(message: &str, queue: u16) -> Refusal {
+    Refusal(format!("{message}: queue {queue} is held up by guest memory that does not answer"))
+}

@@ -1,0 +1,100 @@
+//! Requests that were popped together.
+
+use std::collections::VecDeque;
+
+use super::Request;
+use super::completion::{Done, Slot};
+use crate::memory::view::Buffers;
+
+/// Requests of one queue that were popped together, in the order of the available ring.
+#[derive(Debug, Default)]
+pub struct Batch {
+    pending: VecDeque<Request>,
+    done: Vec<Done>,
+}
+
+impl Batch {
+    /// Takes the next request.
+    #[inline]
+    #[allow(clippy::should_implement_trait)] // An iterator would borrow the batch for its life.
+    pub fn next(&mut self) -> Option<Request> {
+        self.pending.pop_front()
+    }
+
+    /// Requests not yet taken.
+    pub fn len(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Whether all requests were taken.
+    pub fn is_empty(&self) -> bool {
+        self.pending.is_empty()
+    }
+
+    /// Completes a request of this batch on the worker's own thread, with no lock. It is seen by
+    /// the driver when the batch ends. `written` as in [`Request::complete`].
+    #[inline]
+    pub fn complete(&mut self, request: Request, written: u32) {
+        self.done.push(request.into_done(written));
+    }
+
+    pub(crate) fn push(&mut self, request: Request) {
+        self.pending.push_back(request);
+    }
+
+    /// The buffers of the requests that were not taken.
+    pub(crate) fn buffers_mut(&mut self) -> impl Iterator<Item = &mut Buffers> {
+        self.chains_mut().map(|(_, buffers)| buffers)
+    }
+
+    /// The last request that was not taken.
+    pub(crate) fn last(&self) -> Option<&Request> {
+        self.pending.back()
+    }
+
+    /// Whether requests were answered.
+    pub(crate) fn has_done(&self) -> bool {
+        !self.done.is_empty()
+    }
+
+    pub(crate) fn done_mut(&mut self) -> &mut Vec<Done> {
+        &mut self.done
+    }
+
+    /// Takes the requests with a fault.
+    pub(crate) fn take_faulty(&mut self) -> Vec<Request> {
+        if self.pending.iter().all(|request| request.fault().is_none()) {
+            return Vec::new();
+        }
+        let mut faulty = Vec::new();
+        for _ in 0..self.pending.len() {
+            match self.pending.pop_front() {
+                Some(request) if request.fault().is_some() => faulty.push(request),
+                Some(request) => self.pending.push_back(request),
+                None => break,
+            }
+        }
+        faulty
+    }
+
+    pub(crate) fn take_done(&mut self) -> std::vec::Drain<'_, Done> {
+        self.done.drain(..)
+    }
+
+    /// Lets go of all requests.
+    pub(crate) fn clear(&mut self) {
+        self.pending.clear();
+        self.done.clear();
+    }
+
+    /// The heads and the buffers of the requests that were not taken.
+    pub(crate) fn chains_mut(&mut self) -> impl Iterator<Item = (u16, &mut Buffers)> {
+        self.pending.iter_mut().filter_map(Request::buffers_mut)
+    }
+
+    /// The slots of the requests that were not taken, from the one numbered `first` on, last
+    /// first.
+    pub(crate) fn take_left(&mut self, first: usize) -> impl Iterator<Item = Box<Slot>> + '_ {
+        self.pending.drain(first..).rev().map(Request::into_slot)
+    }
+}

@@ -1,0 +1,227 @@
+//! The way of an answered request back to its ring.
+
+use std::fmt;
+use std::mem;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::doorbell::Doorbell;
+use super::scope::{self, Publish, ScopeId};
+use crate::memory::view::{Buffers, Segment, Writable};
+use crate::sys::fork;
+
+/// What a request is made of, reused from request to request.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    pub(crate) buffers: Buffers,
+    pub(crate) head: u16,
+    pub(super) queue: u16,
+    pub(super) completions: Arc<CompletionQueue>,
+}
+
+/// An answered request on its way back to the ring.
+#[derive(Debug)]
+pub(crate) struct Done {
+    pub(crate) slot: Box<Slot>,
+    pub(crate) written: u32,
+}
+
+/// The ring that the request came from has stopped: nothing was given back to the driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stopped;
+
+impl fmt::Display for Stopped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the queue has stopped: the request went back when it did")
+    }
+}
+
+impl std::error::Error for Stopped {}
+
+impl Slot {
+    pub(crate) fn new(queue: u16, completions: Arc<CompletionQueue>) -> Box<Self> {
+        Box::new(Self { buffers: Buffers::default(), head: 0, queue, completions })
+    }
+
+    /// The device never reports more than it could have written.
+    pub(super) fn limit(&self, written: u32) -> u32 {
+        let room = self.buffers.writable().len();
+        u32::try_from(room).map_or(written, |room| written.min(room))
+    }
+}
+
+/// Who may use a request that outlives its batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Holder {
+    /// The device, which may touch its memory.
+    Device,
+    /// Nobody now: the device asks before it touches the memory again.
+    Nobody,
+    /// The driver: the request went back unused.
+    Driver,
+}
+
+/// Where requests that are completed outside a batch wait for their worker.
+#[derive(Debug)]
+pub(crate) struct CompletionQueue {
+    waiting: Mutex<Waiting>,
+    closed: AtomicBool,
+    /// Who holds each request that outlives its batch, by its head.
+    holders: Box<[AtomicU8]>,
+    /// What the requests in flight read of a domain's memory, by their heads: it is kept for them
+    /// if the memory is taken away.
+    reading: Mutex<Vec<Vec<Segment>>>,
+    doorbell: Arc<Doorbell>,
+    /// The process of the worker: a fork of it has no part in its requests.
+    generation: u32,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    done: Vec<Done>,
+    /// Completed inside callbacks that have not returned.
+    gathered: Vec<(ScopeId, Done)>,
+}
+
+impl CompletionQueue {
+    /// For a ring of `size` entries.
+    pub(crate) fn new(size: u16, doorbell: Arc<Doorbell>) -> Arc<Self> {
+        let holders = (0..size).map(|_| AtomicU8::new(Holder::Device as u8)).collect();
+        let (waiting, closed, reading) =
+            (Mutex::default(), AtomicBool::new(false), Mutex::default());
+        Arc::new(Self {
+            waiting,
+            closed,
+            holders,
+            reading,
+            doorbell,
+            generation: fork::generation(),
+        })
+    }
+
+    /// Takes what has been completed.
+    pub(crate) fn collect(&self, into: &mut Vec<Done>) {
+        into.append(&mut self.lock().done);
+    }
+
+    /// From now on completions are refused, and what was completed and not collected is gone.
+    pub(crate) fn close(&self) {
+        let mut waiting = self.lock();
+        self.closed.store(true, Ordering::Release);
+        let gone = mem::take(&mut *waiting);
+        drop(waiting);
+        drop(gone);
+    }
+
+    /// Whether completions are refused.
+    pub(crate) fn is_closed(&self) -> bool {
+        !self.is_ours() || self.closed.load(Ordering::Acquire)
+    }
+
+    /// The device does not touch the memory of the request at `head` before it has
+    /// [claimed](Self::claim) it: until then it may be [revoked](Self::revoke).
+    pub(super) fn park(&self, head: u16) {
+        self.change_holder(head, Holder::Device, Holder::Nobody);
+    }
+
+    /// The device wants to touch the memory of the request at `head`; `false`: it went back.
+    pub(super) fn claim(&self, head: u16) -> bool {
+        self.change_holder(head, Holder::Nobody, Holder::Device) || !self.is_revoked(head)
+    }
+
+    /// Takes the request at `head` from a device that does not touch it now; `false` if the device
+    /// may.
+    pub(crate) fn revoke(&self, head: u16) -> bool {
+        self.change_holder(head, Holder::Nobody, Holder::Driver)
+    }
+
+    pub(super) fn is_revoked(&self, head: u16) -> bool {
+        let holder = self.holders.get(usize::from(head));
+        holder.is_some_and(|holder| holder.load(Ordering::Acquire) == Holder::Driver as u8)
+    }
+
+    fn change_holder(&self, head: u16, from: Holder, to: Holder) -> bool {
+        let (done, seen) = (Ordering::AcqRel, Ordering::Acquire);
+        self.holders
+            .get(usize::from(head))
+            .is_some_and(|holder| holder.compare_exchange(from as u8, to as u8, done, seen).is_ok())
+    }
+
+    /// Notes what these requests read, by their heads, as long as they are in flight.
+    pub(crate) fn note<'a>(&self, chains: impl Iterator<Item = (u16, &'a mut Buffers)>) {
+        let mut reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        for (head, buffers) in chains {
+            let place = usize::from(head);
+            if place >= reading.len() {
+                reading.resize(place + 1, Vec::new());
+            }
+            reading[place].clear();
+            reading[place].extend(buffers.readable().parts(0, u64::MAX));
+        }
+    }
+
+    /// These requests read no more.
+    pub(crate) fn forget(&self, heads: impl Iterator<Item = u16>) {
+        let mut reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        for head in heads {
+            if let Some(places) = reading.get_mut(usize::from(head)) {
+                places.clear();
+            }
+        }
+    }
+
+    /// What the requests in flight read.
+    pub(crate) fn needed(&self) -> Vec<Segment> {
+        self.reading.lock().unwrap_or_else(PoisonError::into_inner).concat()
+    }
+
+    fn is_ours(&self) -> bool {
+        self.generation == fork::generation()
+    }
+
+    /// Completes a request. The driver sees it when the callback that runs on this thread returns,
+    /// at once if there is none.
+    pub(super) fn finish(
+        mut slot: Box<Slot>,
+        last: impl FnOnce(Writable<'_>) -> u32,
+    ) -> Result<(), Stopped> {
+        let queue = Arc::clone(&slot.completions);
+        if !queue.is_ours() {
+            // The lock may be a thread's that this process does not have.
+            return Err(Stopped);
+        }
+        let scope = scope::publish_later(|| Arc::clone(&queue) as Arc<dyn Publish>);
+        let mut waiting = queue.lock();
+        if queue.closed.load(Ordering::Relaxed) || !queue.claim(slot.head) {
+            drop(waiting);
+            slot.buffers.release();
+            return Err(Stopped);
+        }
+        let written = slot.limit(last(slot.buffers.writable()));
+        let done = Done { slot, written };
+        match scope {
+            Some(scope) => waiting.gathered.push((scope, done)),
+            None => waiting.done.push(done),
+        }
+        drop(waiting);
+        if scope.is_none() {
+            queue.doorbell.ring();
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Publish for CompletionQueue {
+    fn publish(&self, scope: ScopeId) {
+        let mut waiting = self.lock();
+        let Waiting { done, gathered } = &mut *waiting;
+        done.extend(gathered.extract_if(.., |(of, _)| *of == scope).map(|(_, done)| done));
+        drop(waiting);
+        self.doorbell.ring();
+    }
+}

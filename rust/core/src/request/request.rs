@@ -1,0 +1,150 @@
+//! One descriptor chain in the hands of a device.
+
+use std::sync::Arc;
+
+use super::completion::{CompletionQueue, Done, Slot, Stopped};
+use crate::memory::Fault;
+use crate::memory::view::{Buffers, Readable, Writable};
+
+/// One descriptor chain in the hands of the device.
+#[derive(Debug)]
+pub struct Request {
+    /// `None` only while the request is being consumed.
+    slot: Option<Box<Slot>>,
+}
+
+impl Request {
+    pub(crate) fn new(slot: Box<Slot>) -> Self {
+        Self { slot: Some(slot) }
+    }
+
+    /// Completes the request from any thread. `written`: bytes written from the start of the
+    /// writable part, cut to its length.
+    ///
+    /// # Errors
+    /// [`Stopped`] if the ring has stopped meanwhile.
+    pub fn complete(self, written: u32) -> Result<(), Stopped> {
+        self.complete_with(|_| written)
+    }
+
+    /// Completes the request from any thread, with one last thing to write: `last` gets the
+    /// writable part and returns the bytes written. It is not called if the ring has stopped, and
+    /// the ring does not stop while it runs: so it must be short, and must not touch other
+    /// requests.
+    ///
+    /// # Errors
+    /// [`Stopped`] if the ring has stopped meanwhile.
+    pub fn complete_with(mut self, last: impl FnOnce(Writable<'_>) -> u32) -> Result<(), Stopped> {
+        match self.slot.take() {
+            Some(slot) => CompletionQueue::finish(slot, last),
+            None => Err(Stopped),
+        }
+    }
+
+    /// The vring that it came from.
+    pub fn queue(&self) -> u16 {
+        self.slot().queue
+    }
+
+    /// The index of its first descriptor: its name among those in flight.
+    pub fn head(&self) -> u16 {
+        self.slot().head
+    }
+
+    /// Whether its ring still runs, and it has not gone back.
+    pub fn is_live(&self) -> bool {
+        let Slot { head, ref completions, .. } = *self.slot();
+        !completions.is_closed() && !completions.is_revoked(head)
+    }
+
+    /// Notes that the device does not touch this request's memory before it has claimed it again.
+    /// If its queue stops meanwhile a buffer that has no readable part goes back unused. Only for
+    /// requests that are kept past their batch.
+    pub fn park(&self) {
+        let Slot { head, ref buffers, ref completions, .. } = *self.slot();
+        if buffers.readable().is_empty() && !buffers.waits() {
+            completions.park(head);
+        }
+    }
+
+    /// Whether the device may touch the memory of a request that it has [parked](Self::park);
+    /// `false`: it went back.
+    pub fn claim(&self) -> bool {
+        let Slot { head, ref completions, .. } = *self.slot();
+        !completions.is_closed() && completions.claim(head)
+    }
+
+    /// What of its buffers cannot be reached; such a request goes to
+    /// [`Device::refuse`](crate::device::Device::refuse).
+    pub fn fault(&self) -> Option<Fault> {
+        self.slot().buffers.fault()
+    }
+
+    /// Whether some of its buffers lie in mappings of pages that the guest has granted, and not in
+    /// ordinary shared memory or in a copy.
+    #[inline]
+    pub fn maps_grants(&self) -> bool {
+        self.slot().buffers.maps_grants()
+    }
+
+    /// Whether its buffers may be foreign mappings of Xen, on which the kernel does no direct I/O.
+    pub fn is_foreign(&self) -> bool {
+        self.slot().buffers.is_foreign()
+    }
+
+    /// Whether some of its memory was lost: what has been copied out of it or into it does not
+    /// count.
+    pub fn is_lost(&self) -> bool {
+        self.slot().buffers.is_lost()
+    }
+
+    /// What the driver wrote.
+    #[inline]
+    pub fn readable(&self) -> Readable<'_> {
+        self.slot().buffers.readable()
+    }
+
+    /// What the device may write.
+    #[inline]
+    pub fn writable(&self) -> Writable<'_> {
+        self.slot().buffers.writable()
+    }
+
+    #[inline]
+    fn slot(&self) -> &Slot {
+        self.slot.as_deref().expect("a request has its slot until it is consumed")
+    }
+
+    pub(super) fn into_done(mut self, written: u32) -> Done {
+        let slot = self.slot.take().expect("a request has its slot until it is consumed");
+        Done { written: slot.limit(written), slot }
+    }
+
+    pub(super) fn buffers_mut(&mut self) -> Option<(u16, &mut Buffers)> {
+        self.slot.as_deref_mut().map(|slot| (slot.head, &mut slot.buffers))
+    }
+
+    pub(super) fn into_slot(mut self) -> Box<Slot> {
+        self.slot.take().expect("a request has its slot until it is consumed")
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot.take() {
+            let _ = CompletionQueue::finish(slot, |_| 0);
+        }
+    }
+}
+
+impl Done {
+    /// Answers anew.
+    pub(crate) fn revise(&mut self, answer: impl FnOnce(&Request) -> u32) {
+        let Slot { queue, head, ref completions, .. } = *self.slot;
+        let mut empty = Slot::new(queue, Arc::clone(completions));
+        empty.head = head;
+        let request = Request::new(std::mem::replace(&mut self.slot, empty));
+        let written = answer(&request);
+        *self = request.into_done(written);
+    }
+}

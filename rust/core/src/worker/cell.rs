@@ -1,0 +1,240 @@
+//! A started queue and its lock.
+//!
+//! Three sides use a queue: its worker, which pops and publishes; the control plane, which changes
+//! what the front-end asks for; and a device that takes receive buffers from any thread. Each holds
+//! the lock for as long as it looks at the ring or writes to it, and never while the device works on
+//! requests. So a message takes effect at once, however long a callback runs, and nothing has to
+//! wait in a list.
+//!
+//! Who has the lock may be held up by guest memory alone (a page that does not come). The control
+//! plane therefore waits for it with a limit.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::notifier::Notifier;
+use super::queue::{Ended, Next, Phase, Queue, QueueParts};
+use super::report::Broken;
+use super::thread::WorkerContext;
+use crate::memory::Memory;
+use crate::request::{CallbackScope, CompletionQueue, Doorbell};
+use crate::ring::StartError;
+
+/// Longest wait for the lock. Only guest memory that does not answer takes so long.
+const LOCK_LIMIT: Duration = Duration::from_secs(5);
+
+/// Longest wait for a worker to look at a new ring that is to stop already.
+const BEGIN_LIMIT: Duration = Duration::from_secs(1);
+
+/// The queue is held up by guest memory that does not answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct HeldUp;
+
+/// A started queue, shared by those who use it. It is empty once the ring has stopped.
+pub(crate) struct QueueCell {
+    index: u16,
+    pub(super) queue: Mutex<Option<Box<Queue>>>,
+    /// A request came back while the ring was stopping.
+    came_back: Condvar,
+    /// So many wait for the lock: who has it does not wait for the hypervisor.
+    pub(super) called: AtomicU32,
+    completions: Arc<CompletionQueue>,
+    pub(super) doorbell: Arc<Doorbell>,
+}
+
+impl QueueCell {
+    pub(crate) fn new(parts: QueueParts) -> Arc<Self> {
+        let (index, doorbell) = (parts.index, Arc::clone(&parts.doorbell));
+        let queue = Box::new(Queue::new(parts));
+        let completions = Arc::clone(&queue.completions);
+        let queue = Mutex::new(Some(queue));
+        let (came_back, called) = (Condvar::new(), AtomicU32::new(0));
+        Arc::new(Self { index, queue, came_back, called, completions, doorbell })
+    }
+
+    /// The vring's number.
+    pub(crate) fn index(&self) -> u16 {
+        self.index
+    }
+
+    /// Where its requests come back.
+    pub(crate) fn completions(&self) -> &Arc<CompletionQueue> {
+        &self.completions
+    }
+
+    // --- the worker's side ---------------------------------------------------------------------
+
+    /// Serves one batch if there is one; `true` if there was something to do.
+    #[inline]
+    pub(super) fn look(&self, worker: &mut WorkerContext<'_>) -> bool {
+        let mut guard = self.queue.lock();
+        let Some(queue) = &mut *guard else { return false };
+        let next = queue.next(worker.batch, worker.limit, &self.called);
+        drop(guard);
+        match next {
+            Next::Idle => return false,
+            Next::Again => {}
+            Next::Batch => self.hand_over(worker),
+            Next::Buffers => {
+                let _scope = CallbackScope::enter();
+                worker.device.buffers_available(self.index);
+            }
+            Next::Broke(error) => worker.report.queue_broken(self.index, Broken::Driver(error)),
+            Next::Began(began) => {
+                self.came_back.notify_all();
+                worker.report.queue_began(self.index, began);
+            }
+        }
+        true
+    }
+
+    #[inline]
+    fn hand_over(&self, worker: &mut WorkerContext<'_>) {
+        if !worker.batch.is_empty() {
+            let _scope = CallbackScope::enter();
+            worker.device.handle(self.index, worker.batch);
+        }
+        let mut guard = self.queue.lock();
+        // Without a queue it was given up meanwhile, and its requests with it.
+        let Some(queue) = &mut *guard else { return worker.batch.clear() };
+        let broke = queue.settle(worker.batch);
+        self.tell_waiting(queue);
+        drop(guard);
+        if let Some(error) = broke {
+            worker.report.queue_broken(self.index, Broken::Driver(error));
+        }
+    }
+
+    /// Gives back what was completed outside a batch.
+    pub(super) fn collect(&self) {
+        self.with(|queue| {
+            queue.collect();
+            self.tell_waiting(queue);
+        });
+    }
+
+    pub(super) fn with<T>(&self, change: impl FnOnce(&mut Queue) -> T) -> Option<T> {
+        self.queue.lock().as_deref_mut().map(change)
+    }
+
+    fn tell_waiting(&self, queue: &Queue) {
+        if queue.is_stopping() {
+            self.came_back.notify_all();
+        }
+    }
+
+    // --- the control plane's side --------------------------------------------------------------
+
+    /// Serves the queue from now on, or leaves it alone. A batch that the device has goes on.
+    pub(crate) fn set_enabled(&self, enabled: bool) -> Result<(), HeldUp> {
+        self.change(|queue| queue.set_enabled(enabled)).map(drop)
+    }
+
+    /// Replaces the call descriptor, and signals the new one.
+    pub(crate) fn set_call(&self, call: Option<Notifier>) -> Result<(), HeldUp> {
+        self.change(|queue| queue.set_call(call)).map(drop)
+    }
+
+    /// Replaces the error descriptor.
+    pub(crate) fn set_error(&self, error: Option<Notifier>) -> Result<(), HeldUp> {
+        self.change(|queue| queue.set_error(error)).map(drop)
+    }
+
+    /// Replaces the kick descriptor; returns the former one, which is to be unwatched.
+    pub(crate) fn set_kick(&self, kick: Option<OwnedFd>) -> Result<Option<OwnedFd>, HeldUp> {
+        let former = self.change(|queue| queue.set_kick(kick))?;
+        Ok(former.flatten())
+    }
+
+    /// Goes on in another table of memory; an error breaks the ring.
+    pub(crate) fn move_to(&self, memory: &Arc<Memory>) -> Result<Result<(), StartError>, HeldUp> {
+        let moved = self.change(|queue| queue.move_to(memory))?;
+        Ok(moved.unwrap_or(Ok(())))
+    }
+
+    /// Lets go of memory that the ring has no place in any more.
+    pub(crate) fn leave(&self) -> Result<(), HeldUp> {
+        self.change(Queue::leave).map(drop)
+    }
+
+    /// Takes no more from the ring.
+    pub(crate) fn stop(&self) -> Result<(), HeldUp> {
+        // The worker may not have looked at a new ring yet, which tells where it stands.
+        self.wait_until(Instant::now() + BEGIN_LIMIT, |queue| queue.phase != Phase::New);
+        self.change(Queue::stop).map(drop)
+    }
+
+    /// Gives back the buffers that the device holds and does not touch now.
+    pub(crate) fn return_unused(&self) -> Result<(), HeldUp> {
+        self.change(Queue::return_unused).map(drop)
+    }
+
+    /// Waits until all requests are back; `false`: they were not by then, or will not be.
+    pub(crate) fn wait_drained(&self, until: Instant) -> bool {
+        self.wait_until(until, |queue| queue.is_drained() || queue.is_orphaned())
+            && self.change(|queue| queue.is_drained()) != Ok(Some(false))
+    }
+
+    /// Fails what the device does not give back; returns how many requests these are.
+    pub(crate) fn fail_rest(&self) -> Result<u32, HeldUp> {
+        let failed = self.change(|queue| {
+            let stuck = queue.in_flight();
+            queue.fail_rest();
+            stuck
+        })?;
+        Ok(failed.unwrap_or(0))
+    }
+
+    /// Requests that were popped and not given back.
+    pub(crate) fn in_flight(&self) -> Result<u32, HeldUp> {
+        Ok(self.change(|queue| queue.in_flight())?.unwrap_or(0))
+    }
+
+    /// Ends the queue: nothing of the ring is mapped any more, and late completions are refused.
+    pub(crate) fn end(&self) -> Result<Ended, HeldUp> {
+        self.completions.close();
+        self.called.fetch_add(1, Ordering::SeqCst);
+        let guard = self.queue.try_lock_for(LOCK_LIMIT);
+        self.called.fetch_sub(1, Ordering::SeqCst);
+        let queue = guard.ok_or(HeldUp)?.take();
+        Ok(queue.map_or(Ended { base: 0, kick: None }, |queue| queue.end()))
+    }
+
+    /// Its worker is no more: nobody gives back what the device had.
+    pub(super) fn orphan(&self) {
+        self.with(Queue::orphan);
+        self.came_back.notify_all();
+    }
+
+    fn wait_until(&self, until: Instant, is_so: impl Fn(&Queue) -> bool) -> bool {
+        let Some(mut guard) = self.queue.try_lock_until(until) else { return false };
+        loop {
+            if guard.as_deref().is_none_or(&is_so) {
+                return true;
+            }
+            if self.came_back.wait_until(&mut guard, until).timed_out() {
+                return guard.as_deref().is_none_or(&is_so);
+            }
+        }
+    }
+
+    /// Changes the queue between two things that its worker does with it. `None`: it has ended.
+    fn change<T>(&self, change: impl FnOnce(&mut Queue) -> T) -> Result<Option<T>, HeldUp> {
+        self.called.fetch_add(1, Ordering::SeqCst);
+        let guard = self.queue.try_lock_for(LOCK_LIMIT);
+        self.called.fetch_sub(1, Ordering::SeqCst);
+        let changed = guard.ok_or(HeldUp)?.as_deref_mut().map(change);
+        self.doorbell.ring();
+        Ok(changed)
+    }
+}
+
+impl std::fmt::Debug for QueueCell {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("QueueCell").field("index", &self.index).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,66 @@
+//! Descriptors through which a driver or a front-end is told something: calls and errors.
+//!
+//! The protocol says that they are eventfds. The front-end has them too, and may fill them, or
+//! change the flags of the open file, at any time: nothing here waits for it all the same.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::net::SendFlags;
+
+use crate::sys::eventfd::EventSignaller;
+use crate::sys::{fd_path, no_signal_write};
+
+/// A descriptor to signal through.
+#[derive(Clone, Debug)]
+pub(crate) struct Notifier(Arc<Kind>);
+
+#[derive(Debug)]
+enum Kind {
+    EventFd(OwnedFd, Arc<EventSignaller>),
+    /// An open file of our own of the front-end's pipe, which only we can make block.
+    Pipe(OwnedFd),
+    Socket(OwnedFd),
+}
+
+impl Notifier {
+    /// A notifier through `fd`. Its file is not asked what it is: a file system may not answer.
+    ///
+    /// # Errors
+    /// What `fd` is, if it is nothing that can be signalled without waiting.
+    pub(crate) fn new(fd: OwnedFd, signaller: &Arc<EventSignaller>) -> Result<Self, String> {
+        let path = fd_path(fd.as_fd());
+        let name = std::fs::read_link(&path).map_err(|error| error.to_string())?;
+        let name = name.to_string_lossy();
+        let kind = match &*name {
+            "anon_inode:[eventfd]" => Kind::EventFd(fd, Arc::clone(signaller)),
+            pipe if pipe.starts_with("pipe:[") => {
+                Kind::Pipe(open_again(&path).map_err(|error| format!("{name}: {error}"))?)
+            }
+            socket if socket.starts_with("socket:[") => Kind::Socket(fd),
+            _ => return Err(name.into_owned()),
+        };
+        Ok(Self(Arc::new(kind)))
+    }
+
+    /// Signals. One that is full has a signal already, and one that takes none is its owner's loss:
+    /// neither is an error.
+    pub(crate) fn send(&self) {
+        let one = 1_u64.to_ne_bytes();
+        match &*self.0 {
+            Kind::EventFd(fd, signaller) => signaller.signal(fd.as_fd()),
+            Kind::Pipe(fd) => drop(no_signal_write::write(fd.as_fd(), &one)),
+            Kind::Socket(fd) => {
+                let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+                let _ = rustix::net::send(fd, &one, flags);
+            }
+        }
+    }
+}
+
+/// Opens a pipe once more, for writing and never waiting.
+fn open_again(path: &str) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty())
+}
