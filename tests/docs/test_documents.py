@@ -90,13 +90,14 @@ LIMITS = [
     ("core/src/wire/frame.rs", "MAX_FDS", "32", "descriptors with a message | 32"),
     ("core/src/socket/stream.rs", "DEFAULT_DEADLINE", "Duration::from_secs(5)", "its last | 5 s"),
     ("core/src/wire/payload/region.rs", "MAX_REGIONS", "MAX_FDS", "regions | 32 in a table"),
-    ("core/src/backend/session.rs", "MEMORY_SLOTS", "509", "509 with memory slots"),
+    ("core/src/backend/session/mod.rs", "MEMORY_SLOTS", "509", "509 with memory slots"),
     ("core/src/memory/region.rs", "MAX_SIZE", "1 << 45", "size of a region | 32 TiB"),
     ("core/src/sys/guard.rs", "SLOTS", "1 << 16", "mappings in a process | 65536"),
     ("core/src/ring/mod.rs", "MAX_CHAIN", "1024", "descriptors in a chain | 1024"),
     ("core/src/block/parse.rs", "MAX_SEGMENTS", "32", "ranges of a discard"),
     ("core/src/socket/listener.rs", "BACKLOG", "128", "in the listen queue of 128"),
-    ("core/src/backend/session.rs", "DISCONNECT_DRAIN", "Duration::from_secs(1)", "disconnect 1 s"),
+    ("core/src/backend/session/teardown.rs", "DISCONNECT_DRAIN", "Duration::from_secs(1)", "front-end has left | 1 s"),
+    ("core/src/backend/mod.rs", "STOP_DRAIN", "Duration::from_secs(5)", "back-end stops | 5 s"),
     ("python/src/log.rs", "CAPACITY", "1024", "waiting for the log | 1024"),
 ]
 

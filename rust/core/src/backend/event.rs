@@ -170,6 +170,6 @@ impl fmt::Display for Event {
 impl fmt::Display for Stuck {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { queue, requests } = self;
-        write!(f, "queue {queue}: {requests} requests did not come back in time and were failed")
+        write!(f, "queue {queue}: {requests} requests did not come back in time")
     }
 }
