@@ -42,8 +42,10 @@ impl LateWrites {
         Arc::new(Self { device, core, waiting: Mutex::default() })
     }
 
-    /// Answers what waits by what `flush` comes to, until nothing does.
+    /// Answers what waits by what `flush` comes to, until nothing does. If that panics, the writes
+    /// that it was for fail, and so do those that have come meanwhile; the next begins anew.
     fn serve(&self, flush: impl Fn(&Self) -> Status) {
+        let served = Served(self);
         while let Some(mut writes) = self.take() {
             // Those whose rings have stopped are nobody's: the device may have been closed since.
             writes.retain(CoreRequest::is_live);
@@ -56,6 +58,7 @@ impl LateWrites {
                 let _ = write.complete(status);
             }
         }
+        mem::forget(served);
     }
 
     fn take(&self) -> Option<Vec<CoreRequest>> {
@@ -110,6 +113,20 @@ impl FlushesFirst for LateWrites {
             self.serve(|_| Status::IoErr);
         }
         Ok(())
+    }
+}
+
+/// Says that nobody looks after the late writes any more, if it is dropped by a panic.
+struct Served<'a>(&'a LateWrites);
+
+impl Drop for Served<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.0.lock();
+        waiting.served = false;
+        let writes = mem::take(&mut waiting.writes);
+        drop(waiting);
+        // What is dropped unanswered fails.
+        drop(writes);
     }
 }
 
