@@ -22,11 +22,13 @@ __all__ = [
     "XenGuest",
     "__version__",
     "end_logging",
+    "set_total_copy_budget",
 ]
 
 __version__: str
 
 def end_logging() -> None: ...
+def set_total_copy_budget(size: int, /) -> int: ...
 
 _State: TypeAlias = Literal["listening", "negotiating", "running", "paused", "draining", "stopped"]
 
@@ -188,6 +190,7 @@ class Backend:
         poll_us: int,
         cpus: Sequence[int],
         drain: float,
+        copy_budget: int,
         on_error: str,
         label: str,
         xen: tuple[str, int | None, int | None, bool] | None,

@@ -28,6 +28,9 @@ State: TypeAlias = Literal[
     "new", "listening", "negotiating", "running", "paused", "draining", "stopped"
 ]
 
+COPY_BUDGET = 64 << 20
+"""Bytes of private copies that a queue may have at a time."""
+
 DRAIN = 5.0
 """Seconds that requests in flight have when a back-end stops."""
 
@@ -77,6 +80,7 @@ class Backend:
         batch: int = 64,
         poll_us: int = 32,
         cpus: Sequence[int] | None = None,
+        copy_budget: int = COPY_BUDGET,
         on_error: Literal["report", "raise", "stop"] = "report",
         xen: XenOptions | None = None,
     ) -> None:
@@ -92,6 +96,9 @@ class Backend:
         microseconds, before a thread sleeps; a thread whose waits are longer does not poll, so
         that below some ten thousand requests a second nothing is spent. 0: never.
         ``cpus``: processors to pin threads to, in turns.
+        ``copy_budget``: most bytes that each queue may have at a time of the copies in which Python
+        sees data that does not lie in one piece. A request over it fails, with a log record. All
+        queues of the process together have what ``set_total_copy_budget`` says.
         ``on_error``: what an exception in a callback does besides failing its request: it is
         logged ("report"), also kept for a front-end in this process to raise ("raise"), or the
         back-end stops and ``run()`` raises it ("stop").
@@ -112,6 +119,8 @@ class Backend:
             raise ValueError(f"batch is 1 to 32768, not {batch}")
         if poll_us < 0:
             raise ValueError(f"poll_us is not negative, as {poll_us} is")
+        if not 0 <= copy_budget < 1 << 64:
+            raise ValueError(f"copy_budget is a number of bytes, not {copy_budget}")
         self.device = device
         self._socket = None if socket is None else os.fspath(socket)
         self._fd = fd
@@ -123,6 +132,7 @@ class Backend:
         self._batch = batch
         self._poll_us = poll_us
         self._cpus = list(cpus or ())
+        self._copy_budget = copy_budget
         self._on_error = on_error
         self._xen = _checked_options(xen)
         self._core: _core.Backend | None = None
@@ -249,6 +259,7 @@ class Backend:
             poll_us=self._poll_us,
             cpus=self._cpus,
             drain=DRAIN,
+            copy_budget=self._copy_budget,
             on_error=self._on_error,
             label=label,
             xen=None if xen is None else (xen.design, xen.copy_below, xen.domain, xen.raw_views),

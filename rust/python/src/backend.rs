@@ -20,7 +20,7 @@ use crate::descriptor::descriptor;
 use crate::device::QueueDevice;
 use crate::error;
 use crate::log::{self, Level, Logger, Record};
-use crate::py_device::in_callback;
+use crate::py_device::{Views, in_callback};
 use crate::report::{OnError, Reports};
 use crate::xen::XenGuest;
 
@@ -59,7 +59,8 @@ impl Backend {
     /// With `guest` on that guest's hypervisor.
     #[new]
     #[pyo3(signature = (device, kind, *, overrides, listen, dial, fd, mode, group, keep_listening,
-                        threads, batch, poll_us, cpus, drain, on_error, label, xen, guest))]
+                        threads, batch, poll_us, cpus, drain, copy_budget, on_error, label, xen,
+                        guest))]
     #[allow(clippy::too_many_arguments)] // One keyword for each option; the façade has defaults.
     fn new(
         py: Python<'_>,
@@ -77,6 +78,7 @@ impl Backend {
         poll_us: u64,
         cpus: Vec<usize>,
         drain: f64,
+        copy_budget: u64,
         on_error: &str,
         label: String,
         xen: Option<XenArguments>,
@@ -104,7 +106,8 @@ impl Backend {
         }
         let class = device.get_type().name()?.to_string();
         let reports = Arc::new(Reports::new(label.clone(), class, on_error_of(on_error)?));
-        let served = Served::new(device, kind, &overrides, raw_views, &reports)?;
+        let views = Views { raw: raw_views, copy_budget };
+        let served = Served::new(device, kind, &overrides, views, &reports)?;
         log::start()?;
         let observer = Arc::new(Listener { label });
         let device = served.device();
@@ -238,16 +241,14 @@ impl Served {
         device: &Bound<'_, PyAny>,
         kind: &str,
         overrides: &[String],
-        raw_views: bool,
+        views: Views,
         reports: &Arc<Reports>,
     ) -> PyResult<Self> {
         let reports = Arc::clone(reports);
         let invalid = |error| error::block(&error);
         Ok(match kind {
-            "queue" => {
-                Self::Queue(Arc::new(QueueDevice::new(device, overrides, raw_views, reports)?))
-            }
-            "block" => Self::Block(Arc::new(PyBlock::new(device, overrides, raw_views, reports)?)),
+            "queue" => Self::Queue(Arc::new(QueueDevice::new(device, overrides, views, reports)?)),
+            "block" => Self::Block(Arc::new(PyBlock::new(device, overrides, views, reports)?)),
             "file" => {
                 let path: PathBuf = device.getattr("path")?.extract()?;
                 let read_only = device.getattr("read_only")?.extract()?;

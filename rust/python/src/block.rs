@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use pyo3::prelude::*;
-use pyo3::sync::MutexExt;
 use pyo3::types::PyBool;
 use vhost_user_core::block::{
     BlkOp, BlockCore, BlockOptions, BlockRequest as CoreRequest, ByteRange, Geometry, InvalidBlock,
@@ -20,13 +19,14 @@ use crate::block_batch::BlockBatch;
 use crate::block_command::Command;
 use crate::block_data::side_of;
 use crate::call::call;
+use crate::copy_budget::CopyBudget;
 use crate::error;
-use crate::exporter;
+use crate::exporter::{self, BufferExporter};
 use crate::late::{LateWrites, leaves_data};
-use crate::loan::{LoanedRequest, Reclaimed};
+use crate::loan::{LoanedRequest, NotLent, Reclaimed};
 use crate::object::is_unshared;
 use crate::origin::Origin;
-use crate::py_device::{PyDevice, run_worker};
+use crate::py_device::{PyDevice, Views, run_worker};
 use crate::report::{Context, Fault, Reports, forget_locals};
 use crate::traits::{Answerable, FlushesFirst};
 
@@ -40,8 +40,16 @@ pub(crate) struct PyBlock {
     flushes: bool,
     /// Writes that are answered after their callback, if there is.
     late: Option<Arc<LateWrites>>,
-    queues: Vec<Mutex<BlockQueue>>,
-    paces: Vec<Pace>,
+    queues: Vec<QueueSeat>,
+}
+
+/// What there is of one queue.
+struct QueueSeat {
+    /// Taken out while its worker is in Python: another worker comes only if that one was given up
+    /// on, and begins with nothing then.
+    state: Mutex<Option<Box<BlockQueue>>>,
+    pace: Pace,
+    budget: Arc<CopyBudget>,
 }
 
 /// What one queue's worker keeps from batch to batch.
@@ -80,7 +88,7 @@ impl PyBlock {
     pub(crate) fn new(
         object: &Bound<'_, PyAny>,
         overrides: &[String],
-        raw_views: bool,
+        views: Views,
         reports: Arc<Reports>,
     ) -> PyResult<Self> {
         let has = |name: &str| overrides.iter().any(|known| known == name);
@@ -97,15 +105,14 @@ impl PyBlock {
         };
         let core = BlockCore::new(&geometry, &options(object)?).map_err(|e| error::block(&e))?;
         let count = core.num_queues();
-        let (device, core) = (Arc::new(PyDevice::new(object, raw_views, reports)?), Arc::new(core));
+        let (device, core) = (Arc::new(PyDevice::new(object, views.raw, reports)?), Arc::new(core));
         Ok(Self {
             late: geometry.flush.then(|| LateWrites::new(&device, &core)),
             device,
             core,
             batched: has("on_batch"),
             flushes: geometry.flush,
-            queues: (0..count).map(|_| Mutex::default()).collect(),
-            paces: (0..count).map(|_| Pace::default()).collect(),
+            queues: (0..count).map(|index| QueueSeat::new(index, views.copy_budget)).collect(),
         })
     }
 
@@ -114,8 +121,14 @@ impl PyBlock {
         self.core.resize(size)
     }
 
-    fn serve(&self, py: Python<'_>, queue: &mut BlockQueue, batch: &mut Batch) {
-        if let Err(error) = self.prepare(py, queue) {
+    fn serve(
+        &self,
+        py: Python<'_>,
+        queue: &mut BlockQueue,
+        budget: &Arc<CopyBudget>,
+        batch: &mut Batch,
+    ) {
+        if let Err(error) = self.prepare(py, queue, budget) {
             let context = Context { callback: "__getattribute__", request: &"the callbacks" };
             self.device.reports.raised(py, error, &context);
             return;
@@ -133,14 +146,17 @@ impl PyBlock {
     }
 
     /// Looks the callbacks up, once for each start of the device.
-    fn prepare(&self, py: Python<'_>, queue: &mut BlockQueue) -> PyResult<()> {
+    fn prepare(
+        &self,
+        py: Python<'_>,
+        queue: &mut BlockQueue,
+        budget: &Arc<CopyBudget>,
+    ) -> PyResult<()> {
         let start = self.device.start_number();
         if queue.start != start {
             let method = |name| self.device.method(py, name);
-            let origin = |name| {
-                self.device
-                    .origin(name, self.late.clone().map(|late| late as Arc<dyn FlushesFirst>))
-            };
+            let late = self.late.clone().map(|late| late as Arc<dyn FlushesFirst>);
+            let origin = |name| self.device.origin(name, budget, late.clone());
             queue.calls = Some(Calls {
                 read: method("read")?,
                 write: method("write")?,
@@ -213,31 +229,29 @@ impl PyBlock {
         batch: &mut Batch,
     ) {
         let (shown, side) = (Shown::new(&request), side_of(&request));
+        let is_write = shown.op == BlkOp::Write;
+        let (method, origin) = match is_write {
+            true => (&calls.write, &calls.origins[1]),
+            false => (&calls.read, &calls.origins[0]),
+        };
         loan.begin(request, self.device.has_raw_views());
         let mut outlasts = false;
-        let mut hand_over = |method: &Py<PyAny>| {
-            let Some(exporter) = loan.exporter(py, side)? else { return Ok(()) };
-            let view = exporter::view(py, &exporter)?;
-            let arguments = [&number(py, shown.offset), view.as_any()];
-            let result = call(py, shown.op.name(), method, arguments);
-            exporter::release(view);
-            // What is stored while the flush runs that follows needs another before the answer.
-            outlasts = loan.is_viewed() && shown.op == BlkOp::Write;
-            if let Err(error) = &result
-                && loan.is_viewed()
-            {
-                forget_locals(py, error);
+        let status = match loan.exporter_unlocked(py, side, &origin.budget) {
+            Ok(exporter) => {
+                let mut hand_over = || {
+                    let result = hand_over(py, loan, &exporter, method, &shown);
+                    // What is stored while the flush runs that follows needs another before the
+                    // answer.
+                    outlasts = loan.is_viewed() && is_write;
+                    result
+                };
+                let result =
+                    if is_write { self.durably(py, calls, hand_over) } else { hand_over() };
+                self.status(py, result, shown.op.name(), &shown)
             }
-            result
+            Err(why) => self.not_lent(py, origin, why, &shown),
         };
-        let (result, origin) = match shown.op {
-            BlkOp::Write => {
-                (self.durably(py, calls, || hand_over(&calls.write)), &calls.origins[1])
-            }
-            _ => (hand_over(&calls.read), &calls.origins[0]),
-        };
-        let status = self.status(py, result, shown.op.name(), &shown);
-        let back = loan.end(|| {
+        let back = loan.end(status, || {
             let origin = Arc::clone(origin);
             move |request| {
                 // Its ring may have stopped meanwhile: then it went back when it did.
@@ -245,13 +259,24 @@ impl PyBlock {
             }
         });
         match back {
-            Reclaimed::Free(request) if outlasts => {
+            Reclaimed::Free(returned) if outlasts => {
+                let request = returned.settle(py, status);
                 let _ = Answerable::complete(request, status, origin.late.as_ref());
             }
-            Reclaimed::Free(request) => Answerable::finish(request, status, batch),
-            Reclaimed::Held(exports) => origin.watch(exports),
+            Reclaimed::Free(returned) => {
+                Answerable::finish(returned.settle(py, status), status, batch);
+            }
+            Reclaimed::Held(exports) => origin.hold(py, exports),
             Reclaimed::Nothing => {}
         }
+    }
+
+    /// A request of which Python gets nothing to see.
+    #[cold]
+    fn not_lent(&self, py: Python<'_>, origin: &Origin, why: NotLent, shown: &Shown) -> Status {
+        let is_told = matches!(why, NotLent::Refused(_));
+        let error = origin.not_lent(py, why);
+        if is_told { Status::IoErr } else { self.status(py, Err(error), shown.op.name(), shown) }
     }
 
     /// Runs what changes the disk; if the driver has turned the write cache off, or never heard
@@ -408,6 +433,7 @@ impl Device for PyBlock {
 
     fn stopped(&self) {
         self.device.stopped();
+        self.queues.iter().for_each(|seat| seat.budget.forget());
     }
 
     fn reset(&self) {
@@ -431,7 +457,9 @@ impl Device for PyBlock {
     }
 
     fn batch_limit(&self, queue: u16, available: u16) -> u16 {
-        let Some(pace) = self.paces.get(usize::from(queue)) else { return available };
+        let Some(QueueSeat { pace, .. }) = self.queues.get(usize::from(queue)) else {
+            return available;
+        };
         match self.batched {
             false => half(available).min(pace.limit()),
             true if pace.is_quick() => half(available),
@@ -441,21 +469,35 @@ impl Device for PyBlock {
     }
 
     fn handle(&self, queue: u16, batch: &mut Batch) {
-        let index = usize::from(queue);
-        let (Some(state), Some(pace)) = (self.queues.get(index), self.paces.get(index)) else {
-            return;
-        };
+        let Some(seat) = self.queues.get(usize::from(queue)) else { return };
         if self.device.reports.is_stopping() {
             return;
         }
         self.device.enter(|py| {
-            // Another worker holds it only if it was given up on while it was in a callback: it
-            // needs the interpreter to come back, so it must not be waited for with that held.
-            let mut state = state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner);
+            let mut state = seat.take();
             let (requests, begun) = (batch.len(), Instant::now());
-            self.serve(py, &mut state, batch);
-            pace.took(requests, begun.elapsed());
+            self.serve(py, &mut state, &seat.budget, batch);
+            seat.pace.took(requests, begun.elapsed());
+            seat.put(state);
         });
+    }
+}
+
+impl QueueSeat {
+    fn new(index: u16, copy_budget: u64) -> Self {
+        let budget = CopyBudget::new(index, copy_budget);
+        Self { state: Mutex::default(), pace: Pace::default(), budget }
+    }
+
+    fn take(&self) -> Box<BlockQueue> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.take().unwrap_or_default()
+    }
+
+    fn put(&self, state: Box<BlockQueue>) {
+        let former = self.state.lock().unwrap_or_else(PoisonError::into_inner).replace(state);
+        // Only now, without the lock: objects may run code when they go.
+        drop(former);
     }
 }
 
@@ -471,6 +513,25 @@ impl fmt::Display for Shown {
         let Self { op, offset, length, queue } = self;
         write!(f, "{op} of {length} bytes at offset {offset}, queue {queue}")
     }
+}
+
+/// Gives a callback a view of a request's data, and ends the view when it returns.
+fn hand_over(
+    py: Python<'_>,
+    loan: &LoanedRequest<CoreRequest>,
+    exporter: &Py<BufferExporter>,
+    method: &Py<PyAny>,
+    shown: &Shown,
+) -> PyResult<()> {
+    let view = exporter::view(py, exporter)?;
+    let result = call(py, shown.op.name(), method, [&number(py, shown.offset), view.as_any()]);
+    exporter::release(view);
+    if let Err(error) = &result
+        && loan.is_viewed()
+    {
+        forget_locals(py, error);
+    }
+    result
 }
 
 /// An offset or a length, as Python has it.

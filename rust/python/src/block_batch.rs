@@ -3,6 +3,7 @@
 //! A request becomes a Python object when somebody looks at it. What moves the data of all reads
 //! or all writes at once makes no object and enters the interpreter once.
 
+use std::mem;
 use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -14,8 +15,9 @@ use vhost_user_core::block::{BlkOp, BlockRequest as CoreRequest, Status};
 use vhost_user_core::request::Batch;
 
 use crate::block_command::Command;
+use crate::block_data::fill_read;
 use crate::block_request::BlockRequest;
-use crate::buffer::{self, LONG_COPY};
+use crate::buffer::{LONG_COPY, SourceBuffer, TargetBuffer};
 use crate::descriptor::descriptor;
 use crate::object::is_unshared;
 use crate::origin::Origin;
@@ -35,6 +37,8 @@ struct Inner {
     entries: Vec<Entry>,
     /// Objects to be handed out again.
     pool: Vec<Py<BlockRequest>>,
+    /// Room for those that are worked on without the lock.
+    objects: Vec<Py<BlockRequest>>,
     origin: Option<Arc<Origin>>,
     /// Writes must be on stable storage before they complete.
     durable: bool,
@@ -59,18 +63,18 @@ impl BlockBatch {
         py: Python<'py>,
         index: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let mut inner = self.lock(py);
+        // The lock is not held while an index says its number: that may be Python code.
         if let Ok(slice) = index.cast::<PySlice>() {
-            let range = slice.indices(inner.entries.len().cast_signed())?;
+            let range = slice.indices(self.__len__(py).cast_signed())?;
             let places = (0..range.slicelength.cast_signed()).map(|n| range.start + n * range.step);
             let objects = places
-                .map(|place| inner.object(py, place.cast_unsigned()))
+                .map(|place| self.object(py, place.cast_unsigned()))
                 .collect::<PyResult<Vec<_>>>()?;
             return Ok(PyList::new(py, objects)?.into_any());
         }
-        let (index, len) = (index.extract::<isize>()?, inner.entries.len());
-        let place = if index < 0 { index + len.cast_signed() } else { index };
-        Ok(inner.object(py, place.cast_unsigned())?.into_bound(py).into_any())
+        let (index, len) = (index.extract::<isize>()?, self.__len__(py));
+        let place = if index < 0 { index.wrapping_add(len.cast_signed()) } else { index };
+        Ok(self.object(py, place.cast_unsigned())?.into_bound(py).into_any())
     }
 
     /// Where a request stands in the batch.
@@ -91,27 +95,23 @@ impl BlockBatch {
     /// Copies to each read its bytes of `src`, which holds the disk from its first byte on.
     #[pyo3(signature = (src, /))]
     fn copy_from(&self, py: Python<'_>, src: &Bound<'_, PyAny>) -> PyResult<()> {
-        buffer::with_bytes(src, |disk| {
-            let mut inner = self.lock(py);
-            inner.check_ranges(BlkOp::Read, disk.len())?;
-            inner.each_plain(py, BlkOp::Read, |request, _| {
-                request.copy_from(0, &disk[range(request)]);
-            });
-            inner.each_object(BlkOp::Read, |object| object.copy_part_from(py, disk))
-        })
+        let buffer = SourceBuffer::of(src)?;
+        let disk = buffer.bytes();
+        self.move_plain(py, BlkOp::Read, disk.len(), |request| {
+            fill_read(request, disk.part(range(request)));
+        })?;
+        self.each_object(py, BlkOp::Read, |object| object.copy_part_from(py, disk))
     }
 
     /// Copies each write to its place in `dst`, which holds the disk from its first byte on.
     #[pyo3(signature = (dst, /))]
     fn copy_to(&self, py: Python<'_>, dst: &Bound<'_, PyAny>) -> PyResult<()> {
-        buffer::with_bytes_mut(dst, |disk| {
-            let mut inner = self.lock(py);
-            inner.check_ranges(BlkOp::Write, disk.len())?;
-            inner.each_plain(py, BlkOp::Write, |request, _| {
-                request.copy_to(0, &mut disk[range(request)]);
-            });
-            inner.each_object(BlkOp::Write, |object| object.copy_part_to(py, disk))
-        })
+        let buffer = TargetBuffer::of(dst)?;
+        let disk = buffer.bytes();
+        self.move_plain(py, BlkOp::Write, disk.len(), |request| {
+            disk.part(range(request)).copy_from(request.parts());
+        })?;
+        self.each_object(py, BlkOp::Write, |object| object.copy_part_to(py, disk))
     }
 
     /// Reads each read's data from a file that holds the disk from `start` on. A read that fails
@@ -157,19 +157,13 @@ impl BlockBatch {
 
     /// Carries out what `submit` asked for, detached from the interpreter.
     pub(crate) fn carry_out(&self, py: Python<'_>) {
-        let mut inner = self.lock(py);
-        let planned = |entry: &Entry| matches!(entry, Entry::Object(o) if o.get().has_plan(py));
-        if !inner.entries.iter().any(planned) {
-            return;
-        }
-        let entries = &mut inner.entries;
-        py.detach(|| {
-            for entry in entries {
-                if let Entry::Object(object) = entry {
-                    object.get().carry_out();
-                }
-            }
-        });
+        self.with_objects(
+            py,
+            |object| object.has_plan(py),
+            |planned| {
+                py.detach(|| planned.iter().for_each(|object| object.get().carry_out()));
+            },
+        );
     }
 
     /// What `on_batch` has left unanswered that has no data, and where it stands.
@@ -210,7 +204,8 @@ impl BlockBatch {
         decide: impl Fn(Option<Status>, &CoreRequest) -> Status,
     ) {
         let mut inner = self.lock(py);
-        let Inner { entries, pool, .. } = &mut *inner;
+        let (mut entries, mut pool) = (mem::take(&mut inner.entries), mem::take(&mut inner.pool));
+        drop(inner);
         for entry in entries.drain(..) {
             match entry {
                 Entry::Plain(request, answer) => {
@@ -227,17 +222,87 @@ impl BlockBatch {
                 }
             }
         }
+        let mut inner = self.lock(py);
+        (inner.entries, inner.pool) = (entries, pool);
     }
 
     fn transfer(&self, py: Python<'_>, op: BlkOp, fd: RawFd, start: u64) -> PyResult<()> {
         let file = descriptor(fd)?;
-        let mut inner = self.lock(py);
-        let durable = inner.durable;
-        inner.each_plain_detached(py, op, |request, answer| {
-            let moved = move_file(request, file, start, durable);
-            *answer = moved.err().map(|error| Status::from(&error)).or(*answer);
+        self.detached(py, |inner| {
+            let durable = inner.durable;
+            for (request, answer) in inner.plain(op) {
+                let moved = move_file(request, file, start, durable);
+                *answer = moved.err().map(|error| Status::from(&error)).or(*answer);
+            }
         });
-        inner.each_object(op, |object| object.transfer(py, file, start))
+        self.each_object(py, op, |object| object.transfer(py, file, start))
+    }
+
+    /// Copies for all requests of an operation that no object stands for, once it is known that a
+    /// buffer of `len` bytes has the place of each.
+    fn move_plain(
+        &self,
+        py: Python<'_>,
+        op: BlkOp,
+        len: usize,
+        work: impl Fn(&CoreRequest) + Send,
+    ) -> PyResult<()> {
+        let mut inner = self.lock(py);
+        inner.check_ranges(op, len)?;
+        let bytes: u64 = inner.plain(op).map(|(request, _)| request.length()).sum();
+        if bytes < LONG_COPY {
+            inner.plain(op).for_each(|(request, _)| work(request));
+            return Ok(());
+        }
+        drop(inner);
+        // What was checked still holds: requests only become objects meanwhile.
+        self.detached(py, move |inner| inner.plain(op).for_each(|(request, _)| work(request)));
+        Ok(())
+    }
+
+    /// Does what takes long, with the interpreter given up. The lock is taken and given back inside:
+    /// nobody waits for the interpreter with it.
+    fn detached(&self, py: Python<'_>, work: impl FnOnce(&mut Inner) + Send) {
+        py.detach(|| work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner)));
+    }
+
+    /// The request at `place` as an object.
+    fn object(&self, py: Python<'_>, place: usize) -> PyResult<Py<BlockRequest>> {
+        self.lock(py).object(py, place)
+    }
+
+    /// Works on the objects that stand for requests of an operation.
+    fn each_object(
+        &self,
+        py: Python<'_>,
+        op: BlkOp,
+        mut work: impl FnMut(&BlockRequest) -> PyResult<()>,
+    ) -> PyResult<()> {
+        self.with_objects(
+            py,
+            |object| object.operation() == op,
+            |objects| objects.iter().try_for_each(|object| work(object.get())),
+        )
+    }
+
+    /// Works on some of the objects, without the lock.
+    fn with_objects<T>(
+        &self,
+        py: Python<'_>,
+        wanted: impl Fn(&BlockRequest) -> bool,
+        work: impl FnOnce(&[Py<BlockRequest>]) -> T,
+    ) -> T {
+        let mut inner = self.lock(py);
+        let mut objects = mem::take(&mut inner.objects);
+        objects.extend(inner.entries.iter().filter_map(|entry| match entry {
+            Entry::Object(object) if wanted(object.get()) => Some(object.clone_ref(py)),
+            _ => None,
+        }));
+        drop(inner);
+        let done = work(&objects);
+        objects.clear();
+        self.lock(py).objects = objects;
+        done
     }
 
     fn lock(&self, py: Python<'_>) -> MutexGuard<'_, Inner> {
@@ -281,29 +346,6 @@ impl Inner {
         Ok(())
     }
 
-    /// Moves data of all requests that no object stands for, attached if that is short.
-    fn each_plain(
-        &mut self,
-        py: Python<'_>,
-        op: BlkOp,
-        mut work: impl FnMut(&CoreRequest, &mut Option<Status>) + Send,
-    ) {
-        let bytes: u64 = self.plain(op).map(|(request, _)| request.length()).sum();
-        if bytes >= LONG_COPY {
-            return self.each_plain_detached(py, op, work);
-        }
-        self.plain(op).for_each(|(request, answer)| work(request, answer));
-    }
-
-    fn each_plain_detached(
-        &mut self,
-        py: Python<'_>,
-        op: BlkOp,
-        mut work: impl FnMut(&CoreRequest, &mut Option<Status>) + Send,
-    ) {
-        py.detach(|| self.plain(op).for_each(|(request, answer)| work(request, answer)));
-    }
-
     /// The requests that no object stands for. Those that went back as their ring stopped are left
     /// out: their memory is not the driver's any more.
     fn plain(&mut self, op: BlkOp) -> impl Iterator<Item = (&CoreRequest, &mut Option<Status>)> {
@@ -312,17 +354,6 @@ impl Inner {
                 Some((&*request, answer))
             }
             _ => None,
-        })
-    }
-
-    fn each_object(
-        &self,
-        op: BlkOp,
-        mut work: impl FnMut(&BlockRequest) -> PyResult<()>,
-    ) -> PyResult<()> {
-        self.entries.iter().try_for_each(|entry| match entry {
-            Entry::Object(object) if object.get().operation() == op => work(object.get()),
-            _ => Ok(()),
         })
     }
 }

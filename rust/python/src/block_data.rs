@@ -8,11 +8,14 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use vhost_user_core::block::{BlkOp, BlockRequest as CoreRequest, Status};
-use vhost_user_core::memory::view::Parts;
 use vhost_user_core::request::{Batch, Stopped};
 
 use crate::loan::LoanedRequest;
-use crate::traits::{Answerable, FlushesFirst, Lendable, Side};
+use crate::raw_bytes::{RawSource, RawTarget};
+use crate::traits::{Answerable, FlushesFirst, Lendable, Parts, Side};
+
+/// Bytes read from a file at a time, on their way to a private copy.
+const STEP: usize = 128 << 10;
 
 impl Lendable for CoreRequest {
     type Answer = Status;
@@ -27,12 +30,9 @@ impl Lendable for CoreRequest {
         CoreRequest::parts(self)
     }
 
-    fn copy_out(&self, out: &mut [u8]) {
-        self.copy_to(0, out);
-    }
-
-    fn copy_in(&self, data: &[u8]) {
-        self.copy_from(0, data);
+    fn written(&self, status: Status) -> u64 {
+        // Of a read that failed the driver gets the status, and no data.
+        if status == Status::Ok { Lendable::len(self, Side::Writable) } else { 0 }
     }
 
     fn is_live(&self) -> bool {
@@ -73,20 +73,39 @@ fn count(request: &CoreRequest, status: Status) {
     }
 }
 
+/// Copies to the start of a read's data; returns how many bytes there was room for.
+#[inline]
+pub(crate) fn fill_read(request: &CoreRequest, bytes: RawSource<'_>) -> u64 {
+    let done = bytes.copy_to(request.parts());
+    request.wrote(done);
+    done
+}
+
 /// Reads a read's data; returns the bytes read, fewer at the end of the file.
 pub(crate) fn read_file(
     loan: &mut LoanedRequest<CoreRequest>,
     fd: BorrowedFd<'_>,
     at: u64,
 ) -> io::Result<u64> {
-    let Some(bounce) = loan.bounce() else {
-        return loan.request().map_or(Ok(0), |request| request.preadv(0, u64::MAX, fd, at));
-    };
+    match loan.copied() {
+        Some(copy) => read_to_copy(copy, fd, at),
+        None => loan.request().map_or(Ok(0), |request| request.preadv(0, u64::MAX, fd, at)),
+    }
+}
+
+/// Reads from a file to a private copy, by memory that nobody else has: views of the copy may be
+/// written to meanwhile.
+fn read_to_copy(copy: RawTarget<'_>, fd: BorrowedFd<'_>, at: u64) -> io::Result<u64> {
+    let mut own = vec![0; STEP.min(copy.len())];
     let mut done = 0;
-    while done < bounce.len() {
-        match rustix::io::pread(fd, &mut bounce[done..], at + done as u64) {
+    while done < copy.len() {
+        let step = own.len().min(copy.len() - done);
+        match rustix::io::pread(fd, &mut own[..step], at.saturating_add(done as u64)) {
             Ok(0) => break,
-            Ok(read) => done += read,
+            Ok(read) => {
+                copy.write_at(done, &own[..read]);
+                done += read;
+            }
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
@@ -126,8 +145,8 @@ pub(crate) fn write_whole(
 }
 
 fn zero_rest(loan: &mut LoanedRequest<CoreRequest>, from: u64) {
-    if let Some(bounce) = loan.bounce() {
-        bounce[from as usize..].fill(0);
+    if let Some(copy) = loan.copied() {
+        copy.part(from as usize..copy.len()).fill(0);
     } else if let Some(request) = loan.request() {
         request.fill(from, u64::MAX, 0);
     }

@@ -16,14 +16,15 @@ use vhost_user_core::block::{BlkOp, BlockRequest as CoreRequest, Status};
 use vhost_user_core::request::Batch;
 
 use crate::block_command::Command;
-use crate::block_data::{read_file, read_whole, write_file, write_whole};
-use crate::buffer::{self, LONG_COPY};
+use crate::block_data::{fill_read, read_file, read_whole, write_file, write_whole};
+use crate::buffer::{LONG_COPY, SourceBuffer, TargetBuffer};
 use crate::descriptor::descriptor;
 use crate::error::stale;
 use crate::exporter;
 use crate::loan::LoanedRequest;
 use crate::log;
 use crate::origin::Origin;
+use crate::raw_bytes::{RawSource, RawTarget};
 use crate::ticket::{Settled, Ticket};
 use crate::traits::Side;
 
@@ -106,17 +107,13 @@ impl BlockRequest {
     /// The data as one view.
     #[getter]
     fn data<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyMemoryView>> {
-        let side = self.side();
-        let exporter = self.ticket.with(py, |state| state.loan.exporter(py, side))?;
-        exporter::view(py, &exporter.ok_or_else(|| gone(py))?)
+        exporter::view(py, &self.ticket.exporter(py, self.side())?)
     }
 
     /// The data's pieces as they lie in the driver's memory.
     #[getter]
     fn segments<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
-        let side = self.side();
-        let exporters = self.ticket.with(py, |state| state.loan.piece_exporters(py, side))?;
-        exporter::views(py, &exporters.ok_or_else(|| gone(py))?)
+        exporter::views(py, &self.ticket.piece_exporters(py, self.side())?)
     }
 
     /// Copies `src` to the data of a read: all of it, or as much as the read asks for from
@@ -129,30 +126,27 @@ impl BlockRequest {
         start: Option<u64>,
     ) -> PyResult<u64> {
         self.expect(BlkOp::Read, "copy_from")?;
-        buffer::with_bytes(src, |bytes| {
-            let bytes = match start {
-                Some(start) => &bytes[self.part(start, bytes.len())?],
-                None => bytes,
-            };
-            self.expect_room(bytes.len())?;
-            self.take_bytes(py, bytes)
-        })
+        let buffer = SourceBuffer::of(src)?;
+        let bytes = buffer.bytes();
+        let bytes = match start {
+            Some(start) => bytes.part(self.part(start, bytes.len())?),
+            None => bytes,
+        };
+        self.expect_room(bytes.len())?;
+        self.take_bytes(py, bytes)
     }
 
     /// Copies the data of a write to `dst`: to its beginning, or all of the data to `start`.
     #[pyo3(signature = (dst, start=None, /))]
     fn copy_to(&self, py: Python<'_>, dst: &Bound<'_, PyAny>, start: Option<u64>) -> PyResult<u64> {
         self.expect(BlkOp::Write, "copy_to")?;
-        buffer::with_bytes_mut(dst, |bytes| {
-            let bytes = match start {
-                Some(start) => {
-                    let part = self.part(start, bytes.len())?;
-                    &mut bytes[part]
-                }
-                None => bytes,
-            };
-            self.give_bytes(py, bytes)
-        })
+        let buffer = TargetBuffer::of(dst)?;
+        let bytes = buffer.bytes();
+        let bytes = match start {
+            Some(start) => bytes.part(self.part(start, bytes.len())?),
+            None => bytes,
+        };
+        self.give_bytes(py, bytes)
     }
 
     /// Sets each byte of a read's data.
@@ -160,8 +154,8 @@ impl BlockRequest {
     fn fill(&self, py: Python<'_>, byte: u8) -> PyResult<()> {
         self.expect(BlkOp::Read, "fill")?;
         self.move_data(py, self.length(), |loan| {
-            if let Some(bounce) = loan.bounce() {
-                bounce.fill(byte);
+            if let Some(copy) = loan.copied() {
+                copy.fill(byte);
             } else if let Some(request) = loan.request() {
                 request.fill(0, u64::MAX, byte);
             }
@@ -267,20 +261,20 @@ impl BlockRequest {
     }
 
     /// Copies this read's bytes of a whole disk, unless it was answered.
-    pub(crate) fn copy_part_from(&self, py: Python<'_>, disk: &[u8]) -> PyResult<()> {
+    pub(crate) fn copy_part_from(&self, py: Python<'_>, disk: RawSource<'_>) -> PyResult<()> {
         if !self.ticket.is_open(py) {
             return Ok(());
         }
-        self.take_bytes(py, &disk[self.part(self.offset(), disk.len())?]).map(drop)
+        self.take_bytes(py, disk.part(self.part(self.offset(), disk.len())?)).map(drop)
     }
 
     /// Copies this write's data to its place in a whole disk, unless it was answered.
-    pub(crate) fn copy_part_to(&self, py: Python<'_>, disk: &mut [u8]) -> PyResult<()> {
+    pub(crate) fn copy_part_to(&self, py: Python<'_>, disk: RawTarget<'_>) -> PyResult<()> {
         if !self.ticket.is_open(py) {
             return Ok(());
         }
         let part = self.part(self.offset(), disk.len())?;
-        self.give_bytes(py, &mut disk[part]).map(drop)
+        self.give_bytes(py, disk.part(part)).map(drop)
     }
 
     /// Moves data from or to a file that holds the disk from `start` on; answers if that fails.
@@ -364,20 +358,17 @@ impl BlockRequest {
     }
 
     /// Copies no more than `length` bytes to a read's data.
-    fn take_bytes(&self, py: Python<'_>, bytes: &[u8]) -> PyResult<u64> {
-        self.move_data(py, bytes.len() as u64, |loan| {
-            if let Some(bounce) = loan.bounce() {
-                bounce[..bytes.len()].copy_from_slice(bytes);
-                return bytes.len() as u64;
-            }
-            loan.request().map_or(0, |request| request.copy_from(0, bytes)) as u64
+    fn take_bytes(&self, py: Python<'_>, bytes: RawSource<'_>) -> PyResult<u64> {
+        self.move_data(py, bytes.len() as u64, |loan| match loan.copied() {
+            Some(copy) => copy.write(bytes),
+            None => loan.request().map_or(0, |request| fill_read(request, bytes)),
         })
     }
 
     /// Copies a write's data, as far as there is room.
-    fn give_bytes(&self, py: Python<'_>, bytes: &mut [u8]) -> PyResult<u64> {
+    fn give_bytes(&self, py: Python<'_>, bytes: RawTarget<'_>) -> PyResult<u64> {
         self.move_data(py, bytes.len() as u64, |loan| {
-            loan.request().map_or(0, |request| request.copy_to(0, bytes)) as u64
+            loan.request().map_or(0, |request| bytes.copy_from(request.parts()))
         })
     }
 
@@ -389,8 +380,8 @@ impl BlockRequest {
     }
 
     fn look<T>(&self, py: Python<'_>, look: impl FnOnce(&CoreRequest) -> T) -> PyResult<T> {
-        let found = self.ticket.with(py, |state| Ok(state.loan.request().map(look)))?;
-        found.ok_or_else(|| gone(py))
+        let found = self.ticket.with(py, |state| state.loan.request().map(look))?;
+        found.ok_or_else(|| stale(py, "the request was answered before"))
     }
 
     /// Runs `work` attached if it is short, else detached.
@@ -403,7 +394,7 @@ impl BlockRequest {
         if bytes >= LONG_COPY {
             return self.ticket.detached(py, work);
         }
-        self.ticket.with(py, |state| Ok(work(&mut state.loan)))
+        self.ticket.with(py, |state| work(&mut state.loan))
     }
 
     fn expect(&self, op: BlkOp, method: &str) -> PyResult<()> {
@@ -433,8 +424,4 @@ impl Drop for BlockRequest {
             ));
         }
     }
-}
-
-fn gone(py: Python<'_>) -> PyErr {
-    stale(py, "the request was answered before")
 }

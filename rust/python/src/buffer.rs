@@ -1,51 +1,56 @@
 //! Python's own buffers as bytes.
 #![allow(unsafe_code)] // Bytes that other objects vouch for.
 
-use std::ptr;
-
 use pyo3::buffer::PyUntypedBuffer;
 use pyo3::exceptions::PyBufferError;
 use pyo3::prelude::*;
 
+use crate::raw_bytes::{RawSource, RawTarget};
+
 /// From here on copying takes longer than giving up the interpreter and getting it back.
 pub(crate) const LONG_COPY: u64 = 64 << 10;
 
-/// Gives `body` the bytes of a contiguous Python buffer.
-///
-/// # Errors
-/// `BufferError` if it has no bytes to give or they are not contiguous.
-pub(crate) fn with_bytes<T>(
-    object: &Bound<'_, PyAny>,
-    body: impl FnOnce(&[u8]) -> PyResult<T>,
-) -> PyResult<T> {
-    let buffer = contiguous(object)?;
-    let len = buffer.len_bytes();
-    let base = if len == 0 { ptr::dangling() } else { buffer.buf_ptr().cast::<u8>().cast_const() };
-    // SAFETY: the exporter vouches for `len` bytes at `base` while `buffer` is held; they were
-    // found contiguous. Other threads may write them meanwhile, as with any buffer whose owner is
-    // detached from the interpreter; they are only copied, by calls of the C library or the
-    // kernel, and never looked at here.
-    let bytes = unsafe { std::slice::from_raw_parts(base, len) };
-    body(bytes)
+/// The bytes of a contiguous Python buffer, to be read. They are its owner's until this is dropped.
+pub(crate) struct SourceBuffer(PyUntypedBuffer);
+
+/// The bytes of a contiguous Python buffer, to be written.
+pub(crate) struct TargetBuffer(PyUntypedBuffer);
+
+impl SourceBuffer {
+    /// Asks `object` for its bytes, which may run its code.
+    ///
+    /// # Errors
+    /// `TypeError` if it has none, `BufferError` if they are not contiguous.
+    pub(crate) fn of(object: &Bound<'_, PyAny>) -> PyResult<Self> {
+        Ok(Self(contiguous(object)?))
+    }
+
+    /// The bytes. Anybody may write them meanwhile.
+    pub(crate) fn bytes(&self) -> RawSource<'_> {
+        // SAFETY: the exporter vouches for `len_bytes` bytes at `buf_ptr` while the buffer is held;
+        // they were found contiguous.
+        unsafe { RawSource::new(self.0.buf_ptr().cast::<u8>().cast_const(), self.0.len_bytes()) }
+    }
 }
 
-/// Gives `body` the bytes of a contiguous, writable Python buffer.
-///
-/// # Errors
-/// As [`with_bytes`], and if it is read-only.
-pub(crate) fn with_bytes_mut<T>(
-    object: &Bound<'_, PyAny>,
-    body: impl FnOnce(&mut [u8]) -> PyResult<T>,
-) -> PyResult<T> {
-    let buffer = contiguous(object)?;
-    if buffer.readonly() {
-        return Err(PyBufferError::new_err("the buffer is read-only"));
+impl TargetBuffer {
+    /// As [`SourceBuffer::of`].
+    ///
+    /// # Errors
+    /// The same; `BufferError` too if it is read-only.
+    pub(crate) fn of(object: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let buffer = contiguous(object)?;
+        if buffer.readonly() {
+            return Err(PyBufferError::new_err("the buffer is read-only"));
+        }
+        Ok(Self(buffer))
     }
-    let len = buffer.len_bytes();
-    let base = if len == 0 { ptr::dangling_mut() } else { buffer.buf_ptr().cast::<u8>() };
-    // SAFETY: as in `with_bytes`; that it is writable was checked.
-    let bytes = unsafe { std::slice::from_raw_parts_mut(base, len) };
-    body(bytes)
+
+    /// The bytes. Anybody may read and write them meanwhile.
+    pub(crate) fn bytes(&self) -> RawTarget<'_> {
+        // SAFETY: as in `SourceBuffer::bytes`; that they are writable was checked.
+        unsafe { RawTarget::new(self.0.buf_ptr().cast::<u8>(), self.0.len_bytes()) }
+    }
 }
 
 fn contiguous(object: &Bound<'_, PyAny>) -> PyResult<PyUntypedBuffer> {

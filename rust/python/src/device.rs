@@ -4,13 +4,13 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pyo3::prelude::*;
-use pyo3::sync::MutexExt;
 use pyo3::types::PyBytes;
 use vhost_user_core::device::{ConfigRefused, Device};
 use vhost_user_core::request::Batch;
 
 use crate::call::call;
-use crate::py_device::{PyDevice, run_worker};
+use crate::copy_budget::CopyBudget;
+use crate::py_device::{PyDevice, Views, run_worker};
 use crate::queue::Queue;
 use crate::report::{Context, Reports, forget_locals};
 
@@ -23,7 +23,15 @@ pub(crate) struct QueueDevice {
     /// There is a `write_config` to call.
     takes_config: bool,
     config: Mutex<Vec<u8>>,
-    queues: Vec<Mutex<QueueState>>,
+    queues: Vec<QueueSeat>,
+}
+
+/// What there is of one queue.
+struct QueueSeat {
+    /// Taken out while its worker is in Python: another worker comes only if that one was given up
+    /// on, and begins with nothing then.
+    state: Mutex<QueueState>,
+    budget: Arc<CopyBudget>,
 }
 
 /// What one queue's worker keeps from batch to batch.
@@ -39,18 +47,18 @@ impl QueueDevice {
     pub(crate) fn new(
         object: &Bound<'_, PyAny>,
         overrides: &[String],
-        raw_views: bool,
+        views: Views,
         reports: Arc<Reports>,
     ) -> PyResult<Self> {
         let num_queues: u16 = object.getattr("num_queues")?.extract()?;
         Ok(Self {
-            device: PyDevice::new(object, raw_views, reports)?,
+            device: PyDevice::new(object, views.raw, reports)?,
             virtio_id: object.getattr("device_id")?.extract()?,
             features: object.getattr("features")?.extract()?,
             queue_size: object.getattr("queue_size")?.extract()?,
             takes_config: overrides.iter().any(|name| name == "write_config"),
             config: Mutex::new(object.getattr("config")?.extract()?),
-            queues: (0..num_queues).map(|_| Mutex::default()).collect(),
+            queues: (0..num_queues).map(|index| QueueSeat::new(index, views.copy_budget)).collect(),
         })
     }
 
@@ -114,7 +122,8 @@ impl QueueDevice {
         let start = self.device.start_number();
         if state.start != start {
             state.on_queue = Some(self.device.method(py, "on_queue")?);
-            let origin = self.device.origin("on_queue", None);
+            let budget = &self.queues[usize::from(index)].budget; // There is one, or no batch of it.
+            let origin = self.device.origin("on_queue", budget, None);
             state.queue = Some(Py::new(py, Queue::new(index, self.queue_size, origin))?);
             state.start = start;
         }
@@ -175,6 +184,7 @@ impl Device for QueueDevice {
 
     fn stopped(&self) {
         self.device.stopped();
+        self.queues.iter().for_each(|seat| seat.budget.forget());
     }
 
     fn disconnected(&self) {
@@ -190,16 +200,27 @@ impl Device for QueueDevice {
     }
 
     fn handle(&self, queue: u16, batch: &mut Batch) {
-        let Some(state) = self.queues.get(usize::from(queue)) else { return };
+        let Some(seat) = self.queues.get(usize::from(queue)) else { return };
         if self.device.reports.is_stopping() {
             return;
         }
         self.device.enter(|py| {
-            // Another worker holds it only if it was given up on while it was in a callback: it
-            // needs the interpreter to come back, so it must not be waited for with that held.
-            let mut state = state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner);
+            let mut state = std::mem::take(&mut *seat.lock());
             self.serve(py, queue, &mut state, batch);
+            let former = std::mem::replace(&mut *seat.lock(), state);
+            // Only now, without the lock: objects may run code when they go.
+            drop(former);
         });
+    }
+}
+
+impl QueueSeat {
+    fn new(index: u16, copy_budget: u64) -> Self {
+        Self { state: Mutex::default(), budget: CopyBudget::new(index, copy_budget) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, QueueState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -8,7 +8,7 @@ use pyo3::types::PyBytes;
 use vhost_user_core::frontend::{BlockDriver, BlockOptions, FrontendError};
 
 use crate::backend::seconds as seconds_of;
-use crate::buffer;
+use crate::buffer::SourceBuffer;
 use crate::error;
 use crate::frontend::{Frontend, Target};
 use crate::load::{self, LoadReport};
@@ -74,10 +74,13 @@ impl VirtioBlkDriver {
 
     /// Writes `data` at `offset`; both multiples of 512. Returns the bytes written: all.
     fn pwrite(slf: &Bound<'_, Self>, data: &Bound<'_, PyAny>, offset: u64) -> PyResult<usize> {
-        buffer::with_bytes(data, |bytes| {
-            driver(slf, |driver| driver.pwrite(bytes, offset))?;
-            Ok(bytes.len())
-        })
+        let buffer = SourceBuffer::of(data)?;
+        let bytes = buffer.bytes();
+        driver(slf, |driver| {
+            let part = |at: usize, out: &mut [u8]| bytes.part(at..bytes.len()).read(out);
+            driver.pwrite_with(bytes.len(), offset, part)
+        })?;
+        Ok(bytes.len())
     }
 
     /// Has all writes put on stable storage.

@@ -44,6 +44,11 @@ pub(crate) fn refused(py: Python<'_>, text: impl Display) -> PyErr {
     raise(py, "VhostUserError", text.to_string())
 }
 
+/// `OSError` with ENOMEM: there is no memory, or no more is allowed.
+pub(crate) fn no_memory(text: impl Display) -> PyErr {
+    os_error(Errno::NOMEM, &text.to_string())
+}
+
 /// A failure of the host.
 pub(crate) fn host(error: &HostError) -> PyErr {
     // The system's words are in the text already; Python puts the number before it.

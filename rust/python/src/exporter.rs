@@ -20,8 +20,15 @@ use crate::traits::{Side, Watched};
 pub(crate) struct ExportCount {
     views: AtomicUsize,
     /// What is to be done when the last view is gone, and that it was done.
-    then: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+    then: Mutex<Option<Finish>>,
     over: AtomicBool,
+}
+
+/// The end of a request whose last view is gone.
+pub(crate) struct Finish {
+    pub(crate) work: Box<dyn FnOnce() + Send>,
+    /// It takes so long that the interpreter is to be given up for it.
+    pub(crate) is_long: bool,
 }
 
 impl ExportCount {
@@ -32,27 +39,48 @@ impl ExportCount {
         self.views.load(Ordering::SeqCst) == 0
     }
 
-    /// Runs `then` when the last view is gone, which may be at once.
-    pub(crate) fn when_free(&self, then: Box<dyn FnOnce() + Send>) {
-        *self.then.lock().unwrap_or_else(PoisonError::into_inner) = Some(then);
-        // The last view may have gone just before `then` was there to be seen.
+    /// Has `finish` done when the last view is gone. That may be so already: to be followed by
+    /// [`settle`](Self::settle) when no lock is held.
+    pub(crate) fn wait_with(&self, finish: Finish) {
+        *self.then.lock().unwrap_or_else(PoisonError::into_inner) = Some(finish);
+    }
+
+    /// Does what there is to be done if no view is left: the last may have gone just before that
+    /// was there to be seen.
+    pub(crate) fn settle(&self, py: Python<'_>) {
         if self.is_free() {
-            self.end();
+            self.end(py);
         }
     }
 
-    fn release(&self) {
+    /// As [`settle`](Self::settle), for who may not be attached to the interpreter.
+    pub(crate) fn settle_here(&self) {
+        if self.is_free() {
+            self.take().into_iter().for_each(|finish| self.run(finish));
+        }
+    }
+
+    fn release(&self, py: Python<'_>) {
         if self.views.fetch_sub(1, Ordering::SeqCst) == 1 {
-            self.end();
+            self.end(py);
         }
     }
 
-    fn end(&self) {
-        let then = self.then.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(then) = then {
-            then();
-            self.over.store(true, Ordering::Release);
+    fn end(&self, py: Python<'_>) {
+        match self.take() {
+            Some(finish) if finish.is_long => py.detach(|| self.run(finish)),
+            Some(finish) => self.run(finish),
+            None => {}
         }
+    }
+
+    fn take(&self) -> Option<Finish> {
+        self.then.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn run(&self, finish: Finish) {
+        (finish.work)();
+        self.over.store(true, Ordering::Release);
     }
 }
 
@@ -127,13 +155,13 @@ impl BufferExporter {
                 unsafe { ffi::PyBuffer_FillInfo(view, object, base.cast(), len, read_only, flags) };
             if code == 0 { Ok(()) } else { Err(PyErr::fetch(slf.py())) }
         };
-        filled.inspect_err(|_| exporter.exports.release())
+        filled.inspect_err(|_| exporter.exports.release(slf.py()))
     }
 
     /// # Safety
     /// Called by the interpreter for a view that `__getbuffer__` filled.
-    unsafe fn __releasebuffer__(&self, _view: *mut ffi::Py_buffer) {
-        self.exports.release();
+    unsafe fn __releasebuffer__(&self, py: Python<'_>, _view: *mut ffi::Py_buffer) {
+        self.exports.release(py);
     }
 }
 

@@ -12,6 +12,7 @@ mod block_data;
 mod block_request;
 mod buffer;
 mod call;
+mod copy_budget;
 mod descriptor;
 mod device;
 mod device_lock;
@@ -25,8 +26,10 @@ mod loan;
 mod log;
 mod object;
 mod origin;
+mod pages;
 mod py_device;
 mod queue;
+mod raw_bytes;
 mod report;
 mod request;
 mod ticket;
@@ -62,6 +65,14 @@ mod _core {
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+
+    /// Sets how many bytes of private copies all queues may have together; returns the former
+    /// number.
+    #[pyfunction]
+    #[pyo3(signature = (size, /))]
+    fn set_total_copy_budget(size: u64) -> u64 {
+        super::copy_budget::set_total(size)
     }
 
     /// Hands over the log records that wait, and ends the thread that does so.

@@ -2,28 +2,29 @@
 //!
 //! Laws:
 //! - A [`BufferExporter`] exports one contiguous piece of memory: the request's own if its data lies
-//!   in one piece, else a private copy (the *bounce*) that is copied back when the request ends.
-//!   Mappings of granted pages are exported only where that was asked for; else there is a copy too.
+//!   in one piece, else a private copy. Of the copy the driver gets what the answer says was
+//!   written, and nothing else. Mappings of granted pages are exported only where that was asked
+//!   for; else there is a copy too.
 //! - All exporters of a request share one [`ExportCount`], which counts the views. A slice of a view
 //!   counts as the view does, since it keeps the same export alive.
-//! - [`LoanedRequest`] owns the request and the bounce. It gives the request out again only when the
+//! - [`LoanedRequest`] owns the request and the copies. It gives the request out again only when the
 //!   exporters are shut and the count is zero; else both wait with the count for the last view.
 //! - So what an exporter shows outlives every view, whatever Python does.
+//! - Whoever has the lock of a loan makes no copy that takes long and carries none over: the
+//!   interpreter is given up for that, and nobody waits for the interpreter with a lock.
 
+use std::fmt;
 use std::ptr;
 use std::sync::Arc;
 
-use pyo3::exceptions::PyBufferError;
 use pyo3::prelude::*;
-use vhost_user_core::memory::view::{Parts, Segment};
 
-use crate::exporter::{BufferExporter, ExportCount};
+use crate::buffer::LONG_COPY;
+use crate::copy_budget::{CopyBudget, CopyRefused, PrivateCopy};
+use crate::exporter::{BufferExporter, ExportCount, Finish};
 use crate::object::is_unshared;
-use crate::traits::{Lendable, Side};
-
-/// What is said to who wants in one piece what he has in pieces already.
-const SCATTERED: &str = "the data lies in several pieces, which segments has handed out: use those, \
-                         or ask for data first";
+use crate::raw_bytes::RawTarget;
+use crate::traits::{Lendable, Parts, Side};
 
 /// A request, and what of it was lent to Python. Reused from request to request.
 pub(crate) struct LoanedRequest<R: Lendable> {
@@ -43,21 +44,40 @@ pub(crate) struct LoanedRequest<R: Lendable> {
 struct SideLoan {
     exporter: Option<Py<BufferExporter>>,
     open: bool,
-    /// Holds a copy of the data if it is not in one piece. Never shrinks, so that a steady load
-    /// allocates nothing.
-    bounce: Vec<u8>,
-    /// All views show the copy.
-    bounced: bool,
+    /// The data in one piece, which all views show then.
+    copy: Option<PrivateCopy>,
+}
+
+/// Why nothing is lent.
+pub(crate) enum NotLent {
+    /// There is no request.
+    NoRequest,
+    /// The data was handed out in pieces; as one piece it would be a copy, and when that is carried
+    /// over it would undo what was written through the pieces.
+    Scattered,
+    /// There is to be a copy that takes long, which [`LoanedRequest::copy`] makes.
+    NeedsCopy,
+    /// There is no room for the copy.
+    Refused(CopyRefused),
+    /// The interpreter has no room for an object.
+    Python(PyErr),
 }
 
 /// What became of a request that was to be taken back.
 pub(crate) enum Reclaimed<R> {
     /// The request, with no view of it left.
-    Free(R),
-    /// A view is left: the request is answered when that is gone.
+    Free(Returned<R>),
+    /// A view is left: the request is answered when that is gone. To be told with
+    /// [`ExportCount::settle`] when no lock is held.
     Held(Arc<ExportCount>),
     /// There was no request.
     Nothing,
+}
+
+/// A request that was taken back, with its private copies.
+pub(crate) struct Returned<R> {
+    request: R,
+    copies: [Option<PrivateCopy>; 2],
 }
 
 impl<R: Lendable> Default for LoanedRequest<R> {
@@ -82,19 +102,20 @@ impl<R: Lendable> LoanedRequest<R> {
         self.request.as_ref()
     }
 
-    /// The exporter through which one side is seen, as one piece. `None` if there is no request.
+    /// The exporter through which one side is seen, as one piece. A copy comes out of `budget`.
     ///
     /// # Errors
-    /// `BufferError` if that would be a copy of what was handed out in pieces: when it is carried
-    /// over it would undo what was written through them.
+    /// See [`NotLent`].
+    #[inline]
     pub(crate) fn exporter(
         &mut self,
         py: Python<'_>,
         side: Side,
-    ) -> PyResult<Option<Py<BufferExporter>>> {
-        let Some(request) = &self.request else { return Ok(None) };
+        budget: &Arc<CopyBudget>,
+    ) -> Result<Py<BufferExporter>, NotLent> {
+        let Some(request) = &self.request else { return Err(NotLent::NoRequest) };
         if self.scattered && side == Side::Writable && joined(request.parts(side)).is_none() {
-            return Err(PyBufferError::new_err(SCATTERED));
+            return Err(NotLent::Scattered);
         }
         let loan = &mut self.sides[side as usize];
         let exporter = match &loan.exporter {
@@ -105,42 +126,74 @@ impl<R: Lendable> LoanedRequest<R> {
             }
         };
         if !loan.open {
-            let (base, len) = loan.place(request, side, self.raw)?;
+            let (base, len) = loan.place(request, side, self.raw, budget)?;
             exporter.get().open(base, len, side);
             loan.open = true;
         }
-        Ok(Some(exporter))
+        Ok(exporter)
     }
 
-    /// The bytes that views of the writable side show, if they are a private copy.
-    pub(crate) fn bounce(&mut self) -> Option<&mut [u8]> {
-        let loan = &mut self.sides[Side::Writable as usize];
-        let len = self.request.as_ref()?.len(Side::Writable) as usize;
-        loan.bounced.then(|| &mut loan.bounce[..len])
+    /// As [`exporter`](Self::exporter), for who holds no lock: a copy that takes long is made with
+    /// the interpreter given up.
+    #[inline]
+    pub(crate) fn exporter_unlocked(
+        &mut self,
+        py: Python<'_>,
+        side: Side,
+        budget: &Arc<CopyBudget>,
+    ) -> Result<Py<BufferExporter>, NotLent> {
+        match self.exporter(py, side, budget) {
+            Err(NotLent::NeedsCopy) => {
+                py.detach(|| self.copy(side, budget))?;
+                self.exporter(py, side, budget)
+            }
+            done => done,
+        }
     }
 
     /// One exporter per contiguous piece of a side: over the request's own memory, or over the copy
-    /// if there is one, so that all views show the same.
+    /// if there is one, so that all views show the same. A copy comes out of `budget`.
+    ///
+    /// # Errors
+    /// See [`NotLent`].
     pub(crate) fn piece_exporters(
         &mut self,
         py: Python<'_>,
         side: Side,
-    ) -> PyResult<Option<Vec<Py<BufferExporter>>>> {
-        let Some(request) = &self.request else { return Ok(None) };
+        budget: &Arc<CopyBudget>,
+    ) -> Result<Vec<Py<BufferExporter>>, NotLent> {
+        let Some(request) = &self.request else { return Err(NotLent::NoRequest) };
         let loan = &mut self.sides[side as usize];
         if !self.raw && request.maps_grants() {
-            loan.copy(request, side)?;
+            loan.short_copy(request, side, budget)?;
         }
-        self.scattered |= side == Side::Writable && !loan.bounced;
+        self.scattered |= side == Side::Writable && loan.copy.is_none();
         let (mut exporters, mut done) = (Vec::new(), 0);
         for part in request.parts(side) {
             let exporter = Py::new(py, BufferExporter::new(&self.exports))?;
+            let (base, len) = loan.show((part.base(), part.len()), done);
             self.pieces.push(exporter.clone_ref(py));
-            exporter.get().open(loan.show(part, done), part.len(), side);
+            exporter.get().open(base, len, side);
             exporters.push(exporter);
-            done += part.len();
+            done += len;
         }
-        Ok(Some(exporters))
+        Ok(exporters)
+    }
+
+    /// Makes the private copy of a side, however long that takes.
+    ///
+    /// # Errors
+    /// There is no room for it.
+    pub(crate) fn copy(&mut self, side: Side, budget: &Arc<CopyBudget>) -> Result<(), CopyRefused> {
+        match &self.request {
+            Some(request) => self.sides[side as usize].copy(request, side, budget),
+            None => Ok(()),
+        }
+    }
+
+    /// The bytes that views of the writable side show, if they are a private copy.
+    pub(crate) fn copied(&self) -> Option<RawTarget<'_>> {
+        self.sides[Side::Writable as usize].copy.as_ref()?.bytes()
     }
 
     /// Whether views of it are left.
@@ -148,10 +201,10 @@ impl<R: Lendable> LoanedRequest<R> {
         !self.exports.is_free()
     }
 
-    /// Takes the request back. If views of it are left, it stays and what `finish` makes gets it
-    /// from whoever lets go of the last one.
+    /// Takes the request back. If views of it are left, it stays, and what `finish` makes gets it
+    /// from whoever lets go of the last one, with what `answer` says of it carried over.
     #[inline]
-    pub(crate) fn end<F>(&mut self, finish: impl FnOnce() -> F) -> Reclaimed<R>
+    pub(crate) fn end<F>(&mut self, answer: R::Answer, finish: impl FnOnce() -> F) -> Reclaimed<R>
     where
         F: FnOnce(R) + Send + 'static,
     {
@@ -163,78 +216,133 @@ impl<R: Lendable> LoanedRequest<R> {
             piece.get().shut();
         }
         self.scattered = false;
-        if !self.exports.is_free() {
-            return self.leave(request, finish());
+        let returned = Returned { request, copies: self.sides.each_mut().map(|l| l.copy.take()) };
+        if self.exports.is_free() {
+            return Reclaimed::Free(returned);
         }
-        self.sides[Side::Writable as usize].copy_back(&request);
-        for loan in &mut self.sides {
-            loan.bounced = false;
-        }
-        Reclaimed::Free(request)
+        self.leave(returned, answer, finish())
     }
 
     #[cold]
-    fn leave(&mut self, request: R, finish: impl FnOnce(R) + Send + 'static) -> Reclaimed<R> {
+    fn leave(
+        &mut self,
+        returned: Returned<R>,
+        answer: R::Answer,
+        finish: impl FnOnce(R) + Send + 'static,
+    ) -> Reclaimed<R> {
         let exports = std::mem::take(&mut self.exports);
-        let [readable, writable] = std::mem::take(&mut self.sides);
-        let then = move || {
-            writable.copy_back(&request);
-            finish(request);
-            // The bounces live until here: views pointed into them.
-            drop((readable.bounce, writable.bounce));
-        };
-        exports.when_free(Box::new(then));
+        self.sides = Default::default();
+        let is_long = returned.is_long();
+        // The copies live until here: views pointed into them.
+        let work = Box::new(move || finish(returned.carry_over(answer)));
+        exports.wait_with(Finish { work, is_long });
         Reclaimed::Held(exports)
     }
 }
 
 impl<R: Lendable> Drop for LoanedRequest<R> {
     fn drop(&mut self) {
-        // Views may still point into the request's memory, so it cannot just go.
-        let _ = self.end(|| drop);
+        let Some(request) = self.request.take() else { return };
+        // Views may still point into its memory, so it cannot just go. Nobody has answered it, and
+        // of a copy nothing is carried over.
+        for loan in &mut self.sides {
+            loan.shut();
+        }
+        self.pieces.iter().for_each(|piece| piece.get().shut());
+        let returned = Returned { request, copies: self.sides.each_mut().map(|l| l.copy.take()) };
+        let is_long = returned.is_long();
+        self.exports.wait_with(Finish { work: Box::new(move || drop(returned)), is_long });
+        self.exports.settle_here();
+    }
+}
+
+impl<R: Lendable> Returned<R> {
+    /// The request, with what `answer` says of a private copy carried over: with the interpreter
+    /// given up if that takes long, so that no lock may be held.
+    #[inline]
+    pub(crate) fn settle(self, py: Python<'_>, answer: R::Answer) -> R {
+        if self.is_long() {
+            py.detach(move || self.carry_over(answer))
+        } else {
+            self.carry_over(answer)
+        }
+    }
+
+    /// Whether there is a private copy that takes long to carry over, or to let go of.
+    #[inline]
+    fn is_long(&self) -> bool {
+        self.copies.iter().flatten().any(|copy| copy.len() >= LONG_COPY)
+    }
+
+    #[inline]
+    fn carry_over(self, answer: R::Answer) -> R {
+        let Self { request, copies } = self;
+        if let Some(bytes) = copies[Side::Writable as usize].as_ref().and_then(PrivateCopy::bytes) {
+            let written = usize::try_from(request.written(answer)).unwrap_or(usize::MAX);
+            // When its ring has stopped its memory is the driver's again.
+            let go_on = || request.is_live();
+            bytes.part(0..written).source().copy_while(request.parts(Side::Writable), go_on);
+        }
+        request
     }
 }
 
 impl SideLoan {
     /// Where the data is, or its copy.
+    #[inline]
     fn place<R: Lendable>(
         &mut self,
         request: &R,
         side: Side,
         raw: bool,
-    ) -> PyResult<(*mut u8, usize)> {
+        budget: &Arc<CopyBudget>,
+    ) -> Result<(*mut u8, usize), NotLent> {
         match joined(request.parts(side)) {
             Some(place) if raw || !request.maps_grants() => Ok(place),
-            _ => self.copy(request, side),
+            _ => self.short_copy(request, side, budget),
         }
     }
 
-    /// The data's copy, made if there is none yet.
-    fn copy<R: Lendable>(&mut self, request: &R, side: Side) -> PyResult<(*mut u8, usize)> {
-        let len = usize::try_from(request.len(side))?;
-        if !self.bounced {
-            // Zeroes, not what another request left: that may be another guest's.
-            self.bounce.clear();
-            self.bounce.resize(len, 0);
-            self.bounced = true;
-            if side == Side::Readable {
-                request.copy_out(&mut self.bounce);
+    /// The data's copy, made if there is none yet and that takes no time.
+    fn short_copy<R: Lendable>(
+        &mut self,
+        request: &R,
+        side: Side,
+        budget: &Arc<CopyBudget>,
+    ) -> Result<(*mut u8, usize), NotLent> {
+        if self.copy.is_none() {
+            if request.len(side) >= LONG_COPY {
+                return Err(NotLent::NeedsCopy);
             }
+            self.copy(request, side, budget)?;
         }
-        Ok((self.bounce.as_mut_ptr(), len))
+        let bytes = self.copy.as_ref().and_then(PrivateCopy::bytes);
+        Ok(bytes.map_or((ptr::null_mut(), 0), |bytes| (bytes.base(), bytes.len())))
+    }
+
+    fn copy<R: Lendable>(
+        &mut self,
+        request: &R,
+        side: Side,
+        budget: &Arc<CopyBudget>,
+    ) -> Result<(), CopyRefused> {
+        if self.copy.is_some() {
+            return Ok(());
+        }
+        let copy = budget.take(request.len(side))?;
+        match (side, copy.bytes()) {
+            (Side::Readable, Some(bytes)) => _ = bytes.copy_from(request.parts(side)),
+            _ => copy.clear(),
+        }
+        self.copy = Some(copy);
+        Ok(())
     }
 
     /// Where to show a piece of the data that starts with byte `start`.
-    fn show(&mut self, part: Segment, start: usize) -> *mut u8 {
-        if self.bounced { self.bounce[start..start + part.len()].as_mut_ptr() } else { part.base() }
-    }
-
-    /// Carries the private copy over to the request's own memory, if there is one.
-    #[inline]
-    fn copy_back<R: Lendable>(&self, request: &R) {
-        if self.bounced && request.is_live() {
-            request.copy_in(&self.bounce[..request.len(Side::Writable) as usize]);
-        }
+    fn show(&self, piece: (*mut u8, usize), start: usize) -> (*mut u8, usize) {
+        let Some(bytes) = self.copy.as_ref().and_then(PrivateCopy::bytes) else { return piece };
+        let bytes = bytes.part(start..start + piece.1);
+        (bytes.base(), bytes.len())
     }
 
     #[inline]
@@ -261,4 +369,31 @@ fn joined(mut parts: Parts<'_>) -> Option<(*mut u8, usize)> {
         len += part.len();
     }
     Some((base, len))
+}
+
+impl From<PyErr> for NotLent {
+    fn from(error: PyErr) -> Self {
+        Self::Python(error)
+    }
+}
+
+impl From<CopyRefused> for NotLent {
+    fn from(refused: CopyRefused) -> Self {
+        Self::Refused(refused)
+    }
+}
+
+impl fmt::Display for NotLent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoRequest => f.write_str("the request was answered before"),
+            Self::Scattered => f.write_str(
+                "the data lies in several pieces, which segments has handed out: use those, or ask \
+                 for data first",
+            ),
+            Self::NeedsCopy => f.write_str("the data is to be copied first"),
+            Self::Refused(refused) => refused.fmt(f),
+            Self::Python(error) => error.fmt(f),
+        }
+    }
 }

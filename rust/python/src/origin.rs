@@ -2,7 +2,13 @@
 
 use std::sync::Arc;
 
+use pyo3::exceptions::PyBufferError;
+use pyo3::prelude::*;
+
+use crate::copy_budget::CopyBudget;
+use crate::error;
 use crate::exporter::ExportCount;
+use crate::loan::NotLent;
 use crate::log;
 use crate::report::Reports;
 use crate::traits::{FlushesFirst, HeldReports};
@@ -14,14 +20,32 @@ pub(crate) struct Origin {
     /// Views show mappings of granted pages as they are.
     pub(crate) raw_views: bool,
     pub(crate) reports: Arc<Reports>,
+    /// What copies of request data come out of.
+    pub(crate) budget: Arc<CopyBudget>,
     /// Where writes go that are answered after the callback, if the device has a write cache.
     pub(crate) late: Option<Arc<dyn FlushesFirst>>,
 }
 
 impl Origin {
-    /// Has somebody told if views of an answered request are held for long.
-    pub(crate) fn watch(&self, exports: Arc<ExportCount>) {
+    /// Ends a request that was answered while views of it were there: when the last is gone, and
+    /// somebody is told if that takes long. No lock may be held.
+    pub(crate) fn hold(&self, py: Python<'_>, exports: Arc<ExportCount>) {
+        exports.settle(py);
         let reports = Arc::clone(&self.reports) as Arc<dyn HeldReports>;
         log::watch(exports, self.callback.clone(), reports);
+    }
+
+    /// Says why Python gets nothing to see of a request, and logs it if there is no room for it.
+    #[cold]
+    pub(crate) fn not_lent(&self, py: Python<'_>, why: NotLent) -> PyErr {
+        match why {
+            NotLent::Refused(refused) => {
+                self.reports.refused_copy(&refused);
+                error::no_memory(&refused)
+            }
+            NotLent::Python(error) => error,
+            NotLent::NoRequest => error::stale(py, &why.to_string()),
+            NotLent::Scattered | NotLent::NeedsCopy => PyBufferError::new_err(why.to_string()),
+        }
     }
 }

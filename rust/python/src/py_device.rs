@@ -8,6 +8,7 @@ use std::time::Duration;
 use pyo3::prelude::*;
 
 use crate::call::call;
+use crate::copy_budget::CopyBudget;
 use crate::device_lock::DeviceLock;
 use crate::log::Level;
 use crate::origin::Origin;
@@ -25,6 +26,15 @@ thread_local! {
 /// Whether this thread is inside a callback of some device.
 pub(crate) fn in_callback() -> bool {
     IN_CALLBACK.get()
+}
+
+/// How request data is shown to Python.
+#[derive(Clone, Copy)]
+pub(crate) struct Views {
+    /// Mappings of granted pages are shown as they are.
+    pub(crate) raw: bool,
+    /// Bytes of private copies that a queue may have at a time.
+    pub(crate) copy_budget: u64,
 }
 
 /// The Python object, and the order of calls to it.
@@ -82,10 +92,15 @@ impl PyDevice {
     }
 
     /// What to call the callback `name` in messages, and where its late writes go.
-    pub(crate) fn origin(&self, name: &str, late: Option<Arc<dyn FlushesFirst>>) -> Arc<Origin> {
+    pub(crate) fn origin(
+        &self,
+        name: &str,
+        budget: &Arc<CopyBudget>,
+        late: Option<Arc<dyn FlushesFirst>>,
+    ) -> Arc<Origin> {
         let callback = format!("{}.{name}", self.name);
-        let reports = Arc::clone(&self.reports);
-        Arc::new(Origin { callback, raw_views: self.raw_views, reports, late })
+        let (reports, budget) = (Arc::clone(&self.reports), Arc::clone(budget));
+        Arc::new(Origin { callback, raw_views: self.raw_views, reports, budget, late })
     }
 
     /// Whether its views show mappings of granted pages as they are.

@@ -63,9 +63,28 @@ struct State {
     kinds: HashMap<(usize, &'static str), Kind>,
     /// Mistakes that were told.
     mistakes: HashSet<&'static str>,
+    refused: Refused,
     /// The error that stopped the back-end, or that a front-end may raise.
     failure: Option<PyErr>,
     stopping: bool,
+}
+
+/// Requests that failed for want of room for a private copy.
+#[derive(Default)]
+struct Refused {
+    told: Option<Instant>,
+    /// Since then.
+    repeats: u64,
+}
+
+impl Refused {
+    /// Says how many were not told, and starts to count anew.
+    fn words(&mut self) -> String {
+        match mem::take(&mut self.repeats) {
+            0 => String::new(),
+            repeats => format!(" (and {repeats} more requests before)"),
+        }
+    }
 }
 
 struct Kind {
@@ -133,6 +152,21 @@ impl Reports {
         log::record(Record { logger: Logger::Device, level, text, exception });
     }
 
+    /// Logs that there was no room for a private copy: the first time in full, then as a number
+    /// from time to time, since the driver decides how often that is.
+    pub(crate) fn refused_copy(&self, refused: &dyn fmt::Display) {
+        let mut state = self.lock();
+        let due = state.refused.told.is_none_or(|told| told.elapsed() >= SUMMARY_EVERY);
+        if !due {
+            state.refused.repeats += 1;
+            return;
+        }
+        state.refused.told = Some(Instant::now());
+        let more = state.refused.words();
+        drop(state);
+        self.say(Level::Error, format!("a request fails: {refused}{more}"), None);
+    }
+
     /// Counts a mistake of the device's that is no exception; logs it the first time.
     pub(crate) fn mistake(&self, what: &'static str, text: impl FnOnce() -> String) {
         if self.lock().mistakes.insert(what) {
@@ -143,11 +177,16 @@ impl Reports {
     /// Logs what was counted and not yet said.
     pub(crate) fn sum_up(&self) {
         let mut lines = Vec::new();
-        for ((_, callback), kind) in &mut self.lock().kinds {
+        let mut state = self.lock();
+        for ((_, callback), kind) in &mut state.kinds {
             if kind.repeats > 0 {
                 lines.push(self.summary(callback, kind));
             }
         }
+        if state.refused.repeats > 0 {
+            lines.push(format!("no room for private copies{}", state.refused.words()));
+        }
+        drop(state);
         for line in lines {
             self.say(Level::Error, line, None);
         }
@@ -201,9 +240,14 @@ impl Reports {
     fn stop_for(&self, error: PyErr) {
         let mut state = self.lock();
         state.stopping = true;
-        // The first is the cause; what follows may follow from it.
-        state.failure.get_or_insert(error);
+        // The first is the cause; what follows may follow from it. It goes when no lock is held:
+        // what an exception holds may run code then.
+        let later = match &state.failure {
+            Some(_) => Some(error),
+            None => state.failure.replace(error),
+        };
         drop(state);
+        drop(later);
         if let Some(stop) = self.stop.get() {
             stop();
         }

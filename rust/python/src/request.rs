@@ -5,14 +5,12 @@ use std::sync::Arc;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyMemoryView;
-use vhost_user_core::memory::view::Parts;
 use vhost_user_core::request::{Batch, Request, Stopped};
 
-use crate::error::stale;
 use crate::exporter;
 use crate::log;
 use crate::ticket::Ticket;
-use crate::traits::{Answerable, FlushesFirst, Lendable, Side};
+use crate::traits::{Answerable, FlushesFirst, Lendable, Parts, Side};
 
 impl Lendable for Request {
     /// Bytes written.
@@ -32,12 +30,8 @@ impl Lendable for Request {
         }
     }
 
-    fn copy_out(&self, out: &mut [u8]) {
-        self.readable().read_at(0, out);
-    }
-
-    fn copy_in(&self, data: &[u8]) {
-        self.writable().write_at(0, data);
+    fn written(&self, written: u32) -> u64 {
+        written.into()
     }
 
     fn is_live(&self) -> bool {
@@ -84,9 +78,9 @@ impl QueueRequest {
     /// default.
     #[pyo3(signature = (written=None))]
     fn complete(&self, py: Python<'_>, written: Option<u64>) -> PyResult<()> {
-        let room = self.ticket.with(py, |state| {
-            Ok(state.loan.request().map_or(0, |request| request.writable().len()))
-        })?;
+        let room = self
+            .ticket
+            .with(py, |state| state.loan.request().map_or(0, |request| request.writable().len()))?;
         let written = written.unwrap_or(room);
         if written > room {
             let text = format!("{written} bytes written, but the driver gave room for {room}");
@@ -103,11 +97,11 @@ impl QueueRequest {
 
     fn __repr__(&self, py: Python<'_>) -> String {
         let text = self.ticket.with(py, |state| {
-            Ok(state.loan.request().map_or_else(String::new, |request| {
+            state.loan.request().map_or_else(String::new, |request| {
                 let (readable, writable) = (request.readable().len(), request.writable().len());
                 let queue = request.queue();
                 format!("<Request queue={queue} readable={readable} writable={writable}>")
-            }))
+            })
         });
         text.unwrap_or_else(|_| "<Request answered>".to_owned())
     }
@@ -115,9 +109,7 @@ impl QueueRequest {
 
 impl QueueRequest {
     fn side<'py>(&self, py: Python<'py>, side: Side) -> PyResult<Bound<'py, PyMemoryView>> {
-        let exporter = self.ticket.with(py, |state| state.loan.exporter(py, side))?;
-        let exporter = exporter.ok_or_else(|| stale(py, "the request was answered"))?;
-        exporter::view(py, &exporter)
+        exporter::view(py, &self.ticket.exporter(py, side)?)
     }
 }
 

@@ -14,11 +14,12 @@ use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
 use vhost_user_core::request::Batch;
 
+use crate::copy_budget::CopyBudget;
 use crate::error::stale;
-use crate::exporter::ExportCount;
-use crate::loan::{LoanedRequest, Reclaimed};
+use crate::exporter::{BufferExporter, ExportCount};
+use crate::loan::{LoanedRequest, NotLent, Reclaimed};
 use crate::origin::Origin;
-use crate::traits::{Answerable, FlushesFirst};
+use crate::traits::{Answerable, FlushesFirst, Side};
 
 /// One request and its state. Reused.
 pub(crate) struct Ticket<R: Answerable>(Mutex<State<R>>);
@@ -85,11 +86,13 @@ impl<R: Answerable> Ticket<R> {
     pub(crate) fn with<T>(
         &self,
         py: Python<'_>,
-        look: impl FnOnce(&mut State<R>) -> PyResult<T>,
+        look: impl FnOnce(&mut State<R>) -> T,
     ) -> PyResult<T> {
         let mut state = self.lock(py);
-        state.open(py)?;
-        look(&mut state)
+        let found = state.usable().map(|()| look(&mut state));
+        // No exception is made with the lock: that may run Python code.
+        drop(state);
+        found.map_err(|why| stale(py, why))
     }
 
     /// Checks that its callback still runs.
@@ -97,9 +100,61 @@ impl<R: Answerable> Ticket<R> {
     /// # Errors
     /// `StaleRequestError` if not.
     pub(crate) fn check_batch(&self, py: Python<'_>) -> PyResult<()> {
-        self.with(py, |state| match state.phase {
+        match self.with(py, |state| state.phase)? {
             Phase::Batch => Ok(()),
             _ => Err(stale(py, "the callback has returned")),
+        }
+    }
+
+    /// The exporter through which one side is seen, as one piece.
+    ///
+    /// # Errors
+    /// `StaleRequestError` as [`with`](Self::with); `BufferError` if it was handed out in pieces;
+    /// `OSError` if there is no room for a copy.
+    pub(crate) fn exporter(&self, py: Python<'_>, side: Side) -> PyResult<Py<BufferExporter>> {
+        self.lend(py, side, |loan, budget| loan.exporter(py, side, budget))
+    }
+
+    /// The exporters of the pieces of one side as they lie.
+    ///
+    /// # Errors
+    /// As [`exporter`](Self::exporter).
+    pub(crate) fn piece_exporters(
+        &self,
+        py: Python<'_>,
+        side: Side,
+    ) -> PyResult<Vec<Py<BufferExporter>>> {
+        self.lend(py, side, |loan, budget| loan.piece_exporters(py, side, budget))
+    }
+
+    /// Lends something of one side. If that needs a copy that takes long, it is made with the
+    /// interpreter given up.
+    fn lend<T>(
+        &self,
+        py: Python<'_>,
+        side: Side,
+        lend: impl Fn(&mut LoanedRequest<R>, &Arc<CopyBudget>) -> Result<T, NotLent>,
+    ) -> PyResult<T> {
+        match self.try_lend(py, &lend)? {
+            Err((NotLent::NeedsCopy, origin)) => {
+                let copied = self.detached(py, |loan| loan.copy(side, &origin.budget))?;
+                copied.map_err(|refused| origin.not_lent(py, refused.into()))?;
+                self.try_lend(py, &lend)?.map_err(|(why, origin)| origin.not_lent(py, why))
+            }
+            lent => lent.map_err(|(why, origin)| origin.not_lent(py, why)),
+        }
+    }
+
+    #[inline]
+    fn try_lend<T>(
+        &self,
+        py: Python<'_>,
+        lend: impl Fn(&mut LoanedRequest<R>, &Arc<CopyBudget>) -> Result<T, NotLent>,
+    ) -> PyResult<Result<T, (NotLent, Arc<Origin>)>> {
+        self.with(py, |state| {
+            let State { loan, origin, .. } = state;
+            let origin = origin.as_ref().expect("begin has said where the request is handed out");
+            lend(loan, &origin.budget).map_err(|why| (why, Arc::clone(origin)))
         })
     }
 
@@ -136,21 +191,19 @@ impl<R: Answerable> Ticket<R> {
     /// # Errors
     /// `StaleRequestError` if it was answered before or its ring has stopped.
     pub(crate) fn answer(&self, py: Python<'_>, answer: R::Answer) -> PyResult<()> {
-        let mut state = self.lock(py);
-        state.open(py)?;
-        state.answer = Some(answer);
-        if state.phase == Phase::Batch {
-            return Ok(());
-        }
-        let back = state.end(answer);
-        let origin = state.origin.clone();
-        drop(state);
+        let ended = self.with(py, |state| {
+            state.answer = Some(answer);
+            let ended = (state.phase != Phase::Batch).then(|| state.end(answer));
+            ended.map(|back| (back, state.origin.clone()))
+        })?;
+        let Some((back, origin)) = ended else { return Ok(()) };
         match back {
-            Reclaimed::Free(request) => request
+            Reclaimed::Free(returned) => returned
+                .settle(py, answer)
                 .complete(answer, late_of(&origin))
                 .map_err(|stopped| stale(py, &stopped.to_string())),
             Reclaimed::Held(exports) => {
-                watch(&origin, exports);
+                hold(py, &origin, exports);
                 Ok(())
             }
             Reclaimed::Nothing => Ok(()),
@@ -171,10 +224,7 @@ impl<R: Answerable> Ticket<R> {
 
     /// Keeps the request past the callback.
     pub(crate) fn defer(&self, py: Python<'_>) -> PyResult<()> {
-        self.with(py, |state| {
-            state.deferred = true;
-            Ok(())
-        })
+        self.with(py, |state| state.deferred = true)
     }
 
     /// A flush is about to begin. What is stored while it runs needs another before the answer.
@@ -207,20 +257,20 @@ impl<R: Answerable> Ticket<R> {
         let Some(request) = state.loan.request() else { return Settled::Done };
         let answer = decide(state.answer, request);
         match state.end(answer) {
-            Reclaimed::Free(request) if state.outlasts => {
+            Reclaimed::Free(returned) if state.outlasts => {
                 let origin = state.origin.clone();
                 drop(state);
                 // Its ring may have stopped meanwhile: then it went back when it did.
-                let _ = request.complete(answer, late_of(&origin));
+                let _ = returned.settle(py, answer).complete(answer, late_of(&origin));
             }
-            Reclaimed::Free(request) => {
+            Reclaimed::Free(returned) => {
                 drop(state);
-                request.finish(answer, batch);
+                returned.settle(py, answer).finish(answer, batch);
             }
             Reclaimed::Held(exports) => {
                 let origin = state.origin.clone();
                 drop(state);
-                watch(&origin, exports);
+                hold(py, &origin, exports);
             }
             Reclaimed::Nothing => {}
         }
@@ -265,7 +315,7 @@ impl<R: Answerable> State<R> {
     fn end(&mut self, answer: R::Answer) -> Reclaimed<R> {
         self.phase = Phase::Idle;
         let Self { loan, origin, .. } = self;
-        loan.end(|| {
+        loan.end(answer, || {
             let origin = origin.clone();
             move |request: R| {
                 // The ring may have stopped meanwhile: then it went back when it did.
@@ -273,18 +323,15 @@ impl<R: Answerable> State<R> {
             }
         })
     }
-
-    fn open(&self, py: Python<'_>) -> PyResult<()> {
-        self.usable().map_err(|why| stale(py, why))
-    }
 }
 
 fn late_of(origin: &Option<Arc<Origin>>) -> Option<&Arc<dyn FlushesFirst>> {
     origin.as_ref()?.late.as_ref()
 }
 
-fn watch(origin: &Option<Arc<Origin>>, exports: Arc<ExportCount>) {
-    if let Some(origin) = origin {
-        origin.watch(exports);
+fn hold(py: Python<'_>, origin: &Option<Arc<Origin>>, exports: Arc<ExportCount>) {
+    match origin {
+        Some(origin) => origin.hold(py, exports),
+        None => exports.settle(py),
     }
 }

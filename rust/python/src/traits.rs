@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use pyo3::prelude::*;
 use vhost_user_core::block::{BlockRequest, Status};
-use vhost_user_core::memory::view::Parts;
+pub(crate) use vhost_user_core::memory::view::Parts;
 use vhost_user_core::request::{Batch, Stopped};
 
 /// Who may write a part of a request.
@@ -28,11 +28,8 @@ pub(crate) trait Lendable: Send + 'static {
     /// The contiguous pieces of one side. They stay mapped while the request lives.
     fn parts(&self, side: Side) -> Parts<'_>;
 
-    /// Copies the readable side out.
-    fn copy_out(&self, out: &mut [u8]);
-
-    /// Copies `data` to the start of the writable side.
-    fn copy_in(&self, data: &[u8]);
+    /// How many bytes of the writable side, from its start on, the driver gets with this answer.
+    fn written(&self, answer: Self::Answer) -> u64;
 
     /// Whether its ring still runs. If not, its memory is the driver's again.
     fn is_live(&self) -> bool;

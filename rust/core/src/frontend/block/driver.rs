@@ -138,6 +138,27 @@ impl BlockDriver {
         )
     }
 
+    /// As [`pwrite`](Self::pwrite), of `len` bytes that others may change meanwhile: `copy` fills
+    /// memory of our own with what is at a place in them.
+    pub fn pwrite_with(
+        &mut self,
+        len: usize,
+        offset: u64,
+        mut copy: impl FnMut(usize, &mut [u8]),
+    ) -> Result<()> {
+        let pieces = self.pieces(Op::Write, offset, len)?;
+        let mut own = Vec::new();
+        self.run(
+            pieces,
+            |queue, slot, piece| {
+                own.resize(piece.request.len as usize, 0);
+                copy(piece.at, &mut own);
+                queue.write_data(slot, &own);
+            },
+            |_, _, _| (),
+        )
+    }
+
     /// Makes all completed writes durable.
     pub fn flush(&mut self) -> Result<()> {
         self.need(feature::FLUSH, "FLUSH")?;
