@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use crate::device::Device;
 use crate::error::HostError;
+pub use crate::memory::MemoryOptions;
 use crate::socket::{Endpoint, SocketError};
 pub use crate::wire::XenDesigns;
 use crate::xen::XenAccess;
@@ -54,6 +55,8 @@ pub struct Options {
     pub drain: Duration,
     /// Longest time from the first byte of a message to its last.
     pub message_deadline: Duration,
+    /// What memory of front-ends is taken.
+    pub memory: MemoryOptions,
     /// Serve front-ends on Xen as well as ordinary ones.
     pub xen: Option<XenOptions>,
 }
@@ -88,6 +91,7 @@ impl Options {
             cpus: Vec::new(),
             drain: Duration::from_secs(30),
             message_deadline: crate::socket::DEFAULT_DEADLINE,
+            memory: MemoryOptions::default(),
             xen: None,
         }
     }

@@ -1,44 +1,65 @@
 //! Guest memory in a file that the front-end shares.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::FileType;
+use rustix::fs::{AtFlags, FileType, Statx, StatxFlags};
 
-use super::region::{Hold, Region};
+use super::policy::MemoryPolicy;
+use super::region::{Extent, Hold, Region};
 use super::region_error::RegionError;
 use super::segment::GuestSlice;
-use crate::address::{GuestAddr, UserAddr};
 use crate::sys::fd_kind::fd_kind;
+use crate::sys::file_system::remote_file_system;
 use crate::sys::mmap::Mapping;
 
-/// Largest region: 32 TiB, a quarter of what a process can address on x86-64 with four levels of
-/// page tables. So a table and the one that replaces it fit side by side, and a sparse file cannot
-/// take the address space that everything else in this process needs.
-const MAX_SIZE: u64 = 1 << 45;
-
 impl Region {
-    /// Maps `size` bytes of `fd` from `offset` on. The descriptor goes with the region.
+    /// Maps as many bytes of `fd` from `offset` on as `extent` says. The descriptor goes with the
+    /// region.
     pub fn map(
-        guest: GuestAddr,
-        user: UserAddr,
-        size: u64,
+        policy: &MemoryPolicy,
+        extent: Extent,
         offset: u64,
         fd: OwnedFd,
     ) -> Result<Arc<Self>, RegionError> {
-        let too_large = RegionError::TooLarge { size, most: MAX_SIZE };
-        if size > MAX_SIZE {
-            return Err(too_large);
+        let size = extent.size;
+        if !policy.takes_any_file() {
+            check_file_system(fd.as_fd())?;
         }
         let page = check_file(&fd, offset, size)?;
         let lead = offset % page;
-        let bytes = size.checked_add(lead).and_then(|n| n.checked_next_multiple_of(page));
-        let len = bytes.and_then(|n| usize::try_from(n).ok()).ok_or(too_large)?;
+        // A file has no more bytes than 63 bits say.
+        let len = (size + lead).next_multiple_of(page);
+        let mapped = policy.count(len)?;
+        let too_large = |_| RegionError::System("map it", io::ErrorKind::OutOfMemory.into());
+        let len = usize::try_from(len).map_err(too_large)?;
         let mapping = Mapping::shared(fd.as_fd(), offset - lead, len)
             .map_err(|e| RegionError::System("map it", e))?
             .keep(fd, offset - lead);
         let whole = GuestSlice::new(mapping.base().wrapping_add(lead as usize), size as usize);
-        Ok(Arc::new(Self::held([whole; 2], guest, user, size, Hold::File(mapping))))
+        Ok(Arc::new(Self::held([whole; 2], extent, Hold::File(mapping), Some(mapped))))
+    }
+}
+
+/// Checks that whoever touches the memory need not wait for another process or host. A file system
+/// that does not say what it is may be any.
+fn check_file_system(fd: BorrowedFd<'_>) -> Result<(), RegionError> {
+    let sync = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    // Says what it is without asking the file system: an eventfd or a pipe is refused as what it is.
+    let stat = rustix::fs::statx(fd, c"", sync, StatxFlags::TYPE);
+    let is_file =
+        |stat: &Statx| FileType::from_raw_mode(stat.stx_mode.into()) == FileType::RegularFile;
+    if !stat.as_ref().is_ok_and(is_file) {
+        return Ok(());
+    }
+    match remote_file_system(fd) {
+        Ok(None) => Ok(()),
+        Ok(Some(name)) => Err(RegionError::FileSystem(name.to_owned())),
+        Err(error) => {
+            let unknown = format!("a file system that does not say what it is ({error})");
+            Err(RegionError::FileSystem(unknown))
+        }
     }
 }
 

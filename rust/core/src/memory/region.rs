@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::access::Access;
+use super::policy::MappedBytes;
 use super::segment::GuestSlice;
 use super::unmap_notifier::{NotifyOnDrop, UnmapNotifier};
 use super::xen::grant::GrantMap;
@@ -14,12 +15,21 @@ use crate::sys::guard::Loss;
 use crate::sys::mmap::Mapping;
 use crate::xen::XEN_PAGE;
 
+/// Where a region is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// First guest-physical address.
+    pub guest: GuestAddr,
+    /// First address in the front-end.
+    pub user: UserAddr,
+    /// Bytes.
+    pub size: u64,
+}
+
 /// A region. Its mapping goes with the last reference.
 #[derive(Debug)]
 pub struct Region {
-    guest: GuestAddr,
-    user: UserAddr,
-    size: u64,
+    extent: Extent,
     /// All of the region, for reading and for writing; empty where that is not so simple.
     readable: GuestSlice,
     writable: GuestSlice,
@@ -31,6 +41,7 @@ pub struct Region {
     beyond: Option<Arc<Region>>,
     // Dropped in this order: the memory is unmapped before anybody is told.
     hold: Hold,
+    _mapped: Option<MappedBytes>,
     gone: NotifyOnDrop,
 }
 
@@ -75,14 +86,13 @@ pub(super) enum Backing<'a> {
 impl Region {
     pub(super) fn held(
         [readable, writable]: [GuestSlice; 2],
-        guest: GuestAddr,
-        user: UserAddr,
-        size: u64,
+        extent: Extent,
         hold: Hold,
+        mapped: Option<MappedBytes>,
     ) -> Self {
         let (xen, beyond, ended) = (None, None, AtomicBool::new(false));
         let gone = NotifyOnDrop::default();
-        Self { guest, user, size, readable, writable, xen, ended, beyond, hold, gone }
+        Self { extent, readable, writable, xen, ended, beyond, hold, _mapped: mapped, gone }
     }
 
     /// Says whose memory it is, and how it is mapped.
@@ -102,23 +112,23 @@ impl Region {
 
     /// First guest-physical address.
     pub fn guest(&self) -> GuestAddr {
-        self.guest
+        self.extent.guest
     }
 
     /// First address in the front-end.
     pub fn user(&self) -> UserAddr {
-        self.user
+        self.extent.user
     }
 
     /// Bytes.
     pub fn size(&self) -> u64 {
-        self.size
+        self.extent.size
     }
 
     /// The bytes from `offset` on, as many of `len` as are in one piece, for reading; `None` past
     /// the end, and where nothing is mapped.
     pub fn segment(&self, offset: u64, len: u64) -> Option<GuestSlice> {
-        let left = self.size.checked_sub(offset).filter(|&left| left > 0)?;
+        let left = self.extent.size.checked_sub(offset).filter(|&left| left > 0)?;
         match self.backing(offset, len.min(left), Access::DeviceReadable) {
             Backing::Mapped(segment) => Some(segment),
             Backing::OnDemand(_) | Backing::Denied => None,
@@ -193,10 +203,10 @@ impl Region {
     /// Whether all of its memory is the other's too, however that is reached.
     pub(super) fn is_within(&self, other: &Self) -> bool {
         let domain = |region: &Self| region.xen.map(|(domid, _)| domid);
-        let offset = self.guest.0.checked_sub(other.guest.0);
-        let room = offset.and_then(|offset| other.size.checked_sub(offset));
+        let offset = self.extent.guest.0.checked_sub(other.extent.guest.0);
+        let room = offset.and_then(|offset| other.extent.size.checked_sub(offset));
         domain(self) == domain(other)
-            && room.is_some_and(|room| self.size <= room)
+            && room.is_some_and(|room| self.extent.size <= room)
             && (self.beyond.is_none() || other.beyond.is_some())
     }
 
@@ -207,7 +217,7 @@ impl Region {
         };
         let offset = match &self.hold {
             Hold::Frames(area) => {
-                let lead = (self.guest.0 % XEN_PAGE) as usize;
+                let lead = (self.extent.guest.0 % XEN_PAGE) as usize;
                 offset(area.base(), area.len())?.checked_sub(lead)? as u64
             }
             Hold::Grants { maps, each, lead, .. } => {
@@ -218,7 +228,7 @@ impl Region {
             }
             Hold::File(_) | Hold::OnDemand(_) => return None,
         };
-        self.guest.checked_add(offset)
+        self.extent.guest.checked_add(offset)
     }
 
     /// Whether its pages are a domain's frames.
@@ -246,7 +256,7 @@ impl Region {
     /// Whether the front-end has told no address of its own for it: it has not mapped what it
     /// tells the back-end not to map in advance.
     pub(super) fn has_no_user_address(&self) -> bool {
-        self.user.0 == 0 && self.on_demand().is_some()
+        self.extent.user.0 == 0 && self.on_demand().is_some()
     }
 
     /// The first half of taking the memory away from those who still hold the region: from now on

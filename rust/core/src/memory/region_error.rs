@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::policy::Whose;
 use super::xen::foreign::NoPage;
 use crate::xen::{GrantRef, XEN_PAGE, XenDevice};
 
@@ -24,6 +25,19 @@ pub enum RegionError {
         /// Bytes of the largest.
         most: u64,
     },
+    /// With the region more would be mapped than is allowed.
+    TooMuch {
+        /// Bytes of the region, in whole pages.
+        bytes: u64,
+        /// Bytes that are mapped already.
+        mapped: u64,
+        /// Bytes that may be.
+        most: u64,
+        /// Who has them.
+        whose: Whose,
+    },
+    /// The file lies on this file system, which may stop to answer.
+    FileSystem(String),
     /// Its descriptor is this, not the device that it should be, and this process cannot open that.
     NoDevice(XenDevice, String, std::io::Error),
     /// Its descriptor is the first, not the device that it should be, and where this process looks
@@ -51,6 +65,24 @@ impl fmt::Display for RegionError {
             Self::TooLarge { size, most } => {
                 write!(f, "{size:#x} bytes are more than the {most:#x} that a region may have")
             }
+            Self::TooMuch { bytes, mapped, most, whose } => {
+                let whose = match whose {
+                    Whose::Session => "this front-end",
+                    Whose::Process => "all front-ends of this process",
+                };
+                write!(
+                    f,
+                    "its {bytes:#x} bytes and the {mapped:#x} that {whose} already mapped, those of \
+                     former tables that are still in use among them, are more than the limit of \
+                     {most:#x}"
+                )
+            }
+            Self::FileSystem(name) => write!(
+                f,
+                "its file lies on {name}, and a file system that stops to answer hangs whoever \
+                 touches the memory: share a memory file (memfd, /dev/shm, hugetlbfs) or a file of \
+                 a local disk, or allow it with any_memory_file=True (--any-memory-file)"
+            ),
             Self::NoDevice(device, passed, error) => {
                 let name = device.path();
                 write!(f, "its descriptor is {passed}, not {name}, which cannot be opened here: ")?;

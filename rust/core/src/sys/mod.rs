@@ -4,6 +4,7 @@ pub mod credentials;
 pub mod eventfd;
 pub mod fault_handlers;
 pub mod fd_kind;
+pub mod file_system;
 pub mod fork;
 pub mod guard;
 pub mod io;

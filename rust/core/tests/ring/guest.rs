@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vhost_user_core::address::{GuestAddr, UserAddr};
-use vhost_user_core::memory::{Memory, Region};
+use vhost_user_core::memory::{Extent, Memory, MemoryPolicy, Region};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 
 /// Added to guest addresses to make the front-end's, so that a mix-up shows.
@@ -32,7 +32,8 @@ pub fn memfd(size: u64) -> OwnedFd {
 pub fn region(guest: u64, size: u64) -> (Arc<Region>, File) {
     let fd = memfd(size);
     let file = File::from(fd.try_clone().unwrap());
-    (Region::map(GuestAddr(guest), user(guest), size, 0, fd).unwrap(), file)
+    let extent = Extent { guest: GuestAddr(guest), user: user(guest), size };
+    (Region::map(&MemoryPolicy::default(), extent, 0, fd).unwrap(), file)
 }
 
 /// The front-end's address of a guest address.

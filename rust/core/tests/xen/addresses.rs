@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vhost_user_core::address::{GuestAddr, UserAddr};
 use vhost_user_core::memory::view::{Access, Buffers};
-use vhost_user_core::memory::{Memory, Region, Terms, XenKind, provide};
+use vhost_user_core::memory::{Extent, Memory, MemoryPolicy, Region, Terms, XenKind, provide};
 use vhost_user_core::xen::{FakeXen, XenAccess, XenDevice};
 
 use super::guest::{DOMID, PAGE};
@@ -32,13 +32,18 @@ fn domain(parts: &[(u64, u8)]) -> XenAccess {
 }
 
 fn foreign(access: &XenAccess, guest: u64, user: u64) -> Arc<Region> {
-    let (guest, user) = (GuestAddr(guest), UserAddr(user));
     let fd = access.ops.open(XenDevice::Privcmd).unwrap();
-    Region::xen(access, XenKind::Foreign, DOMID, guest, user, MIB, fd).unwrap()
+    let policy = MemoryPolicy::default();
+    Region::xen(&policy, access, XenKind::Foreign, DOMID, extent(guest, user), fd).unwrap()
 }
 
 fn ordinary(guest: u64, user: u64, mark: u8) -> Arc<Region> {
-    Region::map(GuestAddr(guest), UserAddr(user), MIB, 0, marked(MIB, mark)).unwrap()
+    let file = marked(MIB, mark);
+    Region::map(&MemoryPolicy::default(), extent(guest, user), 0, file).unwrap()
+}
+
+fn extent(guest: u64, user: u64) -> Extent {
+    Extent { guest: GuestAddr(guest), user: UserAddr(user), size: MIB }
 }
 
 /// The mark where a ring would be that is told at this address.

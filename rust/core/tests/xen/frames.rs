@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vhost_user_core::address::{GuestAddr, UserAddr};
 use vhost_user_core::memory::view::{Access, Buffers};
-use vhost_user_core::memory::{Memory, Region, RegionError, XenKind};
+use vhost_user_core::memory::{Extent, Memory, MemoryPolicy, Region, RegionError, XenKind};
 use vhost_user_core::wire::RegionLayout;
 use vhost_user_core::xen::{FakeXen, XenAccess, XenDevice};
 
@@ -43,7 +43,8 @@ fn bytes(memory: &Arc<Memory>, at: u64, len: usize) -> Vec<u8> {
 fn foreign(xen: &Arc<FakeXen>, at: u64, size: u64) -> Result<Arc<Region>, RegionError> {
     let access = XenAccess { ops: Arc::clone(xen) as Arc<_>, copy_below: 0 };
     let fd = xen.device(XenDevice::Privcmd).unwrap();
-    Region::xen(&access, XenKind::Foreign, DOMID, GuestAddr(at), UserAddr(0), size, fd)
+    let extent = Extent { guest: GuestAddr(at), user: UserAddr(0), size };
+    Region::xen(&MemoryPolicy::default(), &access, XenKind::Foreign, DOMID, extent, fd)
 }
 
 #[test]

@@ -10,7 +10,7 @@ use vhost_user_core::address::{GuestAddr, UserAddr};
 use vhost_user_core::backend::Event;
 use vhost_user_core::block::{BlockDevice, BlockOptions, FileDisk};
 use vhost_user_core::memory::view::{Access, Buffers};
-use vhost_user_core::memory::{Memory, Region, Terms, XenKind, provide};
+use vhost_user_core::memory::{Extent, Memory, MemoryPolicy, Region, Terms, XenKind, provide};
 use vhost_user_core::wire::RegionLayout;
 use vhost_user_core::xen::XenAccess;
 
@@ -254,9 +254,10 @@ fn a_region_that_is_too_large_is_told_the_limit_of_its_kind() {
 fn chains(guest: &Guest, pages: u64) -> Vec<Buffers> {
     let ops = Arc::clone(&guest.xen) as Arc<_>;
     let access = XenAccess { ops, copy_below: 0 };
-    let (at, user, fd) = (GuestAddr(guest.base()), UserAddr(0), guest.device(ON_DEMAND));
-    let kind = XenKind::GrantOnDemand;
-    let region = Region::xen(&access, kind, DOMID, at, user, SIZE, fd).unwrap();
+    let (at, fd) = (GuestAddr(guest.base()), guest.device(ON_DEMAND));
+    let extent = Extent { guest: at, user: UserAddr(0), size: SIZE };
+    let (policy, kind) = (MemoryPolicy::default(), XenKind::GrantOnDemand);
+    let region = Region::xen(&policy, &access, kind, DOMID, extent, fd).unwrap();
     let memory = Arc::new(Memory::new(vec![region]).unwrap());
     let chain = |page| {
         let mut buffers = Buffers::default();

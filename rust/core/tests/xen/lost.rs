@@ -7,7 +7,7 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vhost_user_core::address::{GuestAddr, UserAddr};
 use vhost_user_core::backend::Event;
 use vhost_user_core::memory::view::{Access, Buffers};
-use vhost_user_core::memory::{Memory, Region, XenKind};
+use vhost_user_core::memory::{Extent, Memory, MemoryPolicy, Region, XenKind};
 use vhost_user_core::sys::eventfd::EventFd;
 use vhost_user_core::sys::guard::Loss;
 use vhost_user_core::wire::RegionLayout;
@@ -61,8 +61,10 @@ fn foreign_memory_that_a_system_call_cannot_reach_fails_its_request_alone() {
 fn a_region_of_a_domain_shows_private_zeroes_when_it_has_vanished() {
     let guest = Guest::foreign();
     let access = XenAccess { ops: Arc::clone(&guest.xen) as Arc<_>, copy_below: 0 };
-    let (at, user, fd) = (GuestAddr(guest.base()), UserAddr(0), guest.device(FOREIGN));
-    let region = Region::xen(&access, XenKind::Foreign, DOMID, at, user, SIZE, fd).unwrap();
+    let (at, fd) = (GuestAddr(guest.base()), guest.device(FOREIGN));
+    let extent = Extent { guest: at, user: UserAddr(0), size: SIZE };
+    let policy = MemoryPolicy::default();
+    let region = Region::xen(&policy, &access, XenKind::Foreign, DOMID, extent, fd).unwrap();
     let wake = Arc::new(EventFd::new().unwrap());
     let loss = Loss::new(wake);
     region.watch(&loss);

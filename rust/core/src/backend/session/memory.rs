@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::{RECHECK_INTERVAL, Session};
 use crate::backend::Event;
 use crate::connection::{Refusal, RegionOffer, RegionRange};
-use crate::memory::{Gone, Memory, Region, XenKind};
+use crate::memory::{Extent, Gone, Memory, Region, XenKind};
 use crate::wire::payload::XenMeans;
 use crate::worker::{Broken, HeldUp, Report};
 
@@ -41,8 +41,9 @@ impl Session<'_> {
             let place = format!("guest address {guest}, {size:#x} bytes, {what}");
             Refusal(format!("{message}: the region at {place}: {why}"))
         };
+        let extent = Extent { guest, user, size };
         let Some(mapping) = xen else {
-            let region = Region::map(guest, user, size, mmap_offset, fd);
+            let region = Region::map(&self.memory_policy, extent, mmap_offset, fd);
             return region.map_err(|e| refused(&e));
         };
         let Some(options) = &self.control.options.xen else {
@@ -55,7 +56,7 @@ impl Session<'_> {
         let access = &options.access;
         let kind = kind(mapping.means);
         let more = mapping.more.then(|| fd.try_clone()).transpose().map_err(|e| refused(&e))?;
-        let region = Region::xen(access, kind, domid, guest, user, size, fd);
+        let region = Region::xen(&self.memory_policy, access, kind, domid, extent, fd);
         let mut region = region.map_err(|e| refused(&e))?;
         if let Some(fd) = more {
             let beyond = Region::beyond(access, kind, domid, fd);

@@ -15,7 +15,7 @@ use super::shared::{PendingEvents, Shared};
 use super::{Event, Threads, XenOptions};
 use crate::connection::{Action, Connection, Offer, Outcome, Refusal, Step};
 use crate::device::Device;
-use crate::memory::{Memory, Region};
+use crate::memory::{Memory, MemoryPolicy, Region};
 use crate::request::CompletionQueue;
 use crate::socket::{Incoming, Stream};
 use crate::sys::guard::Loss;
@@ -40,6 +40,7 @@ pub(super) struct Session<'a> {
     stream: Stream,
     connection: Connection,
     memory: Arc<Memory>,
+    memory_policy: MemoryPolicy,
     /// Every region that was mapped: those still in somebody's hands at the end are severed.
     mapped: Vec<Weak<Region>>,
     /// The front-end has taken memory away that it shares.
@@ -63,6 +64,7 @@ impl<'a> Session<'a> {
             stream,
             connection: Connection::new(offer(&*control.device, control.options.xen.as_ref())),
             memory: Arc::default(),
+            memory_policy: MemoryPolicy::new(control.options.memory),
             mapped: Vec::new(),
             loss: Loss::new(Arc::clone(&control.shared.wake)),
             vrings: (0..queues).map(|_| Vring::default()).collect(),

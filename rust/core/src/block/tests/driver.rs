@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::address::{GuestAddr, UserAddr};
 use crate::device::Device;
-use crate::memory::{Memory, Region};
+use crate::memory::{Extent, Memory, MemoryPolicy, Region};
 use crate::request::{Batch, CompletionQueue, Doorbell, Request, Slot};
 use crate::ring::{SplitLayout, SplitRing};
 
@@ -96,7 +96,8 @@ impl Driver {
         file.set_len(RING_REGION + PIECE * PIECES).unwrap();
         let region = |guest: u64, size: u64, offset: u64| {
             let fd = file.try_clone().unwrap().into();
-            Region::map(GuestAddr(guest), UserAddr(guest), size, offset, fd).unwrap()
+            let extent = Extent { guest: GuestAddr(guest), user: UserAddr(guest), size };
+            Region::map(&MemoryPolicy::default(), extent, offset, fd).unwrap()
         };
         let mut regions = vec![region(0, RING_REGION, 0)];
         regions.extend((0..PIECES).map(|i| region(BUFFERS + i * PIECE, PIECE, offset_of(i))));

@@ -8,7 +8,8 @@ use super::grant::{GrantMap, Grants, grant_of, run};
 use super::on_demand::OnDemand;
 use super::retry_budget::RetryBudget;
 use crate::address::{GuestAddr, UserAddr};
-use crate::memory::region::{Hold, Region, XenKind};
+use crate::memory::policy::{MappedBytes, MemoryPolicy};
+use crate::memory::region::{Extent, Hold, Region, XenKind};
 use crate::memory::region_error::RegionError;
 use crate::memory::segment::GuestSlice;
 use crate::sys::fault_handlers;
@@ -21,48 +22,45 @@ use crate::xen::{XEN_PAGE, XenAccess, XenDevice, XenOps};
 const MAX_XEN_SIZE: u64 = 1 << 44;
 
 impl Region {
-    /// Maps `size` bytes of a domain's memory, or makes ready to. `fd` is the device that the
-    /// front-end uses; if it is none, this process opens its own.
+    /// Maps a domain's memory, or makes ready to. `fd` is the device that the front-end uses; if it
+    /// is none, this process opens its own.
     pub fn xen(
+        policy: &MemoryPolicy,
         access: &XenAccess,
         kind: XenKind,
         domid: u16,
-        guest: GuestAddr,
-        user: UserAddr,
-        size: u64,
+        extent: Extent,
         fd: OwnedFd,
     ) -> Result<Arc<Self>, RegionError> {
-        if size > MAX_XEN_SIZE && kind == XenKind::Foreign {
-            return Err(RegionError::TooLarge { size, most: MAX_XEN_SIZE });
+        if extent.size > MAX_XEN_SIZE && kind == XenKind::Foreign {
+            return Err(RegionError::TooLarge { size: extent.size, most: MAX_XEN_SIZE });
         }
-        let device = match kind {
-            XenKind::Foreign | XenKind::ForeignOnDemand => XenDevice::Privcmd,
-            XenKind::Grant | XenKind::GrantOnDemand => XenDevice::Gntdev,
-        };
-        let fd = right_device(&*access.ops, device, fd)?;
+        let fd = right_device(&*access.ops, device_of(kind), fd)?;
         fault_handlers::install()
             .map_err(|error| RegionError::System("answer its faults", error))?;
-        let on_demand = |how| Self::held([GuestSlice::EMPTY; 2], guest, user, size, how);
+        let pages = (extent.guest.0 % XEN_PAGE).saturating_add(extent.size).div_ceil(XEN_PAGE);
+        let count = || policy.count(pages.saturating_mul(XEN_PAGE));
+        let on_demand = |how| Self::held([GuestSlice::EMPTY; 2], extent, Hold::OnDemand(how), None);
         let region = match kind {
             XenKind::Foreign => {
+                let mapped = count()?;
                 let foreign = foreign(access, fd, domid)?;
-                let mapping = foreign.map(guest, size).map_err(RegionError::Foreign)?;
-                let lead = (guest.0 % XEN_PAGE) as usize;
-                let whole = GuestSlice::new(mapping.base().wrapping_add(lead), size as usize);
-                Self::held([whole; 2], guest, user, size, Hold::Frames(mapping))
+                let mapping = foreign.map(extent.guest, extent.size);
+                let mapping = mapping.map_err(RegionError::Foreign)?;
+                let lead = (extent.guest.0 % XEN_PAGE) as usize;
+                let first = mapping.base().wrapping_add(lead);
+                let whole = GuestSlice::new(first, extent.size as usize);
+                Self::held([whole; 2], extent, Hold::Frames(mapping), Some(mapped))
             }
             XenKind::ForeignOnDemand => {
-                let foreign = foreign(access, fd, domid)?;
-                on_demand(Hold::OnDemand(OnDemand::Frames(Arc::new(foreign))))
+                on_demand(OnDemand::Frames(Arc::new(foreign(access, fd, domid)?)))
             }
             XenKind::Grant => {
-                let grants = grants(access, fd)?;
-                let (maps, each, read_only) = map_all(&grants, domid, guest, size)?;
-                Self::granted(maps, each, read_only, guest, user, size)
+                let mapped = count()?;
+                let granted = map_all(&grants(access, fd)?, domid, extent)?;
+                Self::granted(granted, extent, mapped)
             }
-            XenKind::GrantOnDemand => {
-                on_demand(Hold::OnDemand(OnDemand::Grants(grants(access, fd)?, domid)))
-            }
+            XenKind::GrantOnDemand => on_demand(OnDemand::Grants(grants(access, fd)?, domid)),
         };
         Ok(Arc::new(region.of_domain(domid, kind)))
     }
@@ -78,25 +76,28 @@ impl Region {
             XenKind::Foreign | XenKind::ForeignOnDemand => (XenKind::ForeignOnDemand, 0),
             XenKind::Grant | XenKind::GrantOnDemand => (XenKind::GrantOnDemand, 1 << 63),
         };
-        Self::xen(access, kind, domid, GuestAddr(first), UserAddr(0), MAX_XEN_SIZE, fd)
+        let extent = Extent { guest: GuestAddr(first), user: UserAddr(0), size: MAX_XEN_SIZE };
+        // Nothing of it is mapped as a whole.
+        Self::xen(&MemoryPolicy::default(), access, kind, domid, extent, fd)
     }
 
-    fn granted(
-        maps: Vec<Arc<GrantMap>>,
-        each: u64,
-        read_only: bool,
-        guest: GuestAddr,
-        user: UserAddr,
-        size: u64,
-    ) -> Self {
-        let lead = guest.0 % XEN_PAGE;
+    fn granted((maps, each, read_only): Granted, extent: Extent, mapped: MappedBytes) -> Self {
+        let lead = extent.guest.0 % XEN_PAGE;
         let whole = match &maps[..] {
-            [one] => GuestSlice::new(one.base().wrapping_add(lead as usize), size as usize),
+            [one] => GuestSlice::new(one.base().wrapping_add(lead as usize), extent.size as usize),
             _ => GuestSlice::EMPTY,
         };
         let writable = if read_only { GuestSlice::EMPTY } else { whole };
         let hold = Hold::Grants { maps, each, lead, read_only };
-        Self::held([whole, writable], guest, user, size, hold)
+        Self::held([whole, writable], extent, hold, Some(mapped))
+    }
+}
+
+/// The device that maps memory in this way.
+fn device_of(kind: XenKind) -> XenDevice {
+    match kind {
+        XenKind::Foreign | XenKind::ForeignOnDemand => XenDevice::Privcmd,
+        XenKind::Grant | XenKind::GrantOnDemand => XenDevice::Gntdev,
     }
 }
 
@@ -135,8 +136,7 @@ type Granted = (Vec<Arc<GrantMap>>, u64, bool);
 fn map_all(
     grants: &Arc<Grants>,
     domid: u16,
-    guest: GuestAddr,
-    size: u64,
+    Extent { guest, size, .. }: Extent,
 ) -> Result<Granted, RegionError> {
     let first = grant_of(guest);
     let pages = usize::try_from((guest.0 % XEN_PAGE + size).div_ceil(XEN_PAGE))
