@@ -155,7 +155,9 @@ class Request:
 
 @final
 class Queue:
-    """One virtqueue, while ``on_queue`` runs."""
+    """One virtqueue: ``on_queue`` iterates over what it has, ``take`` and ``send`` work at any
+    time.
+    """
 
     @property
     def index(self) -> int:
@@ -168,6 +170,26 @@ class Queue:
     def __next__(self) -> Request: ...
     def batch(self, max: int = 64) -> list[Request]:
         """Takes up to ``max`` requests of those that were found."""
+    def take(self) -> Request | None:
+        """Takes the next request out of the ring: in any callback and from any thread. It is kept
+        until it is completed. None if there is none, or the queue does not run.
+        """
+    def send(self, *parts: Buffer, max_buffers: int = 1, count_at: int | None = None) -> int:
+        """Puts ``parts``, one behind the other, into the driver's next buffers, and publishes these
+        together: wholly or not at all. In a callback they are published when it returns, with all
+        else that it has sent and completed; from other threads at once.
+
+        Returns how many buffers that took. 0: there are not enough of them now, and ``on_buffers``
+        tells when there are more; or the queue does not run.
+
+        ``max_buffers``: more than one for drivers that take data in several buffers (a network
+        device's with VIRTIO_NET_F_MRG_RXBUF: VIRTIO 1.3, "Processing of Incoming Packets").
+        ``count_at``: where in the data the number of buffers is written, as 2 little-endian bytes.
+
+        ``GuestError`` if the data does not fit however long one waits: more bytes than the next
+        ``max_buffers`` buffers have, or than all buffers of a full ring. ``ValueError`` if
+        ``max_buffers`` is 0 or ``count_at`` is past the data.
+        """
 
 @final
 class Backend:

@@ -34,12 +34,18 @@ COPY_BUDGET = 64 << 20
 DRAIN = 5.0
 """Seconds that requests in flight have when a back-end stops."""
 
+RING_DRAIN = 30.0
+"""Seconds that requests in flight have when the front-end stops a queue."""
+
+MAX_DRAIN = 86400.0
+"""The longest of such a wait: a day."""
+
 EXIT_LIMIT = 3.0
 """Seconds for all back-ends that still run when the interpreter exits."""
 
 CALLBACKS = (
     *("read", "write", "flush", "discard", "write_zeroes", "on_batch", "on_queue"),
-    *("on_start", "on_stop", "on_disconnect", "write_config"),
+    *("on_start", "on_stop", "on_disconnect", "write_config", "on_buffers", "on_queue_stop"),
 )
 """Methods of devices that the core calls. They return None."""
 
@@ -81,6 +87,7 @@ class Backend:
         poll_us: int = 32,
         cpus: Sequence[int] | None = None,
         copy_budget: int = COPY_BUDGET,
+        drain: float = RING_DRAIN,
         on_error: Literal["report", "raise", "stop"] = "report",
         xen: XenOptions | None = None,
     ) -> None:
@@ -99,6 +106,8 @@ class Backend:
         ``copy_budget``: most bytes that each queue may have at a time of the copies in which Python
         sees data that does not lie in one piece. A request over it fails, with a log record. All
         queues of the process together have what ``set_total_copy_budget`` says.
+        ``drain``: seconds that requests have to come back when the front-end stops a queue, resets
+        the device or takes memory away; those that are late fail with an I/O error.
         ``on_error``: what an exception in a callback does besides failing its request: it is
         logged ("report"), also kept for a front-end in this process to raise ("raise"), or the
         back-end stops and ``run()`` raises it ("stop").
@@ -117,6 +126,8 @@ class Backend:
             raise ValueError(f"threads is a positive number or 'per-queue', not {threads}")
         if not 1 <= batch <= 32768:
             raise ValueError(f"batch is 1 to 32768, not {batch}")
+        if not 0 <= drain <= MAX_DRAIN:
+            raise ValueError(f"drain is 0 to {MAX_DRAIN:.0f} seconds, not {drain}")
         if poll_us < 0:
             raise ValueError(f"poll_us is not negative, as {poll_us} is")
         if not 0 <= copy_budget < 1 << 64:
@@ -132,6 +143,7 @@ class Backend:
         self._batch = batch
         self._poll_us = poll_us
         self._cpus = list(cpus or ())
+        self._drain = drain
         self._copy_budget = copy_budget
         self._on_error = on_error
         self._xen = _checked_options(xen)
@@ -258,7 +270,7 @@ class Backend:
             batch=self._batch,
             poll_us=self._poll_us,
             cpus=self._cpus,
-            drain=DRAIN,
+            drain=self._drain,
             copy_budget=self._copy_budget,
             on_error=self._on_error,
             label=label,
@@ -330,7 +342,8 @@ def _missing(device: Device) -> str | None:
     def lacks(name: str, base: type[Device]) -> bool:
         return getattr(getattr(device, name), "__func__", None) is getattr(base, name)
 
-    if device.served_as == "queue" and lacks("on_queue", Device):
+    pushed = len(device.receive_queues) < device.num_queues
+    if device.served_as == "queue" and pushed and lacks("on_queue", Device):
         return "on_queue"
     if isinstance(device, BlockDevice) and lacks("on_batch", BlockDevice):
         if lacks("read", BlockDevice):
@@ -343,7 +356,7 @@ def _missing(device: Device) -> str | None:
 def _overrides(device: Device) -> list[str]:
     """The optional callbacks that the device's class has."""
     base = BlockDevice if isinstance(device, BlockDevice) else Device
-    names = ("write_config", "flush", "discard", "write_zeroes", "on_batch")
+    names = ("write_config", "on_queue_stop", "flush", "discard", "write_zeroes", "on_batch")
     has = (name for name in names if getattr(type(device), name, None) is not None)
     return [name for name in has if getattr(type(device), name) is not getattr(base, name, None)]
 

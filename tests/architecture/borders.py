@@ -24,7 +24,7 @@ MAY_NAME = {
     "ring": {"memory", "address"},
     "request": {"memory", "sys"},
     "pace": set(),
-    "device": {"request", "pace"},
+    "device": {"request", "pace", "memory"},
     "block": {"device", "request", "pace", "memory", "sys", "error"},
     "worker": {"device", "request", "ring", "memory", "sys", "address", "error"},
     "backend": {

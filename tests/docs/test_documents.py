@@ -84,11 +84,16 @@ def test_the_command_line_page_lists_every_exit_status() -> None:
     assert [int(row[0]) for row in rows("cli.md")] == [int(status) for status in Exit]
 
 
+def seconds(number: int) -> str:
+    """Seconds as they stand in the sources of the core."""
+    return f"Duration::from_secs({number})"
+
+
 LIMITS = [
     # source, constant, its value, what the page says
     ("core/src/wire/frame.rs", "MAX_PAYLOAD", "4096", "payload of a message | 4 KiB"),
     ("core/src/wire/frame.rs", "MAX_FDS", "32", "descriptors with a message | 32"),
-    ("core/src/socket/stream.rs", "DEFAULT_DEADLINE", "Duration::from_secs(5)", "its last | 5 s"),
+    ("core/src/socket/stream.rs", "DEFAULT_DEADLINE", seconds(5), "its last | 5 s"),
     ("core/src/wire/payload/region.rs", "MAX_REGIONS", "MAX_FDS", "regions | 32 in a table"),
     ("core/src/backend/session/mod.rs", "MEMORY_SLOTS", "509", "509 with memory slots"),
     ("core/src/memory/region.rs", "MAX_SIZE", "1 << 45", "size of a region | 32 TiB"),
@@ -96,7 +101,12 @@ LIMITS = [
     ("core/src/ring/mod.rs", "MAX_CHAIN", "1024", "descriptors in a chain | 1024"),
     ("core/src/block/parse.rs", "MAX_SEGMENTS", "32", "ranges of a discard"),
     ("core/src/socket/listener.rs", "BACKLOG", "128", "in the listen queue of 128"),
-    ("core/src/backend/session/teardown.rs", "DISCONNECT_DRAIN", "Duration::from_secs(1)", "front-end has left | 1 s"),
+    (
+        "core/src/backend/session/teardown.rs",
+        "DISCONNECT_DRAIN",
+        "Duration::from_secs(1)",
+        "front-end has left | 1 s",
+    ),
     ("core/src/backend/mod.rs", "STOP_DRAIN", "Duration::from_secs(5)", "back-end stops | 5 s"),
     ("python/src/log.rs", "CAPACITY", "1024", "waiting for the log | 1024"),
 ]

@@ -209,7 +209,8 @@ def main() -> None:
     sockets = {name: spec.pop("socket") for name, spec in specs.items()}
     devices = {name: make(**spec) for name, spec in specs.items()}
     backends = {
-        name: vu.Backend(device, socket=sockets[name]).start() for name, device in devices.items()
+        name: vu.Backend(device, socket=sockets[name], drain=2).start()
+        for name, device in devices.items()
     }
     console = Console(devices, backends)
     print(json.dumps("ready"), flush=True)

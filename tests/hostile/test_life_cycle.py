@@ -1,6 +1,5 @@
 """Ends of a queue and of a virtual machine, with requests in flight."""
 
-import contextlib
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from peer import wire
-from peer.blk import Type
+from peer.blk import Status, Type
 from peer.numbers import Request
 from peer.process import eventually, guest_mappings
 

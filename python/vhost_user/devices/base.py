@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
+from ..errors import VhostUserError
+
 if TYPE_CHECKING:
     from .. import Queue
 
@@ -62,6 +64,9 @@ class Device:
     negotiated_features: int = 0
     """The feature bits that the driver accepted; set before ``on_start``."""
 
+    _queues: tuple[Queue, ...] | None = None
+    """The handles; set when it is served."""
+
     def __init__(
         self,
         *,
@@ -69,11 +74,15 @@ class Device:
         queue_size: int = 256,
         features: int = 0,
         config: bytes = b"",
+        receive_queues: tuple[int, ...] = (),
     ) -> None:
         """A device with ``num_queues`` rings of at most ``queue_size`` entries, a power of two.
 
         ``features``: the device type's own feature bits; those of rings and transport are added.
         ``config``: the configuration space, as the driver reads it, at most 256 bytes.
+        ``receive_queues``: queues that carry data to the driver, such as the even ones of a network
+        device. The device takes their buffers when it has something to put into them, with
+        ``Queue.send`` or ``Queue.take``; ``on_queue`` is not called for them, ``on_buffers`` is.
         """
         if not 1 <= num_queues <= MAX_QUEUES:
             raise ValueError(f"num_queues is 1 to {MAX_QUEUES}, not {num_queues}")
@@ -85,7 +94,11 @@ class Device:
             raise ValueError(f"features has 64 bits, {features:#x} has others")
         if len(config) > MAX_CONFIG:
             raise ValueError(f"config has at most {MAX_CONFIG} bytes, not {len(config)}")
+        receive = sorted(set(receive_queues))
+        if receive and not 0 <= receive[0] <= receive[-1] < num_queues:
+            raise ValueError(f"receive_queues are 0 to {num_queues - 1}, not {receive}")
         self.num_queues = num_queues
+        self.receive_queues = receive
         self.queue_size = queue_size
         self.features = features
         self.config = bytes(config)
@@ -98,6 +111,29 @@ class Device:
         all that were not answered when it raises.
         """
         raise NotImplementedError(f"{type(self).__name__}.on_queue")
+
+    @property
+    def queues(self) -> tuple[Queue, ...]:
+        """The handles of all queues: in any callback and from any thread, while it is served.
+
+        Raises ``VhostUserError`` if it never was.
+        """
+        if self._queues is None:
+            raise VhostUserError(f"{type(self).__name__} has queues once a Backend serves it")
+        return self._queues
+
+    def on_buffers(self, queue: Queue, /) -> None:
+        """A receive queue has buffers: after it has started, and each time that it has more after
+        ``send`` or ``take`` found too few.
+        """
+
+    def on_queue_stop(self, queue: Queue, /) -> None:
+        """A queue is about to stop: nothing more is taken from it.
+
+        Complete or drop the requests of it that you keep; those that are left are waited for
+        (``drain=`` of ``Backend``). Buffers without a readable part that nobody looks at go back
+        to the driver unused by themselves.
+        """
 
     def on_start(self) -> None:
         """The first queue of a session has started; ``negotiated_features`` is known."""

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::memory::view::Parts;
 use crate::pace::half;
 use crate::request::{Batch, Request};
 
@@ -23,8 +24,7 @@ pub trait QueueHandle: Send + Sync {
     /// [`Device::buffers_available`] then tells when there is one.
     fn take(&self) -> Option<Request>;
 
-    /// Puts `data`, its parts one behind the other, into the driver's next buffers, and publishes
-    /// these together: wholly or not at all. Returns how many buffers that took; 0: there are not
+    /// Puts `data` into the driver's next buffers, and publishes these together: wholly or not at all. Returns how many buffers that took; 0: there are not
     /// enough of them now, or the queue does not run. [`Device::buffers_available`] then tells when
     /// there are more.
     ///
@@ -33,7 +33,24 @@ pub trait QueueHandle: Send + Sync {
     ///
     /// # Errors
     /// The data does not fit, however long one waits.
-    fn send(&self, data: &[&[u8]], most: u16, count_at: Option<u64>) -> Result<u16, TooLarge>;
+    fn send(&self, data: &dyn SendData, most: u16, count_at: Option<u64>) -> Result<u16, TooLarge>;
+
+    /// Whether somebody uses the ring at this moment, so that a call may wait for him.
+    fn is_in_use(&self) -> bool;
+}
+
+/// What a device puts into a driver's buffers.
+pub trait SendData {
+    /// Bytes.
+    fn len(&self) -> u64;
+
+    /// Whether it has no byte.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Copies what begins at `from` to `to`, as many bytes as that has.
+    fn copy_to(&self, from: u64, to: Parts<'_>);
 }
 
 /// Data that does not fit into the buffers that a driver makes available.

@@ -4,8 +4,8 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pyo3::prelude::*;
-use pyo3::types::PyBytes;
-use vhost_user_core::device::{ConfigRefused, Device};
+use pyo3::types::{PyBytes, PyTuple};
+use vhost_user_core::device::{ConfigRefused, Device, QueueHandle};
 use vhost_user_core::request::Batch;
 
 use crate::call::call;
@@ -22,12 +22,17 @@ pub(crate) struct QueueDevice {
     queue_size: u16,
     /// There is a `write_config` to call.
     takes_config: bool,
+    /// There is an `on_buffers` to call, for these queues.
+    receive_queues: Vec<u16>,
+    /// There is an `on_queue_stop` to call.
+    hears_stops: bool,
     config: Mutex<Vec<u8>>,
     queues: Vec<QueueSeat>,
 }
 
 /// What there is of one queue.
 struct QueueSeat {
+    queue: Py<Queue>,
     /// Taken out while its worker is in Python: another worker comes only if that one was given up
     /// on, and begins with nothing then.
     state: Mutex<QueueState>,
@@ -39,7 +44,6 @@ struct QueueSeat {
 struct QueueState {
     start: u64,
     on_queue: Option<Py<PyAny>>,
-    queue: Option<Py<Queue>>,
 }
 
 impl QueueDevice {
@@ -50,15 +54,30 @@ impl QueueDevice {
         views: Views,
         reports: Arc<Reports>,
     ) -> PyResult<Self> {
+        let py = object.py();
         let num_queues: u16 = object.getattr("num_queues")?.extract()?;
+        let queue_size = object.getattr("queue_size")?.extract()?;
+        let has = |name: &str| overrides.iter().any(|known| known == name);
+        let device = PyDevice::new(object, views.raw, reports)?;
+        let seat = |index| {
+            let budget = CopyBudget::new(index, views.copy_budget);
+            let origin = device.origin("on_queue", &budget, None);
+            let queue = Py::new(py, Queue::new(index, queue_size, origin))?;
+            Ok(QueueSeat { queue, state: Mutex::default(), budget })
+        };
+        let queues = (0..num_queues).map(seat).collect::<PyResult<Vec<_>>>()?;
+        let handles = queues.iter().map(|seat| seat.queue.clone_ref(py));
+        object.setattr("_queues", PyTuple::new(py, handles)?)?;
         Ok(Self {
-            device: PyDevice::new(object, views.raw, reports)?,
             virtio_id: object.getattr("device_id")?.extract()?,
             features: object.getattr("features")?.extract()?,
-            queue_size: object.getattr("queue_size")?.extract()?,
-            takes_config: overrides.iter().any(|name| name == "write_config"),
+            queue_size,
+            takes_config: has("write_config"),
+            receive_queues: object.getattr("receive_queues")?.extract()?,
+            hears_stops: has("on_queue_stop"),
             config: Mutex::new(object.getattr("config")?.extract()?),
-            queues: (0..num_queues).map(|index| QueueSeat::new(index, views.copy_budget)).collect(),
+            device,
+            queues,
         })
     }
 
@@ -97,9 +116,15 @@ impl QueueDevice {
         state: &mut QueueState,
         batch: &mut Batch,
     ) -> PyResult<()> {
-        self.prepare(py, index, state)?;
-        let (Some(on_queue), Some(queue)) = (&state.on_queue, &state.queue) else { return Ok(()) };
-        queue.get().lend(py, batch);
+        let start = self.device.start_number();
+        let on_queue = match &state.on_queue {
+            Some(known) if state.start == start => known,
+            _ => {
+                state.start = start;
+                state.on_queue.insert(self.device.method(py, "on_queue")?)
+            }
+        };
+        let queue = &self.queue_for(py, index, batch)?;
         let result = call(py, "on_queue", on_queue, [queue.bind(py).as_any()]);
         if let Err(error) = &result
             && queue.get().is_viewed(py)
@@ -118,16 +143,28 @@ impl QueueDevice {
         result
     }
 
-    fn prepare(&self, py: Python<'_>, index: u16, state: &mut QueueState) -> PyResult<()> {
-        let start = self.device.start_number();
-        if state.start != start {
-            state.on_queue = Some(self.device.method(py, "on_queue")?);
-            let budget = &self.queues[usize::from(index)].budget; // There is one, or no batch of it.
-            let origin = self.device.origin("on_queue", budget, None);
-            state.queue = Some(Py::new(py, Queue::new(index, self.queue_size, origin))?);
-            state.start = start;
+    /// The queue's object, with a batch lent to it.
+    fn queue_for(&self, py: Python<'_>, index: u16, batch: &mut Batch) -> PyResult<Py<Queue>> {
+        let queue = self.queues[usize::from(index)].queue.clone_ref(py);
+        if queue.get().lend(py, batch) {
+            return Ok(queue);
         }
-        Ok(())
+        // A callback that was given up on still has the batch of before.
+        let other = Py::new(py, queue.get().again())?;
+        other.get().lend(py, batch);
+        Ok(other)
+    }
+
+    fn queue(&self, index: u16) -> Option<&Py<Queue>> {
+        self.queues.get(usize::from(index)).map(|seat| &seat.queue)
+    }
+
+    /// Tells the device something of a queue.
+    fn tell_of(&self, name: &'static str, index: u16) {
+        let Some(queue) = self.queue(index) else { return };
+        self.device.ask(name, |py| {
+            call(py, name, &self.device.method(py, name)?, [queue.bind(py).as_any()])
+        });
     }
 }
 
@@ -182,6 +219,42 @@ impl Device for QueueDevice {
         self.device.started();
     }
 
+    fn queue_started(&self, queue: u16, handle: Arc<dyn QueueHandle>) {
+        if let Some(queue) = self.queue(queue) {
+            queue.get().set_handle(Some(handle));
+        }
+    }
+
+    fn queue_stopping(&self, queue: u16) {
+        if self.hears_stops {
+            self.tell_of("on_queue_stop", queue);
+        }
+        if let Some(queue) = self.queue(queue) {
+            queue.get().set_handle(None);
+        }
+    }
+
+    fn receives(&self, queue: u16) -> bool {
+        self.receive_queues.contains(&queue)
+    }
+
+    fn buffers_available(&self, queue: u16) {
+        let Some(object) = self.queue(queue) else { return };
+        if self.device.reports.is_stopping() {
+            return;
+        }
+        self.device.enter(|py| {
+            let told = self.device.method(py, "on_buffers").and_then(|on_buffers| {
+                call(py, "on_buffers", &on_buffers, [object.bind(py).as_any()])
+            });
+            if let Err(error) = told {
+                let what = format!("queue {queue}");
+                let context = Context { callback: "on_buffers", request: &what };
+                self.device.reports.raised(py, error, &context);
+            }
+        });
+    }
+
     fn stopped(&self) {
         self.device.stopped();
         self.queues.iter().for_each(|seat| seat.budget.forget());
@@ -215,10 +288,6 @@ impl Device for QueueDevice {
 }
 
 impl QueueSeat {
-    fn new(index: u16, copy_budget: u64) -> Self {
-        Self { state: Mutex::default(), budget: CopyBudget::new(index, copy_budget) }
-    }
-
     fn lock(&self) -> MutexGuard<'_, QueueState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -49,6 +49,11 @@ pub(crate) fn no_memory(text: impl Display) -> PyErr {
     os_error(Errno::NOMEM, &text.to_string())
 }
 
+/// `GuestError`: the driver does what no device can work with.
+pub(crate) fn guest(py: Python<'_>, text: impl Display) -> PyErr {
+    raise(py, "GuestError", text.to_string())
+}
+
 /// A failure of the host.
 pub(crate) fn host(error: &HostError) -> PyErr {
     // The system's words are in the text already; Python puts the number before it.

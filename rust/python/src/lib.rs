@@ -32,6 +32,7 @@ mod queue;
 mod raw_bytes;
 mod report;
 mod request;
+mod send_data;
 mod ticket;
 mod traits;
 mod xen;

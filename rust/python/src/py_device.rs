@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use pyo3::prelude::*;
+use vhost_user_core::request::CallbackScope;
 
 use crate::call::call;
 use crate::copy_budget::CopyBudget;
@@ -69,6 +70,8 @@ impl PyDevice {
     /// As [`enter`](Self::enter), from a thread that may come when the interpreter has ended:
     /// `None` then.
     pub(crate) fn try_enter<T>(&self, body: impl FnOnce(Python<'_>) -> T) -> Option<T> {
+        // Dropped last: what the callback has answered is published without lock and interpreter.
+        let _scope = CallbackScope::enter();
         let _guard = self.lock.take();
         let _mark = CallbackMark::set();
         Python::try_attach(body)
@@ -76,6 +79,7 @@ impl PyDevice {
 
     /// Runs `body` attached to the interpreter, when no other callback runs.
     pub(crate) fn enter<T>(&self, body: impl FnOnce(Python<'_>) -> T) -> T {
+        let _scope = CallbackScope::enter();
         let _guard = self.lock.take();
         let _mark = CallbackMark::set();
         Python::attach(body)
@@ -119,6 +123,7 @@ impl PyDevice {
         name: &'static str,
         call: impl FnOnce(Python<'_>) -> PyResult<T>,
     ) -> Option<T> {
+        let _scope = CallbackScope::enter();
         // Once is enough to wait for a callback that does not return.
         let limit = if self.stuck.load(Ordering::Relaxed) { Duration::ZERO } else { CONTROL_LIMIT };
         let guard = self.lock.take_within(limit);

@@ -3,17 +3,22 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
+use pyo3::types::PyTuple;
+use vhost_user_core::device::QueueHandle;
 use vhost_user_core::request::Batch;
 
-use crate::error::refused;
+use crate::buffer::{LONG_COPY, SourceBuffer};
+use crate::error::{guest, refused};
 use crate::object::is_unshared;
 use crate::origin::Origin;
 use crate::request::QueueRequest;
+use crate::send_data::GatheredBytes;
 use crate::ticket::Settled;
 
-/// One virtqueue, as `on_queue` sees it.
+/// One virtqueue, as long as its back-end runs.
 #[pyclass(frozen, module = "vhost_user")]
 pub(crate) struct Queue {
     index: u16,
@@ -21,6 +26,8 @@ pub(crate) struct Queue {
     origin: Arc<Origin>,
     lent: AtomicBool,
     state: Mutex<QueueState>,
+    /// While its ring runs.
+    handle: Mutex<Option<Arc<dyn QueueHandle>>>,
 }
 
 #[derive(Default)]
@@ -53,7 +60,7 @@ impl Queue {
     /// The next request of this batch.
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<QueueRequest>>> {
         self.check(py)?;
-        self.take(py)
+        self.next_of_batch(py)
     }
 
     /// Up to `max` requests of this batch.
@@ -62,11 +69,45 @@ impl Queue {
         self.check(py)?;
         let mut taken = Vec::new();
         while taken.len() < max
-            && let Some(request) = self.take(py)?
+            && let Some(request) = self.next_of_batch(py)?
         {
             taken.push(request);
         }
         Ok(taken)
+    }
+
+    /// The next request, in any callback and from any thread; it is kept until it is answered.
+    fn take(&self, py: Python<'_>) -> PyResult<Option<Py<QueueRequest>>> {
+        if let Some(request) = self.next_of_batch(py)? {
+            request.get().ticket.defer(py)?;
+            return Ok(Some(request));
+        }
+        let Some(handle) = self.handle() else { return Ok(None) };
+        let taken = if handle.is_in_use() { py.detach(|| handle.take()) } else { handle.take() };
+        let Some(request) = taken else { return Ok(None) };
+        let object = Py::new(py, QueueRequest::default())?;
+        object.get().ticket.keep(py, request, &self.origin);
+        Ok(Some(object))
+    }
+
+    /// Puts data into the driver's next buffers, wholly or not at all; the number of buffers.
+    #[pyo3(signature = (*parts, max_buffers=1, count_at=None))]
+    fn send(
+        &self,
+        py: Python<'_>,
+        parts: &Bound<'_, PyTuple>,
+        max_buffers: u16,
+        count_at: Option<u64>,
+    ) -> PyResult<u16> {
+        let buffers = parts.iter().map(|part| SourceBuffer::of(&part));
+        let buffers = buffers.collect::<PyResult<Vec<_>>>()?;
+        let data = GatheredBytes::new(buffers.iter().map(SourceBuffer::bytes).collect());
+        check_send(max_buffers, count_at, data.bytes())?;
+        let Some(handle) = self.handle() else { return Ok(0) };
+        let send = || handle.send(&data, max_buffers, count_at);
+        let is_long = data.bytes() >= LONG_COPY || handle.is_in_use();
+        let sent = if is_long { py.detach(send) } else { send() };
+        sent.map_err(|error| guest(py, error))
     }
 
     fn __repr__(&self) -> String {
@@ -76,13 +117,31 @@ impl Queue {
 
 impl Queue {
     pub(crate) fn new(index: u16, size: u16, origin: Arc<Origin>) -> Self {
-        Self { index, size, origin, lent: AtomicBool::new(false), state: Mutex::default() }
+        let (lent, state, handle) = (AtomicBool::new(false), Mutex::default(), Mutex::default());
+        Self { index, size, origin, lent, state, handle }
     }
 
-    /// Takes the batch for the time of a callback.
-    pub(crate) fn lend(&self, py: Python<'_>, batch: &mut Batch) {
-        self.lock(py).batch = std::mem::take(batch);
-        self.lent.store(true, Ordering::Release);
+    /// The ring runs from now on, or does not any more.
+    pub(crate) fn set_handle(&self, handle: Option<Arc<dyn QueueHandle>>) {
+        let former = std::mem::replace(&mut *self.lock_handle(), handle);
+        drop(former);
+    }
+
+    /// Another object for the same queue.
+    pub(crate) fn again(&self) -> Self {
+        let again = Self::new(self.index, self.size, Arc::clone(&self.origin));
+        again.set_handle(self.handle());
+        again
+    }
+
+    /// Takes the batch for the time of a callback; `false`: it has one.
+    pub(crate) fn lend(&self, py: Python<'_>, batch: &mut Batch) -> bool {
+        let mut state = self.lock(py);
+        if self.lent.swap(true, Ordering::AcqRel) {
+            return false;
+        }
+        state.batch = std::mem::take(batch);
+        true
     }
 
     /// Whether views of a request's data are left.
@@ -116,10 +175,16 @@ impl Queue {
         if self.lent.load(Ordering::Acquire) {
             return Ok(());
         }
-        Err(refused(py, "a queue has requests only while on_queue runs"))
+        Err(refused(
+            py,
+            "a queue has requests to iterate over only while on_queue runs: use take()",
+        ))
     }
 
-    fn take(&self, py: Python<'_>) -> PyResult<Option<Py<QueueRequest>>> {
+    fn next_of_batch(&self, py: Python<'_>) -> PyResult<Option<Py<QueueRequest>>> {
+        if !self.lent.load(Ordering::Acquire) {
+            return Ok(None);
+        }
         let mut state = self.lock(py);
         let Some(request) = state.batch.next() else { return Ok(None) };
         let object = match state.pool.pop() {
@@ -131,7 +196,29 @@ impl Queue {
         Ok(Some(object))
     }
 
+    fn handle(&self) -> Option<Arc<dyn QueueHandle>> {
+        self.lock_handle().clone()
+    }
+
+    fn lock_handle(&self) -> MutexGuard<'_, Option<Arc<dyn QueueHandle>>> {
+        // Held for a copy of a pointer only.
+        self.handle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn lock(&self, py: Python<'_>) -> MutexGuard<'_, QueueState> {
         self.state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn check_send(max_buffers: u16, count_at: Option<u64>, bytes: u64) -> PyResult<()> {
+    if max_buffers == 0 {
+        return Err(PyValueError::new_err("max_buffers is at least 1, not 0"));
+    }
+    match count_at {
+        Some(at) if at.checked_add(2).is_none_or(|end| end > bytes) => {
+            let text = format!("count_at {at} leaves no room for 2 bytes in data of {bytes} bytes");
+            Err(PyValueError::new_err(text))
+        }
+        _ => Ok(()),
     }
 }

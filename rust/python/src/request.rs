@@ -38,6 +38,14 @@ impl Lendable for Request {
         Request::is_live(self)
     }
 
+    fn park(&self) {
+        Request::park(self);
+    }
+
+    fn claim(&self) -> bool {
+        Request::claim(self)
+    }
+
     fn maps_grants(&self) -> bool {
         Request::maps_grants(self)
     }

@@ -79,6 +79,14 @@ impl<R: Answerable> Ticket<R> {
         }
     }
 
+    /// Takes a request that no batch has, and which is kept until it is answered.
+    pub(crate) fn keep(&self, py: Python<'_>, request: R, origin: &Arc<Origin>) {
+        self.begin(py, request, origin);
+        let mut state = self.lock(py);
+        (state.phase, state.deferred) = (Phase::Deferred, true);
+        state.park();
+    }
+
     /// Looks at the request.
     ///
     /// # Errors
@@ -90,6 +98,7 @@ impl<R: Answerable> Ticket<R> {
     ) -> PyResult<T> {
         let mut state = self.lock(py);
         let found = state.usable().map(|()| look(&mut state));
+        state.park();
         // No exception is made with the lock: that may run Python code.
         drop(state);
         found.map_err(|why| stale(py, why))
@@ -170,14 +179,16 @@ impl<R: Answerable> Ticket<R> {
         // The lock is taken and given back inside: nobody waits for the interpreter with it.
         let done = py.detach(|| {
             let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            state.usable().map(|()| work(&mut state.loan))
+            let done = state.usable().map(|()| work(&mut state.loan));
+            state.park();
+            done
         });
         done.map_err(|why| stale(py, why))
     }
 
     /// Whether it is still to be answered.
     pub(crate) fn is_open(&self, py: Python<'_>) -> bool {
-        self.lock(py).usable().is_ok()
+        self.with(py, |_| ()).is_ok()
     }
 
     /// Whether the callback has left it unanswered and has not deferred it.
@@ -250,6 +261,7 @@ impl<R: Answerable> Ticket<R> {
             Some(_) => Settled::Done,
             None if state.deferred => {
                 state.phase = Phase::Deferred;
+                state.park();
                 return Settled::Deferred;
             }
             None => Settled::ByDefault,
@@ -306,8 +318,18 @@ impl<R: Answerable> State<R> {
     fn usable(&self) -> Result<(), &'static str> {
         match self.loan.request() {
             _ if self.phase == Phase::Idle || self.answer.is_some() => Err(ANSWERED),
-            Some(request) if request.is_live() => Ok(()),
+            Some(request) if request.claim() => Ok(()),
             _ => Err(STOPPED),
+        }
+    }
+
+    /// Lets a deferred request go back unused if its queue stops, unless somebody can see its data.
+    fn park(&self) {
+        if self.phase == Phase::Deferred
+            && let Some(request) = self.loan.request()
+            && !self.loan.is_viewed()
+        {
+            request.park();
         }
     }
 

@@ -34,6 +34,15 @@ pub(crate) trait Lendable: Send + 'static {
     /// Whether its ring still runs. If not, its memory is the driver's again.
     fn is_live(&self) -> bool;
 
+    /// Notes that its memory is not touched before it is claimed: if its queue stops meanwhile, an
+    /// unused buffer goes back.
+    fn park(&self) {}
+
+    /// Whether its memory may be touched, from now on until it is parked again.
+    fn claim(&self) -> bool {
+        self.is_live()
+    }
+
     /// Whether its parts lie in mappings of pages that the guest has granted.
     fn maps_grants(&self) -> bool;
 }

@@ -221,7 +221,8 @@ fn transfer(
 }
 
 impl Parts<'_> {
-    fn advance(&mut self, bytes: u64) {
+    /// Leaves the next `bytes` out: no more than there are.
+    pub fn advance(&mut self, bytes: u64) {
         self.skip += bytes;
         self.left -= bytes;
     }

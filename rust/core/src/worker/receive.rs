@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::cell::QueueCell;
 use super::queue::Queue;
 use super::report::Broken;
-use crate::device::{QueueHandle, TooLarge};
+use crate::device::{QueueHandle, SendData, TooLarge};
 use crate::request::{Batch, Publish, Request, ScopeId, publish_later};
 use crate::ring::RingError;
 
@@ -14,7 +14,7 @@ pub(crate) struct ReceiveHandle(pub(crate) Arc<QueueCell>);
 
 /// Buffers that a device wants to fill.
 struct Wanted<'a> {
-    data: &'a [&'a [u8]],
+    data: &'a dyn SendData,
     bytes: u64,
     most: u16,
     count_at: Option<u64>,
@@ -49,9 +49,12 @@ impl QueueHandle for ReceiveHandle {
         }
     }
 
-    fn send(&self, data: &[&[u8]], most: u16, count_at: Option<u64>) -> Result<u16, TooLarge> {
-        let bytes = data.iter().map(|part| part.len() as u64).sum();
-        let wanted = Wanted { data, bytes, most, count_at };
+    fn is_in_use(&self) -> bool {
+        self.0.queue.is_locked()
+    }
+
+    fn send(&self, data: &dyn SendData, most: u16, count_at: Option<u64>) -> Result<u16, TooLarge> {
+        let wanted = Wanted { data, bytes: data.len(), most, count_at };
         let mut guard = self.0.queue.lock();
         let Some(queue) = guard.as_deref_mut() else { return Ok(0) };
         match queue.send(&self.0, &wanted) {
@@ -183,15 +186,12 @@ impl Queue {
 
     /// Fills the buffers and answers them.
     fn fill(&mut self, batch: &mut Batch, wanted: &Wanted<'_>, count: u16) {
-        let mut source = Source { parts: wanted.data, skip: 0 };
         let number = count.to_le_bytes();
         let mut done = 0;
         while let Some(request) = batch.next() {
             let buffer = request.writable();
             let len = buffer.len().min(wanted.bytes - done);
-            source.copy(len, |offset, bytes| {
-                buffer.write_at(offset, bytes);
-            });
+            wanted.data.copy_to(done, buffer.parts(0, len));
             for (at, byte) in wanted.count_at.into_iter().flat_map(|at| (at..).zip(&number)) {
                 if (done..done + len).contains(&at) {
                     buffer.write_at(at - done, &[*byte]);
@@ -218,32 +218,6 @@ impl Queue {
         match self.fail(error) {
             super::queue::Next::Broke(error) => Some(error),
             _ => None,
-        }
-    }
-}
-
-/// The data that is left to send.
-struct Source<'a> {
-    parts: &'a [&'a [u8]],
-    /// Bytes of the first part that are gone.
-    skip: usize,
-}
-
-impl Source<'_> {
-    /// Takes `len` bytes; `put` gets them piece by piece, with the bytes before each.
-    fn copy(&mut self, len: u64, mut put: impl FnMut(u64, &[u8])) {
-        let mut done = 0;
-        while done < len
-            && let Some((first, rest)) = self.parts.split_first()
-        {
-            let piece = &first[self.skip..];
-            let take = piece.len().min(usize::try_from(len - done).unwrap_or(usize::MAX));
-            put(done, &piece[..take]);
-            done += take as u64;
-            self.skip += take;
-            if self.skip == first.len() {
-                (self.parts, self.skip) = (rest, 0);
-            }
         }
     }
 }
