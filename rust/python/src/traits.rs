@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use pyo3::prelude::*;
 use vhost_user_core::block::{BlockRequest, Status};
-pub(crate) use vhost_user_core::memory::view::Parts;
+pub(crate) use vhost_user_core::memory::Parts;
 use vhost_user_core::request::{Batch, Stopped};
 
 /// Who may write a part of a request.

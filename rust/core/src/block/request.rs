@@ -15,7 +15,7 @@ use rustix::fs::OFlags;
 
 use super::direct;
 use super::numbers::{BlkOp, ByteRange, Status};
-use crate::memory::view::{Parts, Writable};
+use crate::memory::{Parts, Writable};
 use crate::request::{Batch, Request, Stopped};
 
 /// Bytes of the header in front of each request.

@@ -42,13 +42,3 @@ pub use xen::bounce_budget::BounceBudget;
 pub use xen::foreign::NoPage;
 pub use xen::map::{Shared, provide};
 pub use xen::resolve_options::ResolveOptions;
-
-// The former names, until nobody uses them.
-pub use unmap_notifier::UnmapNotifier as Gone;
-pub use xen::bounce_budget::BounceBudget as Room;
-pub use xen::resolve_options::ResolveOptions as Terms;
-/// The former name of this module's views.
-pub mod view {
-    pub use super::segment::GuestSlice as Segment;
-    pub use super::{Access, Buffers, Parts, Readable, Window, Writable};
-}

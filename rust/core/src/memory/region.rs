@@ -38,7 +38,7 @@ pub struct Region {
     /// Its memory is taken away from who still holds it.
     ended: AtomicBool,
     /// What its front-end allows to map more.
-    beyond: Option<Arc<Region>>,
+    fallback: Option<Arc<Region>>,
     // Dropped in this order: the memory is unmapped before anybody is told.
     hold: Hold,
     _mapped: Option<MappedBytes>,
@@ -90,9 +90,9 @@ impl Region {
         hold: Hold,
         mapped: Option<MappedBytes>,
     ) -> Self {
-        let (xen, beyond, ended) = (None, None, AtomicBool::new(false));
+        let (xen, fallback, ended) = (None, None, AtomicBool::new(false));
         let gone = NotifyOnDrop::default();
-        Self { extent, readable, writable, xen, ended, beyond, hold, _mapped: mapped, gone }
+        Self { extent, readable, writable, xen, ended, fallback, hold, _mapped: mapped, gone }
     }
 
     /// Says whose memory it is, and how it is mapped.
@@ -100,14 +100,14 @@ impl Region {
         Self { xen: Some((domid, kind)), ..self }
     }
 
-    /// Notes that with this region its front-end allows to map all of `beyond`, as long as the
+    /// Notes that with this region its front-end allows to map all of `fallback`, as long as the
     /// region is there.
     ///
     /// # Panics
     /// If the region is in use already.
-    pub fn allow_more(self: &mut Arc<Self>, beyond: Arc<Self>) {
+    pub fn allow_more(self: &mut Arc<Self>, fallback: Arc<Self>) {
         let region = Arc::get_mut(self).expect("a region that nobody else has seen");
-        region.beyond = Some(beyond);
+        region.fallback = Some(fallback);
     }
 
     /// First guest-physical address.
@@ -191,8 +191,8 @@ impl Region {
     }
 
     /// The region of all other memory that its front-end allows to map.
-    pub(super) fn brings(&self) -> Option<&Arc<Self>> {
-        self.beyond.as_ref()
+    pub(super) fn fallback(&self) -> Option<&Arc<Self>> {
+        self.fallback.as_ref()
     }
 
     /// Whether both are memory of one domain that is reached in one way.
@@ -207,7 +207,7 @@ impl Region {
         let room = offset.and_then(|offset| other.extent.size.checked_sub(offset));
         domain(self) == domain(other)
             && room.is_some_and(|room| self.extent.size <= room)
-            && (self.beyond.is_none() || other.beyond.is_some())
+            && (self.fallback.is_none() || other.fallback.is_some())
     }
 
     /// The guest's address of a place in what is mapped for all of its life.
@@ -268,7 +268,7 @@ impl Region {
             Hold::OnDemand(OnDemand::Frames(foreign)) => foreign.end(),
             Hold::File(_) | Hold::Frames(_) | Hold::Grants { .. } => {}
         }
-        self.beyond.iter().for_each(|beyond| beyond.end());
+        self.fallback.iter().for_each(|fallback| fallback.end());
     }
 
     /// Whether its memory was, or is about to be, taken away.
@@ -290,7 +290,7 @@ impl Region {
             Hold::OnDemand(OnDemand::Grants(grants, _)) => grants.detach(&places),
             Hold::OnDemand(OnDemand::Frames(foreign)) => foreign.detach(&places),
         }
-        self.beyond.iter().for_each(|beyond| beyond.detach(needed));
+        self.fallback.iter().for_each(|fallback| fallback.detach(needed));
     }
 
     /// Has `loss` told if the memory is taken away; the first call counts.
@@ -305,7 +305,7 @@ impl Region {
     }
 
     /// A token that outlives the region.
-    pub fn gone(&self) -> UnmapNotifier {
+    pub fn unmap_notifier(&self) -> UnmapNotifier {
         self.gone.notifier()
     }
 }

@@ -24,7 +24,7 @@ pub struct Memory {
     by_user: Box<[Arc<Region>]>,
     user_index: Index,
     /// A region that covers what no other does, if one of them brings it.
-    beyond: Option<Arc<Region>>,
+    fallback: Option<Arc<Region>>,
     /// Where granted pages are mapped in advance.
     granted: Box<[GuestSlice]>,
     /// Rings may be told by guest addresses.
@@ -51,7 +51,7 @@ pub enum TableError {
     NoSuchRegion,
     /// With two regions memory of different domains, or reached differently, may be mapped beyond
     /// all regions.
-    TwoBeyonds(GuestAddr, GuestAddr),
+    TwoFallbacks(GuestAddr, GuestAddr),
 }
 
 impl Memory {
@@ -68,30 +68,30 @@ impl Memory {
             return Err(TableError::UserOverlap(a.user(), b.user()));
         }
         let index = Index::new(regions.iter().map(|r| (r.guest().0, r.size())));
-        let beyond = the_beyond(&regions)?;
+        let fallback = the_fallback(&regions)?;
         let granted = regions.iter().flat_map(|r| r.granted_areas()).collect();
         let by_guest = regions.iter().any(|r| r.is_xen());
         let user_index = Index::new(by_user.iter().map(|r| (r.user().0, r.size())));
         let (regions, by_user) = (regions.into(), by_user.into());
-        Ok(Self { regions, index, by_user, user_index, beyond, granted, by_guest })
+        Ok(Self { regions, index, by_user, user_index, fallback, granted, by_guest })
     }
 
     /// The region for every address that no other has.
-    pub fn beyond(&self) -> Option<&Arc<Region>> {
-        self.beyond.as_ref()
+    pub fn fallback(&self) -> Option<&Arc<Region>> {
+        self.fallback.as_ref()
     }
 
     /// Whether the hypervisor is asked for some of it. Only then can chains have buffers that
     /// are not mapped.
     #[inline]
     pub fn is_xen(&self) -> bool {
-        self.by_guest || self.beyond.is_some()
+        self.by_guest || self.fallback.is_some()
     }
 
     /// Whether some of it is, or is to be, foreign mappings, which have no pages that the kernel
     /// could do direct I/O on.
     pub fn is_foreign(&self) -> bool {
-        self.regions.iter().chain(&self.beyond).any(|region| region.is_foreign())
+        self.regions.iter().chain(&self.fallback).any(|region| region.is_foreign())
     }
 
     /// This table and one region more.
@@ -166,9 +166,9 @@ impl Memory {
                 Some((region, offset, here))
             });
             let Some((region, offset, here)) = inside else {
-                let beyond = self.beyond_at(next).ok_or_else(outside)?;
-                let done = left.min(beyond.len);
-                found(Place { at: GuestAddr(next), len: done, backing: beyond.backing });
+                let fallback = self.fallback_at(next).ok_or_else(outside)?;
+                let done = left.min(fallback.len);
+                found(Place { at: GuestAddr(next), len: done, backing: fallback.backing });
                 (next, left) = (next + done, left - done);
                 place = self.index.find(next);
                 continue;
@@ -187,13 +187,13 @@ impl Memory {
 
     /// What lies at an address that no region has, up to the next region.
     #[cold]
-    fn beyond_at(&self, at: u64) -> Option<Place<'_>> {
-        let beyond = self.beyond.as_ref()?;
-        let offset = at.checked_sub(beyond.guest().0)?;
-        let room = beyond.size().checked_sub(offset).filter(|&room| room > 0)?;
+    fn fallback_at(&self, at: u64) -> Option<Place<'_>> {
+        let fallback = self.fallback.as_ref()?;
+        let offset = at.checked_sub(fallback.guest().0)?;
+        let room = fallback.size().checked_sub(offset).filter(|&room| room > 0)?;
         let next = self.regions.iter().map(|r| r.guest().0).find(|&start| start > at);
         let len = next.map_or(room, |next| room.min(next - at));
-        let backing = Backing::OnDemand(beyond.on_demand()?);
+        let backing = Backing::OnDemand(fallback.on_demand()?);
         Some(Place { at: GuestAddr(at), len, backing })
     }
 
@@ -262,12 +262,12 @@ fn overlap(sorted: &[Arc<Region>], start: impl Fn(&Region) -> u64) -> Option<(&R
 }
 
 /// The one region that these bring for all other addresses.
-fn the_beyond(regions: &[Arc<Region>]) -> Result<Option<Arc<Region>>, TableError> {
-    let mut bringing = regions.iter().filter_map(|region| Some((region, region.brings()?)));
-    let Some((first, beyond)) = bringing.next() else { return Ok(None) };
-    match bringing.find(|(_, other)| !other.is_like(beyond)) {
-        Some((second, _)) => Err(TableError::TwoBeyonds(first.guest(), second.guest())),
-        None => Ok(Some(Arc::clone(beyond))),
+fn the_fallback(regions: &[Arc<Region>]) -> Result<Option<Arc<Region>>, TableError> {
+    let mut bringing = regions.iter().filter_map(|region| Some((region, region.fallback()?)));
+    let Some((first, fallback)) = bringing.next() else { return Ok(None) };
+    match bringing.find(|(_, other)| !other.is_like(fallback)) {
+        Some((second, _)) => Err(TableError::TwoFallbacks(first.guest(), second.guest())),
+        None => Ok(Some(Arc::clone(fallback))),
     }
 }
 
@@ -286,7 +286,7 @@ impl fmt::Display for TableError {
             Self::UserOverlap(a, b) => {
                 write!(f, "the regions at user addresses {a} and {b} overlap")
             }
-            Self::TwoBeyonds(a, b) => write!(
+            Self::TwoFallbacks(a, b) => write!(
                 f,
                 "the regions at guest addresses {a} and {b} allow to map more, of different domains"
             ),

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use super::Request;
 use super::completion::{Done, Slot};
-use crate::memory::view::Buffers;
+use crate::memory::Buffers;
 
 /// Requests of one queue that were popped together, in the order of the available ring.
 #[derive(Debug, Default)]

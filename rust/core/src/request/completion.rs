@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::doorbell::Doorbell;
 use super::scope::{self, Publish, ScopeId};
-use crate::memory::view::{Buffers, Segment, Writable};
+use crate::memory::{Buffers, GuestSlice, Writable};
 use crate::sys::fork;
 
 /// What a request is made of, reused from request to request.
@@ -71,7 +71,7 @@ pub(crate) struct CompletionQueue {
     holders: Box<[AtomicU8]>,
     /// What the requests in flight read of a domain's memory, by their heads: it is kept for them
     /// if the memory is taken away.
-    reading: Mutex<Vec<Vec<Segment>>>,
+    reading: Mutex<Vec<Vec<GuestSlice>>>,
     doorbell: Arc<Doorbell>,
     /// The process of the worker: a fork of it has no part in its requests.
     generation: u32,
@@ -172,7 +172,7 @@ impl CompletionQueue {
     }
 
     /// What the requests in flight read.
-    pub(crate) fn needed(&self) -> Vec<Segment> {
+    pub(crate) fn needed(&self) -> Vec<GuestSlice> {
         self.reading.lock().unwrap_or_else(PoisonError::into_inner).concat()
     }
 

@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use super::completion::{CompletionQueue, Done, Slot, Stopped};
-use crate::memory::Fault;
-use crate::memory::view::{Buffers, Readable, Writable};
+use crate::memory::{Buffers, Fault, Readable, Writable};
 
 /// One descriptor chain in the hands of the device.
 #[derive(Debug)]

@@ -11,8 +11,7 @@ use std::ops::Range;
 use super::RingError;
 use super::chain::{Chain, Descriptor};
 use crate::address::GuestAddr;
-use crate::memory::view::Buffers;
-use crate::memory::{Memory, Reads};
+use crate::memory::{Buffers, Memory, Reads};
 
 /// Bytes of the tables of one batch, but for those of its last chain. Those of 64 requests of the
 /// longest honest chains (Windows: 515 descriptors) come to twice that, those of others to less.

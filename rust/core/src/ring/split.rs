@@ -17,8 +17,7 @@ use super::chain::{Chain, DESC_INDIRECT, DESC_LEN, DESC_NEXT, Descriptor};
 use super::indirect::Tables;
 use super::{MAX_CHAIN, RingError, need_event};
 use crate::address::UserAddr;
-use crate::memory::Memory;
-use crate::memory::view::{Access, Buffers, Window};
+use crate::memory::{Access, Buffers, Memory, Window};
 
 const AVAIL_NO_INTERRUPT: u16 = 1;
 const USED_NO_NOTIFY: u16 = 1;

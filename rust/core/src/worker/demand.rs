@@ -5,15 +5,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::queue::Queue;
-use crate::memory::view::{Access, Buffers};
-use crate::memory::{Fault, Room, Shared, Terms, give_back, provide};
+use crate::memory::{
+    Access, BounceBudget, Buffers, Fault, ResolveOptions, Shared, give_back, provide,
+};
 use crate::request::{Batch, Done};
 
 /// A queue's state for that; made when it is first needed.
 #[derive(Debug, Default)]
 pub(super) struct Provided {
     /// What bounce buffers have taken.
-    room: Arc<Room>,
+    budget: Arc<BounceBudget>,
     /// Map calls that requests share.
     shared: Vec<Shared>,
     /// Answered requests whose pages hang on others that are not answered yet.
@@ -39,13 +40,13 @@ impl Queue {
             batch.buffers_mut().filter(|buffers| buffers.waits()).collect();
         let provided = self.provided.get_or_insert_default();
         if !waiting.is_empty() {
-            let terms = Terms {
+            let options = ResolveOptions {
                 kept: self.device.keeps_requests(),
                 mapped: self.device.wants_mappings(),
-                room: &provided.room,
+                budget: &provided.budget,
                 is_called: &|| called.load(Ordering::SeqCst) > 0,
             };
-            let shared = provide(&mut waiting, &terms);
+            let shared = provide(&mut waiting, &options);
             provided.shared.push(shared);
         }
         let undone = batch.buffers_mut().position(|buffers| buffers.is_undone());

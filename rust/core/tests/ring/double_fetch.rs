@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use vhost_user_core::memory::view::Buffers;
+use vhost_user_core::memory::Buffers;
 use vhost_user_core::ring::{RingError, SplitRing};
 use vm_memory::{AtomicAccess, Bytes, GuestAddress};
 

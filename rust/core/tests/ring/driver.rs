@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use vhost_user_core::memory::view::Buffers;
+use vhost_user_core::memory::Buffers;
 use vhost_user_core::ring::{RingError, SplitLayout, SplitRing};
 
 use crate::guest::{Guest, user};

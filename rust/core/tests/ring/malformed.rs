@@ -2,7 +2,7 @@
 //! malformed chain is never handled as a shorter one.
 
 use vhost_user_core::address::GuestAddr;
-use vhost_user_core::memory::view::Buffers;
+use vhost_user_core::memory::Buffers;
 use vhost_user_core::ring::{RingError, SplitRing, StartError};
 
 use crate::driver::{

@@ -10,9 +10,9 @@ use std::time::Duration;
 use proptest::prelude::*;
 use rustix::fs::{Mode, OFlags};
 use vhost_user_core::address::{GuestAddr, UserAddr};
-use vhost_user_core::memory::view::{Access, Buffers};
 use vhost_user_core::memory::{
-    Extent, Memory, MemoryPolicy, OutOfMemory, Reads, Region, RegionError, TableError,
+    Access, Buffers, Extent, Memory, MemoryPolicy, OutOfMemory, Reads, Region, RegionError,
+    TableError,
 };
 
 use crate::guest::{memfd, region, user};
@@ -291,7 +291,7 @@ fn is_mapped(file: &File) -> bool {
 #[test]
 fn a_region_is_gone_with_its_last_holder() {
     let (region, file) = region(0x1000, 0x1000);
-    let gone = region.gone();
+    let gone = region.unmap_notifier();
     let memory = Arc::new(Memory::new(vec![region]).unwrap());
     let mut buffers = Buffers::default();
     buffers.begin(&memory);
@@ -310,7 +310,7 @@ fn a_region_is_gone_with_its_last_holder() {
 #[test]
 fn waiting_for_a_region_ends_when_another_thread_lets_go() {
     let (region, _) = region(0x1000, 0x1000);
-    let gone = region.gone();
+    let gone = region.unmap_notifier();
     let waiter = std::thread::spawn(move || gone.wait(Duration::from_secs(30)));
     drop(region);
     assert!(waiter.join().unwrap());

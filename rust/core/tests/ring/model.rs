@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 
 use proptest::prelude::*;
-use vhost_user_core::memory::view::Buffers;
+use vhost_user_core::memory::Buffers;
 use vhost_user_core::ring::SplitRing;
 
 use crate::driver::{DATA, Driver, Form, Piece, TABLES, guest, readable};

@@ -17,7 +17,7 @@ use std::sync::atomic::Ordering;
 
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
-use vhost_user_core::memory::view::Buffers;
+use vhost_user_core::memory::Buffers;
 use vhost_user_core::ring::{RingError, SplitRing};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestAddress;

@@ -6,8 +6,9 @@ use std::sync::atomic::Ordering;
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vhost_user_core::address::{GuestAddr, UserAddr};
-use vhost_user_core::memory::view::{Access, Buffers};
-use vhost_user_core::memory::{Extent, Memory, MemoryPolicy, Region, Terms, XenKind, provide};
+use vhost_user_core::memory::{
+    Access, Buffers, Extent, Memory, MemoryPolicy, Region, ResolveOptions, XenKind, provide,
+};
 use vhost_user_core::xen::{FakeXen, XenAccess, XenDevice};
 
 use super::guest::{DOMID, PAGE};
@@ -75,18 +76,19 @@ fn what_may_be_mapped_beyond_all_regions_ends_where_a_region_begins() {
     // The domain has frames there too, with other bytes than the front-end's file.
     let access = domain(&[(0, 1), (MIB, 2)]);
     let fd = access.ops.open(XenDevice::Privcmd).unwrap();
-    let beyond = Region::beyond(&access, XenKind::Foreign, DOMID, fd).unwrap();
+    let fallback = Region::xen_fallback(&access, XenKind::Foreign, DOMID, fd).unwrap();
     let mut regions = vec![ordinary(MIB, 8 * MIB, 3), ordinary(2 * MIB, 9 * MIB, 4)];
-    regions[1].allow_more(beyond);
+    regions[1].allow_more(fallback);
     let memory = Arc::new(Memory::new(regions).unwrap());
     let mut buffers = Buffers::default();
     buffers.begin(&memory);
     let at = GuestAddr(MIB - 512);
     buffers.add(at, 1024, Access::DeviceReadable).unwrap();
     buffers.add(GuestAddr(2 * MIB - 4), 8, Access::DeviceReadable).unwrap();
-    let room = Arc::default();
-    let terms = Terms { kept: false, mapped: false, room: &room, is_called: &|| false };
-    drop(provide(&mut [&mut buffers], &terms));
+    let budget = Arc::default();
+    let options =
+        ResolveOptions { kept: false, mapped: false, budget: &budget, is_called: &|| false };
+    drop(provide(&mut [&mut buffers], &options));
     assert_eq!(buffers.fault(), None);
     let mut bytes = [0; 1024 + 8];
     assert_eq!(buffers.readable().read_at(0, &mut bytes), bytes.len());

@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vhost_user_core::address::{GuestAddr, UserAddr};
-use vhost_user_core::memory::view::{Access, Buffers};
-use vhost_user_core::memory::{Extent, Memory, MemoryPolicy, Region, RegionError, XenKind};
+use vhost_user_core::memory::{
+    Access, Buffers, Extent, Memory, MemoryPolicy, Region, RegionError, XenKind,
+};
 use vhost_user_core::wire::RegionLayout;
 use vhost_user_core::xen::{FakeXen, XenAccess, XenDevice};
 

@@ -9,8 +9,9 @@ use std::time::Duration;
 use vhost_user_core::address::{GuestAddr, UserAddr};
 use vhost_user_core::backend::Event;
 use vhost_user_core::block::{BlockDevice, BlockOptions, FileDisk};
-use vhost_user_core::memory::view::{Access, Buffers};
-use vhost_user_core::memory::{Extent, Memory, MemoryPolicy, Region, Terms, XenKind, provide};
+use vhost_user_core::memory::{
+    Access, Buffers, Extent, Memory, MemoryPolicy, Region, ResolveOptions, XenKind, provide,
+};
 use vhost_user_core::wire::RegionLayout;
 use vhost_user_core::xen::XenAccess;
 
@@ -273,9 +274,10 @@ fn a_bad_request_costs_the_others_of_its_batch_one_map_call_more() {
     let guest = Guest::granting();
     let mut chains = chains(&guest, BATCH);
     guest.xen.revoke(DOMID, FIRST_REF + 5);
-    let room = Arc::default();
-    let terms = Terms { kept: false, mapped: true, room: &room, is_called: &|| false };
-    provide(&mut chains.iter_mut().collect::<Vec<_>>(), &terms);
+    let budget = Arc::default();
+    let options =
+        ResolveOptions { kept: false, mapped: true, budget: &budget, is_called: &|| false };
+    provide(&mut chains.iter_mut().collect::<Vec<_>>(), &options);
     let calls = guest.xen.calls();
     assert_eq!((calls.map_grants, calls.grants, calls.copy_grants), (2, BATCH - 1, 1));
     let faults: Vec<_> = chains.iter().filter_map(|buffers| buffers.fault()).collect();
@@ -287,12 +289,13 @@ fn a_bad_request_costs_the_others_of_its_batch_one_map_call_more() {
 fn who_is_called_away_leaves_the_rest_undone() {
     let guest = Guest::granting();
     let mut chains = chains(&guest, 8);
-    let room = Arc::default();
+    let budget = Arc::default();
     // A call for each, as the device may keep them; called before the fourth.
     let asked = Cell::new(0);
     let is_called = || asked.replace(asked.get() + 1) >= 3;
-    let terms = Terms { kept: true, mapped: true, room: &room, is_called: &is_called };
-    provide(&mut chains.iter_mut().collect::<Vec<_>>(), &terms);
+    let options =
+        ResolveOptions { kept: true, mapped: true, budget: &budget, is_called: &is_called };
+    provide(&mut chains.iter_mut().collect::<Vec<_>>(), &options);
     assert_eq!(guest.xen.calls().map_grants, 3);
     let undone: Vec<_> = chains.iter().map(Buffers::is_undone).collect();
     assert_eq!(undone, [false, false, false, true, true, true, true, true]);

@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::{RECHECK_INTERVAL, Session};
 use crate::backend::Event;
 use crate::connection::{Refusal, RegionOffer, RegionRange};
-use crate::memory::{Extent, Gone, Memory, Region, XenKind};
+use crate::memory::{Extent, Memory, Region, UnmapNotifier, XenKind};
 use crate::wire::payload::XenMeans;
 use crate::worker::{Broken, HeldUp, Report};
 
@@ -59,8 +59,8 @@ impl Session<'_> {
         let region = Region::xen(&self.memory_policy, access, kind, domid, extent, fd);
         let mut region = region.map_err(|e| refused(&e))?;
         if let Some(fd) = more {
-            let beyond = Region::beyond(access, kind, domid, fd);
-            region.allow_more(beyond.map_err(|e| refused(&e))?);
+            let fallback = Region::xen_fallback(access, kind, domid, fd);
+            region.allow_more(fallback.map_err(|e| refused(&e))?);
         }
         Ok(region)
     }
@@ -80,18 +80,19 @@ impl Session<'_> {
     /// the time for that is over is taken away.
     fn wait_for_end(&self, regions: Vec<Arc<Region>>) {
         let (begun, limit) = (Instant::now(), self.shared().drain());
-        let waits: Vec<_> = regions.iter().map(|r| (r.gone(), Arc::downgrade(r))).collect();
+        let waits: Vec<_> =
+            regions.iter().map(|r| (r.unmap_notifier(), Arc::downgrade(r))).collect();
         drop(regions);
-        let is_late = |gone: &Gone| loop {
+        let is_late = |unmapped: &UnmapNotifier| loop {
             let left = self.left(begun, limit);
-            if gone.wait(left.min(RECHECK_INTERVAL)) {
+            if unmapped.wait(left.min(RECHECK_INTERVAL)) {
                 break false;
             }
             if left.is_zero() {
                 break true;
             }
         };
-        let late = waits.iter().filter(|(gone, _)| is_late(gone));
+        let late = waits.iter().filter(|(unmapped, _)| is_late(unmapped));
         self.take_away(&late.filter_map(|(_, region)| region.upgrade()).collect::<Vec<_>>());
     }
 
@@ -113,7 +114,7 @@ impl Session<'_> {
     fn swap_memory(&mut self, memory: Memory) {
         self.mapped.retain(|region| region.strong_count() > 0);
         let known = |r: &Arc<Region>| self.mapped.iter().any(|m| m.as_ptr() == Arc::as_ptr(r));
-        let all = memory.regions().iter().chain(memory.beyond());
+        let all = memory.regions().iter().chain(memory.fallback());
         let new = all.filter(|r| !known(r)).inspect(|r| r.watch(&self.loss));
         let new: Vec<_> = new.map(Arc::downgrade).collect();
         self.mapped.extend(new);

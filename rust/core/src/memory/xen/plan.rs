@@ -33,8 +33,8 @@ pub(super) fn plan(batch: &mut [&mut Buffers], options: &ResolveOptions<'_>) {
             piece.is_small() || !options.mapped && (few[side] || own[side])
         };
         // Headers and status bytes still have room when there is none for data.
-        let _ = demand.copy_into(options.room, most, copied)
-            || demand.copy_into(options.room, most.saturating_mul(2), Piece::is_small);
+        let _ = demand.copy_into(options.budget, most, copied)
+            || demand.copy_into(options.budget, most.saturating_mul(2), Piece::is_small);
         buffers.place_copied();
     }
 }

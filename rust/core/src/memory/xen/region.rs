@@ -66,7 +66,7 @@ impl Region {
     }
 
     /// All the memory of a domain that `kind` can name, each page mapped when it is needed.
-    pub fn beyond(
+    pub fn xen_fallback(
         access: &XenAccess,
         kind: XenKind,
         domid: u16,

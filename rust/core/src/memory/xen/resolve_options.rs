@@ -11,7 +11,7 @@ pub struct ResolveOptions<'a> {
     /// What could be copied is mapped, unless it is small.
     pub mapped: bool,
     /// For bounce buffers.
-    pub room: &'a Arc<BounceBudget>,
+    pub budget: &'a Arc<BounceBudget>,
     /// Whether somebody waits for the caller. Asked before each map call; if so, requests are left
     /// [undone](crate::memory::Buffers::is_undone).
     pub is_called: &'a dyn Fn() -> bool,
