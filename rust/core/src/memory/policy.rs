@@ -9,7 +9,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::region_error::RegionError;
+use super::region_error::{RegionError, Whose};
 
 /// The bytes that all front-ends of this process have mapped.
 static OF_THE_PROCESS: AtomicU64 = AtomicU64::new(0);
@@ -34,15 +34,6 @@ pub struct MemoryOptions {
 pub struct MemoryPolicy {
     options: MemoryOptions,
     mapped: Arc<AtomicU64>,
-}
-
-/// Who has more mapped than is allowed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Whose {
-    /// One front-end.
-    Session,
-    /// All front-ends of the process.
-    Process,
 }
 
 /// Bytes that count as mapped, until this is dropped.

@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use super::policy::Whose;
 use super::xen::foreign::NoPage;
 use crate::xen::{GrantRef, XEN_PAGE, XenDevice};
 
@@ -53,6 +52,15 @@ pub enum RegionError {
     HostPages(usize),
     /// The system refused.
     System(&'static str, std::io::Error),
+}
+
+/// Who has more mapped than is allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whose {
+    /// One front-end.
+    Session,
+    /// All front-ends of the process.
+    Process,
 }
 
 impl fmt::Display for RegionError {
