@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::memory::view::Parts;
+use crate::memory::Parts;
 use crate::pace::half;
 use crate::request::{Batch, Request};
 

@@ -2,9 +2,12 @@
 
 use std::sync::Arc;
 
+use super::context::BackendContext;
+use super::event::Event;
+use super::options::Options;
 use super::session::Session;
 use super::shared::{Shared, State};
-use super::{Event, Options, StartFailed};
+use super::start_failed::StartFailed;
 use crate::device::Device;
 use crate::socket::{Endpoint, Next, Source, Stream};
 use crate::sys::sigbus;
@@ -12,9 +15,7 @@ use std::os::fd::AsFd;
 
 /// What the control thread owns.
 pub(super) struct Control {
-    pub(super) device: Arc<dyn Device>,
-    pub(super) options: Options,
-    pub(super) shared: Arc<Shared>,
+    context: BackendContext,
     source: Source,
 }
 
@@ -29,19 +30,19 @@ impl Control {
         let endpoint = std::mem::replace(&mut options.endpoint, Endpoint::Dial { path: "".into() });
         let source = endpoint.open()?;
         shared.event(Event::Listening(place));
-        Ok(Self { device, options, shared, source })
+        Ok(Self { context: BackendContext { device, options, shared }, source })
     }
 
     pub(super) fn run(mut self) {
         sigbus::unblock();
         while let Some(stream) = self.next() {
             self.serve(stream);
-            if !self.options.keep_listening || self.shared.is_stopping() {
+            if !self.context.options.keep_listening || self.context.shared.is_stopping() {
                 break;
             }
-            self.shared.set_state(State::Listening);
+            self.context.shared.set_state(State::Listening);
         }
-        let Self { source, shared, .. } = self;
+        let Self { source, context: BackendContext { shared, .. } } = self;
         drop(source);
         shared.event(Event::Stopped);
         shared.set_state(State::Stopped);
@@ -50,14 +51,14 @@ impl Control {
 
     /// The next front-end; `None` when there is none to come.
     fn next(&mut self) -> Option<Stream> {
-        while !self.shared.is_stopping() {
-            match self.source.next(self.shared.wake.as_fd()) {
+        while !self.context.shared.is_stopping() {
+            match self.source.next(self.context.shared.wake.as_fd()) {
                 Ok(Next::Stream(stream)) => return Some(stream),
                 // Nothing but a stop concerns a back-end without a front-end.
-                Ok(Next::Woken) => drop(self.shared.pending_events()),
+                Ok(Next::Woken) => drop(self.context.shared.pending_events()),
                 Ok(Next::Over) => return None,
                 Err(error) => {
-                    self.shared.event(Event::AcceptFailed(error.to_string()));
+                    self.context.shared.event(Event::AcceptFailed(error.to_string()));
                     return None;
                 }
             }
@@ -66,12 +67,12 @@ impl Control {
     }
 
     fn serve(&mut self, mut stream: Stream) {
-        stream.set_deadline(self.options.message_deadline);
-        self.shared.begin_session();
-        self.shared.set_state(State::Negotiating);
-        self.shared.event(Event::Connected(stream.peer()));
-        Session::new(self, stream).run();
-        self.shared.event(Event::Disconnected);
+        stream.set_deadline(self.context.options.message_deadline);
+        self.context.shared.begin_session();
+        self.context.shared.set_state(State::Negotiating);
+        self.context.shared.event(Event::Connected(stream.peer()));
+        Session::new(&self.context, stream).run();
+        self.context.shared.event(Event::Disconnected);
     }
 }
 

@@ -1,14 +1,18 @@
-//! A running back-end: the only place where the control leg and the data leg meet.
+//! A running back-end: the only place where control plane and data plane meet.
 //!
 //! One control thread takes front-ends, one after the other, and carries out what their messages
 //! ask for. Worker threads serve the vrings; they are started with a session's first vring and
 //! end with the session, so that an idle back-end is one sleeping thread.
 
 mod channel;
+mod context;
 mod control;
 mod event;
+mod offer;
+mod options;
 mod session;
 mod shared;
+mod start_failed;
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,84 +22,13 @@ use std::time::{Duration, Instant};
 use crate::device::Device;
 use crate::error::HostError;
 pub use crate::memory::MemoryOptions;
-use crate::socket::{Endpoint, SocketError};
 pub use crate::wire::XenDesigns;
-use crate::xen::XenAccess;
 use control::Control;
 pub use event::{Event, Level, Observer, Stuck};
+pub use options::{Options, Threads, XenOptions};
 use shared::Shared;
 pub use shared::{Counters, State};
-
-/// How queues are shared out among worker threads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Threads {
-    /// One thread for each queue.
-    PerQueue,
-    /// This many for all queues together, in turns.
-    Count(std::num::NonZeroU16),
-}
-
-/// How a back-end is to run.
-#[derive(Debug)]
-pub struct Options {
-    /// Where front-ends come from.
-    pub endpoint: Endpoint,
-    /// After a front-end has left, take the next; else end.
-    pub keep_listening: bool,
-    /// Worker threads.
-    pub threads: Threads,
-    /// Most requests handed to the device at once.
-    pub batch: u16,
-    /// Longest busy polling before a worker sleeps; zero: none.
-    pub poll: Duration,
-    /// Processors to pin workers to, in turns; empty: not pinned.
-    pub cpus: Vec<usize>,
-    /// Longest wait for requests in flight when the front-end stops a ring, resets the device or
-    /// takes memory away. Those that are not back by then fail.
-    pub drain: Duration,
-    /// Longest time from the first byte of a message to its last.
-    pub message_deadline: Duration,
-    /// What memory of front-ends is taken.
-    pub memory: MemoryOptions,
-    /// Serve front-ends on Xen as well as ordinary ones.
-    pub xen: Option<XenOptions>,
-}
-
-/// How front-ends on Xen are served.
-#[derive(Clone, Debug)]
-pub struct XenOptions {
-    /// The designs of XEN_MMAP that are understood.
-    pub designs: XenDesigns,
-    /// The hypervisor's devices.
-    pub access: XenAccess,
-    /// The only domain whose memory is mapped; `None`: any that the front-end names.
-    pub domain: Option<u16>,
-}
-
-impl Default for XenOptions {
-    /// All designs, Linux's devices, any domain.
-    fn default() -> Self {
-        Self { designs: XenDesigns::ALL, access: XenAccess::linux(), domain: None }
-    }
-}
-
-impl Options {
-    /// Defaults that suit production.
-    pub fn new(endpoint: Endpoint) -> Self {
-        Self {
-            endpoint,
-            keep_listening: true,
-            threads: Threads::PerQueue,
-            batch: 64,
-            poll: Duration::from_micros(32),
-            cpus: Vec::new(),
-            drain: Duration::from_secs(30),
-            message_deadline: crate::socket::DEFAULT_DEADLINE,
-            memory: MemoryOptions::default(),
-            xen: None,
-        }
-    }
-}
+pub use start_failed::StartFailed;
 
 /// Longest wait for requests in flight when a back-end is dropped, or asked to stop.
 const STOP_DRAIN: Duration = Duration::from_secs(5);
@@ -123,7 +56,7 @@ impl Backend {
         observer: Arc<dyn Observer>,
     ) -> Result<Self, StartFailed> {
         check_cpus(&options.cpus)?;
-        session::offer(&*device, options.xen.as_ref()).check().map_err(StartFailed::Options)?;
+        offer::offer(&*device, options.xen.as_ref()).check().map_err(StartFailed::Options)?;
         let drain = options.drain.min(STOP_DRAIN);
         let shared = Shared::new(device.num_queues(), options.drain, observer)?;
         let control = Control::open(device, options, Arc::clone(&shared))?;
@@ -201,44 +134,6 @@ impl Drop for Backend {
         self.stop(self.drain);
     }
 }
-
-/// Why a back-end did not start.
-#[derive(Debug)]
-pub enum StartFailed {
-    /// The socket cannot be made or used.
-    Socket(SocketError),
-    /// The host lacks something.
-    Host(HostError),
-    /// Options that contradict each other; the rule.
-    Options(&'static str),
-    /// A processor number that this process may not run on.
-    NoSuchCpu(usize),
-}
-
-impl From<SocketError> for StartFailed {
-    fn from(error: SocketError) -> Self {
-        Self::Socket(error)
-    }
-}
-
-impl From<HostError> for StartFailed {
-    fn from(error: HostError) -> Self {
-        Self::Host(error)
-    }
-}
-
-impl std::fmt::Display for StartFailed {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Socket(error) => error.fmt(f),
-            Self::Host(error) => error.fmt(f),
-            Self::Options(rule) => f.write_str(rule),
-            Self::NoSuchCpu(cpu) => write!(f, "this process may not run on processor {cpu}"),
-        }
-    }
-}
-
-impl std::error::Error for StartFailed {}
 
 fn check_cpus(cpus: &[usize]) -> Result<(), StartFailed> {
     let allowed = rustix::thread::sched_getaffinity(None)

@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
-use super::{Event, Observer, Stuck};
+use super::event::{Event, Observer, Stuck};
 use crate::error::HostError;
 use crate::memory::Fault;
 use crate::sys::eventfd::{EventFd, EventSignaller};

@@ -81,10 +81,10 @@ impl Memory {
         self.fallback.as_ref()
     }
 
-    /// Whether the hypervisor is asked for some of it. Only then can chains have buffers that
-    /// are not mapped.
+    /// Whether chains can have buffers that are not mapped yet: some of it is a domain's, and the
+    /// hypervisor is asked for it.
     #[inline]
-    pub fn is_xen(&self) -> bool {
+    pub fn needs_resolving(&self) -> bool {
         self.by_guest || self.fallback.is_some()
     }
 

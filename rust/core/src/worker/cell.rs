@@ -16,10 +16,10 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use super::context::WorkerContext;
 use super::notifier::Notifier;
 use super::queue::{Ended, Next, Phase, Queue, QueueParts};
 use super::report::Broken;
-use super::thread::WorkerContext;
 use crate::memory::Memory;
 use crate::request::{CallbackScope, CompletionQueue, Doorbell};
 use crate::ring::StartError;
@@ -40,7 +40,7 @@ pub(crate) struct QueueCell {
     pub(super) queue: Mutex<Option<Box<Queue>>>,
     /// A request came back while the ring was stopping.
     came_back: Condvar,
-    /// So many wait for the lock: who has it does not wait for the hypervisor.
+    /// So many wait for the lock: who has it ends what takes long.
     pub(super) called: AtomicU32,
     completions: Arc<CompletionQueue>,
     pub(super) doorbell: Arc<Doorbell>,

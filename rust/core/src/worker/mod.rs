@@ -2,13 +2,15 @@
 //! know no protocol message: the back-end changes their queues, each under its lock.
 
 mod cell;
-mod demand;
+mod context;
 mod mailbox;
 mod notifier;
 mod poll;
+mod provided;
 mod queue;
 mod receive;
 mod report;
+mod resolve;
 mod thread;
 
 use std::io;
@@ -27,9 +29,9 @@ use crate::sys::sigbus;
 pub(crate) use cell::{HeldUp, QueueCell};
 use mailbox::Mailbox;
 pub(crate) use notifier::Notifier;
-pub(crate) use queue::{Began, QueueCounters, QueueParts};
+pub(crate) use queue::{QueueCounters, QueueParts};
 pub(crate) use receive::ReceiveHandle;
-pub(crate) use report::{Broken, Report};
+pub(crate) use report::{Began, Broken, Report};
 pub(crate) use thread::WorkerConfig;
 
 /// The back-end's handle on a worker.

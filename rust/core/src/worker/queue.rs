@@ -5,9 +5,9 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use super::Report;
-use super::demand::Provided;
 use super::notifier::Notifier;
+use super::provided::Provided;
+use super::report::{Began, Report};
 use crate::device::Device;
 use crate::memory::Memory;
 use crate::request::{Batch, CompletionQueue, Done, Doorbell, Request, Slot};
@@ -58,15 +58,6 @@ pub(super) enum Next {
     Broke(RingError),
     /// The ring was taken up just now.
     Began(Began),
-}
-
-/// How a ring was taken up.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Began {
-    pub(crate) size: u16,
-    pub(crate) base: u16,
-    /// What the front-end named.
-    pub(crate) named: u16,
 }
 
 /// What is left of a queue that has ended.
@@ -191,7 +182,7 @@ impl Queue {
         self.bad = self.pop_batch(available.min(wanted).min(limit), batch);
         if !batch.is_empty() {
             self.counters.in_flight.store(self.in_flight, Ordering::Relaxed);
-            if self.ring.memory().is_xen() {
+            if self.ring.memory().needs_resolving() {
                 self.resolve(batch, called);
             }
             self.lent = true;
@@ -493,7 +484,7 @@ impl Queue {
             slot.head = head;
             batch.push(Request::new(slot));
         }
-        if self.ring.memory().is_xen() {
+        if self.ring.memory().needs_resolving() {
             self.provide(&mut batch, &called);
         }
         while let Some(request) = batch.next() {

@@ -171,7 +171,7 @@ impl Queue {
     /// Pops one chain and gives its buffers their places.
     fn pop_in_place(&mut self, cell: &QueueCell, batch: &mut Batch) -> Result<(), RingError> {
         let mut error = self.pop_batch(1, batch);
-        if self.ring.memory().is_xen() {
+        if self.ring.memory().needs_resolving() {
             error = self.finish_walks(batch).or(error);
             // What was put back, as somebody waits for the lock, is not there this time.
             self.provide(batch, &cell.called);

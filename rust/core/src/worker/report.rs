@@ -1,6 +1,5 @@
 //! What a worker tells of itself and of its queues.
 
-use super::queue::Began;
 use crate::memory::Fault;
 use crate::ring::{RingError, StartError};
 
@@ -24,4 +23,13 @@ pub(crate) enum Broken {
     Driver(RingError),
     /// Its memory was taken away.
     Memory(StartError),
+}
+
+/// How a ring was taken up.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Began {
+    pub(crate) size: u16,
+    pub(crate) base: u16,
+    /// What the front-end named.
+    pub(crate) named: u16,
 }

@@ -9,6 +9,7 @@ use rustix::event::Timespec;
 use rustix::event::epoll;
 
 use super::cell::QueueCell;
+use super::context::WorkerContext;
 use super::mailbox::{DOORBELL, Mailbox};
 use super::poll::PollWindow;
 use super::queue::Queue;
@@ -28,14 +29,6 @@ pub(crate) struct WorkerConfig {
     pub(crate) poll: Duration,
     /// The processor to stay on.
     pub(crate) cpu: Option<usize>,
-}
-
-/// What the queues of a worker share while they are served.
-pub(super) struct WorkerContext<'a> {
-    pub(super) device: &'a dyn Device,
-    pub(super) report: &'a dyn Report,
-    pub(super) batch: &'a mut Batch,
-    pub(super) limit: u16,
 }
 
 /// The thread's whole life. A panic ends here: it is a bug, of the device or of ours, and must

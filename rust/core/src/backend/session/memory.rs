@@ -4,8 +4,8 @@ use std::fmt::Display;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use super::{RECHECK_INTERVAL, Session};
-use crate::backend::Event;
+use super::session::{RECHECK_INTERVAL, Session};
+use crate::backend::event::Event;
 use crate::connection::{Refusal, RegionOffer, RegionRange};
 use crate::memory::{Extent, Memory, Region, UnmapNotifier, XenKind};
 use crate::wire::payload::XenMeans;
@@ -46,7 +46,7 @@ impl Session<'_> {
             let region = Region::map(&self.memory_policy, extent, mmap_offset, fd);
             return region.map_err(|e| refused(&e));
         };
-        let Some(options) = &self.control.options.xen else {
+        let Some(options) = &self.context.options.xen else {
             return Err(refused(&"XEN_MMAP was not offered"));
         };
         let domid = mapping.domid;

@@ -4,22 +4,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{RECHECK_INTERVAL, Session};
-use crate::backend::{Event, State, Stuck};
+use super::session::{RECHECK_INTERVAL, Session};
+use crate::backend::event::{Event, Stuck};
+use crate::backend::shared::State;
 use crate::connection::{Refusal, RingSetup};
 use crate::ring::{SplitLayout, SplitRing};
 use crate::wire::features::{EVENT_IDX, INDIRECT_DESC};
 use crate::worker::{HeldUp, Notifier, QueueCell, QueueParts, ReceiveHandle, Worker};
-
-/// A vring's descriptors and flags, as long as the session lasts.
-#[derive(Default)]
-pub(super) struct Vring {
-    enabled: bool,
-    call: Option<Notifier>,
-    error: Option<Notifier>,
-    /// While it is started.
-    queue: Option<Arc<QueueCell>>,
-}
 
 /// What becomes of requests that do not come back while their ring stops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,8 +41,8 @@ impl Session<'_> {
             kick,
             call: vring.call.clone(),
             error: vring.error.clone(),
-            device: Arc::clone(&self.control.device),
-            report: Arc::clone(&self.control.shared) as Arc<_>,
+            device: Arc::clone(&self.context.device),
+            report: Arc::clone(&self.context.shared) as Arc<_>,
             doorbell,
             loss: Arc::clone(&self.loss),
             counters: self.shared().queue(index),

@@ -3,10 +3,10 @@
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use super::Session;
 use super::rings::Rest;
-use crate::backend::State;
+use super::session::Session;
 use crate::backend::channel::Channel;
+use crate::backend::shared::State;
 
 /// Longest wait for requests in flight when the front-end has gone: nobody waits for their
 /// answers, but a device may be in the middle of reading their data.

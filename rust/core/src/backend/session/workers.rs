@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::Session;
+use super::session::Session;
 use crate::connection::Refusal;
 use crate::worker::{Worker, WorkerConfig};
 
@@ -26,18 +26,18 @@ impl Session<'_> {
     }
 
     fn spawn(&self, place: usize, index: u16) -> Result<Worker, Refusal> {
-        let options = &self.control.options;
+        let options = &self.context.options;
         let cpus = &options.cpus;
         let cpu = (!cpus.is_empty()).then(|| cpus[place % cpus.len()]);
         let config = WorkerConfig { batch: options.batch, poll: options.poll, cpu };
         let worker = Worker::spawn(
             format!("vhost-user q{place}"),
-            Arc::clone(&self.control.device),
-            Arc::clone(&self.control.shared) as Arc<_>,
+            Arc::clone(&self.context.device),
+            Arc::clone(&self.context.shared) as Arc<_>,
             config,
         )
         .map_err(|e| Refusal(format!("SET_VRING_KICK: queue {index}: {e}")))?;
-        self.control.shared.adopt(worker.thread_id());
+        self.context.shared.adopt(worker.thread_id());
         Ok(worker)
     }
 }

@@ -4,31 +4,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::provided::Provided;
 use super::queue::Queue;
-use crate::memory::{
-    Access, BounceBudget, Buffers, Fault, ResolveOptions, Shared, give_back, provide,
-};
+use crate::memory::{Access, Buffers, Fault, ResolveOptions, give_back, provide};
 use crate::request::{Batch, Done};
-
-/// A queue's state for that; made when it is first needed.
-#[derive(Debug, Default)]
-pub(super) struct Provided {
-    /// What bounce buffers have taken.
-    budget: Arc<BounceBudget>,
-    /// Map calls that requests share.
-    shared: Vec<Shared>,
-    /// Answered requests whose pages hang on others that are not answered yet.
-    withheld: Vec<Done>,
-    /// A fault was reported since the ring started: one says what is wrong, a thousand say no
-    /// more.
-    told: bool,
-}
-
-impl Provided {
-    fn is_empty(&self) -> bool {
-        self.shared.is_empty() && self.withheld.is_empty()
-    }
-}
 
 impl Queue {
     /// Gives all buffers of a batch their places. Requests for which that fails do not reach the

@@ -1,0 +1,14 @@
+//! What a back-end's control thread and its sessions share.
+
+use std::sync::Arc;
+
+use super::options::Options;
+use super::shared::Shared;
+use crate::device::Device;
+
+/// The device, how it is served, and who hears of it.
+pub(super) struct BackendContext {
+    pub(super) device: Arc<dyn Device>,
+    pub(super) options: Options,
+    pub(super) shared: Arc<Shared>,
+}

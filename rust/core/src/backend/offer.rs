@@ -1,0 +1,30 @@
+//! What a device and the core can do together.
+
+use super::options::XenOptions;
+use crate::connection::Offer;
+use crate::device::Device;
+use crate::wire::ProtocolFeatures;
+use crate::wire::features::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
+
+/// Regions taken at the same time: what libvhost-user takes, and as many as KVM has slots for.
+const MEMORY_SLOTS: u64 = 509;
+
+/// The feature bits that belong to device types: VIRTIO 1.3, "Feature Bits".
+const DEVICE_BITS: u64 = ((1 << 24) - 1) | !((1 << 50) - 1);
+
+/// What is offered to a front-end.
+pub(super) fn offer(device: &dyn Device, xen: Option<&XenOptions>) -> Offer {
+    let mut protocol_features = Offer::CARRIED_OUT;
+    // QEMU warns about a configuration space that its device type has no use for.
+    protocol_features.set(ProtocolFeatures::CONFIG, device.config_len() > 0);
+    Offer {
+        features: device.features() & DEVICE_BITS | VERSION_1 | INDIRECT_DESC | EVENT_IDX,
+        required_features: VERSION_1,
+        protocol_features,
+        num_queues: device.num_queues(),
+        max_queue_size: device.max_queue_size(),
+        max_memory_slots: MEMORY_SLOTS,
+        config_len: device.config_len(),
+        xen: xen.map(|xen| xen.designs),
+    }
+}

@@ -1,0 +1,210 @@
+//! One front-end's connection: carries out what its messages ask for.
+
+use std::os::fd::AsFd;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use super::vring::Vring;
+use crate::backend::channel::Channel;
+use crate::backend::context::BackendContext;
+use crate::backend::event::Event;
+use crate::backend::offer::offer;
+use crate::backend::options::Threads;
+use crate::backend::shared::{PendingEvents, Shared};
+use crate::connection::{Action, Connection, Outcome, Refusal, Step};
+use crate::device::Device;
+use crate::memory::{Memory, MemoryPolicy, Region};
+use crate::request::CompletionQueue;
+use crate::socket::{Incoming, Stream};
+use crate::sys::guard::Loss;
+use crate::wire::Frame;
+use crate::wire::features;
+use crate::worker::Worker;
+
+/// How often a wait for requests in flight asks whether it may go on: a second stop may allow less
+/// time than the first.
+pub(super) const RECHECK_INTERVAL: Duration = Duration::from_millis(50);
+
+/// See the module.
+pub(in crate::backend) struct Session<'a> {
+    pub(super) context: &'a BackendContext,
+    pub(super) stream: Stream,
+    pub(super) connection: Connection,
+    pub(super) memory: Arc<Memory>,
+    pub(super) memory_policy: MemoryPolicy,
+    /// Every region that was mapped: those still in somebody's hands at the end are severed.
+    pub(super) mapped: Vec<Weak<Region>>,
+    /// The front-end has taken memory away that it shares.
+    pub(super) loss: Arc<Loss>,
+    pub(super) vrings: Vec<Vring>,
+    /// Of all rings that were started: their requests may outlive them.
+    pub(super) completions: Vec<Weak<CompletionQueue>>,
+    pub(super) workers: Vec<Option<Worker>>,
+    pub(super) channel: Channel,
+}
+
+impl<'a> Session<'a> {
+    pub(in crate::backend) fn new(context: &'a BackendContext, stream: Stream) -> Self {
+        let queues = context.device.num_queues();
+        let workers = match context.options.threads {
+            Threads::PerQueue => queues,
+            Threads::Count(count) => queues.min(count.get()),
+        };
+        Self {
+            context,
+            stream,
+            connection: Connection::new(offer(&*context.device, context.options.xen.as_ref())),
+            memory: Arc::default(),
+            memory_policy: MemoryPolicy::new(context.options.memory),
+            mapped: Vec::new(),
+            loss: Loss::new(Arc::clone(&context.shared.wake)),
+            vrings: (0..queues).map(|_| Vring::default()).collect(),
+            completions: Vec::new(),
+            workers: (0..workers).map(|_| None).collect(),
+            channel: Channel::default(),
+        }
+    }
+
+    /// Serves the front-end until it leaves, or breaks the protocol, or the back-end stops.
+    pub(in crate::backend) fn run(mut self) {
+        loop {
+            let goes_on = match self.stream.receive(self.shared().wake.as_fd()) {
+                Ok(Incoming::Frame(frame)) => self.message(frame),
+                Ok(Incoming::Woken) => self.pending_events(),
+                Ok(Incoming::Closed) => false,
+                Err(error) => {
+                    self.event(Event::Closed(error.to_string()));
+                    false
+                }
+            };
+            if !goes_on {
+                break;
+            }
+        }
+        self.end();
+    }
+
+    /// Handles one message wholly; `false`: the connection ends.
+    fn message(&mut self, frame: Frame) -> bool {
+        let mut step = self.connection.handle(frame);
+        loop {
+            step = match step {
+                Step::Act(action) => {
+                    let outcome = self.carry_out(action).unwrap_or_else(Outcome::Failed);
+                    self.connection.done(outcome)
+                }
+                Step::Reply(None) => return true,
+                Step::Reply(Some(reply)) => return self.send(&reply),
+                Step::Refuse { reply, why } => {
+                    self.event(Event::Refused(why));
+                    return self.send(&reply);
+                }
+                Step::Close(why) => {
+                    self.event(Event::Closed(why.to_string()));
+                    return false;
+                }
+            }
+        }
+    }
+
+    fn pending_events(&mut self) -> bool {
+        let PendingEvents { stop, broken, panicked, config_changed } =
+            self.shared().pending_events();
+        if broken {
+            self.connection.reset_needed();
+        }
+        if broken || config_changed {
+            self.notify_config();
+        }
+        if panicked {
+            self.event(Event::Closed("a worker thread panicked".to_owned()));
+        }
+        let lost = self.loss.has_happened();
+        if lost {
+            let why = if self.memory.needs_resolving() {
+                "memory of the guest's domain is not there any more"
+            } else {
+                "the front-end has cut the file behind guest memory that it shares"
+            };
+            self.event(Event::Closed(why.to_owned()));
+        }
+        !stop && !panicked && !lost
+    }
+
+    fn send(&mut self, reply: &Frame) -> bool {
+        match self.stream.send(reply) {
+            Ok(()) => true,
+            Err(error) => {
+                self.event(Event::Closed(error.to_string()));
+                false
+            }
+        }
+    }
+
+    fn carry_out(&mut self, action: Action) -> Result<Outcome, Refusal> {
+        match action {
+            Action::Features { features, enable_all } => self.set_features(features, enable_all)?,
+            Action::SetMemory(regions) => self.set_memory(regions)?,
+            Action::AddRegion(region) => self.add_region(region)?,
+            Action::RemoveRegion(range) => self.remove_region(range)?,
+            Action::StartRing { setup, kick } => self.start_ring(setup, kick)?,
+            Action::ReplaceKick { index, kick } => self.replace_kick(index, kick)?,
+            Action::SetCall { index, fd } => self.set_call(index, fd)?,
+            Action::SetError { index, fd } => self.set_error(index, fd)?,
+            Action::Enable { index, enabled } => self.enable(index, enabled)?,
+            Action::StopRing { index } => return self.stop_ring(index).map(Outcome::Base),
+            Action::ReadConfig { offset, size } => {
+                return Ok(Outcome::Config(self.read_config(offset, size)));
+            }
+            Action::WriteConfig { offset, data } => self
+                .device()
+                .write_config(offset as usize, &data)
+                .map_err(|refused| Refusal(format!("SET_CONFIG: {refused}")))?,
+            Action::Status(0) | Action::Reset => return self.reset().map(Outcome::Stopped),
+            Action::Status(_) => {}
+            Action::SetBackendChannel(fd) => self.channel = Channel::open(fd)?,
+        }
+        Ok(Outcome::Done)
+    }
+
+    fn set_features(&mut self, features: u64, enable_all: bool) -> Result<(), Refusal> {
+        self.device().negotiated(features);
+        let protocol = self.connection.protocol_features();
+        let names = features::describe_of(features, |bit| self.device().feature_name(bit));
+        self.event(Event::Negotiated { features, names, protocol });
+        if enable_all {
+            for index in 0..self.device().num_queues() {
+                self.enable(index, true)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn read_config(&self, offset: u32, size: u32) -> Vec<u8> {
+        let mut bytes = vec![0; size as usize];
+        if (offset as usize) < self.device().config_len() {
+            self.device().read_config(offset as usize, &mut bytes);
+        }
+        bytes
+    }
+
+    fn notify_config(&mut self) {
+        if self.connection.can_notify_config()
+            && let Err(why) = self.channel.config_changed()
+        {
+            self.event(Event::Refused(why));
+        }
+    }
+
+    pub(super) fn device(&self) -> &'a dyn Device {
+        &*self.context.device
+    }
+
+    pub(super) fn shared(&self) -> &'a Shared {
+        &self.context.shared
+    }
+
+    pub(super) fn event(&self, event: Event) {
+        self.shared().event(event);
+    }
+}

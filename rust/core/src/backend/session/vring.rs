@@ -1,0 +1,15 @@
+//! What a session has of one vring.
+
+use std::sync::Arc;
+
+use crate::worker::{Notifier, QueueCell};
+
+/// A vring's descriptors and flags, as long as the session lasts.
+#[derive(Default)]
+pub(super) struct Vring {
+    pub(super) enabled: bool,
+    pub(super) call: Option<Notifier>,
+    pub(super) error: Option<Notifier>,
+    /// While it is started.
+    pub(super) queue: Option<Arc<QueueCell>>,
+}
