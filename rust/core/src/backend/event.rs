@@ -78,6 +78,8 @@ pub enum Event {
         /// Which.
         queue: u16,
     },
+    /// Memory of requests that were failed could not be taken away from the device; why.
+    NotTaken(String),
     /// A message had no effect; the connection goes on.
     Refused(Refusal),
     /// The connection was closed on our side; why.
@@ -118,6 +120,7 @@ impl Event {
             Self::QueueBroken { .. }
             | Self::RequestFailed { .. }
             | Self::HeldUp { .. }
+            | Self::NotTaken(_)
             | Self::Refused(_)
             | Self::Closed(_)
             | Self::Stuck(_) => Level::Warning,
@@ -152,6 +155,10 @@ impl fmt::Display for Event {
             Self::HeldUp { queue } => {
                 write!(f, "queue {queue} is held up by guest memory that does not answer")
             }
+            Self::NotTaken(why) => write!(
+                f,
+                "the device can still write to memory of requests that were failed: {why}"
+            ),
             Self::Refused(why) => write!(f, "refused: {why}"),
             Self::Closed(why) => write!(f, "connection closed: {why}"),
             Self::Disconnected => f.write_str("front-end disconnected"),

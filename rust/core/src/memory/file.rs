@@ -42,6 +42,46 @@ impl Region {
     }
 }
 
+impl Region {
+    /// The same region, mapped at other addresses. `None`: its memory is a domain's.
+    ///
+    /// # Errors
+    /// As [`map`](Self::map).
+    pub fn again(&self, policy: &MemoryPolicy) -> Result<Option<Arc<Self>>, RegionError> {
+        let (extent, hold, readable) = self.parts();
+        let Hold::File(mapping) = hold else { return Ok(None) };
+        let mapped = policy.count(mapping.len() as u64)?;
+        let again = mapping.again().map_err(|e| RegionError::System("map it again", e))?;
+        let Some(again) = again else { return Ok(None) };
+        let lead = readable.base().addr() - mapping.base().addr();
+        let whole = GuestSlice::new(again.base().wrapping_add(lead), readable.len());
+        Ok(Some(Arc::new(Self::held([whole; 2], extent, Hold::File(again), Some(mapped)))))
+    }
+
+    /// Where in the file that is mapped for this region a place lies, if it does.
+    pub fn offset_of(&self, place: GuestSlice) -> Option<usize> {
+        let (_, hold, _) = self.parts();
+        let Hold::File(mapping) = hold else { return None };
+        let offset = place.base().addr().checked_sub(mapping.base().addr())?;
+        (offset < mapping.len()).then_some(offset)
+    }
+
+    /// Takes the pages of `len` bytes from `offset` on away from whoever has a pointer to them:
+    /// private memory that shows what the file holds comes there. Nobody else may use this mapping
+    /// any more, but for what is in flight: another was [mapped](Self::again) in its place.
+    ///
+    /// # Errors
+    /// The pages stay.
+    pub fn detach_part(&self, offset: usize, len: usize) -> io::Result<()> {
+        match self.parts().1 {
+            Hold::File(mapping) => mapping.detach_part(offset, len),
+            Hold::Frames(_) | Hold::Grants { .. } | Hold::OnDemand(_) => {
+                Err(io::ErrorKind::Unsupported.into())
+            }
+        }
+    }
+}
+
 /// Checks that whoever touches the memory need not wait for another process or host. A file system
 /// that does not say what it is may be any.
 fn check_file_system(fd: BorrowedFd<'_>) -> Result<(), RegionError> {

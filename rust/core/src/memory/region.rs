@@ -95,6 +95,10 @@ impl Region {
         Self { extent, readable, writable, xen, ended, fallback, hold, _mapped: mapped, gone }
     }
 
+    pub(super) fn parts(&self) -> (Extent, &Hold, GuestSlice) {
+        (self.extent, &self.hold, self.readable)
+    }
+
     /// Says whose memory it is, and how it is mapped.
     pub(super) fn of_domain(self, domid: u16, kind: XenKind) -> Self {
         Self { xen: Some((domid, kind)), ..self }
@@ -108,6 +112,11 @@ impl Region {
     pub fn allow_more(self: &mut Arc<Self>, fallback: Arc<Self>) {
         let region = Arc::get_mut(self).expect("a region that nobody else has seen");
         region.fallback = Some(fallback);
+    }
+
+    /// Where it is.
+    pub fn extent(&self) -> Extent {
+        self.extent
     }
 
     /// First guest-physical address.

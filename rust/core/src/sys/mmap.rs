@@ -187,6 +187,37 @@ impl Mapping {
         shown.or_else(|_| self.show(snapshot::nothing()?, 0, MapFlags::SHARED))
     }
 
+    /// Maps the same bytes of the file that was kept once more, at other addresses. `None`: there
+    /// is no such file.
+    pub fn again(&self) -> io::Result<Option<Self>> {
+        let Some((file, offset)) = &self.file else { return Ok(None) };
+        let again = Self::shared(file.as_fd(), *offset, self.len)?;
+        Ok(Some(again.keep(file.try_clone()?, *offset)))
+    }
+
+    /// Takes the pages away that have one of `len` bytes from `start` on, as
+    /// [`detach`](Self::detach) does with all.
+    ///
+    /// # Errors
+    /// The pages stay: the system refuses, or no file was kept.
+    pub fn detach_part(&self, start: usize, len: usize) -> io::Result<()> {
+        let (file, offset) = self.file.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+        let page = page_of(file.as_fd())?;
+        let first = start / page * page;
+        let end = start.saturating_add(len).min(self.len).next_multiple_of(page).min(self.len);
+        if first >= end {
+            return Ok(());
+        }
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
+        let (at, rights) = (self.base.wrapping_byte_add(first), Protection::ReadWrite.flags());
+        let (len, offset) = (end - first, offset + first as u64);
+        // SAFETY: the range lies inside the one that this value owns, as `end` is at most its
+        // length; its users hold raw pointers and expect the contents to change at any time.
+        unsafe { mm::mmap(at, len, rights, flags, file, offset) }?;
+        self.keep_to_ourselves();
+        Ok(())
+    }
+
     fn show(&self, file: BorrowedFd<'_>, offset: u64, how: MapFlags) -> io::Result<()> {
         let flags = how | MapFlags::NORESERVE | MapFlags::FIXED;
         let rights = Protection::ReadWrite.flags();
@@ -215,6 +246,14 @@ impl Mapping {
         // in this process. A kernel that does not know the advice leaves things as they were.
         let _ = unsafe { mm::madvise(self.base, self.len, advice) };
     }
+}
+
+/// Bytes of the pages that a file is mapped in: hugetlbfs tells its own as the size of a block. A
+/// larger block than a page takes more pages than needed, which does no harm.
+fn page_of(file: BorrowedFd<'_>) -> io::Result<usize> {
+    let block = usize::try_from(rustix::fs::fstat(file)?.st_blksize).unwrap_or(0);
+    let page = rustix::param::page_size();
+    Ok(if block.is_power_of_two() { block.max(page) } else { page })
 }
 
 impl Drop for Mapping {

@@ -18,7 +18,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::context::WorkerContext;
 use super::notifier::Notifier;
-use super::queue::{Ended, Next, Phase, Queue, QueueParts};
+use super::queue::{Ended, Failed, Next, Phase, Queue, QueueParts};
 use super::report::Broken;
 use crate::memory::Memory;
 use crate::request::{CallbackScope, CompletionQueue, Doorbell};
@@ -179,14 +179,9 @@ impl QueueCell {
             && self.change(|queue| queue.is_drained()) != Ok(Some(false))
     }
 
-    /// Fails what the device does not give back; returns how many requests these are.
-    pub(crate) fn fail_rest(&self) -> Result<u32, HeldUp> {
-        let failed = self.change(|queue| {
-            let stuck = queue.in_flight();
-            queue.fail_rest();
-            stuck
-        })?;
-        Ok(failed.unwrap_or(0))
+    /// Fails what the device does not give back; returns what it may still touch.
+    pub(crate) fn fail_rest(&self) -> Result<Failed, HeldUp> {
+        Ok(self.change(Queue::fail_rest)?.unwrap_or_default())
     }
 
     /// Requests that were popped and not given back.

@@ -9,7 +9,7 @@ use super::notifier::Notifier;
 use super::provided::Provided;
 use super::report::{Began, Report};
 use crate::device::Device;
-use crate::memory::Memory;
+use crate::memory::{GuestSlice, Memory};
 use crate::request::{Batch, CompletionQueue, Done, Doorbell, Request, Slot};
 use crate::ring::{RingError, SplitRing, StartError};
 use crate::sys::guard::Loss;
@@ -67,6 +67,15 @@ pub(crate) struct Ended {
     pub(crate) base: u16,
     /// Still registered with the worker.
     pub(crate) kick: Option<OwnedFd>,
+}
+
+/// Requests that a device did not give back in time.
+#[derive(Debug, Default)]
+pub(crate) struct Failed {
+    /// How many.
+    pub(crate) requests: u32,
+    /// Where their buffers are mapped.
+    pub(crate) places: Vec<GuestSlice>,
 }
 
 /// What a queue is made of.
@@ -467,20 +476,23 @@ impl Queue {
     }
 
     /// Fails what the device does not give back: an error is written for each, and it goes back to
-    /// the driver. Late completions are refused.
-    pub(super) fn fail_rest(&mut self) {
+    /// the driver. Late completions are refused. Returns what the device may still touch.
+    pub(super) fn fail_rest(&mut self) -> Failed {
         self.collect();
         self.completions.close();
         // What the requests read stays noted where the device's own completions are.
         self.completions = CompletionQueue::new(0, Arc::clone(&self.doorbell));
         self.completions.close();
         let (mut batch, called) = (Batch::default(), AtomicU32::new(0));
+        let mut failed = Failed { requests: self.in_flight, ..Failed::default() };
         for head in self.ring.heads_in_flight() {
             let mut slot = Slot::new(self.index, Arc::clone(&self.completions));
             // A chain that the driver has changed since is not written to.
             if self.ring.walk_again(head, &mut slot.buffers).is_err() {
                 slot.buffers.release();
             }
+            failed.places.extend(slot.buffers.readable().parts(0, u64::MAX));
+            failed.places.extend(slot.buffers.writable().parts(0, u64::MAX));
             slot.head = head;
             batch.push(Request::new(slot));
         }
@@ -492,6 +504,7 @@ impl Queue {
             batch.complete(request, written);
         }
         self.settle(&mut batch);
+        failed
     }
 
     /// Ends the queue.

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use vhost_user_core::address::GuestAddr;
 use vhost_user_core::backend::{Backend, Event, Options, State, Stuck, Threads};
 use vhost_user_core::frontend::{SplitRing, Used};
 use vhost_user_core::socket::{Endpoint, ListenOptions};
@@ -116,8 +117,20 @@ fn requests_that_do_not_come_back_within_the_limit_fail_and_the_connection_stays
     let request = kept.recv_timeout(LIMIT).unwrap();
     assert_eq!(driver.client.vring_base(0).unwrap(), 1);
     assert_eq!(driver.rings[0].pop().unwrap(), Some(Used { head: 0, len: 0 }));
-    assert!(request.complete(4).is_err());
     assert!(served.events.any(|e| matches!(e, Event::Stuck(s) if s.requests == 1)));
+    // Its memory is not the device's any more, though the device still has it.
+    let bytes = || {
+        let mut bytes = [0; 8192];
+        driver.memory.read(GuestAddr(MIB / 2), &mut bytes).unwrap();
+        bytes
+    };
+    let before = bytes();
+    let mut seen = [0; 4];
+    request.readable().read_at(0, &mut seen);
+    assert_eq!(&seen, b"kept");
+    request.writable().fill(0, 4, 0x55);
+    assert_eq!(bytes(), before);
+    assert!(request.complete(4).is_err());
     assert_eq!(driver.client.vring_base(0).unwrap(), 1);
 }
 

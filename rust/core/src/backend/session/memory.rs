@@ -2,14 +2,19 @@
 
 use std::fmt::Display;
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::session::{RECHECK_INTERVAL, Session};
 use crate::backend::event::Event;
 use crate::connection::{Refusal, RegionOffer, RegionRange};
-use crate::memory::{Extent, Memory, Region, UnmapNotifier, XenKind};
+use crate::memory::{Extent, GuestSlice, Memory, Region, UnmapNotifier, XenKind};
 use crate::wire::payload::XenMeans;
 use crate::worker::{Broken, HeldUp, Report};
+
+/// How long what other queues have in flight in a former table may still take before pages of it
+/// are taken away.
+const BATCH_LIMIT: Duration = Duration::from_millis(100);
 
 impl Session<'_> {
     pub(super) fn set_memory(&mut self, offers: Vec<RegionOffer>) -> Result<(), Refusal> {
@@ -96,6 +101,46 @@ impl Session<'_> {
         self.take_away(&late.filter_map(|(_, region)| region.upgrade()).collect::<Vec<_>>());
     }
 
+    /// Takes places of guest memory away from a device that does not give its requests back, while
+    /// all else goes on: the regions are mapped once more, where everybody works from now on, and in
+    /// the former mappings private memory comes to these places. A request of another queue that has
+    /// a buffer in the same page, and began before, is waited for a little.
+    ///
+    /// Memory of a domain is not taken: it goes when the device lets go of it.
+    pub(super) fn take_from_device(&mut self, places: &[GuestSlice]) {
+        let former = Arc::clone(&self.memory);
+        let taken: Vec<_> = places.iter().filter_map(|&place| located(&former, place)).collect();
+        if taken.is_empty() {
+            return;
+        }
+        if let Err(error) = self.map_again(|region| taken.iter().any(|t| t.0 == region.extent())) {
+            return self.event(Event::NotTaken(error));
+        }
+        thread::sleep(BATCH_LIMIT);
+        let in_use =
+            |region: &Arc<Region>| self.memory.regions().iter().any(|r| Arc::ptr_eq(r, region));
+        let former = self.mapped.iter().filter_map(Weak::upgrade).filter(|r| !in_use(r));
+        for region in former {
+            for &(extent, offset, len) in taken.iter().filter(|t| t.0 == region.extent()) {
+                if let Err(error) = region.detach_part(offset, len) {
+                    self.event(Event::NotTaken(format!("{}: {error}", extent.guest)));
+                }
+            }
+        }
+    }
+
+    /// Maps some of the regions once more; everybody works in these from now on.
+    fn map_again(&mut self, these: impl Fn(&Region) -> bool) -> Result<(), String> {
+        let mut regions = self.memory.regions().to_vec();
+        for region in regions.iter_mut().filter(|region| these(region)) {
+            if let Some(again) = region.again(&self.memory_policy).map_err(|e| e.to_string())? {
+                *region = again;
+            }
+        }
+        self.swap_memory(Memory::new(regions).map_err(|error| error.to_string())?);
+        Ok(())
+    }
+
     /// Takes memory away from the requests that still have it.
     pub(super) fn take_away(&self, regions: &[Arc<Region>]) {
         if regions.is_empty() {
@@ -131,6 +176,13 @@ impl Session<'_> {
             }
         }
     }
+}
+
+/// The region that a place lies in, where in its file, and the bytes.
+fn located(memory: &Memory, place: GuestSlice) -> Option<(Extent, usize, usize)> {
+    let found =
+        |region: &Arc<Region>| Some((region.extent(), region.offset_of(place)?, place.len()));
+    memory.regions().iter().find_map(found)
 }
 
 fn kind(means: XenMeans) -> XenKind {

@@ -142,36 +142,52 @@ impl Session<'_> {
             Some(queue)
         };
         let queues: Vec<_> = indices.iter().map(stopping).collect();
-        let drained = |(&index, queue): (&u16, Option<Arc<QueueCell>>)| {
-            let base = queue.and_then(|queue| self.drain(&queue, rest, begun, limit));
+        let late: Vec<_> =
+            queues.iter().flatten().filter(|queue| !self.wait(queue, begun, limit)).collect();
+        self.end_late(&late, rest);
+        let end = |(&index, queue): (&u16, Option<Arc<QueueCell>>)| {
+            let base = queue.and_then(|queue| self.end_ring(&queue));
             self.ring_has_stopped(index, base);
             base
         };
-        indices.iter().zip(queues).map(drained).collect()
+        indices.iter().zip(queues.clone()).map(end).collect()
     }
 
-    /// Waits for the requests of a ring that is stopping, and ends it.
-    fn drain(&self, queue: &QueueCell, rest: Rest, begun: Instant, limit: Duration) -> Option<u16> {
-        let index = queue.index();
-        let is_drained = loop {
+    /// Waits for the requests of a ring that is stopping; `false`: not all came back.
+    fn wait(&self, queue: &QueueCell, begun: Instant, limit: Duration) -> bool {
+        loop {
             let left = self.left(begun, limit);
             if queue.wait_drained(Instant::now() + left.min(RECHECK_INTERVAL)) {
-                break true;
+                return true;
             }
             if left.is_zero() {
-                break false;
+                return false;
             }
-        };
-        if !is_drained {
-            let requests = match rest {
-                Rest::Fails => queue.fail_rest(),
-                Rest::IsLeft => queue.in_flight(),
-            };
-            let requests = requests.unwrap_or(0);
-            self.event(Event::Stuck(Stuck { queue: index, requests }));
         }
+    }
+
+    /// Deals with requests that did not come back. If they fail, their memory is taken away from
+    /// the device.
+    fn end_late(&mut self, queues: &[&Arc<QueueCell>], rest: Rest) {
+        let mut places = Vec::new();
+        for queue in queues {
+            let requests = match rest {
+                Rest::Fails => {
+                    let failed = queue.fail_rest().unwrap_or_default();
+                    places.extend(failed.places);
+                    failed.requests
+                }
+                Rest::IsLeft => queue.in_flight().unwrap_or(0),
+            };
+            self.event(Event::Stuck(Stuck { queue: queue.index(), requests }));
+        }
+        self.take_from_device(&places);
+    }
+
+    /// Ends a ring that has stopped; its next available index.
+    fn end_ring(&self, queue: &QueueCell) -> Option<u16> {
         let ended = queue.end().ok()?;
-        if let Some(worker) = self.known_worker(index) {
+        if let Some(worker) = self.known_worker(queue.index()) {
             worker.unwatch(ended.kick);
         }
         Some(ended.base)
