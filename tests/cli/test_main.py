@@ -64,6 +64,8 @@ def test_the_installed_command_is_the_same() -> None:
         (["blk", "--cpus", "a-b"], "'a-b' is not a list of processors such as 0,2-3"),
         (["blk", "--cpus", "3-1"], "'3-1' is not a list of processors such as 0,2-3"),
         (["blk", "--cpus", "0,"], "'0,' is not a list of processors such as 0,2-3"),
+        (["blk", "--drain", "-1"], "'-1' is not a number of seconds from 0 to 86400"),
+        (["blk", "--drain", "nan"], "'nan' is not a number of seconds from 0 to 86400"),
         (["run", "--sock", "x"], "unrecognized arguments: --sock; did you mean --socket-path?"),
         (["blk", "--blk-file", "x", "--pol-us=1"], "--pol-us=1; did you mean --poll-us?"),
         (

@@ -71,6 +71,12 @@ def _add_tuning(tuning: argparse._ArgumentGroup) -> None:
         help="longest busy polling before a worker sleeps, in microseconds; 0: none",
     )
     tuning.add_argument(
+        "--drain",
+        type=checked(_seconds),
+        metavar="SECONDS",
+        help="how long requests have to come back when the front-end stops a queue (30)",
+    )
+    tuning.add_argument(
         "--on-error",
         choices=("report", "stop"),
         default="report",
@@ -173,10 +179,23 @@ def _backend_options(options: argparse.Namespace) -> dict[str, Any]:
         "cpus": options.cpus,
         "batch": options.batch,
         "poll_us": options.poll_us,
+        "drain": options.drain,
         "on_error": options.on_error,
         "xen": xen.xen_options(options),
     }
     return {name: value for name, value in given.items() if value is not None}
+
+
+def _seconds(text: str) -> float:
+    from vhost_user.server import MAX_DRAIN
+
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= MAX_DRAIN:
+        raise ValueError(f"{text!r} is not a number of seconds from 0 to {MAX_DRAIN:.0f}")
+    return seconds
 
 
 def _mode(text: str) -> int:
