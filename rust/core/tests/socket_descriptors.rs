@@ -6,6 +6,7 @@ use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
-use vhost_user_core::socket::{Incoming, Listener, SocketError, Stream};
+use vhost_user_core::socket::{Endpoint, Incoming, Listener, Next, SocketError, Stream};
 
 /// Request 1 with 8 bytes of payload, then as much of it as the test sends.
 const HEADER: [u32; 3] = [1, 1, 8];
@@ -98,31 +99,49 @@ fn descriptors_that_do_not_fit_into_the_process_end_the_connection() {
     assert!(matches!(ours.receive(fd.as_fd()), Ok(Incoming::Frame(frame)) if frame.fds.len() == 8));
 }
 
-/// Accepting must neither spin nor give up while there is no descriptor to be had.
+/// Waiting for a connection must neither spin nor give up while there is no descriptor to be had.
+/// `wait` runs while the process has room for `spare` more descriptors, and 400 ms later for all.
+fn waits_and_recovers(spare: u64, wait: impl FnOnce() -> Option<Stream> + Send) {
+    let waited = with_room_for(spare, |restore| {
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| (wait(), clock_gettime(ClockId::ThreadCPUTime)));
+            let until = Instant::now() + Duration::from_millis(400);
+            while Instant::now() < until {
+                assert!(!waiting.is_finished(), "there was no descriptor for a connection");
+                thread::park_timeout(until - Instant::now());
+            }
+            restore();
+            waiting.join().unwrap()
+        })
+    });
+    let (stream, busy) = waited;
+    assert!(stream.is_some());
+    assert!(busy.tv_sec == 0 && busy.tv_nsec < 100_000_000, "spun for {busy:?} of 400 ms");
+}
+
+fn name(what: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("vhost-user-{what}-{}", std::process::id()))
+}
+
 fn accepting_without_free_descriptors_waits_and_recovers() {
-    let path = std::env::temp_dir().join(format!("vhost-user-limit-{}", std::process::id()));
+    let path = name("limit");
     let mut listener = Listener::from_fd(UnixListener::bind(&path).unwrap().into()).unwrap();
     let _client = UnixStream::connect(&path).unwrap();
     fs::remove_file(&path).unwrap();
     let wake = never();
-    let accepted = with_room_for(1, |restore| {
-        thread::scope(|scope| {
-            let accepting = scope.spawn(|| {
-                let stream = listener.accept(wake.as_fd()).unwrap();
-                (stream, clock_gettime(ClockId::ThreadCPUTime))
-            });
-            let until = Instant::now() + Duration::from_millis(400);
-            while Instant::now() < until {
-                assert!(!accepting.is_finished(), "there was no descriptor to accept with");
-                thread::park_timeout(until - Instant::now());
-            }
-            restore();
-            accepting.join().unwrap()
-        })
+    waits_and_recovers(1, || listener.accept(wake.as_fd()).unwrap());
+}
+
+fn dialling_without_free_descriptors_waits_and_recovers() {
+    let path = name("dial");
+    let _front_end = UnixListener::bind(&path).unwrap();
+    let mut source = Endpoint::Dial { path: path.clone() }.open().unwrap();
+    let wake = never();
+    waits_and_recovers(1, || match source.next(wake.as_fd()).unwrap() {
+        Next::Stream(stream) => Some(stream),
+        Next::Woken | Next::Over => None,
     });
-    let (stream, busy) = accepted;
-    assert!(stream.is_some());
-    assert!(busy.tv_sec == 0 && busy.tv_nsec < 100_000_000, "spun for {busy:?} of 400 ms");
+    fs::remove_file(&path).unwrap();
 }
 
 #[test]
@@ -130,4 +149,5 @@ fn descriptors_are_neither_leaked_nor_needed_without_end() {
     bad_messages_leave_no_descriptor();
     descriptors_that_do_not_fit_into_the_process_end_the_connection();
     accepting_without_free_descriptors_waits_and_recovers();
+    dialling_without_free_descriptors_waits_and_recovers();
 }

@@ -9,8 +9,9 @@ use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, getpeername, sockopt,
 };
 
+use super::backoff::{Backoff, is_shortage};
 use super::listener::{stream_socket, unix_address};
-use super::wait::{Ready, wait};
+use super::wait::Ready;
 use super::{ListenOptions, Listener, SocketError, Stream};
 use crate::error::HostError;
 
@@ -59,8 +60,7 @@ pub enum Next {
 pub struct Dialer {
     address: SocketAddrUnix,
     path: PathBuf,
-    pause: Duration,
-    not_before: Instant,
+    backoff: Backoff,
 }
 
 impl Endpoint {
@@ -95,8 +95,8 @@ impl Stream {
         loop {
             match dialer.attempt()? {
                 Ok(stream) => return Ok(stream),
-                Err(error) if dialer.not_before >= until => return Err(error),
-                Err(_) => wait(None, None, Some(dialer.not_before))?,
+                Err(error) if dialer.backoff.not_before() >= until => return Err(error),
+                Err(_) => dialer.backoff.wait(None)?,
             };
         }
     }
@@ -105,14 +105,14 @@ impl Stream {
 impl Dialer {
     fn new(path: PathBuf) -> Result<Self, SocketError> {
         let address = unix_address(&path)?;
-        Ok(Self { address, path, pause: PAUSE.0, not_before: Instant::now() })
+        Ok(Self { address, path, backoff: Backoff::new(PAUSE.0, PAUSE.1) })
     }
 
     /// `None`: woken.
     fn dial(&mut self, wake: BorrowedFd<'_>) -> Result<Option<Stream>, SocketError> {
         loop {
             // Also a front-end that hangs up at once is not called more often than this.
-            if wait(None, Some(wake), Some(self.not_before))? == Ready::Wake {
+            if self.backoff.wait(Some(wake))? == Ready::Wake {
                 return Ok(None);
             }
             if let Ok(stream) = self.attempt()? {
@@ -123,26 +123,36 @@ impl Dialer {
 
     /// One call. The inner error is one that may go away.
     fn attempt(&mut self) -> Result<Result<Stream, SocketError>, SocketError> {
-        let fd = stream_socket(SocketFlags::NONBLOCK)?;
-        let result = connect(&fd, &self.address);
-        self.not_before = Instant::now() + self.pause;
-        let error = match result {
-            Ok(()) => {
-                self.pause = PAUSE.0;
-                return Ok(Ok(Stream::new(fd)));
+        match self.call() {
+            Ok(stream) => {
+                self.backoff.attempted();
+                self.backoff.succeeded();
+                Ok(Ok(stream))
             }
-            Err(error) => error,
-        };
-        self.pause = (self.pause * 2).min(PAUSE.1);
-        let what = format!("connect to {}", self.path.display());
-        let described = HostError::new(what, error).into();
-        if may_come_up(error) { Ok(Err(described)) } else { Err(described) }
+            Err((step, error)) => {
+                self.backoff.failed();
+                let described = HostError::new(step, error).into();
+                if may_come_up(error) { Ok(Err(described)) } else { Err(described) }
+            }
+        }
+    }
+
+    /// A connection, or what could not be done and why.
+    fn call(&self) -> Result<Stream, (String, Errno)> {
+        let path = self.path.display();
+        let fd = stream_socket(SocketFlags::NONBLOCK)
+            .map_err(|error| (format!("make a unix socket to connect to {path}"), error))?;
+        connect(&fd, &self.address).map_err(|error| (format!("connect to {path}"), error))?;
+        Ok(Stream::new(fd))
     }
 }
 
-/// Errors that go away when the front-end starts, or gives its new socket its mode.
+/// Errors that go away when the front-end starts, or gives its new socket its mode, or when the
+/// host has again what is short.
 fn may_come_up(error: Errno) -> bool {
-    matches!(error, Errno::NOENT | Errno::CONNREFUSED | Errno::AGAIN | Errno::ACCESS | Errno::INTR)
+    let absent = [Errno::NOENT, Errno::CONNREFUSED, Errno::AGAIN, Errno::INTR];
+    let forbidden = [Errno::ACCESS, Errno::PERM];
+    absent.contains(&error) || forbidden.contains(&error) || is_shortage(error)
 }
 
 fn inherited(fd: OwnedFd) -> Result<Source, SocketError> {

@@ -8,7 +8,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, lchown};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use std::{fs, io, process};
 
 use rustix::event::PollFlags;
@@ -19,6 +19,7 @@ use rustix::net::{
     socket_with,
 };
 
+use super::backoff::{Backoff, is_shortage};
 use super::wait::{Ready, wait};
 use super::{MAX_PATH, SocketError, Stream};
 use crate::error::HostError;
@@ -29,8 +30,8 @@ const BACKLOG: i32 = 128;
 /// Times that something new may stand in the way before we give up.
 const MAX_ATTEMPTS: u32 = 16;
 
-/// How long accepting pauses at first, and at most, when the process or the system has no free
-/// descriptors. The waiting connection stays readable, so without a pause this would spin.
+/// How long accepting pauses at first, and at most, while something is short or forbidden. The
+/// connection that waits stays readable, so without a pause this would spin.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
 
 /// How to listen.
@@ -56,7 +57,7 @@ impl ListenOptions {
 pub struct Listener {
     fd: OwnedFd,
     file: Option<BoundFile>,
-    pause: Duration,
+    backoff: Backoff,
 }
 
 /// The name that we made, and how to know it again.
@@ -76,7 +77,8 @@ impl Listener {
     pub fn bind(options: &ListenOptions) -> Result<Self, SocketError> {
         check_path(&options.path)?;
         let temporary = Temporary::beside(&options.path)?;
-        let fd = stream_socket(SocketFlags::NONBLOCK)?;
+        let fd = stream_socket(SocketFlags::NONBLOCK)
+            .map_err(|e| HostError::new("make a unix socket", e))?;
         let cannot = |error: io::Error| {
             HostError::new(format!("bind socket {}", options.path.display()), error)
         };
@@ -92,7 +94,7 @@ impl Listener {
         let id = identity(&temporary.path).map_err(cannot)?;
         temporary.move_to(&options.path)?;
         let file = BoundFile { path: options.path.clone(), id, owner: process::id() };
-        Ok(Self { fd, file: Some(file), pause: PAUSE.0 })
+        Ok(Self { fd, file: Some(file), backoff: Backoff::new(PAUSE.0, PAUSE.1) })
     }
 
     /// Takes a listening socket that somebody else made. It becomes non-blocking (in every
@@ -101,12 +103,12 @@ impl Listener {
     pub fn from_fd(fd: OwnedFd) -> Result<Self, SocketError> {
         rustix::io::ioctl_fionbio(&fd, true)
             .map_err(|e| HostError::new("make a listening socket non-blocking", e))?;
-        Ok(Self { fd, file: None, pause: PAUSE.0 })
+        Ok(Self { fd, file: None, backoff: Backoff::new(PAUSE.0, PAUSE.1) })
     }
 
     /// Waits for a connection. `None`: `wake` became readable.
     ///
-    /// When no descriptors are free it waits and tries again until some are.
+    /// While descriptors or memory are short it pauses and tries again, until there are some.
     pub fn accept(&mut self, wake: BorrowedFd<'_>) -> Result<Option<Stream>, SocketError> {
         loop {
             if wait(Some((self.fd.as_fd(), PollFlags::IN)), Some(wake), None)? == Ready::Wake {
@@ -114,15 +116,15 @@ impl Listener {
             }
             match accept_with(&self.fd, SocketFlags::CLOEXEC) {
                 Ok(fd) => {
-                    self.pause = PAUSE.0;
+                    self.backoff.succeeded();
                     return Ok(Some(Stream::new(fd)));
                 }
-                Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => {}
-                Err(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
-                    if wait(None, Some(wake), Some(Instant::now() + self.pause))? == Ready::Wake {
+                Err(error) if concerns_one_connection(error) => {}
+                Err(error) if is_shortage(error) || is_forbidden(error) => {
+                    self.backoff.failed();
+                    if self.backoff.wait(Some(wake))? == Ready::Wake {
                         return Ok(None);
                     }
-                    self.pause = (self.pause * 2).min(PAUSE.1);
                 }
                 Err(error) => return Err(HostError::new("accept a connection", error).into()),
             }
@@ -244,12 +246,7 @@ fn make_way(path: &Path) -> Result<(), SocketError> {
 
 /// Whether somebody listens at the address.
 fn answers(address: &SocketAddrUnix) -> Result<bool, Errno> {
-    let fd = socket_with(
-        AddressFamily::UNIX,
-        SocketType::STREAM,
-        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
-        None,
-    )?;
+    let fd = stream_socket(SocketFlags::NONBLOCK)?;
     match connect(&fd, address) {
         // `AGAIN`: so many callers wait there already that the queue is full. `PROTOTYPE`: a
         // socket of another kind.
@@ -271,6 +268,17 @@ fn move_no_replace(from: &Path, to: &Path) -> Result<(), Errno> {
     }
 }
 
+/// Errors of `accept` that are over with the connection that they are about: it went away, or
+/// another process took it.
+fn concerns_one_connection(error: Errno) -> bool {
+    matches!(error, Errno::AGAIN | Errno::INTR | Errno::CONNABORTED | Errno::PROTO)
+}
+
+/// Errors of `accept` by which the system's rules forbid a connection, for as long as they stand.
+fn is_forbidden(error: Errno) -> bool {
+    matches!(error, Errno::PERM | Errno::ACCESS)
+}
+
 /// Refuses a path that no socket address can hold.
 pub(super) fn check_path(path: &Path) -> Result<(), SocketError> {
     let bytes = path.as_os_str().as_encoded_bytes();
@@ -288,10 +296,8 @@ pub(super) fn unix_address(path: &Path) -> Result<SocketAddrUnix, SocketError> {
     Ok(SocketAddrUnix::new(path).map_err(|e| HostError::new(look_at(path), e))?)
 }
 
-pub(super) fn stream_socket(flags: SocketFlags) -> Result<OwnedFd, SocketError> {
-    let flags = flags | SocketFlags::CLOEXEC;
-    Ok(socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
-        .map_err(|e| HostError::new("make a unix socket", e))?)
+pub(super) fn stream_socket(flags: SocketFlags) -> Result<OwnedFd, Errno> {
+    socket_with(AddressFamily::UNIX, SocketType::STREAM, flags | SocketFlags::CLOEXEC, None)
 }
 
 fn identity(path: &Path) -> io::Result<(u64, u64)> {

@@ -10,6 +10,7 @@
 //!   content is left alone), so that a stop never waits for a peer.
 //! * A message that has begun ends within a deadline on the monotonic clock.
 
+mod backoff;
 mod endpoint;
 mod error;
 mod listener;
