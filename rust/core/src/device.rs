@@ -147,7 +147,9 @@ pub trait Device: Send + Sync + 'static {
         let _ = queue;
     }
 
-    /// The driver reset the device: back to the initial state.
+    /// The driver reset the device: back to the initial state. No ring runs; where the front-end
+    /// did not tell and a ring shows it that starts, none runs but those that started just before
+    /// it. Features are negotiated anew.
     fn reset(&self) {}
 
     /// The front-end is gone and its memory with it.

@@ -123,6 +123,12 @@ impl Backend {
         self.shared.notify_config();
     }
 
+    /// The device status byte that the front-end passed on last; 0 if it passes none, and when
+    /// there is no front-end. VIRTIO 1.3, "Device Status Field".
+    pub fn device_status(&self) -> u8 {
+        self.shared.device_status()
+    }
+
     /// What has been done so far.
     pub fn counters(&self) -> Counters {
         self.shared.counters()

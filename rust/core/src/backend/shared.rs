@@ -1,7 +1,7 @@
 //! What the back-end's owner, its control thread and its workers share.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
@@ -76,6 +76,8 @@ pub(super) struct Shared {
     changed: Condvar,
     stop: AtomicBool,
     sessions: AtomicU64,
+    /// The device status byte that the front-end passed on last.
+    device_status: AtomicU8,
     queues: Vec<Arc<QueueCounters>>,
     observer: Arc<dyn Observer>,
     /// What call and error descriptors are signalled with.
@@ -115,6 +117,7 @@ impl Shared {
             changed: Condvar::new(),
             stop: AtomicBool::new(false),
             sessions: AtomicU64::new(0),
+            device_status: AtomicU8::new(0),
             queues: (0..queues).map(|_| Arc::default()).collect(),
             observer,
             signaller: Arc::default(),
@@ -176,6 +179,15 @@ impl Shared {
 
     pub(super) fn drain(&self) -> Duration {
         self.lock().drain
+    }
+
+    /// The driver's status byte, as the session knows it.
+    pub(super) fn device_status(&self) -> u8 {
+        self.device_status.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_device_status(&self, status: u8) {
+        self.device_status.store(status, Ordering::Release);
     }
 
     pub(super) fn notify_config(&self) {

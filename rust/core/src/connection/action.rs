@@ -112,6 +112,9 @@ pub enum Action {
         setup: RingSetup,
         /// The kick descriptor.
         kick: Option<OwnedFd>,
+        /// The driver has reset the device since a ring ran last: put the device into its initial
+        /// state first. The features of `setup` stay accepted.
+        reset: bool,
     },
     /// Replace the kick descriptor of a started ring and look at the ring once.
     ReplaceKick {
@@ -161,11 +164,14 @@ pub enum Action {
         /// The bytes.
         data: Vec<u8>,
     },
-    /// The driver wrote its status byte. 0 resets the device: as [`Reset`](Self::Reset).
+    /// The driver wrote its status byte: this much of it is accepted. Rings are not concerned.
     Status(u8),
-    /// Drain and stop all rings and put the device into its initial state; memory stays mapped.
-    /// Answered with [`Outcome::Stopped`].
-    Reset,
+    /// The status byte is 0; drain and stop all rings. Memory stays mapped. Answered with
+    /// [`Outcome::Stopped`].
+    StopRings {
+        /// Put the device into its initial state too. Else the machine may only have paused.
+        reset: bool,
+    },
     /// The channel for the back-end's own requests; replaces the former one.
     SetBackendChannel(OwnedFd),
 }

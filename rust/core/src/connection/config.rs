@@ -28,7 +28,7 @@ impl Connection {
     pub(super) fn set_config(&mut self, frame: &Frame) -> Handled {
         let Config { offset, data, .. } = read(frame)?;
         check_range(offset, data.len(), self.offer.config_len as u64)?;
-        Ok(Verdict::Act(Action::WriteConfig { offset, data }, Commit::Nothing))
+        Ok(Verdict::Act(Action::WriteConfig { offset, data }, Commit::WriteConfig))
     }
 }
 

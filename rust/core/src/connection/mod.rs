@@ -23,6 +23,7 @@
 
 mod action;
 mod config;
+mod device_state;
 mod features;
 mod layout;
 mod memory;

@@ -18,6 +18,9 @@ pub struct Offer {
     pub protocol_features: ProtocolFeatures,
     /// Virtqueues of the device.
     pub num_queues: u16,
+    /// GET_QUEUE_NUM answers how many pairs of virtqueues there are, as front-ends of network
+    /// devices take it.
+    pub counts_pairs: bool,
     /// Entries of the largest ring that is taken, a power of two of at most 32768.
     pub max_queue_size: u16,
     /// Memory regions that fit at the same time. QEMU refuses a device whose number shrinks
@@ -72,6 +75,7 @@ mod tests {
             required_features: 0,
             protocol_features: ProtocolFeatures::from_bits_retain(u64::MAX),
             num_queues: 1,
+            counts_pairs: false,
             max_queue_size: 256,
             max_memory_slots: 8,
             config_len: 0,
@@ -89,6 +93,7 @@ mod tests {
             required_features: 0,
             protocol_features: ProtocolFeatures::empty(),
             num_queues: 1,
+            counts_pairs: false,
             max_queue_size: 256,
             max_memory_slots: 8,
             config_len: 0,
@@ -104,6 +109,7 @@ mod tests {
             required_features: 0,
             protocol_features: ProtocolFeatures::all(),
             num_queues: 1,
+            counts_pairs: false,
             max_queue_size: 256,
             max_memory_slots: 8,
             config_len: 0,
@@ -122,6 +128,7 @@ mod tests {
             required_features: 0,
             protocol_features: ProtocolFeatures::SHARED_OBJECT,
             num_queues: 1,
+            counts_pairs: false,
             max_queue_size: 256,
             max_memory_slots: 8,
             config_len: 0,

@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
+use super::device_state::Driver;
 use super::state::{Commit, Connection, Handled, Verdict, only_fd, read};
 use super::{Action, Refusal, Vring};
 use crate::wire::features::{LOG_ALL, PROTOCOL_FEATURES, describe};
@@ -9,10 +10,12 @@ use crate::wire::payload::{VringAddress, VringFd, VringState};
 use crate::wire::{Frame, Payload};
 
 impl Connection {
-    /// Virtqueues, not pairs: QEMU's comparison is only looser for it, while crosvm and Cloud
-    /// Hypervisor count virtqueues.
+    /// Virtqueues; of a network device pairs of them, where a control queue makes no pair. QEMU
+    /// holds the number against the pairs that its user asked for, and so does DPDK.
     pub(super) fn get_queue_num(&self) -> Handled {
-        Ok(Verdict::Answer(u64::from(self.offer.num_queues).to_bytes()))
+        let queues = self.offer.num_queues;
+        let number = if self.offer.counts_pairs { queues / 2 } else { queues };
+        Ok(Verdict::Answer(u64::from(number).to_bytes()))
     }
 
     pub(super) fn set_vring_num(&mut self, frame: &Frame) -> Handled {
@@ -48,7 +51,7 @@ impl Connection {
     }
 
     pub(super) fn stopped(&mut self, index: u16, base: u16) -> Verdict {
-        self.change(index, |vring| vring.stop(base));
+        self.ring_has_stopped(index, base);
         base_answer(index, base)
     }
 
@@ -59,8 +62,7 @@ impl Connection {
         if vring.is_started() {
             return Ok(Verdict::Act(Action::ReplaceKick { index, kick }, Commit::Nothing));
         }
-        let features = self.features & !(LOG_ALL | PROTOCOL_FEATURES);
-        let mut setup = vring.setup(index, features)?;
+        let mut setup = vring.setup(index, self.ring_features())?;
         setup.enabled |= self.enable_at_start;
         if self.regions == 0 {
             return Err(Refusal(format!("vring {index} cannot start without memory")));
@@ -69,8 +71,10 @@ impl Connection {
             let required = describe(self.offer.required_features);
             return Err(Refusal(format!("vring {index} cannot start without {required}")));
         }
-        let commit = Commit::Start { index, enabled: setup.enabled };
-        Ok(Verdict::Act(Action::StartRing { setup, kick }, commit))
+        let driver = self.device_state.driver_of(vring.left(), &setup);
+        let commit = Commit::Start { index, enabled: setup.enabled, driver };
+        let reset = driver == Driver::Another;
+        Ok(Verdict::Act(Action::StartRing { setup, kick, reset }, commit))
     }
 
     pub(super) fn set_vring_call(&mut self, frame: Frame) -> Handled {
@@ -94,6 +98,11 @@ impl Connection {
             _ => return Err(Refusal(format!("neither 0 nor 1: {num}"))),
         };
         Ok(Verdict::Act(Action::Enable { index, enabled }, Commit::Enable { index, enabled }))
+    }
+
+    /// The accepted features that concern rings and device.
+    pub(super) fn ring_features(&self) -> u64 {
+        self.features & !(LOG_ALL | PROTOCOL_FEATURES)
     }
 
     /// Changes a vring that an action was about: its index has been checked.

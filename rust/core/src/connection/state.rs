@@ -1,5 +1,6 @@
 //! The connection: what was negotiated so far, and the way of a message through it.
 
+use super::device_state::{DeviceState, Driver};
 use super::reply::Request;
 use super::status::Status;
 use super::words::count;
@@ -23,6 +24,7 @@ pub struct Connection {
     pub(super) regions: u64,
     pub(super) vrings: Vec<Vring>,
     pub(super) status: Status,
+    pub(super) device_state: DeviceState,
     pub(super) backend_channel: bool,
     pending: Option<Pending>,
 }
@@ -51,12 +53,13 @@ pub(super) enum Commit {
     Nothing,
     Features { features: u64, enable_all: bool },
     Regions(u64),
-    Start { index: u16, enabled: bool },
+    Start { index: u16, enabled: bool, driver: Driver },
     Stop { index: u16 },
     Enable { index: u16, enabled: bool },
     ReadConfig { offset: u32, flags: u32, size: u32 },
+    WriteConfig,
     Status(u8),
-    StatusReset,
+    StatusZero { reset: bool },
     Reset,
     BackendChannel,
 }
@@ -81,6 +84,7 @@ impl Connection {
             regions: 0,
             vrings: vec![Vring::default(); offer.num_queues.into()],
             status: Status::default(),
+            device_state: DeviceState::default(),
             backend_channel: false,
             pending: None,
             offer,
@@ -239,7 +243,7 @@ impl Connection {
             M::SetConfig => self.set_config(&frame),
             M::GetStatus => self.get_status(),
             M::SetStatus => self.set_status(&frame),
-            M::ResetDevice => Ok(Verdict::Act(Action::Reset, Commit::Reset)),
+            M::ResetDevice => Ok(self.reset_device()),
             M::SetBackendReqFd => self.set_backend_req_fd(frame),
             M::SetLogBase
             | M::SetLogFd
@@ -288,7 +292,9 @@ impl Connection {
             (Commit::ReadConfig { offset, flags, size }, Outcome::Config(data)) => {
                 Self::config_read(offset, flags, size, data)
             }
-            (Commit::StatusReset, Outcome::Stopped(bases)) => Ok(self.status_reset(&bases)),
+            (Commit::StatusZero { reset }, Outcome::Stopped(bases)) => {
+                Ok(self.status_is_zero(&bases, reset))
+            }
             (Commit::Reset, Outcome::Stopped(_)) => Ok(self.reset()),
             (commit, Outcome::Done) => self.commit_done(commit),
             (_, outcome) => Err(Refusal(format!("the back-end reported {outcome:?}"))),
@@ -300,13 +306,16 @@ impl Connection {
             Commit::Nothing => {}
             Commit::Features { features, enable_all } => self.accept(features, enable_all),
             Commit::Regions(count) => self.regions = count,
-            Commit::Start { index, enabled } => self.change(index, |ring| ring.start(enabled)),
+            Commit::Start { index, enabled, driver } => {
+                self.ring_has_started(index, enabled, driver)
+            }
             Commit::Enable { index, enabled } => self.change(index, |ring| ring.enable(enabled)),
-            Commit::Status(byte) => self.status.set(byte),
+            Commit::WriteConfig => self.device_state.touched(),
+            Commit::Status(byte) => self.set_status_byte(byte),
             Commit::BackendChannel => self.backend_channel = true,
             Commit::Stop { .. }
             | Commit::ReadConfig { .. }
-            | Commit::StatusReset
+            | Commit::StatusZero { .. }
             | Commit::Reset => {
                 return Err(Refusal("the back-end reported no result".to_owned()));
             }

@@ -22,6 +22,9 @@ pub struct Vring {
     base: u16,
     started: bool,
     enabled: bool,
+    /// How it ran last, with the base at which it stopped; `None` if it has run since, or never
+    /// for this driver.
+    left: Option<RingSetup>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,12 +95,24 @@ impl Vring {
     pub(super) fn start(&mut self, enabled: bool) {
         self.started = true;
         self.enabled = enabled;
+        self.left = None;
     }
 
     /// The ring stands still; `base` is where it goes on.
-    pub(super) fn stop(&mut self, base: u16) {
+    pub(super) fn stop(&mut self, index: u16, base: u16, features: u64) {
         self.started = false;
         self.base = base;
+        self.left = self.setup(index, features).ok();
+    }
+
+    /// How the ring ran last, if it has stopped since.
+    pub(super) fn left(&self) -> Option<&RingSetup> {
+        self.left.as_ref()
+    }
+
+    /// Whoever starts the ring next, nothing follows from how it ran last.
+    pub(super) fn forget_last_run(&mut self) {
+        self.left = None;
     }
 
     pub(super) fn enable(&mut self, enabled: bool) {
@@ -109,9 +124,9 @@ impl Vring {
         *self = Self::default();
     }
 
-    /// Back to the initial state, but for where the ring goes on.
+    /// Back to the initial state, but for where the ring goes on and how it ran last.
     pub(super) fn reset_but_base(&mut self) {
-        *self = Self { base: self.base, ..Self::default() };
+        *self = Self { base: self.base, left: self.left.take(), ..Self::default() };
     }
 
     /// Between SET_VRING_KICK and GET_VRING_BASE.
@@ -206,7 +221,7 @@ mod tests {
     fn a_stopped_ring_remembers_where_it_was_and_that_it_is_enabled() {
         let mut vring = Vring::default();
         vring.start(true);
-        vring.stop(77);
+        vring.stop(0, 77, 0);
         assert_eq!((vring.is_started(), vring.is_enabled(), vring.base()), (false, true, 77));
     }
 }

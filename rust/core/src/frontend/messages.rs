@@ -49,7 +49,8 @@ pub struct Negotiated {
     pub offered_protocol: ProtocolFeatures,
     /// Protocol features accepted.
     pub protocol: ProtocolFeatures,
-    /// Virtqueues that the back-end has; `None` if it cannot say (no MQ).
+    /// Virtqueues that the back-end has; `None` if it cannot say (no MQ). Of a network device most
+    /// back-ends count pairs of them, DPDK's and this crate's among them.
     pub num_queues: Option<u64>,
     /// Memory regions that it takes one by one; `None` without CONFIGURE_MEM_SLOTS.
     pub max_mem_slots: Option<u64>,

@@ -92,15 +92,15 @@ fn a_status_of_which_nothing_sticks_is_not_a_reset() {
     assert_eq!(peer.ask(SET_STATUS, word(0x8)), ack());
     assert_eq!(peer.connection.status(), 0);
     assert!(peer.connection.ring(0).unwrap().is_enabled());
-    assert_eq!(peer.deeds, [Deed::Status(0x8)]);
+    assert_eq!(peer.deeds, [Deed::Status(0)]);
 }
 
 #[test]
 fn a_reset_stops_and_forgets_the_rings_and_keeps_memory_and_features() {
     for (number, payload, deed, base) in [
-        (RESET_DEVICE, vec![], Deed::Reset, 0),
+        (RESET_DEVICE, vec![], Deed::StopRings { reset: true }, 0),
         // Front-ends ask for the base after it.
-        (SET_STATUS, word(0), Deed::Status(0), 601),
+        (SET_STATUS, word(0), Deed::StopRings { reset: false }, 601),
     ] {
         let mut peer = Peer::started();
         peer.base = 601;

@@ -10,6 +10,7 @@ mod negotiation;
 mod orders;
 mod property;
 mod random;
+mod resets;
 mod set_xen_mmap;
 mod support;
 mod vrings;

@@ -8,6 +8,7 @@ pub(crate) const QUEUES: usize = 3;
 pub(crate) const SLOTS: u64 = 4;
 const VERSION_1: u64 = 1 << 32;
 const BIT_30: u64 = 1 << 30;
+const RESET_DEVICE_BIT: u64 = 1 << 13;
 
 /// A message as sent, and how the back-end will behave if it is asked to act.
 #[derive(Clone, Debug)]
@@ -30,6 +31,19 @@ pub(crate) struct Ring {
     pub(crate) started: bool,
     pub(crate) enabled: bool,
     stopped_once: bool,
+    /// Where it stood when it stopped: size, parts, base and features.
+    stood: Option<(u32, [u64; 3], u32, u64)>,
+}
+
+/// Whether the device has been reset.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Device {
+    #[default]
+    InUse,
+    /// Reset, and touched by nothing since.
+    Clean,
+    /// Every ring stands still, and none has shown yet whether the same driver goes on.
+    Open,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -42,6 +56,7 @@ pub(crate) struct Model {
     regions: u64,
     written_status: u8,
     reset_needed: bool,
+    device: Device,
 }
 
 /// How a message says that it was refused.
@@ -224,11 +239,14 @@ impl Model {
             }
             25 => {
                 let (offset, data) = config_range(payload, CONFIG_LEN as u64)?;
+                self.touch();
                 deed(Deed::WriteConfig { offset, data: data.to_vec() })
             }
             34 => {
+                let reset = self.device != Device::Clean;
                 self.reset();
-                deed(Deed::Reset)
+                self.clean();
+                deed(Deed::StopRings { reset })
             }
             36 => answer(word(SLOTS)),
             37 => {
@@ -294,9 +312,8 @@ impl Model {
         if !ring.started {
             return answer(state(index, ring.base));
         }
-        ring.started = false;
         ring.stopped_once = true;
-        ring.base = stopped_at.into();
+        self.stop(index as usize, stopped_at);
         let stop = Deed::Stop { index: index as u16 };
         Some((Some(state(index, stopped_at.into())), Some(stop)))
     }
@@ -312,30 +329,74 @@ impl Model {
         if ring.size == 0 || !can_start {
             return None;
         }
+        let (size, parts, base) = (ring.size, ring.parts?, ring.base);
+        let features = self.features & DEVICE_FEATURES;
+        let stood = ring.stood.take();
         ring.started = true;
         ring.enabled |= enable_at_start;
-        deed(Deed::Start {
-            index,
-            size: ring.size as u16,
-            parts: ring.parts?,
-            base: ring.base as u16,
-            enabled: ring.enabled,
-            features: self.features & DEVICE_FEATURES,
-        })
+        let enabled = ring.enabled;
+        let goes_on = stood.map(|stood| stood == (size, parts, base, features));
+        let reset = self.device == Device::Open && goes_on == Some(false);
+        let tells = goes_on.is_some_and(|same| !same || base != 0);
+        if self.device != Device::Open || tells {
+            self.settle();
+        }
+        let (size, base) = (size as u16, base as u16);
+        deed(Deed::Start { index, size, parts, base, enabled, features, reset })
+    }
+
+    fn stop(&mut self, index: usize, at: u16) {
+        let features = self.features & DEVICE_FEATURES;
+        let ring = &mut self.rings[index];
+        ring.started = false;
+        ring.base = at.into();
+        ring.stood = ring.parts.map(|parts| (ring.size, parts, ring.base, features));
+        let running = self.rings.iter().any(|ring| ring.started);
+        self.device = if running { Device::InUse } else { Device::Open };
+    }
+
+    /// The same driver is at work.
+    fn settle(&mut self) {
+        self.device = Device::InUse;
+        self.rings.iter_mut().for_each(|ring| ring.stood = None);
+    }
+
+    fn clean(&mut self) {
+        self.settle();
+        self.device = Device::Clean;
+    }
+
+    fn touch(&mut self) {
+        if self.device == Device::Clean {
+            self.device = Device::InUse;
+        }
     }
 
     fn set_status(&mut self, value: u64, stopped_at: u16) -> Option<Effect> {
         let byte = u8::try_from(value).ok()?;
         if byte == 0 {
-            let next = |ring: &Ring| if ring.started { stopped_at.into() } else { ring.base };
-            let bases: Vec<u32> = self.rings.iter().map(next).collect();
+            let reset = self.protocol & RESET_DEVICE_BIT == 0 && self.device != Device::Clean;
+            for index in (0..QUEUES).filter(|&index| self.rings[index].started).collect::<Vec<_>>()
+            {
+                self.stop(index, stopped_at);
+            }
+            let kept = self.rings.clone().map(|ring| (ring.base, ring.stood));
             self.reset();
-            self.rings.iter_mut().zip(bases).for_each(|(ring, base)| ring.base = base);
-            return deed(Deed::Status(0));
+            for (ring, (base, stood)) in self.rings.iter_mut().zip(kept) {
+                (ring.base, ring.stood) = (base, stood);
+            }
+            if reset {
+                self.clean();
+            }
+            return deed(Deed::StopRings { reset });
         }
         let unhappy = if self.features & VERSION_1 == 0 { 0x8 } else { 0 };
         self.written_status = byte & !unhappy;
-        deed(Deed::Status(byte))
+        self.touch();
+        if self.written_status & 0x4 != 0 && self.rings.iter().any(|ring| ring.started) {
+            self.settle();
+        }
+        deed(Deed::Status(self.written_status))
     }
 
     fn reset(&mut self) {

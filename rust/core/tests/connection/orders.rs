@@ -76,7 +76,7 @@ fn parts(index: u32) -> [u64; 3] {
 
 fn started(index: u16, size: u16, base: u16, enabled: bool) -> Deed {
     let parts = parts(index.into());
-    Deed::Start { index, size, parts, base, enabled, features: DEVICE_FEATURES }
+    Deed::Start { index, size, parts, base, enabled, features: DEVICE_FEATURES, reset: false }
 }
 
 /// MQ, REPLY_ACK, BACKEND_REQ, CONFIG, RESET_DEVICE, CONFIGURE_MEM_SLOTS, STATUS: all of ours, as

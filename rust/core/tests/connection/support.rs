@@ -55,6 +55,7 @@ pub(crate) fn offer(num_queues: u16) -> Offer {
         required_features: 1 << 32,
         protocol_features: ProtocolFeatures::from_bits_retain(PROTOCOL),
         num_queues,
+        counts_pairs: false,
         max_queue_size: MAX_QUEUE_SIZE,
         max_memory_slots: 509,
         config_len: CONFIG_LEN,
@@ -108,20 +109,53 @@ pub(crate) fn bare_frame(number: u32, flags: u32, payload: Vec<u8>) -> Frame {
 /// An action without its descriptors.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Deed {
-    Features { features: u64, enable_all: bool },
+    Features {
+        features: u64,
+        enable_all: bool,
+    },
     SetMemory(Vec<RawRegion>),
     AddRegion(RawRegion),
     RemoveRegion([u64; 3]),
-    Start { index: u16, size: u16, parts: [u64; 3], base: u16, enabled: bool, features: u64 },
-    ReplaceKick { index: u16, fd: bool },
-    Call { index: u16, fd: bool },
-    Error { index: u16, fd: bool },
-    Enable { index: u16, enabled: bool },
-    Stop { index: u16 },
-    ReadConfig { offset: u32, size: u32 },
-    WriteConfig { offset: u32, data: Vec<u8> },
+    Start {
+        index: u16,
+        size: u16,
+        parts: [u64; 3],
+        base: u16,
+        enabled: bool,
+        features: u64,
+        reset: bool,
+    },
+    ReplaceKick {
+        index: u16,
+        fd: bool,
+    },
+    Call {
+        index: u16,
+        fd: bool,
+    },
+    Error {
+        index: u16,
+        fd: bool,
+    },
+    Enable {
+        index: u16,
+        enabled: bool,
+    },
+    Stop {
+        index: u16,
+    },
+    ReadConfig {
+        offset: u32,
+        size: u32,
+    },
+    WriteConfig {
+        offset: u32,
+        data: Vec<u8>,
+    },
     Status(u8),
-    Reset,
+    StopRings {
+        reset: bool,
+    },
     Channel,
 }
 
@@ -143,13 +177,14 @@ impl From<&Action> for Deed {
             Action::RemoveRegion(range) => {
                 Self::RemoveRegion([range.guest.0, range.size, range.user.0])
             }
-            Action::StartRing { setup, .. } => Self::Start {
+            Action::StartRing { setup, reset, .. } => Self::Start {
                 index: setup.index,
                 size: setup.size,
                 parts: [setup.descriptors.0, setup.available.0, setup.used.0],
                 base: setup.base,
                 enabled: setup.enabled,
                 features: setup.features,
+                reset: *reset,
             },
             Action::ReplaceKick { index, kick } => {
                 Self::ReplaceKick { index: *index, fd: kick.is_some() }
@@ -165,7 +200,7 @@ impl From<&Action> for Deed {
                 Self::WriteConfig { offset: *offset, data: data.clone() }
             }
             Action::Status(byte) => Self::Status(*byte),
-            Action::Reset => Self::Reset,
+            Action::StopRings { reset } => Self::StopRings { reset: *reset },
             Action::SetBackendChannel(_) => Self::Channel,
         }
     }
@@ -270,7 +305,7 @@ impl Peer {
         }
         match deed {
             Deed::Stop { .. } => Outcome::Base(self.base),
-            Deed::Reset | Deed::Status(0) => Outcome::Stopped(self.stopped()),
+            Deed::StopRings { .. } => Outcome::Stopped(self.stopped()),
             Deed::ReadConfig { offset, size } => Outcome::Config(config_bytes(*offset, *size)),
             _ => Outcome::Done,
         }

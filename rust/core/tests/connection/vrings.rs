@@ -116,6 +116,7 @@ fn a_kick_starts_a_complete_ring_with_all_that_was_said() {
         base: 0xfffe,
         enabled: false,
         features: DEVICE_FEATURES,
+        reset: false,
     };
     assert_eq!(peer.deeds, [start]);
     assert!(peer.connection.ring(0).unwrap().is_started());

@@ -26,6 +26,7 @@ impl Session<'_> {
         &mut self,
         setup: RingSetup,
         kick: Option<OwnedFd>,
+        reset: bool,
     ) -> Result<(), Refusal> {
         let index = setup.index;
         let ring = SplitRing::find(&self.memory, layout(&setup), setup.base)
@@ -47,6 +48,10 @@ impl Session<'_> {
             loss: Arc::clone(&self.loss),
             counters: self.shared().queue(index),
         });
+        if reset {
+            self.device().reset();
+            self.device().negotiated(self.connection.features());
+        }
         self.ring_has_started(index, setup.enabled, queue);
         Ok(())
     }
@@ -215,13 +220,16 @@ impl Session<'_> {
         self.update_state();
     }
 
-    /// All rings stopped and disabled, the device as new; memory stays. Returns where the rings
-    /// stopped that were started.
-    pub(super) fn reset(&mut self) -> Result<Vec<(u16, u16)>, Refusal> {
+    /// All rings stopped and disabled, the status 0, and with `reset` the device as new; memory
+    /// stays. Returns where the rings stopped that were started.
+    pub(super) fn stop_all(&mut self, reset: bool) -> Result<Vec<(u16, u16)>, Refusal> {
+        self.shared().set_device_status(0);
         let started = self.all_started();
         let bases = self.stop_rings(&started, Rest::Fails, self.shared().drain());
         self.vrings.iter_mut().for_each(|vring| vring.enabled = false);
-        self.device().reset();
+        if reset {
+            self.device().reset();
+        }
         let base = |(index, base): (u16, Option<u16>)| {
             base.map(|base| (index, base)).ok_or_else(|| held_up("reset", index))
         };

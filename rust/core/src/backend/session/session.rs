@@ -147,7 +147,7 @@ impl<'a> Session<'a> {
             Action::SetMemory(regions) => self.set_memory(regions)?,
             Action::AddRegion(region) => self.add_region(region)?,
             Action::RemoveRegion(range) => self.remove_region(range)?,
-            Action::StartRing { setup, kick } => self.start_ring(setup, kick)?,
+            Action::StartRing { setup, kick, reset } => self.start_ring(setup, kick, reset)?,
             Action::ReplaceKick { index, kick } => self.replace_kick(index, kick)?,
             Action::SetCall { index, fd } => self.set_call(index, fd)?,
             Action::SetError { index, fd } => self.set_error(index, fd)?,
@@ -160,8 +160,8 @@ impl<'a> Session<'a> {
                 .device()
                 .write_config(offset as usize, &data)
                 .map_err(|refused| Refusal(format!("SET_CONFIG: {refused}")))?,
-            Action::Status(0) | Action::Reset => return self.reset().map(Outcome::Stopped),
-            Action::Status(_) => {}
+            Action::Status(byte) => self.shared().set_device_status(byte),
+            Action::StopRings { reset } => return self.stop_all(reset).map(Outcome::Stopped),
             Action::SetBackendChannel(fd) => self.channel = Channel::open(fd)?,
         }
         Ok(Outcome::Done)

@@ -40,6 +40,7 @@ impl Session<'_> {
         self.memory = Arc::default();
         let mapped = std::mem::take(&mut self.mapped);
         self.take_away(&mapped.iter().filter_map(Weak::upgrade).collect::<Vec<_>>());
+        self.shared().set_device_status(0);
         self.device().disconnected();
     }
 }
