@@ -45,9 +45,16 @@ EXIT_LIMIT = 3.0
 
 CALLBACKS = (
     *("read", "write", "flush", "discard", "write_zeroes", "on_batch", "on_queue"),
-    *("on_start", "on_stop", "on_disconnect", "write_config", "on_buffers", "on_queue_stop"),
+    *("on_start", "on_stop", "on_reset", "on_disconnect", "on_buffers", "on_queue_stop"),
+    *("read_config", "write_config"),
 )
-"""Methods of devices that the core calls. They return None."""
+"""Methods of devices that the core calls. All but ``read_config`` return None."""
+
+NETWORK = 1
+"""VIRTIO 1.3, "Device Types": a network card."""
+
+PAIR = 2
+"""VIRTIO 1.3, "Network Device", "Virtqueues": one queue to receive and one to send."""
 
 LAZY_FUNCTIONS = {
     0x20: "a generator function",
@@ -312,6 +319,7 @@ def _check_device(device: Device) -> None:
     missing = _missing(device)
     if missing is not None:
         raise TypeError(f"{kind.__name__} has no {missing}")
+    _check_pairs(device)
     for name in CALLBACKS:
         what = _never_runs(getattr(device, name, None))
         if what is not None:
@@ -319,6 +327,31 @@ def _check_device(device: Device) -> None:
                 f"{kind.__name__}.{name} is {what}, which a call does not run: make it a plain "
                 "method that returns when it is done"
             )
+    _check_config(device)
+
+
+def _check_pairs(device: Device) -> None:
+    if device.device_id == NETWORK and device.num_queues < PAIR:
+        raise ValueError(
+            f"{type(device).__name__} is a network device, which has pairs of queues, to receive "
+            f"and to send: num_queues is {PAIR} or more, not {device.num_queues}"
+        )
+
+
+def _check_config(device: Device) -> None:
+    """Says which callback for the configuration space would never run."""
+    kind = type(device)
+    has = [n for n in ("read_config", "write_config") if getattr(kind, n) is not getattr(Device, n)]
+    if has and device.served_as != "queue":
+        raise TypeError(
+            f"{kind.__name__}.{has[0]} would never be called: a disk's configuration space is its "
+            "own"
+        )
+    if "read_config" in has and not device.config:
+        raise ValueError(
+            f"{kind.__name__}.read_config would never be called: the device has no configuration "
+            "space. Say how long it is, as in super().__init__(config=bytes(136))"
+        )
 
 
 def _checked_options(xen: XenOptions | None) -> XenOptions | None:
@@ -356,7 +389,10 @@ def _missing(device: Device) -> str | None:
 def _overrides(device: Device) -> list[str]:
     """The optional callbacks that the device's class has."""
     base = BlockDevice if isinstance(device, BlockDevice) else Device
-    names = ("write_config", "on_queue_stop", "flush", "discard", "write_zeroes", "on_batch")
+    names = (
+        *("read_config", "write_config", "on_queue_stop"),
+        *("flush", "discard", "write_zeroes", "on_batch"),
+    )
     has = (name for name in names if getattr(type(device), name, None) is not None)
     return [name for name in has if getattr(type(device), name) is not getattr(base, name, None)]
 

@@ -150,6 +150,11 @@ def test_a_disk_that_rust_serves_takes_no_callbacks() -> None:
             def read(self, offset: int, buf: memoryview, /) -> None:
                 """Never."""
 
+    for name in ("flush", "on_batch", "on_start", "on_stop", "on_reset", "on_disconnect"):
+        for kind in (vu.FileDisk, vu.NullDisk):
+            with pytest.raises(TypeError, match=rf"Mine\.{name} would never be called"):
+                type("Mine", (kind,), {name: print})
+
 
 def test_wrong_numbers_are_refused_with_the_right_ones() -> None:
     wrong: list[Callable[[], vu.Device]] = [

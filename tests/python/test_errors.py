@@ -259,7 +259,7 @@ async def asynchronous_generator(*_: object) -> AsyncIterator[None]:
         (asynchronous_generator, "an asynchronous generator function"),
     ],
 )
-@pytest.mark.parametrize("name", [*USES, "on_start", "on_stop", "on_disconnect"])
+@pytest.mark.parametrize("name", [*USES, "on_start", "on_stop", "on_reset", "on_disconnect"])
 def test_a_method_that_a_call_does_not_run_is_refused_at_once(
     function: Callable[..., object], what: str, name: str
 ) -> None:
@@ -270,7 +270,7 @@ def test_a_method_that_a_call_does_not_run_is_refused_at_once(
 
 def test_queue_and_configuration_callbacks_are_refused_alike() -> None:
     own = {"device_id": 4, "on_queue": do_nothing}
-    for name in ("on_queue", "write_config"):
+    for name in ("on_queue", "read_config", "write_config"):
         device = type("Lazy", (vu.Device,), {**own, name: coroutine})()
         with pytest.raises(TypeError, match=rf"Lazy\.{name} is a coroutine function"):
             vu.Backend(device, socket="x")

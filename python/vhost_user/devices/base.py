@@ -26,8 +26,12 @@ class Served(Protocol):
     def state(self) -> str:
         """Where it stands; "stopped" is final."""
 
-    def set_config(self, config: bytes, /) -> None:
-        """Replaces the configuration space and tells the front-end."""
+    @property
+    def status(self) -> int:
+        """The device status byte that the front-end passed on last."""
+
+    def set_config(self, config: bytes, /, *, notify: bool) -> None:
+        """Replaces the configuration space, and with ``notify`` tells the front-end."""
 
     def resize(self, size: int, /) -> None:
         """Changes the size of a disk and tells the front-end."""
@@ -79,10 +83,17 @@ class Device:
         """A device with ``num_queues`` rings of at most ``queue_size`` entries, a power of two.
 
         ``features``: the device type's own feature bits; those of rings and transport are added.
-        ``config``: the configuration space, as the driver reads it, at most 256 bytes.
+        ``config``: the configuration space, as the driver reads it, at most 256 bytes. With none
+        the front-end is offered none; a network device (``device_id`` 1) is best without, as QEMU
+        shows its driver what QEMU was told itself, and warns of a back-end that has one.
         ``receive_queues``: queues that carry data to the driver, such as the even ones of a network
         device. The device takes their buffers when it has something to put into them, with
         ``Queue.send`` or ``Queue.take``; ``on_queue`` is not called for them, ``on_buffers`` is.
+
+        The queues of a network device are pairs, and perhaps a control queue: 5 are two pairs
+        with one. Front-ends are told how many pairs there are. QEMU counts so; Cloud Hypervisor
+        and crosvm count queues, and take half of what they are told for the whole: give the
+        device twice as many for these.
         """
         if not 1 <= num_queues <= MAX_QUEUES:
             raise ValueError(f"num_queues is 1 to {MAX_QUEUES}, not {num_queues}")
@@ -92,8 +103,6 @@ class Device:
             )
         if not 0 <= features < 1 << 64:
             raise ValueError(f"features has 64 bits, {features:#x} has others")
-        if len(config) > MAX_CONFIG:
-            raise ValueError(f"config has at most {MAX_CONFIG} bytes, not {len(config)}")
         receive = sorted(set(receive_queues))
         if receive and not 0 <= receive[0] <= receive[-1] < num_queues:
             raise ValueError(f"receive_queues are 0 to {num_queues - 1}, not {receive}")
@@ -101,7 +110,38 @@ class Device:
         self.receive_queues = receive
         self.queue_size = queue_size
         self.features = features
-        self.config = bytes(config)
+        self._config = _checked_space(config)
+
+    @property
+    def config(self) -> bytes:
+        """The configuration space: VIRTIO 1.3, "Device Configuration Space".
+
+        Assign to replace it. While the device is served that takes effect at the front-end's next
+        read, with no notice to the driver: for what is read on the driver's own account, as an
+        answer to what it wrote. ``notify_config`` gives a notice too. Some front-ends read the
+        space once and answer the driver from that until a notice comes: QEMU does for disks.
+
+        ``ValueError`` if it is longer than 256 bytes, or while served of another length than
+        before: the front-end knows that one. ``VhostUserError`` for a disk, whose space is its
+        own.
+        """
+        return self._config
+
+    @config.setter
+    def config(self, config: bytes) -> None:
+        self._replace_config(config, notify=False)
+
+    @property
+    def status(self) -> int:
+        """The device status byte: VIRTIO 1.3, "Device Status Field".
+
+        1 ACKNOWLEDGE, 2 DRIVER, 4 DRIVER_OK, 8 FEATURES_OK, 128 FAILED, as the front-end passed
+        them on last (QEMU "Vhost-user Protocol", "VHOST_USER_SET_STATUS"); callbacks see the new
+        value. 0 if it passes none on, as crosvm and Cloud Hypervisor, after a reset, and when no
+        front-end is there. QEMU also passes 0 on when its machine pauses, and of some device
+        types, as entropy or GPIO, never DRIVER_OK.
+        """
+        return 0 if self.served_by is None else self.served_by.status
 
     def on_queue(self, queue: Queue, /) -> None:
         """Handles what the driver made available on ``queue``.
@@ -141,20 +181,66 @@ class Device:
     def on_stop(self) -> None:
         """The last queue has stopped."""
 
+    def on_reset(self) -> None:
+        """The driver or the front-end has reset the device: forget what a driver has set.
+
+        VIRTIO 1.3, "Device Status Field". Called after ``on_stop``, once for each reset however
+        many messages say so, and not when a machine pauses, nor when a front-end leaves:
+        ``on_disconnect`` tells that.
+
+        Which it is, is certain where the front-end sends RESET_DEVICE (QEMU 8.2 and newer, at
+        each reset) or, having no such message, status 0 (DPDK). QEMU before 8.2, crosvm and Cloud
+        Hypervisor say the same at a reset as at a pause. With these it is called, late, just
+        before ``on_start``, if a queue starts elsewhere than it stopped, as it does for a new
+        driver; if the first queue that starts has had no request and tells nothing, then after
+        ``on_start`` and before the first request of a queue that does tell. A driver whose queues
+        have had no request at all is taken to go on.
+        """
+
     def on_disconnect(self) -> None:
         """The front-end is gone, and its memory with it."""
+
+    def read_config(self, offset: int, length: int, /) -> bytes:
+        """Answers a read of the configuration space: ``length`` bytes from ``offset`` on.
+
+        The default answers from ``config``. Override it where what is read depends on more than
+        what was assigned, as on the selection that a driver wrote (VIRTIO 1.3, "Input Device").
+        ``config`` still says how long the space is: a read ends within it, and the front-end gets
+        zeroes for what it asks for past its end.
+
+        An exception, a wrong length or anything but ``bytes`` is reported, and ``config``
+        answered: front-ends give a device up whose configuration they cannot read. So it is when
+        another callback has not returned for a second.
+        """
+        return self.config[offset : offset + length]
 
     def write_config(self, offset: int, data: bytes, /) -> None:
         """Takes a driver's write to the configuration space; an exception refuses it.
 
-        The default refuses all.
+        The default refuses all. ``config`` stays as it is unless it is assigned. QEMU passes on
+        the whole space from offset 0, whatever the driver wrote.
         """
         raise NotImplementedError(f"{type(self).__name__}.write_config")
 
     def notify_config(self, config: bytes) -> None:
-        """Replaces the configuration space; if served, tells the driver that it has changed."""
-        if len(config) > MAX_CONFIG:
-            raise ValueError(f"config has at most {MAX_CONFIG} bytes, not {len(config)}")
-        self.config = bytes(config)
-        if self.served_by is not None:
-            self.served_by.set_config(self.config)
+        """Replaces the configuration space; if served, tells the driver that it has changed.
+
+        Raises as assigning ``config`` does.
+        """
+        self._replace_config(config, notify=True)
+
+    def _replace_config(self, config: bytes, *, notify: bool) -> None:
+        if self.served_as != "queue":
+            raise VhostUserError("a disk's configuration space is its own")
+        space = _checked_space(config)
+        if self.served_by is not None and self.served_by.state != "stopped":
+            self.served_by.set_config(space, notify=notify)
+        self._config = space
+
+
+def _checked_space(config: bytes) -> bytes:
+    """A copy of ``config``, which may be anything of bytes, but no number of them."""
+    space = bytes(memoryview(config))
+    if len(space) > MAX_CONFIG:
+        raise ValueError(f"config has at most {MAX_CONFIG} bytes, not {len(space)}")
+    return space

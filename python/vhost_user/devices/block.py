@@ -16,6 +16,9 @@ BlkOp: TypeAlias = Literal["read", "write", "flush", "discard", "write_zeroes", 
 SECTOR = 512
 """Bytes of a sector: the unit of all virtio-blk addresses."""
 
+LIFE = ("on_start", "on_stop", "on_reset", "on_disconnect")
+"""What a device in Python may hear besides requests."""
+
 MAX_SERIAL = 20
 """Bytes of a serial number."""
 
@@ -135,8 +138,11 @@ class _RustDisk(Disk):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        callbacks = ("read", "write", "flush", "discard", "write_zeroes", "on_batch")
-        lost = [name for name in callbacks if hasattr(cls, name)]
+        lost = [
+            name
+            for name in ("read", "write", "flush", "discard", "write_zeroes", "on_batch", *LIFE)
+            if getattr(cls, name, None) is not getattr(Device, name, None)
+        ]
         if lost:
             raise TypeError(
                 f"{cls.__name__}.{lost[0]} would never be called: derive from BlockDevice instead"

@@ -189,16 +189,24 @@ impl Backend {
         Ok(())
     }
 
-    /// Replaces the configuration space and tells the front-end.
-    #[pyo3(signature = (config, /))]
-    fn set_config(&self, py: Python<'_>, config: Vec<u8>) -> PyResult<()> {
+    /// Replaces the configuration space, and with `notify` tells the front-end.
+    #[pyo3(signature = (config, /, *, notify))]
+    fn set_config(&self, py: Python<'_>, config: Vec<u8>, notify: bool) -> PyResult<()> {
         let core = self.core(py)?;
         match &self.served {
-            Served::Queue(device) => device.set_config(config),
+            Served::Queue(device) => device.set_config(config)?,
             _ => return Err(error::refused(py, "a disk's configuration space is its own")),
         }
-        py.detach(|| core.notify_config());
+        if notify {
+            py.detach(|| core.notify_config());
+        }
         Ok(())
+    }
+
+    /// The device status byte that the front-end passed last; 0 if it passes none.
+    #[getter]
+    fn status(&self, py: Python<'_>) -> PyResult<u8> {
+        Ok(self.core(py)?.device_status())
     }
 
     /// Takes the exception that a callback has left for `run()` or a front-end to raise.

@@ -438,6 +438,7 @@ impl Device for PyBlock {
 
     fn reset(&self) {
         self.core.reset();
+        self.device.reset();
     }
 
     fn disconnected(&self) {

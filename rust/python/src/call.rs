@@ -52,7 +52,7 @@ pub(crate) fn call<'py, const N: usize>(
     callable: &Py<PyAny>,
     arguments: [&Bound<'py, PyAny>; N],
 ) -> PyResult<()> {
-    let result = call_raw(py, callable, arguments)?;
+    let result = call_for_value(py, callable, arguments)?;
     if result.is_none() { Ok(()) } else { Err(returned(name, &result)) }
 }
 
@@ -71,9 +71,10 @@ fn returned(name: &str, result: &Bound<'_, PyAny>) -> PyErr {
     PyTypeError::new_err(format!("{name} returned {class}, where it is to return None: {advice}"))
 }
 
-/// Calls with no tuple made for the arguments.
+/// Calls a callback that returns something, with at most three positional arguments. No tuple is
+/// made for them.
 #[inline]
-fn call_raw<'py, const N: usize>(
+pub(crate) fn call_for_value<'py, const N: usize>(
     py: Python<'py>,
     callable: &Py<PyAny>,
     arguments: [&Bound<'py, PyAny>; N],

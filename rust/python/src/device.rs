@@ -3,12 +3,13 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyTuple};
+use pyo3::types::{PyByteArray, PyBytes, PyTuple};
 use vhost_user_core::device::{ConfigRefused, Device, QueueHandle};
 use vhost_user_core::request::Batch;
 
-use crate::call::call;
+use crate::call::{call, call_for_value};
 use crate::copy_budget::CopyBudget;
 use crate::py_device::{PyDevice, Views, run_worker};
 use crate::queue::Queue;
@@ -26,6 +27,9 @@ pub(crate) struct QueueDevice {
     receive_queues: Vec<u16>,
     /// There is an `on_queue_stop` to call.
     hears_stops: bool,
+    /// There is a `read_config` to call.
+    answers_config: bool,
+    /// The configuration space; its length never changes.
     config: Mutex<Vec<u8>>,
     queues: Vec<QueueSeat>,
 }
@@ -73,6 +77,7 @@ impl QueueDevice {
             features: object.getattr("features")?.extract()?,
             queue_size,
             takes_config: has("write_config"),
+            answers_config: has("read_config"),
             receive_queues: object.getattr("receive_queues")?.extract()?,
             hears_stops: has("on_queue_stop"),
             config: Mutex::new(object.getattr("config")?.extract()?),
@@ -81,9 +86,30 @@ impl QueueDevice {
         })
     }
 
-    /// Replaces the configuration space.
-    pub(crate) fn set_config(&self, config: Vec<u8>) {
-        *self.config() = config;
+    /// Replaces the configuration space. The front-end has been told its length already.
+    pub(crate) fn set_config(&self, config: Vec<u8>) -> PyResult<()> {
+        let mut held = self.config();
+        if config.len() != held.len() {
+            return Err(PyValueError::new_err(format!(
+                "config has {} bytes for as long as the device is served, not {}",
+                held.len(),
+                config.len()
+            )));
+        }
+        *held = config;
+        Ok(())
+    }
+
+    /// Has the device answer a read of its configuration space that ends within it. `None`: it
+    /// did not, and that was reported.
+    fn ask_for_config(&self, offset: usize, len: usize) -> Option<Vec<u8>> {
+        let what = format!("offset {offset}, {len} bytes");
+        self.device.ask_about("read_config", &what, |py| {
+            let offset = offset.into_pyobject(py)?.into_any();
+            let len_asked = len.into_pyobject(py)?.into_any();
+            let method = self.device.method(py, "read_config")?;
+            config_bytes(&call_for_value(py, &method, [&offset, &len_asked])?, len)
+        })
     }
 
     fn config(&self) -> MutexGuard<'_, Vec<u8>> {
@@ -191,10 +217,15 @@ impl Device for QueueDevice {
     }
 
     fn read_config(&self, offset: usize, out: &mut [u8]) {
-        let config = self.config();
-        let bytes = config.get(offset..).unwrap_or_default();
-        let len = bytes.len().min(out.len());
-        out[..len].copy_from_slice(&bytes[..len]);
+        let len = self.config_len().saturating_sub(offset).min(out.len());
+        if len == 0 {
+            return;
+        }
+        let answered = self.answers_config.then(|| self.ask_for_config(offset, len)).flatten();
+        // Front-ends give a device up whose configuration they cannot read, so that what failed
+        // is answered too.
+        let bytes = answered.unwrap_or_else(|| self.config()[offset..offset + len].to_vec());
+        out[..len].copy_from_slice(&bytes);
     }
 
     fn write_config(&self, offset: usize, data: &[u8]) -> Result<(), ConfigRefused> {
@@ -260,6 +291,10 @@ impl Device for QueueDevice {
         self.queues.iter().for_each(|seat| seat.budget.forget());
     }
 
+    fn reset(&self) {
+        self.device.reset();
+    }
+
     fn disconnected(&self) {
         self.device.disconnected();
     }
@@ -291,6 +326,25 @@ impl QueueSeat {
     fn lock(&self) -> MutexGuard<'_, QueueState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What `read_config` returned, which must be `len` bytes.
+fn config_bytes(returned: &Bound<'_, PyAny>, len: usize) -> PyResult<Vec<u8>> {
+    let bytes = if let Ok(bytes) = returned.cast::<PyBytes>() {
+        bytes.as_bytes().to_vec()
+    } else if let Ok(bytes) = returned.cast::<PyByteArray>() {
+        bytes.to_vec()
+    } else {
+        let class = returned.get_type();
+        let text = format!("read_config returned {}, where it is to return bytes", class.name()?);
+        return Err(PyTypeError::new_err(text));
+    };
+    if bytes.len() != len {
+        let got = bytes.len();
+        let text = format!("read_config returned {got} bytes, where {len} were asked for");
+        return Err(PyValueError::new_err(text));
+    }
+    Ok(bytes)
 }
 
 impl fmt::Debug for QueueDevice {

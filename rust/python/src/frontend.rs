@@ -95,7 +95,8 @@ impl Frontend {
         self.negotiated(py, |n| n.offered_protocol.bits())
     }
 
-    /// Virtqueues of the device; `None` if the back-end does not tell.
+    /// Virtqueues of the device, of a network device pairs of them; `None` if the back-end does not
+    /// tell.
     #[getter]
     fn num_queues(&self, py: Python<'_>) -> PyResult<Option<u64>> {
         self.negotiated(py, |n| n.num_queues)

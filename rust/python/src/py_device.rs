@@ -1,6 +1,7 @@
 //! A Python object whose methods are a device's callbacks: what all kinds of devices have in common.
 
 use std::cell::Cell;
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -123,6 +124,16 @@ impl PyDevice {
         name: &'static str,
         call: impl FnOnce(Python<'_>) -> PyResult<T>,
     ) -> Option<T> {
+        self.ask_about(name, &"a call from the back-end", call)
+    }
+
+    /// As [`ask`](Self::ask); `request` says in a report what was asked.
+    pub(crate) fn ask_about<T>(
+        &self,
+        name: &'static str,
+        request: &dyn fmt::Display,
+        call: impl FnOnce(Python<'_>) -> PyResult<T>,
+    ) -> Option<T> {
         let _scope = CallbackScope::enter();
         // Once is enough to wait for a callback that does not return.
         let limit = if self.stuck.load(Ordering::Relaxed) { Duration::ZERO } else { CONTROL_LIMIT };
@@ -135,7 +146,7 @@ impl PyDevice {
         }
         let _mark = CallbackMark::set();
         let attached = Python::try_attach(|py| {
-            let context = Context { callback: name, request: &"a call from the back-end" };
+            let context = Context { callback: name, request };
             call(py).map_err(|error| self.reports.raised(py, error, &context)).ok()
         });
         attached.flatten()
@@ -155,6 +166,10 @@ impl PyDevice {
     pub(crate) fn stopped(&self) {
         self.tell("on_stop");
         self.reports.sum_up();
+    }
+
+    pub(crate) fn reset(&self) {
+        self.tell("on_reset");
     }
 
     pub(crate) fn disconnected(&self) {
