@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import pytest
 import vhost_user as vu
 
 from .conftest import Boot
@@ -70,6 +71,56 @@ def test_the_driver_can_leave_the_device_and_come_back(boot: Boot, device: Devic
     guest.sh("cd /sys/bus/virtio/drivers/virtio_blk && echo virtio0 >bind")
     assert guest.sh("head -n 1 /dev/vda") == "mark\n"
     assert int(guest.sh("cat /sys/block/vda/size")) * 512 == DISK_BYTES
+
+
+@pytest.mark.parametrize("driver", ["virtio_blk", "virtio_rng"])
+def test_a_device_hears_of_its_drivers_resets_and_not_of_pauses(
+    boot: Boot, socket_path: Path, driver: str
+) -> None:
+    kind, model, use = {
+        "virtio_blk": (ResettableDisk, "blk", "dd if=/dev/vda of=/dev/null bs=4k count=9"),
+        "virtio_rng": (ResettableRng, "rng", "dd if=/dev/hwrng of=/dev/null bs=64 count=9"),
+    }[driver]
+    device = kind()
+    with vu.Backend(device, socket=socket_path):
+        guest = boot(Device(model=f"vhost-user-{model}-pci", socket=socket_path))
+        guest.sh(f"{use} 2>/dev/null")
+        at_start = device.resets
+        for resets in range(3):
+            for _ in range(2):
+                guest.pause()
+                guest.resume()
+                guest.sh(f"{use} 2>/dev/null")
+            assert device.resets == at_start + resets
+            guest.sh(f"cd /sys/bus/virtio/drivers/{driver} && echo virtio0 >unbind")
+            guest.sh(f"cd /sys/bus/virtio/drivers/{driver} && echo virtio0 >bind")
+            guest.sh(f"{use} 2>/dev/null")
+            assert device.resets == at_start + resets + 1
+        # Firmware and kernel come one after the other: how many resets that is, is theirs to say.
+        guest.reboot()
+        guest.sh(f"{use} 2>/dev/null")
+        assert device.resets > at_start + 3
+
+
+class ResettableDisk(RamDisk):
+    """Counts its resets."""
+
+    resets = 0
+
+    def __init__(self) -> None:
+        super().__init__(DISK_BYTES)
+
+    def on_reset(self) -> None:
+        self.resets += 1
+
+
+class ResettableRng(vu.Rng):
+    """Counts its resets."""
+
+    resets = 0
+
+    def on_reset(self) -> None:
+        self.resets += 1
 
 
 class FlushCounter(RamDisk):
