@@ -99,12 +99,16 @@ fn descriptors_that_do_not_fit_into_the_process_end_the_connection() {
     assert!(matches!(ours.receive(fd.as_fd()), Ok(Incoming::Frame(frame)) if frame.fds.len() == 8));
 }
 
-/// Waiting for a connection must neither spin nor give up while there is no descriptor to be had.
-/// `wait` runs while the process has room for `spare` more descriptors, and 400 ms later for all.
-fn waits_and_recovers(spare: u64, wait: impl FnOnce() -> Option<Stream> + Send) {
-    let waited = with_room_for(spare, |restore| {
+/// Waiting for a connection must neither spin nor give up while there is no descriptor to be had,
+/// and says once what is short. `wait` runs while the process has room for none, and 400 ms later
+/// for all.
+fn waits_and_recovers(mut wait: impl FnMut() -> Result<Next, SocketError> + Send) {
+    let waited = with_room_for(1, |restore| {
         thread::scope(|scope| {
-            let waiting = scope.spawn(|| (wait(), clock_gettime(ClockId::ThreadCPUTime)));
+            let waiting = scope.spawn(move || {
+                let told = wait().unwrap();
+                (told, wait().unwrap(), clock_gettime(ClockId::ThreadCPUTime))
+            });
             let until = Instant::now() + Duration::from_millis(400);
             while Instant::now() < until {
                 assert!(!waiting.is_finished(), "there was no descriptor for a connection");
@@ -114,8 +118,10 @@ fn waits_and_recovers(spare: u64, wait: impl FnOnce() -> Option<Stream> + Send) 
             waiting.join().unwrap()
         })
     });
-    let (stream, busy) = waited;
-    assert!(stream.is_some());
+    let (told, next, busy) = waited;
+    let Next::Held(why) = told else { panic!("{told:?}") };
+    assert!(why.to_string().contains("Too many open files"), "{why}");
+    assert!(matches!(next, Next::Stream(_)), "{next:?}");
     assert!(busy.tv_sec == 0 && busy.tv_nsec < 100_000_000, "spun for {busy:?} of 400 ms");
 }
 
@@ -129,7 +135,7 @@ fn accepting_without_free_descriptors_waits_and_recovers() {
     let _client = UnixStream::connect(&path).unwrap();
     fs::remove_file(&path).unwrap();
     let wake = never();
-    waits_and_recovers(1, || listener.accept(wake.as_fd()).unwrap());
+    waits_and_recovers(|| listener.accept(wake.as_fd()));
 }
 
 fn dialling_without_free_descriptors_waits_and_recovers() {
@@ -137,10 +143,7 @@ fn dialling_without_free_descriptors_waits_and_recovers() {
     let _front_end = UnixListener::bind(&path).unwrap();
     let mut source = Endpoint::Dial { path: path.clone() }.open().unwrap();
     let wake = never();
-    waits_and_recovers(1, || match source.next(wake.as_fd()).unwrap() {
-        Next::Stream(stream) => Some(stream),
-        Next::Woken | Next::Over => None,
-    });
+    waits_and_recovers(|| source.next(wake.as_fd()));
     fs::remove_file(&path).unwrap();
 }
 

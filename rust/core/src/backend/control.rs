@@ -56,6 +56,9 @@ impl Control {
                 Ok(Next::Stream(stream)) => return Some(stream),
                 // Nothing but a stop concerns a back-end without a front-end.
                 Ok(Next::Woken) => drop(self.context.shared.pending_events()),
+                Ok(Next::Held(error)) => {
+                    self.context.shared.event(Event::AcceptHeld(error.to_string()));
+                }
                 Ok(Next::Over) => return None,
                 Err(error) => {
                     self.context.shared.event(Event::AcceptFailed(error.to_string()));

@@ -90,6 +90,8 @@ pub enum Event {
     Stuck(Stuck),
     /// A worker thread ended by a panic.
     WorkerPanicked(String),
+    /// No front-end can be taken for now; it is tried again. Told once until one was.
+    AcceptHeld(String),
     /// No front-end can be taken.
     AcceptFailed(String),
     /// The control thread does not end: something outside this process holds it up.
@@ -123,6 +125,7 @@ impl Event {
             | Self::NotTaken(_)
             | Self::Refused(_)
             | Self::Closed(_)
+            | Self::AcceptHeld(_)
             | Self::Stuck(_) => Level::Warning,
             Self::WorkerPanicked(_) | Self::AcceptFailed(_) | Self::NotStopped => Level::Error,
         }
@@ -164,6 +167,7 @@ impl fmt::Display for Event {
             Self::Disconnected => f.write_str("front-end disconnected"),
             Self::Stuck(stuck) => stuck.fmt(f),
             Self::WorkerPanicked(why) => write!(f, "a worker thread panicked: {why}"),
+            Self::AcceptHeld(why) => write!(f, "no front-end can be taken for now: {why}"),
             Self::AcceptFailed(why) => write!(f, "no front-end can be taken: {why}"),
             Self::NotStopped => f.write_str(
                 "the back-end does not stop: something outside this process holds its control \

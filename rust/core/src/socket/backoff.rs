@@ -15,12 +15,14 @@ pub(super) struct Backoff {
     most: Duration,
     pause: Duration,
     not_before: Instant,
+    /// Somebody has been told why attempts fail.
+    told: bool,
 }
 
 impl Backoff {
     /// The pauses begin with `first` and grow to `most`. The first attempt may be made at once.
     pub(super) fn new(first: Duration, most: Duration) -> Self {
-        Self { first, most, pause: first, not_before: Instant::now() }
+        Self { first, most, pause: first, not_before: Instant::now(), told: false }
     }
 
     /// An attempt was made: the next one waits for the pause that is due now.
@@ -37,6 +39,12 @@ impl Backoff {
     /// The attempt succeeded: the pauses begin again with the first.
     pub(super) fn succeeded(&mut self) {
         self.pause = self.first;
+        self.told = false;
+    }
+
+    /// Whether nobody has been told yet why attempts fail. From now on somebody has.
+    pub(super) fn is_news(&mut self) -> bool {
+        !std::mem::replace(&mut self.told, true)
     }
 
     /// When the next attempt may be made.
@@ -71,6 +79,16 @@ mod tests {
         }
         pauses.push(backoff.pause);
         assert_eq!(pauses, [20, 40, 80, 100, 100, 20, 40].map(ms));
+    }
+
+    #[test]
+    fn what_holds_up_attempts_is_news_once_until_one_succeeds() {
+        let mut backoff = Backoff::new(Duration::ZERO, Duration::ZERO);
+        assert!(backoff.is_news() && !backoff.is_news());
+        backoff.failed();
+        assert!(!backoff.is_news());
+        backoff.succeeded();
+        assert!(backoff.is_news());
     }
 
     #[test]

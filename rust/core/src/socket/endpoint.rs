@@ -12,7 +12,7 @@ use rustix::net::{
 use super::backoff::{Backoff, is_shortage};
 use super::listener::{stream_socket, unix_address};
 use super::wait::Ready;
-use super::{ListenOptions, Listener, SocketError, Stream};
+use super::{ListenOptions, Listener, Next, SocketError, Stream};
 use crate::error::HostError;
 
 /// The pause between two calls to a front-end that is not there: at first, and at most. Doubles
@@ -44,15 +44,12 @@ pub enum Source {
     Given(Option<Stream>),
 }
 
-/// The next connection of a [`Source`].
+/// What came of one call to a front-end that failed and may do better later.
 #[derive(Debug)]
-pub enum Next {
-    /// A front-end.
-    Stream(Stream),
-    /// The wake descriptor became readable.
-    Woken,
-    /// The connection that was handed down has been taken; there is no other.
-    Over,
+struct Later {
+    error: SocketError,
+    /// The host is to blame, and nobody has been told.
+    is_news: bool,
 }
 
 /// Calls a front-end until it answers.
@@ -77,12 +74,11 @@ impl Endpoint {
 impl Source {
     /// Waits for the next connection, for ever unless `wake` becomes readable.
     pub fn next(&mut self, wake: BorrowedFd<'_>) -> Result<Next, SocketError> {
-        let stream = match self {
-            Self::Listener(listener) => listener.accept(wake)?,
-            Self::Dialer(dialer) => dialer.dial(wake)?,
-            Self::Given(stream) => return Ok(stream.take().map_or(Next::Over, Next::Stream)),
-        };
-        Ok(stream.map_or(Next::Woken, Next::Stream))
+        match self {
+            Self::Listener(listener) => listener.accept(wake),
+            Self::Dialer(dialer) => dialer.dial(wake),
+            Self::Given(stream) => Ok(stream.take().map_or(Next::Over, Next::Stream)),
+        }
     }
 }
 
@@ -95,7 +91,7 @@ impl Stream {
         loop {
             match dialer.attempt()? {
                 Ok(stream) => return Ok(stream),
-                Err(error) if dialer.backoff.not_before() >= until => return Err(error),
+                Err(later) if dialer.backoff.not_before() >= until => return Err(later.error),
                 Err(_) => dialer.backoff.wait(None)?,
             };
         }
@@ -108,21 +104,22 @@ impl Dialer {
         Ok(Self { address, path, backoff: Backoff::new(PAUSE.0, PAUSE.1) })
     }
 
-    /// `None`: woken.
-    fn dial(&mut self, wake: BorrowedFd<'_>) -> Result<Option<Stream>, SocketError> {
+    fn dial(&mut self, wake: BorrowedFd<'_>) -> Result<Next, SocketError> {
         loop {
             // Also a front-end that hangs up at once is not called more often than this.
             if self.backoff.wait(Some(wake))? == Ready::Wake {
-                return Ok(None);
+                return Ok(Next::Woken);
             }
-            if let Ok(stream) = self.attempt()? {
-                return Ok(Some(stream));
+            match self.attempt()? {
+                Ok(stream) => return Ok(Next::Stream(stream)),
+                Err(Later { error, is_news: true }) => return Ok(Next::Held(error)),
+                Err(_) => {}
             }
         }
     }
 
     /// One call. The inner error is one that may go away.
-    fn attempt(&mut self) -> Result<Result<Stream, SocketError>, SocketError> {
+    fn attempt(&mut self) -> Result<Result<Stream, Later>, SocketError> {
         match self.call() {
             Ok(stream) => {
                 self.backoff.attempted();
@@ -132,7 +129,11 @@ impl Dialer {
             Err((step, error)) => {
                 self.backoff.failed();
                 let described = HostError::new(step, error).into();
-                if may_come_up(error) { Ok(Err(described)) } else { Err(described) }
+                if !may_come_up(error) {
+                    return Err(described);
+                }
+                let is_news = is_shortage(error) && self.backoff.is_news();
+                Ok(Err(Later { error: described, is_news }))
             }
         }
     }

@@ -21,7 +21,7 @@ use rustix::net::{
 
 use super::backoff::{Backoff, is_shortage};
 use super::wait::{Ready, wait};
-use super::{MAX_PATH, SocketError, Stream};
+use super::{MAX_PATH, Next, SocketError, Stream};
 use crate::error::HostError;
 
 /// Connections that may wait. One front-end is served at a time; the others queue up here.
@@ -106,27 +106,31 @@ impl Listener {
         Ok(Self { fd, file: None, backoff: Backoff::new(PAUSE.0, PAUSE.1) })
     }
 
-    /// Waits for a connection. `None`: `wake` became readable.
+    /// Waits for a connection, for ever unless `wake` becomes readable.
     ///
     /// While descriptors or memory are short it pauses and tries again, until there are some.
-    pub fn accept(&mut self, wake: BorrowedFd<'_>) -> Result<Option<Stream>, SocketError> {
+    pub fn accept(&mut self, wake: BorrowedFd<'_>) -> Result<Next, SocketError> {
         loop {
-            if wait(Some((self.fd.as_fd(), PollFlags::IN)), Some(wake), None)? == Ready::Wake {
-                return Ok(None);
+            if self.backoff.wait(Some(wake))? == Ready::Wake
+                || wait(Some((self.fd.as_fd(), PollFlags::IN)), Some(wake), None)? == Ready::Wake
+            {
+                return Ok(Next::Woken);
             }
-            match accept_with(&self.fd, SocketFlags::CLOEXEC) {
+            let error = match accept_with(&self.fd, SocketFlags::CLOEXEC) {
                 Ok(fd) => {
                     self.backoff.succeeded();
-                    return Ok(Some(Stream::new(fd)));
+                    return Ok(Next::Stream(Stream::new(fd)));
                 }
-                Err(error) if concerns_one_connection(error) => {}
-                Err(error) if is_shortage(error) || is_forbidden(error) => {
-                    self.backoff.failed();
-                    if self.backoff.wait(Some(wake))? == Ready::Wake {
-                        return Ok(None);
-                    }
-                }
-                Err(error) => return Err(HostError::new("accept a connection", error).into()),
+                Err(error) if concerns_one_connection(error) => continue,
+                Err(error) => error,
+            };
+            let described = HostError::new("accept a connection", error).into();
+            if !is_shortage(error) && !is_forbidden(error) {
+                return Err(described);
+            }
+            self.backoff.failed();
+            if self.backoff.is_news() {
+                return Ok(Next::Held(described));
             }
         }
     }

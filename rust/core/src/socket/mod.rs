@@ -14,12 +14,14 @@ mod backoff;
 mod endpoint;
 mod error;
 mod listener;
+mod next;
 mod stream;
 mod wait;
 
-pub use endpoint::{Endpoint, Next, Source};
+pub use endpoint::{Endpoint, Source};
 pub use error::SocketError;
 pub use listener::{ListenOptions, Listener};
+pub use next::Next;
 pub use stream::{DEFAULT_DEADLINE, Incoming, Stream};
 
 /// Bytes that a socket's path may have: `sockaddr_un` holds 108 with the terminating zero.
