@@ -129,7 +129,8 @@ pub trait Device: Send + Sync + 'static {
     }
 
     /// A ring is about to stop. No more of it is taken; requests that the device still holds are
-    /// waited for, but for those that it has [parked](Request::park).
+    /// waited for, but for those whose claim it has
+    /// [parked](crate::request::RequestClaim::park).
     fn queue_stopping(&self, queue: u16) {
         let _ = queue;
     }

@@ -5,12 +5,13 @@
 use std::ffi::c_int;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pyo3::exceptions::PyBufferError;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyMemoryView, PyTuple};
+use vhost_user_core::request::RequestClaim;
 
 use crate::object::is_unshared;
 use crate::traits::{Side, Watched};
@@ -22,6 +23,10 @@ pub(crate) struct ExportCount {
     /// What is to be done when the last view is gone, and that it was done.
     then: Mutex<Option<Finish>>,
     over: AtomicBool,
+    /// There is a claim.
+    may_go_back: AtomicBool,
+    /// The claim on memory that may go back to the driver while no view is left.
+    claim: Mutex<Option<RequestClaim>>,
 }
 
 /// The end of a request whose last view is gone.
@@ -60,10 +65,56 @@ impl ExportCount {
         }
     }
 
+    /// Lets the memory go back to the driver while no view is left, if it has such a claim.
+    pub(crate) fn park_with(&self, claim: impl FnOnce() -> Option<RequestClaim>) {
+        let mut known = self.lock_claim();
+        if known.is_none() {
+            *known = claim();
+        }
+        let Some(claim) = &*known else { return };
+        // Before the look at the views: of this and a new view at least one sees the other.
+        self.may_go_back.store(true, Ordering::SeqCst);
+        if self.is_free() {
+            claim.park();
+        }
+    }
+
+    /// The request is answered: its memory is nobody's to claim.
+    pub(crate) fn forget_claim(&self) {
+        if self.may_go_back.swap(false, Ordering::SeqCst) {
+            *self.lock_claim() = None;
+        }
+    }
+
+    /// Counts a view; `false`: the memory went back, and nothing was counted.
+    fn add(&self) -> bool {
+        self.views.fetch_add(1, Ordering::SeqCst);
+        if !self.may_go_back.load(Ordering::SeqCst) {
+            return true;
+        }
+        let claim = self.lock_claim();
+        let claimed = claim.as_ref().is_none_or(|claim| claim.claim());
+        if !claimed {
+            self.views.fetch_sub(1, Ordering::SeqCst);
+        }
+        claimed
+    }
+
     fn release(&self, py: Python<'_>) {
-        if self.views.fetch_sub(1, Ordering::SeqCst) == 1 {
+        let claim = self.may_go_back.load(Ordering::SeqCst).then(|| self.lock_claim());
+        let last = self.views.fetch_sub(1, Ordering::SeqCst) == 1;
+        if let Some(claim) = claim.as_ref().and_then(|claim| claim.as_ref()).filter(|_| last) {
+            claim.park();
+        }
+        drop(claim);
+        if last {
             self.end(py);
         }
+    }
+
+    fn lock_claim(&self) -> MutexGuard<'_, Option<RequestClaim>> {
+        // Held for some atomic operations only.
+        self.claim.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn end(&self, py: Python<'_>) {
@@ -138,7 +189,11 @@ impl BufferExporter {
         let exporter = slf.get();
         // Counted before the look at `base`: of an export and a concurrent `shut` with its look
         // at the count, at least one sees the other.
-        exporter.exports.views.fetch_add(1, Ordering::SeqCst);
+        if !exporter.exports.add() {
+            // SAFETY: `view` is to be filled; the protocol wants no object in it on an error.
+            unsafe { (*view).obj = ptr::null_mut() };
+            return Err(PyBufferError::new_err("the buffer went back when its queue stopped"));
+        }
         let base = exporter.base.load(Ordering::SeqCst);
         let filled = if base.is_null() {
             // SAFETY: `view` is to be filled; the protocol wants no object in it on an error.

@@ -196,6 +196,13 @@ impl<R: Lendable> LoanedRequest<R> {
         self.sides[Side::Writable as usize].copy.as_ref()?.bytes()
     }
 
+    /// From now on the request may go back unused while no view of it is left.
+    pub(crate) fn park(&self) {
+        if let Some(request) = &self.request {
+            self.exports.park_with(|| request.claims());
+        }
+    }
+
     /// Whether views of it are left.
     pub(crate) fn is_viewed(&self) -> bool {
         !self.exports.is_free()
@@ -209,6 +216,7 @@ impl<R: Lendable> LoanedRequest<R> {
         F: FnOnce(R) + Send + 'static,
     {
         let Some(request) = self.request.take() else { return Reclaimed::Nothing };
+        self.exports.forget_claim();
         for loan in &mut self.sides {
             loan.shut();
         }
@@ -243,6 +251,7 @@ impl<R: Lendable> LoanedRequest<R> {
 impl<R: Lendable> Drop for LoanedRequest<R> {
     fn drop(&mut self) {
         let Some(request) = self.request.take() else { return };
+        self.exports.forget_claim();
         // Views may still point into its memory, so it cannot just go. Nobody has answered it, and
         // of a copy nothing is carried over.
         for loan in &mut self.sides {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyMemoryView;
-use vhost_user_core::request::{Batch, Request, Stopped};
+use vhost_user_core::request::{Batch, Request, RequestClaim, Stopped};
 
 use crate::exporter;
 use crate::log;
@@ -38,8 +38,8 @@ impl Lendable for Request {
         Request::is_live(self)
     }
 
-    fn park(&self) {
-        Request::park(self);
+    fn claims(&self) -> Option<RequestClaim> {
+        Request::claims(self)
     }
 
     fn claim(&self) -> bool {

@@ -323,13 +323,10 @@ impl<R: Answerable> State<R> {
         }
     }
 
-    /// Lets a deferred request go back unused if its queue stops, unless somebody can see its data.
+    /// Lets a deferred request go back unused if its queue stops while nobody can see its data.
     fn park(&self) {
-        if self.phase == Phase::Deferred
-            && let Some(request) = self.loan.request()
-            && !self.loan.is_viewed()
-        {
-            request.park();
+        if self.phase == Phase::Deferred {
+            self.loan.park();
         }
     }
 

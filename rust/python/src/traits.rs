@@ -6,7 +6,7 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 use vhost_user_core::block::{BlockRequest, Status};
 pub(crate) use vhost_user_core::memory::Parts;
-use vhost_user_core::request::{Batch, Stopped};
+use vhost_user_core::request::{Batch, RequestClaim, Stopped};
 
 /// Who may write a part of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,9 +34,10 @@ pub(crate) trait Lendable: Send + 'static {
     /// Whether its ring still runs. If not, its memory is the driver's again.
     fn is_live(&self) -> bool;
 
-    /// Notes that its memory is not touched before it is claimed: if its queue stops meanwhile, an
-    /// unused buffer goes back.
-    fn park(&self) {}
+    /// The claim on its memory, if it may go back unused while nobody can see it.
+    fn claims(&self) -> Option<RequestClaim> {
+        None
+    }
 
     /// Whether its memory may be touched, from now on until it is parked again.
     fn claim(&self) -> bool {

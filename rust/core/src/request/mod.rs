@@ -16,6 +16,6 @@ pub use batch::Batch;
 pub use completion::Stopped;
 pub(crate) use completion::{CompletionQueue, Done, Slot};
 pub(crate) use doorbell::Doorbell;
-pub use request::Request;
+pub use request::{Request, RequestClaim};
 pub use scope::CallbackScope;
 pub(crate) use scope::{Publish, ScopeId, publish_later};

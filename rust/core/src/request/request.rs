@@ -56,21 +56,21 @@ impl Request {
         !completions.is_closed() && !completions.is_revoked(head)
     }
 
-    /// Notes that the device does not touch this request's memory before it has claimed it again.
-    /// If its queue stops meanwhile a buffer that has no readable part goes back unused. Only for
-    /// requests that are kept past their batch.
-    pub fn park(&self) {
-        let Slot { head, ref buffers, ref completions, .. } = *self.slot();
-        if buffers.readable().is_empty() && !buffers.waits() {
-            completions.park(head);
-        }
-    }
-
-    /// Whether the device may touch the memory of a request that it has [parked](Self::park);
+    /// Whether the device may touch the memory of a request whose claim was [parked];
     /// `false`: it went back.
+    ///
+    /// [parked]: RequestClaim::park
     pub fn claim(&self) -> bool {
         let Slot { head, ref completions, .. } = *self.slot();
         !completions.is_closed() && completions.claim(head)
+    }
+
+    /// The device's claim on the memory of a request that it keeps past its batch. `None`: it is
+    /// always the device's until it is completed, as it has a readable part.
+    pub fn claims(&self) -> Option<RequestClaim> {
+        let Slot { head, ref buffers, ref completions, .. } = *self.slot();
+        let is_unused = buffers.readable().is_empty() && !buffers.waits();
+        is_unused.then(|| RequestClaim { completions: Arc::clone(completions), head })
     }
 
     /// What of its buffers cannot be reached; such a request goes to
@@ -125,6 +125,26 @@ impl Request {
 
     pub(super) fn into_slot(mut self) -> Box<Slot> {
         self.slot.take().expect("a request has its slot until it is consumed")
+    }
+}
+
+/// A device's claim on the memory of a buffer that has no readable part, and that it keeps.
+#[derive(Debug)]
+pub struct RequestClaim {
+    completions: Arc<CompletionQueue>,
+    head: u16,
+}
+
+impl RequestClaim {
+    /// Notes that the device does not touch the memory before it has claimed it again: if the queue
+    /// stops meanwhile, the buffer goes back to the driver unused.
+    pub fn park(&self) {
+        self.completions.park(self.head);
+    }
+
+    /// As [`Request::claim`].
+    pub fn claim(&self) -> bool {
+        !self.completions.is_closed() && self.completions.claim(self.head)
     }
 }
 

@@ -18,8 +18,9 @@ use parking_lot::{Condvar, Mutex};
 
 use super::context::WorkerContext;
 use super::notifier::Notifier;
-use super::queue::{Ended, Failed, Next, Phase, Queue, QueueParts};
+use super::queue::{Next, Phase, Queue, QueueParts};
 use super::report::Broken;
+use super::stop::{Ended, Failed};
 use crate::memory::Memory;
 use crate::request::{CallbackScope, CompletionQueue, Doorbell};
 use crate::ring::StartError;
@@ -186,7 +187,7 @@ impl QueueCell {
 
     /// Requests that were popped and not given back.
     pub(crate) fn in_flight(&self) -> Result<u32, HeldUp> {
-        Ok(self.change(|queue| queue.in_flight())?.unwrap_or(0))
+        Ok(self.change(|queue| queue.in_flight)?.unwrap_or(0))
     }
 
     /// Ends the queue: nothing of the ring is mapped any more, and late completions are refused.

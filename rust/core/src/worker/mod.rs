@@ -3,6 +3,7 @@
 
 mod cell;
 mod context;
+mod counters;
 mod mailbox;
 mod notifier;
 mod poll;
@@ -11,6 +12,7 @@ mod queue;
 mod receive;
 mod report;
 mod resolve;
+mod stop;
 mod thread;
 
 use std::io;
@@ -27,9 +29,10 @@ use crate::error::HostError;
 use crate::request::Doorbell;
 use crate::sys::sigbus;
 pub(crate) use cell::{HeldUp, QueueCell};
+pub(crate) use counters::QueueCounters;
 use mailbox::Mailbox;
 pub(crate) use notifier::Notifier;
-pub(crate) use queue::{QueueCounters, QueueParts};
+pub(crate) use queue::QueueParts;
 pub(crate) use receive::ReceiveHandle;
 pub(crate) use report::{Began, Broken, Report};
 pub(crate) use thread::WorkerConfig;

@@ -3,13 +3,14 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::counters::{QueueCounters, bump};
 use super::notifier::Notifier;
 use super::provided::Provided;
 use super::report::{Began, Report};
 use crate::device::Device;
-use crate::memory::{GuestSlice, Memory};
+use crate::memory::Memory;
 use crate::request::{Batch, CompletionQueue, Done, Doorbell, Request, Slot};
 use crate::ring::{RingError, SplitRing, StartError};
 use crate::sys::guard::Loss;
@@ -20,16 +21,6 @@ const SPARE_SLOTS: usize = 256;
 /// Slots that wait for a chain. A request moves as the pointer to its slot.
 #[allow(clippy::vec_box)]
 type Spare = Vec<Box<Slot>>;
-
-/// What a queue has done since the back-end started. Written by whoever has its lock, once a batch.
-#[derive(Debug, Default)]
-pub(crate) struct QueueCounters {
-    pub(crate) requests: AtomicU64,
-    pub(crate) batches: AtomicU64,
-    pub(crate) calls: AtomicU64,
-    pub(crate) kicks: AtomicU64,
-    pub(crate) in_flight: AtomicU32,
-}
 
 /// Where a queue is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,24 +51,6 @@ pub(super) enum Next {
     Began(Began),
 }
 
-/// What is left of a queue that has ended.
-#[derive(Debug)]
-pub(crate) struct Ended {
-    /// Its next available index.
-    pub(crate) base: u16,
-    /// Still registered with the worker.
-    pub(crate) kick: Option<OwnedFd>,
-}
-
-/// Requests that a device did not give back in time.
-#[derive(Debug, Default)]
-pub(crate) struct Failed {
-    /// How many.
-    pub(crate) requests: u32,
-    /// Where their buffers are mapped.
-    pub(crate) places: Vec<GuestSlice>,
-}
-
 /// What a queue is made of.
 pub(crate) struct QueueParts {
     pub(crate) index: u16,
@@ -99,8 +72,8 @@ pub(super) struct Queue {
     pub(super) ring: SplitRing,
     pub(super) device: Arc<dyn Device>,
     pub(super) report: Arc<dyn Report>,
-    doorbell: Arc<Doorbell>,
-    kick: Option<OwnedFd>,
+    pub(super) doorbell: Arc<Doorbell>,
+    pub(super) kick: Option<OwnedFd>,
     call: Option<Notifier>,
     error: Option<Notifier>,
     enabled: bool,
@@ -117,7 +90,7 @@ pub(super) struct Queue {
     wanted: Option<u16>,
     /// Requests that the device left in the ring: not offered again before the next kick.
     left: u16,
-    in_flight: u32,
+    pub(super) in_flight: u32,
     pub(super) completions: Arc<CompletionQueue>,
     collected: Vec<Done>,
     /// For chains that are taken by the device itself; empty between two such.
@@ -129,7 +102,7 @@ pub(super) struct Queue {
     detached: bool,
     /// Once it has happened nothing is popped and nothing is published.
     loss: Arc<Loss>,
-    counters: Arc<QueueCounters>,
+    pub(super) counters: Arc<QueueCounters>,
 }
 
 impl Queue {
@@ -455,72 +428,6 @@ impl Queue {
         self.phase = Phase::Stopping;
     }
 
-    /// Gives back the buffers that the device holds and does not touch now. The ring steps back
-    /// over those that were popped last; behind one that stays they are completed empty.
-    pub(super) fn return_unused(&mut self) {
-        self.collect();
-        while let Some(head) = self.ring.last_popped()
-            && self.completions.revoke(head)
-        {
-            self.ring.unpop(head);
-            self.in_flight -= 1;
-        }
-        for head in self.ring.heads_in_flight() {
-            if self.completions.revoke(head) {
-                self.ring.push(head, 0);
-                self.in_flight -= 1;
-            }
-        }
-        self.counters.in_flight.store(self.in_flight, Ordering::Relaxed);
-        self.publish();
-    }
-
-    /// Fails what the device does not give back: an error is written for each, and it goes back to
-    /// the driver. Late completions are refused. Returns what the device may still touch.
-    pub(super) fn fail_rest(&mut self) -> Failed {
-        self.collect();
-        self.completions.close();
-        // What the requests read stays noted where the device's own completions are.
-        self.completions = CompletionQueue::new(0, Arc::clone(&self.doorbell));
-        self.completions.close();
-        let (mut batch, called) = (Batch::default(), AtomicU32::new(0));
-        let mut failed = Failed { requests: self.in_flight, ..Failed::default() };
-        for head in self.ring.heads_in_flight() {
-            let mut slot = Slot::new(self.index, Arc::clone(&self.completions));
-            // A chain that the driver has changed since is not written to.
-            if self.ring.walk_again(head, &mut slot.buffers).is_err() {
-                slot.buffers.release();
-            }
-            failed.places.extend(slot.buffers.readable().parts(0, u64::MAX));
-            failed.places.extend(slot.buffers.writable().parts(0, u64::MAX));
-            slot.head = head;
-            batch.push(Request::new(slot));
-        }
-        if self.ring.memory().needs_resolving() {
-            self.provide(&mut batch, &called);
-        }
-        while let Some(request) = batch.next() {
-            let written = self.device.refuse(self.index, &request);
-            batch.complete(request, written);
-        }
-        self.settle(&mut batch);
-        failed
-    }
-
-    /// Ends the queue.
-    pub(super) fn end(self: Box<Self>) -> Ended {
-        let base = self.ring.next_available();
-        self.counters.in_flight.store(0, Ordering::Relaxed);
-        // The ring is unmapped with the rest.
-        let Self { kick, .. } = *self;
-        Ended { base, kick }
-    }
-
-    /// Requests that were popped and not given back.
-    pub(super) fn in_flight(&self) -> u32 {
-        self.in_flight
-    }
-
     pub(super) fn is_stopping(&self) -> bool {
         self.phase == Phase::Stopping
     }
@@ -572,9 +479,4 @@ fn keep(spare: &mut Spare, ring: &SplitRing, mut slot: Box<Slot>) {
     if spare.len() < SPARE_SLOTS {
         spare.push(slot);
     }
-}
-
-/// Adds without a locked instruction: only who has the queue's lock writes.
-fn bump(counter: &AtomicU64, by: u64) {
-    counter.store(counter.load(Ordering::Relaxed) + by, Ordering::Relaxed);
 }

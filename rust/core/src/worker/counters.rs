@@ -1,0 +1,18 @@
+//! What a queue has done.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+/// What a queue has done since the back-end started. Written by whoever has its lock, once a batch.
+#[derive(Debug, Default)]
+pub(crate) struct QueueCounters {
+    pub(crate) requests: AtomicU64,
+    pub(crate) batches: AtomicU64,
+    pub(crate) calls: AtomicU64,
+    pub(crate) kicks: AtomicU64,
+    pub(crate) in_flight: AtomicU32,
+}
+
+/// Adds without a locked instruction: only who has the queue's lock writes.
+pub(super) fn bump(counter: &AtomicU64, by: u64) {
+    counter.store(counter.load(Ordering::Relaxed) + by, Ordering::Relaxed);
+}

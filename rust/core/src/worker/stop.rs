@@ -1,0 +1,90 @@
+//! The end of a queue: what the device holds of it goes back to the driver.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::queue::Queue;
+use crate::memory::GuestSlice;
+use crate::request::{Batch, CompletionQueue, Request, Slot};
+
+/// What is left of a queue that has ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    /// Its next available index.
+    pub(crate) base: u16,
+    /// Still registered with the worker.
+    pub(crate) kick: Option<OwnedFd>,
+}
+
+/// Requests that a device did not give back in time.
+#[derive(Debug, Default)]
+pub(crate) struct Failed {
+    /// How many.
+    pub(crate) requests: u32,
+    /// Where their buffers are mapped.
+    pub(crate) places: Vec<GuestSlice>,
+}
+
+impl Queue {
+    /// Gives back the buffers that the device holds and does not touch now. The ring steps back
+    /// over those that were popped last; behind one that stays they are completed empty.
+    pub(super) fn return_unused(&mut self) {
+        self.collect();
+        while let Some(head) = self.ring.last_popped()
+            && self.completions.revoke(head)
+        {
+            self.ring.unpop(head);
+            self.in_flight -= 1;
+        }
+        for head in self.ring.heads_in_flight() {
+            if self.completions.revoke(head) {
+                self.ring.push(head, 0);
+                self.in_flight -= 1;
+            }
+        }
+        self.counters.in_flight.store(self.in_flight, Ordering::Relaxed);
+        self.publish();
+    }
+
+    /// Fails what the device does not give back: an error is written for each, and it goes back to
+    /// the driver. Late completions are refused. Returns what the device may still touch.
+    pub(super) fn fail_rest(&mut self) -> Failed {
+        self.collect();
+        self.completions.close();
+        // What the requests read stays noted where the device's own completions are.
+        self.completions = CompletionQueue::new(0, Arc::clone(&self.doorbell));
+        self.completions.close();
+        let (mut batch, called) = (Batch::default(), AtomicU32::new(0));
+        let mut failed = Failed { requests: self.in_flight, ..Failed::default() };
+        for head in self.ring.heads_in_flight() {
+            let mut slot = Slot::new(self.index, Arc::clone(&self.completions));
+            // A chain that the driver has changed since is not written to.
+            if self.ring.walk_again(head, &mut slot.buffers).is_err() {
+                slot.buffers.release();
+            }
+            failed.places.extend(slot.buffers.readable().parts(0, u64::MAX));
+            failed.places.extend(slot.buffers.writable().parts(0, u64::MAX));
+            slot.head = head;
+            batch.push(Request::new(slot));
+        }
+        if self.ring.memory().needs_resolving() {
+            self.provide(&mut batch, &called);
+        }
+        while let Some(request) = batch.next() {
+            let written = self.device.refuse(self.index, &request);
+            batch.complete(request, written);
+        }
+        self.settle(&mut batch);
+        failed
+    }
+
+    /// Ends the queue.
+    pub(super) fn end(self: Box<Self>) -> Ended {
+        let base = self.ring.next_available();
+        self.counters.in_flight.store(0, Ordering::Relaxed);
+        // The ring is unmapped with the rest.
+        let Self { kick, .. } = *self;
+        Ended { base, kick }
+    }
+}
