@@ -213,6 +213,7 @@ class Backend:
         cpus: Sequence[int],
         drain: float,
         copy_budget: int,
+        any_memory_file: bool,
         on_error: str,
         label: str,
         xen: tuple[str, int | None, int | None, bool] | None,

@@ -95,6 +95,7 @@ class Backend:
         cpus: Sequence[int] | None = None,
         copy_budget: int = COPY_BUDGET,
         drain: float = RING_DRAIN,
+        any_memory_file: bool = False,
         on_error: Literal["report", "raise", "stop"] = "report",
         xen: XenOptions | None = None,
     ) -> None:
@@ -115,6 +116,9 @@ class Backend:
         queues of the process together have what ``set_total_copy_budget`` says.
         ``drain``: seconds that requests have to come back when the front-end stops a queue, resets
         the device or takes memory away; those that are late fail with an I/O error.
+        ``any_memory_file``: take guest memory in files on FUSE and network file systems too. One
+        whose server stops to answer hangs whatever touches the memory, so such files are refused
+        by default; memory files, hugetlbfs and file systems of this host are always taken.
         ``on_error``: what an exception in a callback does besides failing its request: it is
         logged ("report"), also kept for a front-end in this process to raise ("raise"), or the
         back-end stops and ``run()`` raises it ("stop").
@@ -152,6 +156,7 @@ class Backend:
         self._cpus = list(cpus or ())
         self._drain = drain
         self._copy_budget = copy_budget
+        self._any_memory_file = _checked_flag("any_memory_file", any_memory_file)
         self._on_error = on_error
         self._xen = _checked_options(xen)
         self._core: _core.Backend | None = None
@@ -279,6 +284,7 @@ class Backend:
             cpus=self._cpus,
             drain=self._drain,
             copy_budget=self._copy_budget,
+            any_memory_file=self._any_memory_file,
             on_error=self._on_error,
             label=label,
             xen=None if xen is None else (xen.design, xen.copy_below, xen.domain, xen.raw_views),
@@ -360,6 +366,12 @@ def _checked_options(xen: XenOptions | None) -> XenOptions | None:
     from .xen import checked  # Not at the top: it takes longer to load than all the rest.
 
     return checked(xen)
+
+
+def _checked_flag(name: str, value: bool) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is True or False, not {value!r}")
+    return value
 
 
 def _never_runs(callback: object) -> str | None:

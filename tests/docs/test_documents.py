@@ -96,6 +96,8 @@ LIMITS = [
     ("core/src/socket/stream.rs", "DEFAULT_DEADLINE", seconds(5), "its last | 5 s"),
     ("core/src/wire/payload/region.rs", "MAX_REGIONS", "MAX_FDS", "regions | 32 in a table"),
     ("core/src/backend/offer.rs", "MEMORY_SLOTS", "509", "509 with memory slots"),
+    ("core/src/memory/policy.rs", "SESSION_SHARE", "4", "mapped for a front-end | a quarter of"),
+    ("core/src/memory/policy.rs", "PROCESS_SHARE", "2", "for all of a process half of"),
     ("core/src/sys/guard.rs", "SLOTS", "1 << 16", "mappings in a process | 65536"),
     ("core/src/ring/mod.rs", "MAX_CHAIN", "1024", "descriptors in a chain | 1024"),
     ("core/src/block/parse.rs", "MAX_SEGMENTS", "32", "ranges of a discard"),

@@ -2,11 +2,13 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from peer.front_end import FrontEnd
 
+from .fuse import SlowFiles
 from .server import Server
 
 SOAK = os.environ.get("VHOST_USER_SOAK") == "1"
@@ -91,6 +93,14 @@ def fresh_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
         finally:
             status = served.close()
         assert status == 0
+
+
+@pytest.fixture
+def slow_files(tmp_path: Path) -> Iterator[SlowFiles]:
+    """A file of 1 MiB on a file system that answers when it is told to."""
+    files = SlowFiles(tmp_path, 1 << 20)
+    yield files
+    files.close()
 
 
 @pytest.fixture

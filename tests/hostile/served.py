@@ -207,9 +207,10 @@ class Console:
 def main() -> None:
     specs = json.loads(sys.argv[1])
     sockets = {name: spec.pop("socket") for name, spec in specs.items()}
+    options = {name: spec.pop("backend", {}) for name, spec in specs.items()}
     devices = {name: make(**spec) for name, spec in specs.items()}
     backends = {
-        name: vu.Backend(device, socket=sockets[name], drain=2).start()
+        name: vu.Backend(device, socket=sockets[name], **{"drain": 2, **options[name]}).start()
         for name, device in devices.items()
     }
     console = Console(devices, backends)

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import platform
 import resource
 import select
 import socket
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from peer import wire
 from peer.blk import Type
+from peer.front_end import FrontEnd
 from peer.memory import PAGE, GuestMemory, Region
 from peer.numbers import Flag, Request
 from peer.process import eventually, guest_mappings
@@ -77,6 +79,32 @@ def test_a_region_larger_than_any_machine_is_refused(server: Server, refused: Re
     payload = table((0, 1 << 46, 0, 0))
     sparse = server.memfd(1 << 46)
     refused(server.connect().negotiate(), Request.SET_MEM_TABLE, payload, [sparse])
+
+
+def slots_taken(front: FrontEnd, sparse: int, size: int) -> int:
+    """How many slots of `size` bytes of one file are taken before one is refused; at most 20."""
+    front.negotiate()
+    for number in range(20):
+        payload = wire.single_region(wire.region(number * size, size, number * size, 0))
+        if front.is_refused(Request.ADD_MEM_REG, payload, [sparse]):
+            return number
+    return 20
+
+
+def test_what_one_front_end_maps_is_bounded_as_a_sum(server: Server) -> None:
+    """Each slot alone is as large as a machine may be; together they are the address space."""
+    sparse, size = server.memfd(1 << 44), 1 << 44
+    front = server.connect()
+    # A quarter of 128 TiB on x86-64; others have 256.
+    most = 2 if platform.machine() == "x86_64" else 4
+    assert slots_taken(front, sparse, size) == most
+    assert front.lives()
+    server.check_witness()
+    text = f"its {size:#x} bytes and the {most * size:#x} that this front-end already mapped"
+    assert text in server.log()
+    assert f"more than the limit of {most * size:#x}" in server.log()
+    front.close()
+    assert slots_taken(server.connect(), sparse, size) == most
 
 
 OVERLAPS = [

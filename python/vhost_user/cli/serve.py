@@ -47,6 +47,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     socket.add_argument("--group", metavar="NAME", help="the socket file's group")
     socket.add_argument("--once", action="store_true", help="end when the first front-end has left")
+    memory = parser.add_argument_group("guest memory")
+    memory.add_argument(
+        "--any-memory-file",
+        action="store_true",
+        help="take files on FUSE and network file systems too, which hang the device when their "
+        "server stops to answer",
+    )
     xen.add_options(parser.add_argument_group("Xen"))
     _add_tuning(parser.add_argument_group("threads and errors"))
 
@@ -180,6 +187,7 @@ def _backend_options(options: argparse.Namespace) -> dict[str, Any]:
         "batch": options.batch,
         "poll_us": options.poll_us,
         "drain": options.drain,
+        "any_memory_file": options.any_memory_file or None,
         "on_error": options.on_error,
         "xen": xen.xen_options(options),
     }

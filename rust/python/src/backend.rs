@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use pyo3::exceptions::{PyOverflowError, PyValueError};
 use pyo3::prelude::*;
 use vhost_user_core::backend::{
-    self, Event, Observer, Options, State, Stuck, Threads, XenDesigns, XenOptions,
+    self, Event, MemoryOptions, Observer, Options, State, Stuck, Threads, XenDesigns, XenOptions,
 };
 use vhost_user_core::block::{BlockDevice, FileDisk, NullDisk};
 use vhost_user_core::device::Device;
@@ -59,8 +59,8 @@ impl Backend {
     /// With `guest` on that guest's hypervisor.
     #[new]
     #[pyo3(signature = (device, kind, *, overrides, listen, dial, fd, mode, group, keep_listening,
-                        threads, batch, poll_us, cpus, drain, copy_budget, on_error, label, xen,
-                        guest))]
+                        threads, batch, poll_us, cpus, drain, copy_budget, any_memory_file, on_error,
+                        label, xen, guest))]
     #[allow(clippy::too_many_arguments)] // One keyword for each option; the façade has defaults.
     fn new(
         py: Python<'_>,
@@ -79,6 +79,7 @@ impl Backend {
         cpus: Vec<usize>,
         drain: f64,
         copy_budget: u64,
+        any_memory_file: bool,
         on_error: &str,
         label: String,
         xen: Option<XenArguments>,
@@ -98,6 +99,7 @@ impl Backend {
             poll: Duration::from_micros(poll_us),
             cpus,
             drain: seconds(drain)?,
+            memory: MemoryOptions { any_file: any_memory_file, ..MemoryOptions::default() },
             xen: xen.map(xen_options).transpose()?,
             ..Options::new(endpoint)
         };

@@ -11,6 +11,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::region_error::{RegionError, Whose};
 
+/// A front-end may have one in so many addresses of the process: 32 TiB on x86-64. So 16 TiB of
+/// memory can be replaced by a new table, which is mapped before the old one goes.
+const SESSION_SHARE: u64 = 4;
+
+/// All front-ends of the process may have one in so many.
+const PROCESS_SHARE: u64 = 2;
+
 /// The bytes that all front-ends of this process have mapped.
 static OF_THE_PROCESS: AtomicU64 = AtomicU64::new(0);
 
@@ -20,12 +27,11 @@ pub struct MemoryOptions {
     /// Whether a file counts as memory whatever its file system is: also those that may stop to
     /// answer, and then hang whoever touches the memory.
     pub any_file: bool,
-    /// Bytes that one front-end may have mapped. `None` stands for a quarter of the addresses that
-    /// this process has (32 TiB on x86-64), so that 16 TiB of memory can be replaced by a new table
-    /// that is mapped before the old one goes.
+    /// Bytes that one front-end may have mapped; by default a quarter of the addresses that this
+    /// process has.
     pub session_limit: Option<u64>,
     /// Bytes that all front-ends of this process together may have mapped when one of this back-end
-    /// asks for more. `None` stands for half of the addresses.
+    /// asks for more; by default half of the addresses.
     pub process_limit: Option<u64>,
 }
 
@@ -56,8 +62,10 @@ impl MemoryPolicy {
 
     /// Counts `bytes` that are about to be mapped.
     pub(super) fn count(&self, bytes: u64) -> Result<MappedBytes, RegionError> {
-        let of_the_session = self.options.session_limit.unwrap_or_else(|| addresses() / 4);
-        let of_the_process = self.options.process_limit.unwrap_or_else(|| addresses() / 2);
+        let of_the_session =
+            self.options.session_limit.unwrap_or_else(|| addresses() / SESSION_SHARE);
+        let of_the_process =
+            self.options.process_limit.unwrap_or_else(|| addresses() / PROCESS_SHARE);
         add(&self.mapped, bytes, of_the_session, Whose::Session)?;
         add(&OF_THE_PROCESS, bytes, of_the_process, Whose::Process)
             .inspect_err(|_| subtract(&self.mapped, bytes))?;

@@ -1,0 +1,54 @@
+"""In which files guest memory may lie: not in those whose file system may stop to answer."""
+
+import os
+from pathlib import Path
+
+import pytest
+from peer import wire
+from peer.front_end import FrontEnd
+from peer.memory import PAGE
+from peer.numbers import Request
+
+from .conftest import Refused
+from .fuse import SlowFiles
+from .server import Server
+
+ALLOWED = pytest.mark.victim("ram", backend={"any_memory_file": True})
+
+
+def whole(descriptor: int) -> bytes:
+    """A table of one region, all of a file."""
+    return wire.memory_table([wire.region(0, os.fstat(descriptor).st_size, 0, 0)])
+
+
+def is_refused(front: FrontEnd, descriptor: int) -> bool:
+    return front.is_refused(Request.SET_MEM_TABLE, whole(descriptor), [descriptor])
+
+
+def test_memory_on_a_file_system_that_may_stop_to_answer_is_refused(
+    server: Server, refused: Refused, slow_files: SlowFiles
+) -> None:
+    memory = server.own(slow_files.cached)
+    server.own(slow_files.direct)
+    refused(server.connect().negotiate(), Request.SET_MEM_TABLE, whole(memory), [memory])
+    log = server.log()
+    assert "its file lies on FUSE, and a file system that stops to answer hangs" in log
+    assert "allow it with any_memory_file=True (--any-memory-file)" in log
+
+
+@ALLOWED
+def test_memory_on_any_file_system_is_taken_where_that_is_asked_for(
+    server: Server, slow_files: SlowFiles
+) -> None:
+    memory = server.own(slow_files.cached)
+    server.own(slow_files.direct)
+    assert not is_refused(server.connect().negotiate(), memory)
+
+
+@pytest.mark.parametrize("folder", ["/dev/shm", "here"])
+def test_memory_in_files_of_this_host_is_taken(server: Server, tmp_path: Path, folder: str) -> None:
+    """libvirt puts guest memory into ordinary files, QEMU into /dev/shm."""
+    path = tmp_path if folder == "here" else Path(folder)
+    memory = server.own(os.open(path, os.O_RDWR | os.O_TMPFILE))
+    os.ftruncate(memory, PAGE)
+    assert not is_refused(server.connect().negotiate(), memory)
