@@ -143,3 +143,99 @@ impl Drop for DeviceGuard<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::mpsc::{Receiver, channel};
+    use std::thread::JoinHandle;
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(10);
+
+    /// Starts a thread that waits for the lock and says when it has had it, and returns when it
+    /// stands in line as the last of `count`.
+    fn waiter(lock: &Arc<DeviceLock>, count: usize) -> (Receiver<Instant>, JoinHandle<()>) {
+        let (said, heard) = channel();
+        let own = Arc::clone(lock);
+        let thread = thread::spawn(move || {
+            let guard = own.take();
+            said.send(Instant::now()).unwrap();
+            drop(guard);
+        });
+        wait_for(|| lock.line().waiting.len() == count);
+        (heard, thread)
+    }
+
+    fn wait_for(holds: impl Fn() -> bool) {
+        let deadline = Instant::now() + SOON;
+        while !holds() {
+            assert!(Instant::now() < deadline, "it does not come");
+            thread::yield_now();
+        }
+    }
+
+    /// Lets the patience of those in line come to its end.
+    fn be_slow() {
+        let begun = Instant::now();
+        wait_for(|| begun.elapsed() > PATIENCE);
+    }
+
+    #[test]
+    fn who_has_waited_for_long_is_not_overtaken() {
+        let lock = Arc::new(DeviceLock::new(false));
+        let guard = lock.take();
+        let (heard, thread) = waiter(&lock, 1);
+        be_slow();
+        drop(guard);
+        // This thread is awake and the other is not: without a hand-over it would come first.
+        let guard = lock.take_within(SOON).unwrap();
+        assert!(heard.try_recv().is_ok());
+        drop(guard);
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn the_lock_goes_to_the_waiters_in_the_order_in_which_they_came() {
+        let lock = Arc::new(DeviceLock::new(false));
+        let guard = lock.take();
+        let waiters: Vec<_> = (1..=5).map(|count| waiter(&lock, count)).collect();
+        be_slow();
+        drop(guard);
+        let times: Vec<_> =
+            waiters.iter().map(|(heard, _)| heard.recv_timeout(SOON).unwrap()).collect();
+        assert!(times.is_sorted());
+        waiters.into_iter().for_each(|(_, thread)| thread.join().unwrap());
+    }
+
+    #[test]
+    fn who_gives_up_leaves_the_line() {
+        let lock = Arc::new(DeviceLock::new(false));
+        let guard = lock.take();
+        assert!(lock.take_within(Duration::from_millis(1)).is_none());
+        assert!(lock.line().waiting.is_empty());
+        drop(guard);
+        assert!(lock.take_within(Duration::ZERO).is_some());
+        assert!(!lock.line().taken);
+    }
+
+    #[test]
+    fn one_that_was_handed_to_a_waiter_is_not_lost_when_its_time_is_over() {
+        let lock = Arc::new(DeviceLock::new(false));
+        let guard = lock.take();
+        let number = lock.line().join(Instant::now() - PATIENCE);
+        drop(guard);
+        assert_eq!(lock.line().handed_to, Some(number));
+        assert!(lock.line().is_mine(number));
+        assert!(lock.take_within(Duration::ZERO).is_none());
+    }
+
+    #[test]
+    fn calls_of_a_thread_safe_device_do_not_wait_for_each_other() {
+        let lock = DeviceLock::new(true);
+        let guard = lock.take();
+        assert!(lock.take_within(Duration::ZERO).is_some());
+        drop(guard);
+    }
+}
