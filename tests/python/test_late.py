@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import vhost_user as vu
 from peer import wire
-from peer.blk import CONFIG_WRITEBACK, BlkFeature
+from peer.blk import CONFIG_WRITEBACK, BlkFeature, Status
 from peer.front_end import FrontEnd
 from peer.numbers import Request
 from peer.process import eventually
@@ -30,7 +30,7 @@ class LateDisk(RamDisk):
         self.some = threading.Semaphore(0)
         self.events: list[tuple[str, int]] = []
         self.answers: Callable[[], int] = lambda: 0
-        self.failure: Exception | None = None
+        self.failure: BaseException | None = None
 
     def note(self, what: str) -> None:
         self.events.append((what, self.answers()))
@@ -290,3 +290,25 @@ def test_no_flush_begins_after_the_stop_for_writes_that_waited_for_another(
 def threads() -> set[str]:
     """The names of this process's threads, as the kernel has them."""
     return {path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}
+
+
+@LATE
+def test_after_a_panic_in_the_flush_late_writes_are_answered_all_the_same(
+    vhost_socket: Path, kind: type[Late]
+) -> None:
+    """The write that it was for fails, and the next is flushed by another thread."""
+    device = kind()
+    with driving(device, vhost_socket) as driver:
+        for failure, status in ((panic(), Status.IOERR), (None, Status.OK)):
+            write = kept_write(driver, device)
+            device.failure = failure
+            device.answer()
+            assert driver.wait().head == write.head
+            assert write.status == status
+            device.failure = None
+
+
+def panic() -> BaseException:
+    """What a bug in the extension module is in Python: raised there it goes on as what it was."""
+    (kind,) = (c for c in BaseException.__subclasses__() if c.__module__ == "pyo3_runtime")
+    return kind("made up")
