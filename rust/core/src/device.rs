@@ -184,8 +184,16 @@ pub trait Device: Send + Sync + 'static {
         false
     }
 
+    /// The most bytes of one request, both directions together. The driver may describe any number
+    /// of bytes, up to the length of a chain times 4 GiB, out of little memory: a device that makes
+    /// room for them says how far it goes. A longer request is [refused](Self::refuse).
+    fn max_request_bytes(&self) -> u64 {
+        u64::MAX
+    }
+
     /// Answers a request that `handle` does not get to see, or whose answer could not be written:
-    /// some of its memory cannot be reached. Writes whatever says so; returns the bytes written.
+    /// some of its memory cannot be reached, or it is too long. Writes whatever says so; returns the
+    /// bytes written.
     fn refuse(&self, queue: u16, request: &Request) -> u32 {
         let _ = (queue, request);
         0

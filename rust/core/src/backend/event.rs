@@ -65,8 +65,8 @@ pub enum Event {
         /// How.
         error: String,
     },
-    /// A request's memory could not be reached, so it failed. Told for the first one after each
-    /// start of a vring.
+    /// A request failed before the device saw it: its memory could not be reached, or it was too
+    /// long. Told for the first one of each kind after each start of a vring.
     RequestFailed {
         /// Which.
         queue: u16,

@@ -8,9 +8,8 @@ use std::time::{Duration, Instant};
 
 use super::event::{Event, Observer, Stuck};
 use crate::error::HostError;
-use crate::memory::Fault;
 use crate::sys::eventfd::{EventFd, EventSignaller};
-use crate::worker::{Began, Broken, QueueCounters, Report};
+use crate::worker::{Began, Broken, Failed, QueueCounters, Report};
 
 /// Where a back-end stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -277,8 +276,8 @@ impl Report for Shared {
         self.wake.signal();
     }
 
-    fn request_failed(&self, queue: u16, fault: Fault) {
-        self.event(Event::RequestFailed { queue, error: fault.to_string() });
+    fn request_failed(&self, queue: u16, why: Failed) {
+        self.event(Event::RequestFailed { queue, error: why.to_string() });
     }
 
     fn worker_panicked(&self, message: String) {

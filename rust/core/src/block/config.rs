@@ -72,11 +72,14 @@ pub struct BlockOptions {
     pub queue_size: u16,
     /// What the driver reads as serial number: at most 20 bytes.
     pub serial: String,
+    /// The most bytes of a request, header and status included; see
+    /// [`Device::max_request_bytes`](crate::device::Device::max_request_bytes).
+    pub max_request_bytes: u64,
 }
 
 impl Default for BlockOptions {
     fn default() -> Self {
-        Self { num_queues: 1, queue_size: 256, serial: String::new() }
+        Self { num_queues: 1, queue_size: 256, serial: String::new(), max_request_bytes: u64::MAX }
     }
 }
 

@@ -18,6 +18,7 @@ pub struct BlockCore {
     read_only: bool,
     num_queues: u16,
     queue_size: u16,
+    max_request_bytes: u64,
     /// Padded with NUL; not terminated if it is full.
     serial: [u8; ID_LEN],
     failed: AtomicU64,
@@ -47,6 +48,7 @@ impl BlockCore {
             read_only: disk.read_only,
             num_queues: options.num_queues,
             queue_size: options.queue_size,
+            max_request_bytes: options.max_request_bytes,
             serial,
             failed: AtomicU64::new(0),
             empty: AtomicU64::new(0),
@@ -140,6 +142,11 @@ impl BlockCore {
     /// As [`Device::max_queue_size`](crate::device::Device::max_queue_size).
     pub fn max_queue_size(&self) -> u16 {
         self.queue_size
+    }
+
+    /// As [`Device::max_request_bytes`](crate::device::Device::max_request_bytes).
+    pub fn max_request_bytes(&self) -> u64 {
+        self.max_request_bytes
     }
 
     /// As [`Device::config_len`](crate::device::Device::config_len).

@@ -178,6 +178,10 @@ impl<D: Disk> Device for BlockDevice<D> {
         false
     }
 
+    fn max_request_bytes(&self) -> u64 {
+        self.core.max_request_bytes()
+    }
+
     fn refuse(&self, _queue: u16, request: &Request) -> u32 {
         self.core.refuse(request)
     }

@@ -166,6 +166,13 @@ impl Buffers {
         self.memory = None;
     }
 
+    /// Bytes, both directions together.
+    #[inline]
+    pub fn bytes(&self) -> u64 {
+        // Each is less than 2^32 times the length of a chain.
+        self.readable_len + self.writable_len
+    }
+
     /// What the driver wrote.
     #[inline]
     pub fn readable(&self) -> Readable<'_> {

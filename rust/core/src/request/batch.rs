@@ -26,6 +26,12 @@ impl Batch {
         self.pending.len()
     }
 
+    /// Bytes of the request that [`next`](Self::next) takes, both directions together; 0 if there is
+    /// none.
+    pub fn next_bytes(&self) -> u64 {
+        self.pending.front().map_or(0, Request::bytes)
+    }
+
     /// Whether all requests were taken.
     pub fn is_empty(&self) -> bool {
         self.pending.is_empty()
@@ -61,20 +67,20 @@ impl Batch {
         &mut self.done
     }
 
-    /// Takes the requests with a fault.
-    pub(crate) fn take_faulty(&mut self) -> Vec<Request> {
-        if self.pending.iter().all(|request| request.fault().is_none()) {
-            return Vec::new();
+    /// Takes those of the requests that are not yet taken which `is_wanted` picks.
+    pub(crate) fn take_if(&mut self, is_wanted: impl Fn(&Request) -> bool) -> Vec<Request> {
+        let mut taken = Vec::new();
+        if !self.pending.iter().any(&is_wanted) {
+            return taken;
         }
-        let mut faulty = Vec::new();
         for _ in 0..self.pending.len() {
             match self.pending.pop_front() {
-                Some(request) if request.fault().is_some() => faulty.push(request),
+                Some(request) if is_wanted(&request) => taken.push(request),
                 Some(request) => self.pending.push_back(request),
                 None => break,
             }
         }
-        faulty
+        taken
     }
 
     pub(crate) fn take_done(&mut self) -> std::vec::Drain<'_, Done> {

@@ -97,6 +97,12 @@ impl Request {
         self.slot().buffers.is_lost()
     }
 
+    /// Bytes of its buffers, both directions together.
+    #[inline]
+    pub fn bytes(&self) -> u64 {
+        self.slot().buffers.bytes()
+    }
+
     /// What the driver wrote.
     #[inline]
     pub fn readable(&self) -> Readable<'_> {

@@ -20,7 +20,7 @@ use super::context::WorkerContext;
 use super::notifier::Notifier;
 use super::queue::{Next, Phase, Queue, QueueParts};
 use super::report::Broken;
-use super::stop::{Ended, Failed};
+use super::stop::{Ended, LateRequests};
 use crate::memory::Memory;
 use crate::request::{CallbackScope, CompletionQueue, Doorbell};
 use crate::ring::StartError;
@@ -181,7 +181,7 @@ impl QueueCell {
     }
 
     /// Fails what the device does not give back; returns what it may still touch.
-    pub(crate) fn fail_rest(&self) -> Result<Failed, HeldUp> {
+    pub(crate) fn fail_rest(&self) -> Result<LateRequests, HeldUp> {
         Ok(self.change(Queue::fail_rest)?.unwrap_or_default())
     }
 

@@ -4,6 +4,7 @@
 mod cell;
 mod context;
 mod counters;
+mod limit;
 mod mailbox;
 mod notifier;
 mod poll;
@@ -34,7 +35,7 @@ use mailbox::Mailbox;
 pub(crate) use notifier::Notifier;
 pub(crate) use queue::QueueParts;
 pub(crate) use receive::ReceiveHandle;
-pub(crate) use report::{Began, Broken, Report};
+pub(crate) use report::{Began, Broken, Failed, Report};
 pub(crate) use thread::WorkerConfig;
 
 /// The back-end's handle on a worker.

@@ -90,6 +90,12 @@ pub(super) struct Queue {
     wanted: Option<u16>,
     /// Requests that the device left in the ring: not offered again before the next kick.
     left: u16,
+    /// The most bytes of a request that the device takes.
+    pub(super) max_bytes: u64,
+    /// One that was popped has more.
+    pub(super) too_long: bool,
+    /// That was reported since the ring started.
+    pub(super) told_too_long: bool,
     pub(super) in_flight: u32,
     pub(super) completions: Arc<CompletionQueue>,
     collected: Vec<Done>,
@@ -109,7 +115,7 @@ impl Queue {
     pub(super) fn new(parts: QueueParts) -> Self {
         let QueueParts { index, ring, enabled, kick, call, error, .. } = parts;
         let QueueParts { device, report, doorbell, loss, counters, .. } = parts;
-        let receives = device.receives(index);
+        let (receives, max_bytes) = (device.receives(index), device.max_request_bytes());
         Self {
             index,
             completions: CompletionQueue::new(ring.size(), Arc::clone(&doorbell)),
@@ -128,6 +134,9 @@ impl Queue {
             receives,
             wanted: receives.then_some(0),
             left: 0,
+            max_bytes,
+            too_long: false,
+            told_too_long: false,
             in_flight: 0,
             collected: Vec::new(),
             own_batch: Batch::default(),
@@ -167,6 +176,7 @@ impl Queue {
             if self.ring.memory().needs_resolving() {
                 self.resolve(batch, called);
             }
+            self.refuse_too_long(batch);
             self.lent = true;
             return Next::Batch;
         }
@@ -219,6 +229,7 @@ impl Queue {
                 Ok(Some(head)) => {
                     slot.head = head;
                     self.in_flight += 1;
+                    self.too_long |= slot.buffers.bytes() > self.max_bytes;
                     batch.push(Request::new(slot));
                 }
                 Ok(None) => return None,

@@ -104,11 +104,12 @@ impl Queue {
                 break;
             }
             self.pop_in_place(cell, batch)?;
+            self.refuse_too_long(batch);
             let request = batch.next();
             if request.is_some() {
                 return Ok(request);
             }
-            // Its memory could not be reached: it was answered so.
+            // Its memory could not be reached, or it was too long: it was answered so.
             self.push_done(batch);
             self.publish();
         }

@@ -1,5 +1,7 @@
 //! What a worker tells of itself and of its queues.
 
+use std::fmt;
+
 use crate::memory::Fault;
 use crate::ring::{RingError, StartError};
 
@@ -10,10 +12,37 @@ pub(crate) trait Report: Send + Sync {
     fn queue_began(&self, queue: u16, began: Began);
     /// The driver broke a ring.
     fn queue_broken(&self, queue: u16, error: Broken);
-    /// A request's buffers could not be reached: it failed. Told once for each start of a ring.
-    fn request_failed(&self, queue: u16, fault: Fault);
+    /// A request failed before the device saw it. Each reason is told once for each start of a ring.
+    fn request_failed(&self, queue: u16, why: Failed);
     /// The thread ended by a panic, with this message.
     fn worker_panicked(&self, message: String);
+}
+
+/// Why a request failed before the device saw it.
+#[derive(Debug)]
+pub(crate) enum Failed {
+    /// Some of its buffers cannot be reached.
+    Memory(Fault),
+    /// It is longer than the device takes.
+    TooLong {
+        /// Bytes of its buffers.
+        bytes: u64,
+        /// The most that the device takes.
+        most: u64,
+    },
+}
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Memory(fault) => fault.fmt(f),
+            Self::TooLong { bytes, most } => write!(
+                f,
+                "its buffers have {bytes} bytes, and the device takes {most} at most \
+                 (max_request_bytes)"
+            ),
+        }
+    }
 }
 
 /// How a ring got broken.

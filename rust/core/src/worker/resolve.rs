@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::provided::Provided;
 use super::queue::Queue;
+use super::report::Failed;
 use crate::memory::{Access, Buffers, Fault, ResolveOptions, give_back, provide};
 use crate::request::{Batch, Done};
 
@@ -41,7 +42,7 @@ impl Queue {
                 buffers.fail_if_taken(Access::DeviceReadable);
             }
         }
-        for request in batch.take_faulty() {
+        for request in batch.take_if(|request| request.fault().is_some()) {
             if let Some(fault) = request.fault() {
                 self.tell(fault);
             }
@@ -112,7 +113,7 @@ impl Queue {
     fn tell(&mut self, fault: Fault) {
         let told = std::mem::replace(&mut self.provided().told, true);
         if !told {
-            self.report.request_failed(self.index, fault);
+            self.report.request_failed(self.index, Failed::Memory(fault));
         }
     }
 }

@@ -19,7 +19,7 @@ pub(crate) struct Ended {
 
 /// Requests that a device did not give back in time.
 #[derive(Debug, Default)]
-pub(crate) struct Failed {
+pub(crate) struct LateRequests {
     /// How many.
     pub(crate) requests: u32,
     /// Where their buffers are mapped.
@@ -49,14 +49,14 @@ impl Queue {
 
     /// Fails what the device does not give back: an error is written for each, and it goes back to
     /// the driver. Late completions are refused. Returns what the device may still touch.
-    pub(super) fn fail_rest(&mut self) -> Failed {
+    pub(super) fn fail_rest(&mut self) -> LateRequests {
         self.collect();
         self.completions.close();
         // What the requests read stays noted where the device's own completions are.
         self.completions = CompletionQueue::new(0, Arc::clone(&self.doorbell));
         self.completions.close();
         let (mut batch, called) = (Batch::default(), AtomicU32::new(0));
-        let mut failed = Failed { requests: self.in_flight, ..Failed::default() };
+        let mut failed = LateRequests { requests: self.in_flight, ..LateRequests::default() };
         for head in self.ring.heads_in_flight() {
             let mut slot = Slot::new(self.index, Arc::clone(&self.completions));
             // A chain that the driver has changed since is not written to.
