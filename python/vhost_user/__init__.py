@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .errors import VhostUserError as VhostUserError
     from .server import Backend as Backend
     from .server import serve as serve
+    from .server import set_total_copy_budget as set_total_copy_budget
     from .xen import XenOptions as XenOptions
     from .xen_region import XenFlags as XenFlags
     from .xen_region import XenRegion as XenRegion
@@ -63,6 +64,7 @@ __all__ = [
     "__version__",
     "devices",
     "serve",
+    "set_total_copy_budget",
     "testing",
 ]
 
@@ -94,6 +96,7 @@ _HOMES = {
     "XenOptions": "xen",
     "XenRegion": "xen_region",
     "serve": "server",
+    "set_total_copy_budget": "server",
 }
 
 

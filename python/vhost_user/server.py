@@ -112,8 +112,9 @@ class Backend:
         that below some ten thousand requests a second nothing is spent. 0: never.
         ``cpus``: processors to pin threads to, in turns.
         ``copy_budget``: most bytes that each queue may have at a time of the copies in which Python
-        sees data that does not lie in one piece. A request over it fails, with a log record. All
-        queues of the process together have what ``set_total_copy_budget`` says.
+        sees data that does not lie in one piece. A request over it fails, with a log record; a
+        batch is handed over in parts that fit. All queues of the process together may have what
+        ``set_total_copy_budget`` says.
         ``drain``: seconds that requests have to come back when the front-end stops a queue, resets
         the device or takes memory away; those that are late fail with an I/O error.
         ``any_memory_file``: take guest memory in files on FUSE and network file systems too. One
@@ -307,6 +308,19 @@ def serve(
     """
     sys.setswitchinterval(0.0005)
     Backend(device, socket=socket, fd=fd, xen=xen).run()
+
+
+def set_total_copy_budget(size: int) -> int:
+    """Sets how many bytes all queues of this process may have together of the copies in which
+    Python sees data that does not lie in one piece; returns the former number.
+
+    It is 1 GiB at first. A request over it fails, with a log record; copies that are there stay.
+    What a single queue may have says ``Backend(copy_budget=...)``. Raises ``ValueError`` for a
+    number that is no number of bytes.
+    """
+    if not 0 <= size < 1 << 64:
+        raise ValueError(f"the budget is a number of bytes, not {size}")
+    return _core.set_total_copy_budget(size)
 
 
 def _check_device(device: Device) -> None:

@@ -432,3 +432,28 @@ def test_no_descriptor_leaks_to_what_a_device_starts(image: str) -> None:
         ]
         assert flags
         assert all(int(flag, 8) & os.O_CLOEXEC for flag in flags)
+
+
+def test_the_budgets_for_private_copies_are_options(ram: str) -> None:
+    """A request over either of them fails, and the log names the option."""
+    for option in ("--copy-budget", "--total-copy-budget"):
+        words = ["run", ram, "size=64K", option, "1K", "--socket-path", "ram.sock"]
+        with Server(*words) as server, FrontEnd.connect("ram.sock").start() as peer:
+            assert [read_in_pieces(peer, length) for length in (1024, 2048)] == [0, 1]
+            result = server.end()
+        assert (result.status, result.out) == (0, "")
+        assert f"{option} raises it" in result.err
+        assert "2048 bytes" in result.err
+
+
+def read_in_pieces(peer: FrontEnd, length: int) -> int:
+    """Reads by two buffers that do not touch; gives the status."""
+    disk = peer.blk()
+    request = disk.prepare(0, 0, room=length + SECTOR)
+    header, data, status = request.chain()
+    half = data._replace(length=length // 2)
+    other = half._replace(address=half.address + length // 2 + SECTOR)
+    disk.ring.add([header, half, other, status])
+    disk.ring.kick()
+    disk.ring.wait(1)
+    return disk.result(request).status

@@ -84,6 +84,18 @@ def _add_tuning(tuning: argparse._ArgumentGroup) -> None:
         help="how long requests have to come back when the front-end stops a queue (30)",
     )
     tuning.add_argument(
+        "--copy-budget",
+        type=checked(parse_size),
+        metavar="BYTES",
+        help="most bytes of a queue's private copies of data that lies in pieces (64M)",
+    )
+    tuning.add_argument(
+        "--total-copy-budget",
+        type=checked(parse_size),
+        metavar="BYTES",
+        help="the same of all queues together (1G)",
+    )
+    tuning.add_argument(
         "--on-error",
         choices=("report", "stop"),
         default="report",
@@ -137,7 +149,7 @@ def until_signalled(body: Callable[[], int]) -> int:
 
 def serve(device: Any, options: argparse.Namespace) -> int:
     """Serves ``device`` until a signal or the device itself ends it."""
-    from vhost_user import Backend, VhostUserError
+    from vhost_user import Backend, VhostUserError, set_total_copy_budget
 
     from .log import to_stderr
 
@@ -145,6 +157,8 @@ def serve(device: Any, options: argparse.Namespace) -> int:
     to_stderr(options.log_level)
     sys.setswitchinterval(SWITCH_INTERVAL)
     try:
+        if options.total_copy_budget is not None:
+            set_total_copy_budget(options.total_copy_budget)
         backend = Backend(device, **given).start()
     except (OSError, ValueError, VhostUserError) as error:
         raise Failure(one_line(error)) from error
@@ -188,6 +202,7 @@ def _backend_options(options: argparse.Namespace) -> dict[str, Any]:
         "poll_us": options.poll_us,
         "drain": options.drain,
         "any_memory_file": options.any_memory_file or None,
+        "copy_budget": options.copy_budget,
         "on_error": options.on_error,
         "xen": xen.xen_options(options),
     }

@@ -19,6 +19,10 @@ MAX_CONFIG = 256
 """vhost-user, "Virtio device config space": the most that a message carries."""
 
 
+MAX_REQUEST = 64 << 20
+"""Bytes of a request that a device takes if it does not say: more than any driver asks for."""
+
+
 class Served(Protocol):
     """What a device may ask of the back-end that serves it."""
 
@@ -79,6 +83,7 @@ class Device:
         features: int = 0,
         config: bytes = b"",
         receive_queues: tuple[int, ...] = (),
+        max_request_bytes: int = MAX_REQUEST,
     ) -> None:
         """A device with ``num_queues`` rings of at most ``queue_size`` entries, a power of two.
 
@@ -89,6 +94,9 @@ class Device:
         ``receive_queues``: queues that carry data to the driver, such as the even ones of a network
         device. The device takes their buffers when it has something to put into them, with
         ``Queue.send`` or ``Queue.take``; ``on_queue`` is not called for them, ``on_buffers`` is.
+        ``max_request_bytes``: most bytes of one descriptor chain, both directions together. A
+        longer one fails before the device sees it, with a log record: its data would be copied
+        where it does not lie in one piece, and a driver may name the same memory again and again.
 
         The queues of a network device are pairs, and perhaps a control queue: 5 are two pairs
         with one. Front-ends are told how many pairs there are. QEMU counts so; Cloud Hypervisor
@@ -106,11 +114,14 @@ class Device:
         receive = sorted(set(receive_queues))
         if receive and not 0 <= receive[0] <= receive[-1] < num_queues:
             raise ValueError(f"receive_queues are 0 to {num_queues - 1}, not {receive}")
+        if not 1 <= max_request_bytes < 1 << 64:
+            raise ValueError(f"max_request_bytes is a positive number, not {max_request_bytes}")
         self.num_queues = num_queues
         self.receive_queues = receive
         self.queue_size = queue_size
         self.features = features
         self._config = _checked_space(config)
+        self.max_request_bytes = max_request_bytes
 
     @property
     def config(self) -> bytes:

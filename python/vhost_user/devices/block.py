@@ -6,7 +6,7 @@ import operator
 import os
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
-from .base import Device
+from .base import MAX_REQUEST, Device
 
 if TYPE_CHECKING:
     from .. import BlockBatch
@@ -37,6 +37,7 @@ class Disk(Device):
         num_queues: int = 1,
         queue_size: int = 256,
         serial: str = "",
+        max_request_bytes: int = MAX_REQUEST,
     ) -> None:
         """A disk of ``size`` bytes, a multiple of 512.
 
@@ -45,8 +46,12 @@ class Disk(Device):
         ``num_queues``: the most virtqueues that the driver may use.
         ``queue_size``: the most entries of each, a power of two.
         ``serial``: at most 20 bytes that the guest can ask for.
+        ``max_request_bytes``: most bytes of one request. A longer one fails with an I/O error and a
+        log record, see ``Device``.
         """
-        super().__init__(num_queues=num_queues, queue_size=queue_size)
+        super().__init__(
+            num_queues=num_queues, queue_size=queue_size, max_request_bytes=max_request_bytes
+        )
         _check_size(size)
         if not SECTOR <= block_size <= 1 << 16 or block_size & (block_size - 1):
             raise ValueError(f"block_size is a power of two from 512 to 65536, not {block_size}")
@@ -163,6 +168,7 @@ class FileDisk(_RustDisk):
         num_queues: int = 1,
         queue_size: int = 256,
         serial: str = "",
+        max_request_bytes: int = MAX_REQUEST,
     ) -> None:
         """The disk in ``path``, of its size now, cut to a multiple of 512 bytes.
 
@@ -191,6 +197,7 @@ class FileDisk(_RustDisk):
             num_queues=num_queues,
             queue_size=queue_size,
             serial=serial,
+            max_request_bytes=max_request_bytes,
         )
 
 

@@ -19,10 +19,18 @@ MAX_BYTES = 1 << 16
 """Most bytes of one answer: a driver that asks for gigabytes gets less, as the standard allows."""
 
 
+MAX_REQUEST = 1 << 20
+"""Bytes of a request that are taken at all: no driver asks for as many."""
+
+
 class Rng(Device):
     """Gives the guest random bytes from the host's own source."""
 
     device_id: ClassVar[int] = 4
+
+    def __init__(self, *, queue_size: int = 256, max_request_bytes: int = MAX_REQUEST) -> None:
+        """``queue_size``, ``max_request_bytes``: as ``Device`` takes them."""
+        super().__init__(queue_size=queue_size, max_request_bytes=max_request_bytes)
 
     def on_queue(self, queue: Queue, /) -> None:
         """Fills each request."""

@@ -38,6 +38,8 @@ pub(crate) struct PyBlock {
     batched: bool,
     /// There is a `flush` to call.
     flushes: bool,
+    /// Bytes of private copies that a queue may have at a time.
+    copy_budget: u64,
     /// Writes that are answered after their callback, if there is.
     late: Option<Arc<LateWrites>>,
     queues: Vec<QueueSeat>,
@@ -112,6 +114,7 @@ impl PyBlock {
             core,
             batched: has("on_batch"),
             flushes: geometry.flush,
+            copy_budget: views.copy_budget,
             queues: (0..count).map(|index| QueueSeat::new(index, views.copy_budget)).collect(),
         })
     }
@@ -135,7 +138,11 @@ impl PyBlock {
         }
         let BlockQueue { calls: Some(calls), loan, spare, .. } = queue else { return };
         if self.batched {
-            self.serve_batch(py, calls, spare, batch);
+            // More than one only if the copies of all that is there would be over the budget.
+            while !batch.is_empty()
+                && !self.device.reports.is_stopping()
+                && self.serve_batch(py, calls, spare, batch)
+            {}
             return;
         }
         while !self.device.reports.is_stopping()
@@ -310,27 +317,33 @@ impl PyBlock {
         }
     }
 
+    /// Hands what `on_batch` is to get at once over; `false` if the interpreter has no room for it.
     fn serve_batch(
         &self,
         py: Python<'_>,
         calls: &Calls,
         spare: &mut Option<Py<BlockBatch>>,
         batch: &mut Batch,
-    ) {
+    ) -> bool {
         let through = self.core.write_through();
         let object = match spare.take().map_or_else(|| Py::new(py, BlockBatch::default()), Ok) {
             Ok(object) => object,
             Err(error) => {
                 self.status(py, Err(error), "on_batch", &"a batch");
-                return;
+                return false;
             }
         };
         let requests = object.get();
         let mut served = Vec::new();
-        let (mut count, mut writes) = (0, false);
+        let (mut count, mut writes, mut bytes) = (0, false, 0_u64);
         requests.begin(py, through, &calls.origins[2], || {
             loop {
+                // What the callback may have copies of together fits the budget of its queue.
+                if count > 0 && bytes.saturating_add(batch.next_bytes()) > self.copy_budget {
+                    return None;
+                }
                 let request = self.core.next(batch)?;
+                bytes = bytes.saturating_add(request.length());
                 if request.op() != BlkOp::GetId {
                     count += 1;
                     writes |= leaves_data(&request);
@@ -361,6 +374,7 @@ impl PyBlock {
         }
         // What Python code still knows keeps its identity: it is not used again.
         *spare = Some(object).filter(|object| is_unshared(py, object));
+        true
     }
 
     /// With the write cache off, writes are answered by how a flush went.
@@ -447,6 +461,10 @@ impl Device for PyBlock {
 
     fn run_worker(&self, body: &mut (dyn FnMut() + Send)) {
         run_worker(body);
+    }
+
+    fn max_request_bytes(&self) -> u64 {
+        self.core.max_request_bytes()
     }
 
     fn wants_mappings(&self) -> bool {
@@ -548,5 +566,6 @@ pub(crate) fn options(object: &Bound<'_, PyAny>) -> PyResult<BlockOptions> {
         num_queues: object.getattr("num_queues")?.extract()?,
         queue_size: object.getattr("queue_size")?.extract()?,
         serial: object.getattr("serial")?.extract()?,
+        max_request_bytes: object.getattr("max_request_bytes")?.extract()?,
     })
 }

@@ -9,11 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::sync::MutexExt;
 use pyo3::types::{PyList, PySlice};
 use vhost_user_core::block::{BlkOp, BlockRequest as CoreRequest, Status};
 use vhost_user_core::request::Batch;
 
+use crate::attached_lock::lock;
 use crate::block_command::Command;
 use crate::block_data::fill_read;
 use crate::block_request::BlockRequest;
@@ -268,7 +268,14 @@ impl BlockBatch {
 
     /// The request at `place` as an object.
     fn object(&self, py: Python<'_>, place: usize) -> PyResult<Py<BlockRequest>> {
-        self.lock(py).object(py, place)
+        loop {
+            if let Some(object) = self.lock(py).object(py, place)? {
+                return Ok(object);
+            }
+            // Made without the lock: that may run Python code.
+            let object = Py::new(py, BlockRequest::default())?;
+            self.lock(py).pool.push(object);
+        }
     }
 
     /// Works on the objects that stand for requests of an operation.
@@ -306,31 +313,29 @@ impl BlockBatch {
     }
 
     fn lock(&self, py: Python<'_>) -> MutexGuard<'_, Inner> {
-        self.0.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner)
+        lock(py, &self.0)
     }
 }
 
 impl Inner {
-    /// The request at `place` as an object, made now if it is the first time.
-    fn object(&mut self, py: Python<'_>, place: usize) -> PyResult<Py<BlockRequest>> {
+    /// The request at `place` as an object, out of the pool if it is the first time; `None` if that
+    /// is empty.
+    fn object(&mut self, py: Python<'_>, place: usize) -> PyResult<Option<Py<BlockRequest>>> {
         let outside = || PyIndexError::new_err("a batch has no such request");
         let entry = self.entries.get_mut(place).ok_or_else(outside)?;
         if let Entry::Object(object) = entry {
-            return Ok(object.clone_ref(py));
+            return Ok(Some(object.clone_ref(py)));
         }
-        let object = match self.pool.pop() {
-            Some(object) => object,
-            None => Py::new(py, BlockRequest::default())?,
-        };
-        let handed_out = Entry::Object(object.clone_ref(py));
         let origin = self.origin.as_ref().ok_or_else(outside)?;
+        let Some(object) = self.pool.pop() else { return Ok(None) };
+        let handed_out = Entry::Object(object.clone_ref(py));
         if let Entry::Plain(request, answer) = std::mem::replace(entry, handed_out) {
             object.get().begin(py, request, self.durable, origin);
             if let Some(status) = answer {
                 object.get().note(py, status);
             }
         }
-        Ok(object)
+        Ok(Some(object))
     }
 
     fn check_ranges(&self, op: BlkOp, len: usize) -> PyResult<()> {

@@ -9,12 +9,12 @@ use std::sync::{Mutex, PoisonError};
 
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::sync::MutexExt;
 use pyo3::types::{PyMemoryView, PyString, PyTuple};
 use pyo3::{IntoPyObjectExt, intern};
 use vhost_user_core::block::{BlkOp, BlockRequest as CoreRequest, Status};
 use vhost_user_core::request::Batch;
 
+use crate::attached_lock::lock;
 use crate::block_command::Command;
 use crate::block_data::{fill_read, read_file, read_whole, write_file, write_whole};
 use crate::buffer::{LONG_COPY, SourceBuffer, TargetBuffer};
@@ -189,7 +189,7 @@ impl BlockRequest {
         descriptor(fd)?;
         self.ticket.check_batch(py)?;
         let plan = Plan { fd, at: offset.unwrap_or(self.offset()) };
-        *self.plan.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner) = Some(plan);
+        *lock(py, &self.plan) = Some(plan);
         Ok(())
     }
 
@@ -248,16 +248,12 @@ impl BlockRequest {
 
     /// The operation without data that the callback has left, if it is one.
     pub(crate) fn left_command(&self, py: Python<'_>) -> Option<Command> {
-        if !self.ticket.is_left(py) {
-            return None;
-        }
-        self.look(py, Command::of).ok().flatten()
+        self.ticket.if_left(py, Command::of)
     }
 
     /// Notes an answer for when the callback has returned.
     pub(crate) fn note(&self, py: Python<'_>, status: Status) {
-        // It was just taken from its batch: nobody can have answered it.
-        let _ = self.ticket.answer(py, status);
+        self.ticket.note(py, status);
     }
 
     /// Copies this read's bytes of a whole disk, unless it was answered.
@@ -307,7 +303,7 @@ impl BlockRequest {
 
     /// Whether `submit` has left something to do.
     pub(crate) fn has_plan(&self, py: Python<'_>) -> bool {
-        self.plan.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner).is_some()
+        lock(py, &self.plan).is_some()
     }
 
     /// Does what `submit` asked for. To be called detached, by the worker.
@@ -338,7 +334,7 @@ impl BlockRequest {
     }
 
     fn take_plan(&self, py: Python<'_>) {
-        self.plan.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner).take();
+        lock(py, &self.plan).take();
     }
 
     fn is_durable(&self) -> bool {

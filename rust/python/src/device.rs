@@ -21,6 +21,7 @@ pub(crate) struct QueueDevice {
     virtio_id: u32,
     features: u64,
     queue_size: u16,
+    max_request_bytes: u64,
     /// There is a `write_config` to call.
     takes_config: bool,
     /// There is an `on_buffers` to call, for these queues.
@@ -76,6 +77,7 @@ impl QueueDevice {
             virtio_id: object.getattr("device_id")?.extract()?,
             features: object.getattr("features")?.extract()?,
             queue_size,
+            max_request_bytes: object.getattr("max_request_bytes")?.extract()?,
             takes_config: has("write_config"),
             answers_config: has("read_config"),
             receive_queues: object.getattr("receive_queues")?.extract()?,
@@ -301,6 +303,10 @@ impl Device for QueueDevice {
 
     fn run_worker(&self, body: &mut (dyn FnMut() + Send)) {
         run_worker(body);
+    }
+
+    fn max_request_bytes(&self) -> u64 {
+        self.max_request_bytes
     }
 
     fn wants_mappings(&self) -> bool {

@@ -161,6 +161,11 @@ impl BufferExporter {
         }
     }
 
+    /// Whether its views are counted there.
+    pub(crate) fn is_of(&self, exports: &Arc<ExportCount>) -> bool {
+        Arc::ptr_eq(&self.exports, exports)
+    }
+
     /// From now on the exporter exports `len` bytes at `base`. Only for the loan of a request, which
     /// keeps them valid until the exporter was shut and no view is left.
     pub(crate) fn open(&self, base: *mut u8, len: usize, side: Side) {

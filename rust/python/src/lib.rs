@@ -4,6 +4,7 @@
 //! life and enters it once per batch; nobody waits with the interpreter held; the core never
 //! waits for the interpreter.
 
+mod attached_lock;
 mod backend;
 mod block;
 mod block_batch;

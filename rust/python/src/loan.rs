@@ -57,11 +57,18 @@ pub(crate) enum NotLent {
     Scattered,
     /// There is to be a copy that takes long, which [`LoanedRequest::copy`] makes.
     NeedsCopy,
+    /// So many more exporters are to be there, which [`Spare::make`] makes for this count.
+    NeedsExporters(usize, Arc<ExportCount>),
     /// There is no room for the copy.
     Refused(CopyRefused),
     /// The interpreter has no room for an object.
     Python(PyErr),
 }
+
+/// Exporters that are not in use. They are made when no lock is held: to make an object may run
+/// Python code.
+#[derive(Default)]
+pub(crate) struct Spare(Vec<Py<BufferExporter>>);
 
 /// What became of a request that was to be taken back.
 pub(crate) enum Reclaimed<R> {
@@ -112,6 +119,7 @@ impl<R: Lendable> LoanedRequest<R> {
         py: Python<'_>,
         side: Side,
         budget: &Arc<CopyBudget>,
+        spare: &mut Spare,
     ) -> Result<Py<BufferExporter>, NotLent> {
         let Some(request) = &self.request else { return Err(NotLent::NoRequest) };
         if self.scattered && side == Side::Writable && joined(request.parts(side)).is_none() {
@@ -121,8 +129,9 @@ impl<R: Lendable> LoanedRequest<R> {
         let exporter = match &loan.exporter {
             Some(exporter) if loan.open || is_unshared(py, exporter) => exporter.clone_ref(py),
             _ => {
-                let new = Py::new(py, BufferExporter::new(&self.exports))?;
-                loan.exporter.insert(new).clone_ref(py)
+                spare.need(1, &self.exports)?;
+                loan.exporter = spare.0.pop();
+                loan.exporter.as_ref().ok_or(NotLent::NoRequest)?.clone_ref(py)
             }
         };
         if !loan.open {
@@ -142,12 +151,13 @@ impl<R: Lendable> LoanedRequest<R> {
         side: Side,
         budget: &Arc<CopyBudget>,
     ) -> Result<Py<BufferExporter>, NotLent> {
-        match self.exporter(py, side, budget) {
-            Err(NotLent::NeedsCopy) => {
-                py.detach(|| self.copy(side, budget))?;
-                self.exporter(py, side, budget)
+        let mut spare = Spare::default();
+        loop {
+            match self.exporter(py, side, budget, &mut spare) {
+                Err(NotLent::NeedsCopy) => py.detach(|| self.copy(side, budget))?,
+                Err(NotLent::NeedsExporters(more, exports)) => spare.make(py, more, &exports)?,
+                done => return done,
             }
-            done => done,
         }
     }
 
@@ -161,20 +171,21 @@ impl<R: Lendable> LoanedRequest<R> {
         py: Python<'_>,
         side: Side,
         budget: &Arc<CopyBudget>,
+        spare: &mut Spare,
     ) -> Result<Vec<Py<BufferExporter>>, NotLent> {
         let Some(request) = &self.request else { return Err(NotLent::NoRequest) };
         let loan = &mut self.sides[side as usize];
         if !self.raw && request.maps_grants() {
             loan.short_copy(request, side, budget)?;
         }
+        spare.need(request.parts(side).count(), &self.exports)?;
         self.scattered |= side == Side::Writable && loan.copy.is_none();
-        let (mut exporters, mut done) = (Vec::new(), 0);
-        for part in request.parts(side) {
-            let exporter = Py::new(py, BufferExporter::new(&self.exports))?;
+        let exporters = std::mem::take(&mut spare.0);
+        let mut done = 0;
+        for (part, exporter) in request.parts(side).zip(&exporters) {
             let (base, len) = loan.show((part.base(), part.len()), done);
-            self.pieces.push(exporter.clone_ref(py));
             exporter.get().open(base, len, side);
-            exporters.push(exporter);
+            self.pieces.push(exporter.clone_ref(py));
             done += len;
         }
         Ok(exporters)
@@ -245,6 +256,32 @@ impl<R: Lendable> LoanedRequest<R> {
         let work = Box::new(move || finish(returned.carry_over(answer)));
         exports.wait_with(Finish { work, is_long });
         Reclaimed::Held(exports)
+    }
+}
+
+impl Spare {
+    /// Makes more exporters of a request. No lock may be held.
+    #[cold]
+    pub(crate) fn make(
+        &mut self,
+        py: Python<'_>,
+        more: usize,
+        exports: &Arc<ExportCount>,
+    ) -> PyResult<()> {
+        for _ in 0..more {
+            self.0.push(Py::new(py, BufferExporter::new(exports))?);
+        }
+        Ok(())
+    }
+
+    /// Sees to it that there are exactly so many, all of this count.
+    fn need(&mut self, count: usize, exports: &Arc<ExportCount>) -> Result<(), NotLent> {
+        self.0.retain(|exporter| exporter.get().is_of(exports));
+        self.0.truncate(count);
+        match count - self.0.len() {
+            0 => Ok(()),
+            more => Err(NotLent::NeedsExporters(more, Arc::clone(exports))),
+        }
     }
 }
 
@@ -401,6 +438,7 @@ impl fmt::Display for NotLent {
                  for data first",
             ),
             Self::NeedsCopy => f.write_str("the data is to be copied first"),
+            Self::NeedsExporters(more, _) => write!(f, "{more} exporters are to be made first"),
             Self::Refused(refused) => refused.fmt(f),
             Self::Python(error) => error.fmt(f),
         }

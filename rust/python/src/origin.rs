@@ -45,7 +45,7 @@ impl Origin {
             }
             NotLent::Python(error) => error,
             NotLent::NoRequest => error::stale(py, &why.to_string()),
-            NotLent::Scattered | NotLent::NeedsCopy => PyBufferError::new_err(why.to_string()),
+            _ => PyBufferError::new_err(why.to_string()),
         }
     }
 }

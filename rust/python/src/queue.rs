@@ -5,11 +5,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::sync::MutexExt;
 use pyo3::types::PyTuple;
 use vhost_user_core::device::QueueHandle;
 use vhost_user_core::request::Batch;
 
+use crate::attached_lock::lock;
 use crate::buffer::{LONG_COPY, SourceBuffer};
 use crate::error::{guest, refused};
 use crate::object::is_unshared;
@@ -182,18 +182,23 @@ impl Queue {
     }
 
     fn next_of_batch(&self, py: Python<'_>) -> PyResult<Option<Py<QueueRequest>>> {
-        if !self.lent.load(Ordering::Acquire) {
-            return Ok(None);
+        while self.lent.load(Ordering::Acquire) {
+            let mut state = self.lock(py);
+            if state.batch.is_empty() {
+                break;
+            }
+            if let Some(object) = state.pool.pop() {
+                let Some(request) = state.batch.next() else { break };
+                object.get().ticket.begin(py, request, &self.origin);
+                state.out.push(object.clone_ref(py));
+                return Ok(Some(object));
+            }
+            drop(state);
+            // Made without the lock: that may run Python code.
+            let object = Py::new(py, QueueRequest::default())?;
+            self.lock(py).pool.push(object);
         }
-        let mut state = self.lock(py);
-        let Some(request) = state.batch.next() else { return Ok(None) };
-        let object = match state.pool.pop() {
-            Some(object) => object,
-            None => Py::new(py, QueueRequest::default())?,
-        };
-        object.get().ticket.begin(py, request, &self.origin);
-        state.out.push(object.clone_ref(py));
-        Ok(Some(object))
+        Ok(None)
     }
 
     fn handle(&self) -> Option<Arc<dyn QueueHandle>> {
@@ -206,7 +211,7 @@ impl Queue {
     }
 
     fn lock(&self, py: Python<'_>) -> MutexGuard<'_, QueueState> {
-        self.state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner)
+        lock(py, &self.state)
     }
 }
 

@@ -11,13 +11,13 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pyo3::prelude::*;
-use pyo3::sync::MutexExt;
 use vhost_user_core::request::Batch;
 
+use crate::attached_lock::lock;
 use crate::copy_budget::CopyBudget;
 use crate::error::stale;
 use crate::exporter::{BufferExporter, ExportCount};
-use crate::loan::{LoanedRequest, NotLent, Reclaimed};
+use crate::loan::{LoanedRequest, NotLent, Reclaimed, Spare};
 use crate::origin::Origin;
 use crate::traits::{Answerable, FlushesFirst, Side};
 
@@ -121,7 +121,7 @@ impl<R: Answerable> Ticket<R> {
     /// `StaleRequestError` as [`with`](Self::with); `BufferError` if it was handed out in pieces;
     /// `OSError` if there is no room for a copy.
     pub(crate) fn exporter(&self, py: Python<'_>, side: Side) -> PyResult<Py<BufferExporter>> {
-        self.lend(py, side, |loan, budget| loan.exporter(py, side, budget))
+        self.lend(py, side, |loan, budget, spare| loan.exporter(py, side, budget, spare))
     }
 
     /// The exporters of the pieces of one side as they lie.
@@ -133,38 +133,35 @@ impl<R: Answerable> Ticket<R> {
         py: Python<'_>,
         side: Side,
     ) -> PyResult<Vec<Py<BufferExporter>>> {
-        self.lend(py, side, |loan, budget| loan.piece_exporters(py, side, budget))
+        self.lend(py, side, |loan, budget, spare| loan.piece_exporters(py, side, budget, spare))
     }
 
-    /// Lends something of one side. If that needs a copy that takes long, it is made with the
-    /// interpreter given up.
+    /// Lends something of one side. What that needs is made without the lock: a copy that takes long
+    /// with the interpreter given up, objects with it.
     fn lend<T>(
         &self,
         py: Python<'_>,
         side: Side,
-        lend: impl Fn(&mut LoanedRequest<R>, &Arc<CopyBudget>) -> Result<T, NotLent>,
+        lend: impl Fn(&mut LoanedRequest<R>, &Arc<CopyBudget>, &mut Spare) -> Result<T, NotLent>,
     ) -> PyResult<T> {
-        match self.try_lend(py, &lend)? {
-            Err((NotLent::NeedsCopy, origin)) => {
-                let copied = self.detached(py, |loan| loan.copy(side, &origin.budget))?;
-                copied.map_err(|refused| origin.not_lent(py, refused.into()))?;
-                self.try_lend(py, &lend)?.map_err(|(why, origin)| origin.not_lent(py, why))
+        let mut spare = Spare::default();
+        loop {
+            let lent = self.with(py, |state| {
+                let State { loan, origin, .. } = state;
+                let origin = origin.as_ref().expect("begin has said where it is handed out");
+                lend(loan, &origin.budget, &mut spare).map_err(|why| (why, Arc::clone(origin)))
+            })?;
+            match lent {
+                Err((NotLent::NeedsCopy, origin)) => {
+                    let copied = self.detached(py, |loan| loan.copy(side, &origin.budget))?;
+                    copied.map_err(|refused| origin.not_lent(py, refused.into()))?;
+                }
+                Err((NotLent::NeedsExporters(more, exports), _)) => {
+                    spare.make(py, more, &exports)?;
+                }
+                lent => return lent.map_err(|(why, origin)| origin.not_lent(py, why)),
             }
-            lent => lent.map_err(|(why, origin)| origin.not_lent(py, why)),
         }
-    }
-
-    #[inline]
-    fn try_lend<T>(
-        &self,
-        py: Python<'_>,
-        lend: impl Fn(&mut LoanedRequest<R>, &Arc<CopyBudget>) -> Result<T, NotLent>,
-    ) -> PyResult<Result<T, (NotLent, Arc<Origin>)>> {
-        self.with(py, |state| {
-            let State { loan, origin, .. } = state;
-            let origin = origin.as_ref().expect("begin has said where the request is handed out");
-            lend(loan, &origin.budget).map_err(|why| (why, Arc::clone(origin)))
-        })
     }
 
     /// Moves data of the request with the interpreter given up, for work that takes long.
@@ -191,10 +188,23 @@ impl<R: Answerable> Ticket<R> {
         self.with(py, |_| ()).is_ok()
     }
 
-    /// Whether the callback has left it unanswered and has not deferred it.
-    pub(crate) fn is_left(&self, py: Python<'_>) -> bool {
+    /// Looks at the request if the callback has left it unanswered and has not deferred it.
+    pub(crate) fn if_left<T>(
+        &self,
+        py: Python<'_>,
+        look: impl FnOnce(&R) -> Option<T>,
+    ) -> Option<T> {
         let state = self.lock(py);
-        state.usable().is_ok() && !state.deferred
+        let is_left = state.usable().is_ok() && !state.deferred;
+        state.loan.request().filter(|_| is_left).and_then(look)
+    }
+
+    /// Notes an answer for when the callback has returned, unless there is one.
+    pub(crate) fn note(&self, py: Python<'_>, answer: R::Answer) {
+        let mut state = self.lock(py);
+        if state.phase == Phase::Batch {
+            state.answer.get_or_insert(answer);
+        }
     }
 
     /// Answers.
@@ -302,8 +312,7 @@ impl<R: Answerable> Ticket<R> {
     }
 
     fn lock(&self, py: Python<'_>) -> MutexGuard<'_, State<R>> {
-        // Gives up the interpreter while it waits, if it has to.
-        self.0.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner)
+        lock(py, &self.0)
     }
 }
 
