@@ -23,9 +23,9 @@ MAY_NAME = {
     "memory": {"address", "sys", "xen"},
     "ring": {"memory", "address"},
     "request": {"memory", "sys"},
-    "pace": set(),
-    "device": {"request", "pace", "memory"},
-    "block": {"device", "request", "pace", "memory", "sys", "error"},
+    "batch_size": set(),
+    "device": {"request", "batch_size", "memory"},
+    "block": {"device", "request", "batch_size", "memory", "sys", "error"},
     "worker": {"device", "request", "ring", "memory", "sys", "address", "error"},
     "backend": {
         *("socket", "wire", "connection", "worker"),
@@ -42,7 +42,7 @@ end of what the module serves."""
 
 CORE_CRATE = "vhost_user_core"
 BINDING_MAY_NAME = {
-    *("backend", "socket", "device", "pace", "block", "request", "memory", "error"),
+    *("backend", "socket", "device", "batch_size", "block", "request", "memory", "error"),
     *("frontend", "address", "xen_guest"),
 }
 """Which modules of the core the binding may name: neither protocol nor rings, and of memory what

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::batch_size::half;
 use crate::memory::Parts;
-use crate::pace::half;
 use crate::request::{Batch, Request};
 
 /// A configuration write that the device did not take.
@@ -163,7 +163,7 @@ pub trait Device: Send + Sync + 'static {
     }
 
     /// How many of the requests that are available to hand over at once; the back-end's own limit
-    /// holds too. See [`crate::pace`].
+    /// holds too. See [`crate::batch_size`].
     fn batch_limit(&self, queue: u16, available: u16) -> u16 {
         let _ = queue;
         half(available)

@@ -1,19 +1,19 @@
 //! The core of `vhost-user`: the socket, the messages, the mapping of guest memory and the
 //! virtqueues of a vhost-user back-end. No interpreter, no printing, no exit.
 //!
-//! Data flows one way. The control leg (`socket` → `wire` → `connection`) turns bytes into
-//! [`connection::Action`]s and knows nothing of memory or rings; the data leg (`memory`, `ring`,
+//! Data flows one way. The control plane (`socket` → `wire` → `connection`) turns bytes into
+//! [`connection::Action`]s and knows nothing of memory or rings; the data plane (`memory`, `ring`,
 //! `request`, `worker`) moves buffers and never sees a message; both meet in [`backend`] only.
 
 pub mod address;
 pub mod backend;
+pub mod batch_size;
 pub mod block;
 pub mod connection;
 pub mod device;
 pub mod error;
 pub mod frontend;
 pub mod memory;
-pub mod pace;
 pub mod request;
 pub mod ring;
 pub mod socket;

@@ -7,12 +7,12 @@ use std::time::Instant;
 
 use pyo3::prelude::*;
 use pyo3::types::PyBool;
+use vhost_user_core::batch_size::{BatchSize, half};
 use vhost_user_core::block::{
     BlkOp, BlockCore, BlockOptions, BlockRequest as CoreRequest, ByteRange, Geometry, InvalidBlock,
     Status, VIRTIO_ID, feature,
 };
 use vhost_user_core::device::{ConfigRefused, Device};
-use vhost_user_core::pace::{Pace, half};
 use vhost_user_core::request::{Batch, Request};
 
 use crate::block_batch::BlockBatch;
@@ -50,7 +50,7 @@ struct QueueSeat {
     /// Taken out while its worker is in Python: another worker comes only if that one was given up
     /// on, and begins with nothing then.
     state: Mutex<Option<Box<BlockQueue>>>,
-    pace: Pace,
+    batch_size: BatchSize,
     budget: Arc<CopyBudget>,
 }
 
@@ -476,12 +476,12 @@ impl Device for PyBlock {
     }
 
     fn batch_limit(&self, queue: u16, available: u16) -> u16 {
-        let Some(QueueSeat { pace, .. }) = self.queues.get(usize::from(queue)) else {
+        let Some(QueueSeat { batch_size, .. }) = self.queues.get(usize::from(queue)) else {
             return available;
         };
         match self.batched {
-            false => half(available).min(pace.limit()),
-            true if pace.is_quick() => half(available),
+            false => half(available).min(batch_size.limit()),
+            true if batch_size.is_quick() => half(available),
             // One round trip for all of them, most likely: the more the better.
             true => available,
         }
@@ -496,7 +496,7 @@ impl Device for PyBlock {
             let mut state = seat.take();
             let (requests, begun) = (batch.len(), Instant::now());
             self.serve(py, &mut state, &seat.budget, batch);
-            seat.pace.took(requests, begun.elapsed());
+            seat.batch_size.took(requests, begun.elapsed());
             seat.put(state);
         });
     }
@@ -505,7 +505,7 @@ impl Device for PyBlock {
 impl QueueSeat {
     fn new(index: u16, copy_budget: u64) -> Self {
         let budget = CopyBudget::new(index, copy_budget);
-        Self { state: Mutex::default(), pace: Pace::default(), budget }
+        Self { state: Mutex::default(), batch_size: BatchSize::default(), budget }
     }
 
     fn take(&self) -> Box<BlockQueue> {

@@ -7,8 +7,8 @@ use super::config::{BlockOptions, Geometry, InvalidBlock};
 use super::core::BlockCore;
 use super::numbers::{BlkOp, ByteRange, Status, VIRTIO_ID, feature};
 use super::request::BlockRequest;
+use crate::batch_size::{BatchSize, half};
 use crate::device::{ConfigRefused, Device};
-use crate::pace::{Pace, half};
 use crate::request::{Batch, Request};
 
 /// Where the data of a block device is. All requests have been checked: ranges lie inside the
@@ -49,7 +49,7 @@ pub struct BlockDevice<D> {
     core: BlockCore,
     disk: D,
     /// One for each queue.
-    paces: Box<[Pace]>,
+    batch_sizes: Box<[BatchSize]>,
 }
 
 impl<D: Disk> BlockDevice<D> {
@@ -59,8 +59,8 @@ impl<D: Disk> BlockDevice<D> {
     /// A number that breaks the rule beside its field in [`Geometry`] or [`BlockOptions`].
     pub fn new(disk: D, options: &BlockOptions) -> Result<Self, InvalidBlock> {
         let core = BlockCore::new(&disk.geometry(), options)?;
-        let paces = (0..core.num_queues()).map(|_| Pace::default()).collect();
-        Ok(Self { core, disk, paces })
+        let batch_sizes = (0..core.num_queues()).map(|_| BatchSize::default()).collect();
+        Ok(Self { core, disk, batch_sizes })
     }
 
     /// What it serves.
@@ -170,7 +170,7 @@ impl<D: Disk> Device for BlockDevice<D> {
     }
 
     fn batch_limit(&self, queue: u16, available: u16) -> u16 {
-        let limit = self.paces.get(usize::from(queue)).map_or(u16::MAX, Pace::limit);
+        let limit = self.batch_sizes.get(usize::from(queue)).map_or(u16::MAX, BatchSize::limit);
         half(available).min(limit)
     }
 
@@ -188,12 +188,12 @@ impl<D: Disk> Device for BlockDevice<D> {
 
     fn handle(&self, queue: u16, batch: &mut Batch) {
         let requests = batch.len();
-        match self.paces.get(usize::from(queue)) {
+        match self.batch_sizes.get(usize::from(queue)) {
             // A single request holds up no other: the clock is not asked.
-            Some(pace) if requests > 1 || pace.limit() < u16::MAX => {
+            Some(batch_size) if requests > 1 || batch_size.limit() < u16::MAX => {
                 let start = Instant::now();
                 self.serve(batch);
-                pace.took(requests, start.elapsed());
+                batch_size.took(requests, start.elapsed());
             }
             _ => self.serve(batch),
         }

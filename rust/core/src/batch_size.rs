@@ -3,7 +3,7 @@
 //! All answers of a batch reach the driver together, and that is what makes quick devices quick.
 //! But a driver that waits for the last of them does nothing meanwhile: [`half`] of what is there
 //! keeps both ends busy. And when one answer takes milliseconds, the first should not wait for the
-//! last: the batch of a [`Pace`] shrinks until it takes about [`GOAL`], and grows again when it
+//! last: the batch of a [`BatchSize`] shrinks until it takes about [`GOAL`], and grows again when it
 //! takes less.
 
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -23,17 +23,17 @@ pub fn half(available: u16) -> u16 {
     (available / 2).max(WHOLE)
 }
 
-/// The pace of one queue. Used by one thread at a time; shared only to be read.
+/// The size of one queue's batches. Used by one thread at a time; shared only to be read.
 #[derive(Debug)]
-pub struct Pace(AtomicU16);
+pub struct BatchSize(AtomicU16);
 
-impl Default for Pace {
+impl Default for BatchSize {
     fn default() -> Self {
         Self(AtomicU16::new(u16::MAX))
     }
 }
 
-impl Pace {
+impl BatchSize {
     /// Most requests to take now; at least 1.
     pub fn limit(&self) -> u16 {
         self.0.load(Ordering::Relaxed)
@@ -55,7 +55,7 @@ impl Pace {
         } else {
             limit
         };
-        // Steady paces are only read, so that queues whose paces share a cache line do not disturb
+        // Steady sizes are only read, so that queues whose sizes share a cache line do not disturb
         // each other.
         if next != limit {
             self.0.store(next, Ordering::Relaxed);
@@ -69,34 +69,34 @@ mod tests {
 
     #[test]
     fn slow_answers_are_given_one_by_one() {
-        let pace = Pace::default();
-        pace.took(64, Duration::from_millis(640));
-        assert_eq!(pace.limit(), 1);
+        let batch_size = BatchSize::default();
+        batch_size.took(64, Duration::from_millis(640));
+        assert_eq!(batch_size.limit(), 1);
     }
 
     #[test]
     fn a_batch_shrinks_to_the_goal() {
-        let pace = Pace::default();
-        pace.took(64, Duration::from_micros(64 * 50));
-        assert_eq!(pace.limit(), 10);
+        let batch_size = BatchSize::default();
+        batch_size.took(64, Duration::from_micros(64 * 50));
+        assert_eq!(batch_size.limit(), 10);
     }
 
     #[test]
     fn quick_answers_bring_large_batches_back() {
-        let pace = Pace::default();
-        pace.took(64, Duration::from_secs(1));
+        let batch_size = BatchSize::default();
+        batch_size.took(64, Duration::from_secs(1));
         for _ in 0..16 {
-            pace.took(usize::from(pace.limit()), Duration::from_micros(10));
+            batch_size.took(usize::from(batch_size.limit()), Duration::from_micros(10));
         }
-        assert_eq!(pace.limit(), u16::MAX);
+        assert_eq!(batch_size.limit(), u16::MAX);
     }
 
     #[test]
     fn a_batch_that_meets_the_goal_keeps_its_size() {
-        let pace = Pace::default();
-        pace.took(64, Duration::from_micros(6400));
-        let limit = pace.limit();
-        pace.took(usize::from(limit), GOAL * 3 / 4);
-        assert_eq!(pace.limit(), limit);
+        let batch_size = BatchSize::default();
+        batch_size.took(64, Duration::from_micros(6400));
+        let limit = batch_size.limit();
+        batch_size.took(usize::from(limit), GOAL * 3 / 4);
+        assert_eq!(batch_size.limit(), limit);
     }
 }
