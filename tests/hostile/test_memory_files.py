@@ -1,6 +1,7 @@
 """In which files guest memory may lie: not in those whose file system may stop to answer."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,25 @@ def test_memory_on_a_file_system_that_may_stop_to_answer_is_refused(
     log = server.log()
     assert "its file lies on FUSE, and a file system that stops to answer hangs" in log
     assert "allow it with any_memory_file=True (--any-memory-file)" in log
+
+
+def test_a_file_system_that_has_stopped_to_answer_is_not_waited_for(
+    server: Server, slow_files: SlowFiles
+) -> None:
+    """Not even for what it is: this process does not see where it is mounted, and has to ask."""
+    memory = server.own(slow_files.cached)
+    server.own(slow_files.direct)
+    os.kill(slow_files.process.pid, signal.SIGSTOP)
+    try:
+        front = server.connect().negotiate()
+        assert is_refused(front, memory)
+        assert "a file system that does not say what it is (it does not answer)" in server.log()
+        # Nor for what comes of its files as other descriptors.
+        for message in (Request.SET_VRING_CALL, Request.SET_VRING_ERR):
+            assert front.is_refused(message, wire.u64(0), [memory])
+        server.check_witness()
+    finally:
+        os.kill(slow_files.process.pid, signal.SIGCONT)
 
 
 @ALLOWED

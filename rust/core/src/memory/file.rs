@@ -11,7 +11,7 @@ use super::region::{Extent, Hold, Region};
 use super::region_error::RegionError;
 use super::segment::GuestSlice;
 use crate::sys::fd_kind::fd_kind;
-use crate::sys::file_system::remote_file_system;
+use crate::sys::file_system::{close_elsewhere, remote_file_system};
 use crate::sys::mmap::Mapping;
 
 impl Region {
@@ -24,8 +24,11 @@ impl Region {
         fd: OwnedFd,
     ) -> Result<Arc<Self>, RegionError> {
         let size = extent.size;
-        if !policy.takes_any_file() {
-            check_file_system(fd.as_fd())?;
+        if !policy.takes_any_file()
+            && let Err(refused) = check_file_system(fd.as_fd())
+        {
+            close_elsewhere(fd);
+            return Err(refused);
         }
         let page = check_file(&fd, offset, size)?;
         let lead = offset % page;
@@ -95,7 +98,7 @@ fn check_file_system(fd: BorrowedFd<'_>) -> Result<(), RegionError> {
     }
     match remote_file_system(fd) {
         Ok(None) => Ok(()),
-        Ok(Some(name)) => Err(RegionError::FileSystem(name.to_owned())),
+        Ok(Some(name)) => Err(RegionError::FileSystem(name)),
         Err(error) => {
             let unknown = format!("a file system that does not say what it is ({error})");
             Err(RegionError::FileSystem(unknown))

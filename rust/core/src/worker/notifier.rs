@@ -10,6 +10,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::net::SendFlags;
 
 use crate::sys::eventfd::EventSignaller;
+use crate::sys::file_system::close_elsewhere;
 use crate::sys::{fd_path, no_signal_write};
 
 /// A descriptor to signal through.
@@ -39,7 +40,10 @@ impl Notifier {
                 Kind::Pipe(open_again(&path).map_err(|error| format!("{name}: {error}"))?)
             }
             socket if socket.starts_with("socket:[") => Kind::Socket(fd),
-            _ => return Err(name.into_owned()),
+            _ => {
+                close_elsewhere(fd);
+                return Err(name.into_owned());
+            }
         };
         Ok(Self(Arc::new(kind)))
     }

@@ -9,6 +9,7 @@ use crate::backend::event::{Event, Stuck};
 use crate::backend::shared::State;
 use crate::connection::{Refusal, RingSetup};
 use crate::ring::{SplitLayout, SplitRing};
+use crate::sys::file_system::close_elsewhere;
 use crate::wire::features::{EVENT_IDX, INDIRECT_DESC};
 use crate::worker::{HeldUp, Notifier, QueueCell, QueueParts, ReceiveHandle, Worker};
 
@@ -32,7 +33,7 @@ impl Session<'_> {
         let ring = SplitRing::find(&self.memory, layout(&setup), setup.base)
             .map_err(|e| Refusal(format!("SET_VRING_KICK: queue {index}: {e}")))?;
         let worker = self.worker(index)?;
-        watch(worker, index, kick.as_ref())?;
+        let kick = watch(worker, index, kick)?;
         let doorbell = Arc::clone(worker.doorbell());
         let vring = &self.vrings[usize::from(index)];
         let queue = QueueCell::new(QueueParts {
@@ -79,7 +80,7 @@ impl Session<'_> {
         kick: Option<OwnedFd>,
     ) -> Result<(), Refusal> {
         let worker = self.worker(index)?;
-        watch(worker, index, kick.as_ref())?;
+        let kick = watch(worker, index, kick)?;
         if let Some(queue) = self.started(index) {
             let former = queue.set_kick(kick).map_err(|HeldUp| held_up("SET_VRING_KICK", index))?;
             self.worker(index)?.unwatch(former);
@@ -273,12 +274,14 @@ fn layout(setup: &RingSetup) -> SplitLayout {
     }
 }
 
-fn watch(worker: &Worker, queue: u16, kick: Option<&OwnedFd>) -> Result<(), Refusal> {
-    let watched = kick.map_or(Ok(()), |kick| worker.watch(queue, kick.as_fd()));
-    watched.map_err(|error| {
-        let what = "its descriptor cannot be waited for";
-        Refusal(format!("SET_VRING_KICK: queue {queue}: {what}: {error}"))
-    })
+/// Registers a kick descriptor, and gives it back.
+fn watch(worker: &Worker, queue: u16, kick: Option<OwnedFd>) -> Result<Option<OwnedFd>, Refusal> {
+    let Some(kick) = kick else { return Ok(None) };
+    let Err(error) = worker.watch(queue, kick.as_fd()) else { return Ok(Some(kick)) };
+    // It may be a file of any file system.
+    close_elsewhere(kick);
+    let what = "its descriptor cannot be waited for";
+    Err(Refusal(format!("SET_VRING_KICK: queue {queue}: {what}: {error}")))
 }
 
 fn held_up(message: &str, queue: u16) -> Refusal {
