@@ -1,6 +1,8 @@
 """What must hold after an attack on a ring."""
 
+from peer.blk import CANARY, Request, Status
 from peer.front_end import FrontEnd
+from peer.ring import Used
 
 from .server import Server
 
@@ -23,3 +25,20 @@ def assert_broken(server: Server, front: FrontEnd, *, used: int = 0) -> None:
     del front.rings[0]
     front.start_ring(0)
     assert front.blk(0).read(0, 512).status == 0
+
+
+def assert_fails_alone(
+    server: Server, front: FrontEnd, request: Request, *, answered: bool = True
+) -> None:
+    """The request in queue 0 fails, the disk is as it was, and the queue goes on.
+
+    Not `answered`: nothing of the request can be written, its status neither.
+    """
+    ring = front.rings[0]
+    assert ring.wait() == [Used(0, 1 if answered else 0)]
+    status = front.memory.read(request.status, 1)[0]
+    assert status == (Status.IOERR if answered else CANARY)
+    assert not any(server.content()), "the disk was written to"
+    assert not ring.is_broken(0)
+    for _ in range(3):
+        assert front.blk().read(0, 512).status == Status.OK

@@ -10,7 +10,7 @@ from peer.memory import GuestMemory, Region
 from peer.process import private_kib
 from peer.ring import INDIRECT, NEXT, WRITE, Segment, Timeout
 
-from .attack import assert_broken
+from .attack import assert_broken, assert_fails_alone
 from .chains import lay, write_request
 from .conftest import RING_SIZE as RING
 from .server import Server
@@ -59,7 +59,7 @@ def test_a_next_outside_the_table_breaks_the_queue(
     ],
 )
 @pytest.mark.parametrize("place", ["header", "data", "status", "table"])
-def test_a_buffer_outside_memory_breaks_the_queue(
+def test_a_request_with_a_buffer_outside_memory_fails_alone(
     server: Server, front: FrontEnd, address: int, length: int, place: str
 ) -> None:
     request = write_request(front)
@@ -69,11 +69,34 @@ def test_a_buffer_outside_memory_breaks_the_queue(
         "status": (request.status, 1, WRITE, 0),
     }
     if place == "table":
-        lay(front, (address, min(-(-length // 16) * 16, 0xFFFF_FFF0), INDIRECT, 0))
+        lay(front, (address, min(-(-length // 16) * 16, 1024), INDIRECT, 0))
     else:
         _, _, flags, following = chain[place]
+        # Only a chain of less than 4 GiB is one.
+        length = min(length, 0xFFFF_F000)
         lay(front, *(chain | {place: (address, length, flags, following)}).values())
-    assert_broken(server, front)
+    assert_fails_alone(server, front, request, answered=place in ("header", "data"))
+
+
+def test_the_log_says_once_a_start_where_memory_is_missing(server: Server, front: FrontEnd) -> None:
+    said = "bytes at 0x40000000 cannot be written: no memory region that the front-end has shared"
+    before = server.log().count(said)
+    for start in (1, 2):
+        ring = front.rings[0]
+        for _ in range(20):
+            request = front.blk().prepare(Type.IN, 0)
+            lay(
+                front,
+                (request.header, 16, NEXT, 1),
+                (GIB, 512, NEXT | WRITE, 2),
+                (request.status, 1, WRITE, 0),
+            )
+            ring.wait()
+            assert front.memory.read(request.status, 1)[0] == Status.IOERR
+        assert server.log().count(said) == before + start
+        front.stop_ring()
+        ring.reset()
+        front.start_ring()
 
 
 def test_a_buffer_over_two_adjacent_regions_works(server: Server) -> None:

@@ -192,7 +192,9 @@ pub trait Device: Send + Sync + 'static {
     }
 
     /// Answers a request that `handle` does not get to see, or whose answer could not be written:
-    /// some of its memory cannot be reached, or it is too long. Writes whatever says so; returns the
+    /// some of its memory cannot be reached, or it is too long. Of a request with a
+    /// [fault](Request::fault) nothing is to be read, and what can be written may lack its
+    /// beginning, but not its last byte if that can be reached. Writes whatever says so; returns the
     /// bytes written.
     fn refuse(&self, queue: u16, request: &Request) -> u32 {
         let _ = (queue, request);

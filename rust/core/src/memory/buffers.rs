@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::access::Access;
-use super::fault::Fault;
+use super::fault::{Fault, Unreachable};
 use super::region::Backing;
 use super::segment::GuestSlice;
 use super::span::{Readable, Writable};
@@ -41,21 +41,40 @@ impl Buffers {
         }
     }
 
-    /// Adds a descriptor's buffer, in as many segments as it crosses regions.
+    /// Adds a descriptor's buffer, in as many segments as it crosses regions. If it lies outside
+    /// of memory the chain has a [fault](Self::fault).
     #[inline]
-    pub fn add(&mut self, at: GuestAddr, len: u32, access: Access) -> Result<(), OutOfMemory> {
+    pub fn add(&mut self, at: GuestAddr, len: u32, access: Access) {
         let len = u64::from(len);
-        let memory = self.memory.as_ref().ok_or(OutOfMemory { at, len })?;
+        let Some(memory) = &self.memory else { return self.add_outside(at, len, access) };
         let (list, total) = match access {
             Access::DeviceReadable => (&mut self.readable, &mut self.readable_len),
             Access::DeviceWritable => (&mut self.writable, &mut self.writable_len),
         };
         match memory.mapped(at, len, access) {
             Some(segment) => list.push(segment),
-            None => add_pieces(memory, list, &mut self.demand, (at, len), access)?,
+            None => match add_pieces(memory, list, &mut self.demand, (at, len), access) {
+                Ok(()) => {}
+                Err(OutOfMemory { .. }) => return self.add_outside(at, len, access),
+            },
         }
         *total += len;
-        Ok(())
+    }
+
+    /// Notes a buffer that is nowhere. What the chain had of its side is forgotten: what is left
+    /// is what lies behind the last such buffer, and with it the byte that says that the request
+    /// failed, which is the last of all.
+    #[cold]
+    fn add_outside(&mut self, at: GuestAddr, len: u64, access: Access) {
+        let (list, total) = match access {
+            Access::DeviceReadable => (&mut self.readable, &mut self.readable_len),
+            Access::DeviceWritable => (&mut self.writable, &mut self.writable_len),
+        };
+        list.clear();
+        *total = 0;
+        let demand = self.demand.get_or_insert_default();
+        demand.forget_side(access);
+        demand.fail(Fault { at, len, access, reason: Unreachable::Outside });
     }
 
     /// Gives back what is mapped for this chain alone; its segments are gone.
@@ -94,7 +113,9 @@ impl Buffers {
         self.demand().is_some_and(|demand| !demand.is_empty())
     }
 
-    /// What of it cannot be reached.
+    /// What of it cannot be reached. Nothing of a chain with a fault is to be read, and what can
+    /// be written may lack its beginning.
+    #[inline]
     pub fn fault(&self) -> Option<Fault> {
         self.demand()?.fault()
     }
@@ -127,17 +148,23 @@ impl Buffers {
         }
     }
 
-    /// Nothing is known of the chain's buffers: its descriptors cannot be read.
+    /// Nothing is known of the chain's buffers: its descriptors, so many bytes of them, cannot be
+    /// read.
     #[cold]
-    pub fn fail(&mut self, at: GuestAddr, len: usize) {
+    pub fn fail(&mut self, at: GuestAddr, len: u64, reason: Unreachable) {
         self.forget();
-        let fault = Fault { at, len, access: Access::DeviceReadable };
-        self.demand.get_or_insert_default().fail(fault);
+        self.fail_with(Fault { at, len, access: Access::DeviceReadable, reason });
     }
 
     /// Says that some of it cannot be reached. What it has of places stays.
     pub(super) fn fail_with(&mut self, fault: Fault) {
         self.demand.get_or_insert_default().fail(fault);
+    }
+
+    /// Forgets what the driver wrote.
+    pub(crate) fn forget_readable(&mut self) {
+        self.readable.clear();
+        self.readable_len = 0;
     }
 
     fn forget(&mut self) {
@@ -154,6 +181,10 @@ impl Buffers {
     pub fn hold_only(&mut self, memory: &Arc<Memory>) {
         if self.demand.is_some() {
             self.forget();
+            if !memory.needs_resolving() {
+                // It was made for a fault: chains of mapped memory cost nothing for it again.
+                self.demand = None;
+            }
         }
         if !self.memory.as_ref().is_some_and(|held| Arc::ptr_eq(held, memory)) {
             self.release();

@@ -5,25 +5,42 @@ use std::fmt;
 use super::access::Access;
 use crate::address::GuestAddr;
 
-/// A buffer that cannot be reached: it was never granted, not any more, not for writing, or too
-/// often at once.
+/// A buffer of a request that cannot be reached, so that the request fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// First address.
     pub at: GuestAddr,
     /// Bytes.
-    pub len: usize,
+    pub len: u64,
     /// What it was wanted for.
     pub access: Access,
+    /// Why it cannot be had.
+    pub reason: Unreachable,
+}
+
+/// Why a buffer cannot be reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unreachable {
+    /// No region of memory has all of it.
+    Outside,
+    /// The guest has granted it to nobody, or not for this, or has taken it back.
+    NotGranted,
 }
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { at, len, access } = self;
+        let Self { at, len, access, reason } = self;
         let what = match access {
             Access::DeviceReadable => "read",
             Access::DeviceWritable => "written",
         };
-        write!(f, "{len} bytes at {at} cannot be {what}: no grant allows it")
+        write!(f, "{len} bytes at {at} cannot be {what}: ")?;
+        f.write_str(match reason {
+            Unreachable::NotGranted => "no grant allows it",
+            Unreachable::Outside => {
+                "no memory region that the front-end has shared covers them; most likely the VMM \
+                 has memory, such as a module plugged in later, that it does not share"
+            }
+        })
     }
 }

@@ -27,7 +27,7 @@ mod xen;
 
 pub use access::Access;
 pub use buffers::Buffers;
-pub use fault::Fault;
+pub use fault::{Fault, Unreachable};
 pub use policy::{MemoryOptions, MemoryPolicy};
 pub use reads::Reads;
 pub use region::{Extent, Region, XenKind};

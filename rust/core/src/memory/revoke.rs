@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::access::Access;
 use super::buffers::Buffers;
-use super::fault::Fault;
+use super::fault::{Fault, Unreachable};
 use super::region::Region;
 use super::segment::GuestSlice;
 use super::table::Memory;
@@ -46,7 +46,8 @@ impl Buffers {
         };
         let mapped = span
             .filter_map(|place| {
-                Some(Fault { at: memory.ended_at(place)?, len: place.len(), access })
+                let (at, len) = (memory.ended_at(place)?, place.len() as u64);
+                Some(Fault { at, len, access, reason: Unreachable::NotGranted })
             })
             .next();
         let fault = mapped.or_else(|| self.demand()?.taken(access));

@@ -125,7 +125,7 @@ impl Request {
         Done { written: slot.limit(written), slot }
     }
 
-    pub(super) fn buffers_mut(&mut self) -> Option<(u16, &mut Buffers)> {
+    pub(crate) fn buffers_mut(&mut self) -> Option<(u16, &mut Buffers)> {
         self.slot.as_deref_mut().map(|slot| (slot.head, &mut slot.buffers))
     }
 

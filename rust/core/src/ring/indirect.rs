@@ -11,7 +11,7 @@ use std::ops::Range;
 use super::RingError;
 use super::chain::{Chain, Descriptor};
 use crate::address::GuestAddr;
-use crate::memory::{Buffers, Memory, Reads};
+use crate::memory::{Buffers, Memory, Reads, Unreachable};
 
 /// Bytes of the tables of one batch, but for those of its last chain. Those of 64 requests of the
 /// longest honest chains (Windows: 515 descriptors) come to twice that, those of others to less.
@@ -35,18 +35,21 @@ struct Waiting {
 
 impl Tables {
     /// Reads the table that ends `chain`. `None`: it will be read, and walked, by
-    /// [`walk`](Self::walk).
+    /// [`walk`](Self::walk); or it lies outside of memory, and `buffers` have a fault.
     #[inline]
     pub(super) fn read(
         &mut self,
         memory: &Memory,
         outer: Descriptor,
         chain: Chain,
+        buffers: &mut Buffers,
     ) -> Result<Option<&[u8]>, RingError> {
         let len = chain.table_len(outer)?;
         let start = self.reads.waiting();
-        let table =
-            self.reads.read(memory, outer.at, len).map_err(RingError::outside(chain.head))?;
+        let Ok(table) = self.reads.read(memory, outer.at, len) else {
+            buffers.fail(outer.at, len as u64, Unreachable::Outside);
+            return Ok(None);
+        };
         if table.is_none() {
             self.waiting.push(Waiting { chain, at: outer.at, bytes: start..start + len });
         }
@@ -82,10 +85,10 @@ impl Tables {
             else {
                 continue;
             };
-            let len = bytes.len();
+            let len = bytes.len() as u64;
             match self.reads.bytes(bytes) {
                 Some(table) => chain.walk_table(table, buffers).map_err(|error| (good, error))?,
-                None => buffers.fail(at, len),
+                None => buffers.fail(at, len, Unreachable::NotGranted),
             }
         }
         Ok(())

@@ -7,8 +7,6 @@ mod split;
 
 use std::fmt;
 
-use crate::address::GuestAddr;
-use crate::memory::OutOfMemory;
 pub use event::need_event;
 pub use split::{SplitLayout, SplitRing, StartError};
 
@@ -75,21 +73,6 @@ pub enum RingError {
         /// The chain's head.
         head: u16,
     },
-    /// A buffer or table outside guest memory.
-    OutOfMemory {
-        /// The chain's head.
-        head: u16,
-        /// First address.
-        at: GuestAddr,
-        /// Bytes.
-        len: u64,
-    },
-}
-
-impl RingError {
-    fn outside(head: u16) -> impl Fn(OutOfMemory) -> Self {
-        move |OutOfMemory { at, len }| Self::OutOfMemory { head, at, len }
-    }
 }
 
 impl fmt::Display for RingError {
@@ -122,9 +105,6 @@ impl fmt::Display for RingError {
                 f,
                 "chain {head}: an indirect table that was not negotiated, is nested, or has a next descriptor"
             ),
-            Self::OutOfMemory { head, at, len } => {
-                write!(f, "chain {head}: {}", OutOfMemory { at, len })
-            }
         }
     }
 }

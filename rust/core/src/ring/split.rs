@@ -372,7 +372,7 @@ impl SplitRing {
         if !self.layout.indirect || outer.flags & DESC_NEXT != 0 {
             return Err(RingError::BadIndirect { head: chain.head });
         }
-        if let Some(table) = self.tables.read(&self.memory, outer, chain)? {
+        if let Some(table) = self.tables.read(&self.memory, outer, chain, buffers)? {
             return chain.walk_table(table, buffers);
         }
         if self.tables.is_full() {

@@ -14,9 +14,6 @@ pub(super) struct Provided {
     pub(super) shared: Vec<Shared>,
     /// Answered requests whose pages hang on others that are not answered yet.
     pub(super) withheld: Vec<Done>,
-    /// A fault was reported since the ring started: one says what is wrong, a thousand say no
-    /// more.
-    pub(super) told: bool,
 }
 
 impl Provided {

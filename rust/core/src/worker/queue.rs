@@ -80,6 +80,11 @@ pub(super) struct Queue {
     pub(super) phase: Phase,
     /// A batch is in the device's hands.
     lent: bool,
+    /// A chain has a fault that was popped and not refused yet.
+    pub(super) faulty: bool,
+    /// A fault was reported since the ring started: one says what is wrong, a thousand say no
+    /// more.
+    pub(super) fault_told: bool,
     /// The worker is no more.
     orphaned: bool,
     /// What is wrong with the chain behind that batch.
@@ -129,6 +134,8 @@ impl Queue {
             enabled,
             phase: Phase::New,
             lent: false,
+            faulty: false,
+            fault_told: false,
             orphaned: false,
             bad: None,
             receives,
@@ -175,6 +182,8 @@ impl Queue {
             self.counters.in_flight.store(self.in_flight, Ordering::Relaxed);
             if self.ring.memory().needs_resolving() {
                 self.resolve(batch, called);
+            } else if self.faulty {
+                self.refuse_faulty(batch);
             }
             self.refuse_too_long(batch);
             self.lent = true;
@@ -227,6 +236,7 @@ impl Queue {
             let mut slot = self.spare_slot();
             match self.ring.pop(&mut slot.buffers) {
                 Ok(Some(head)) => {
+                    self.faulty |= slot.buffers.fault().is_some();
                     slot.head = head;
                     self.in_flight += 1;
                     self.too_long |= slot.buffers.bytes() > self.max_bytes;

@@ -98,9 +98,10 @@ impl Queue {
         cell: &QueueCell,
         batch: &mut Batch,
     ) -> Result<Option<Request>, RingError> {
-        while let Some(available) = self.ready()? {
+        // A driver that makes such chains available without end does not keep the device.
+        for _ in 0..=self.ring.size() {
+            let Some(available) = self.ready()? else { return Ok(None) };
             if available == 0 {
-                self.want_more(cell, 0);
                 break;
             }
             self.pop_in_place(cell, batch)?;
@@ -113,22 +114,28 @@ impl Queue {
             self.push_done(batch);
             self.publish();
         }
+        self.want_more(cell, 0);
         Ok(None)
     }
 
     fn send(&mut self, cell: &QueueCell, wanted: &Wanted<'_>) -> Sent {
         let mut batch = std::mem::take(&mut self.own_batch);
-        let sent = loop {
-            if let Some(sent) = self.try_send(cell, wanted, &mut batch) {
-                break sent;
+        let sent = (0..=self.ring.size()).find_map(|_| {
+            let sent = self.try_send(cell, wanted, &mut batch);
+            if sent.is_none() {
+                // Buffers that could not be reached were answered so, and the ring goes on behind
+                // them.
+                self.push_done(&mut batch);
+                self.publish();
             }
-            // Buffers that could not be reached were answered so, and the ring goes on behind
-            // them.
-            self.push_done(&mut batch);
-            self.publish();
-        };
+            sent
+        });
         self.own_batch = batch;
-        sent
+        sent.unwrap_or_else(|| {
+            // A driver that makes such buffers available without end does not keep the device.
+            self.want_more(cell, 0);
+            Sent::TooFew
+        })
     }
 
     /// `None`: some of the buffers could not be reached.
@@ -176,6 +183,8 @@ impl Queue {
             error = self.finish_walks(batch).or(error);
             // What was put back, as somebody waits for the lock, is not there this time.
             self.provide(batch, &cell.called);
+        } else if self.faulty {
+            self.refuse_faulty(batch);
         }
         error.map_or(Ok(()), Err)
     }

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::provided::Provided;
 use super::queue::Queue;
 use super::report::Failed;
 use crate::memory::{Access, Buffers, Fault, ResolveOptions, give_back, provide};
@@ -42,14 +41,24 @@ impl Queue {
                 buffers.fail_if_taken(Access::DeviceReadable);
             }
         }
-        for request in batch.take_if(|request| request.fault().is_some()) {
+        self.refuse_faulty(batch);
+        undone.is_none()
+    }
+
+    /// Has the device answer the requests with a fault, which it does not get to handle.
+    #[cold]
+    pub(super) fn refuse_faulty(&mut self, batch: &mut Batch) {
+        self.faulty = false;
+        for mut request in batch.take_if(|request| request.fault().is_some()) {
+            if let Some((_, buffers)) = request.buffers_mut() {
+                buffers.forget_readable();
+            }
             if let Some(fault) = request.fault() {
                 self.tell(fault);
             }
             let written = self.device.refuse(self.index, &request);
             batch.complete(request, written);
         }
-        undone.is_none()
     }
 
     /// Takes the buffers of a batch back, so that its answers can be published.
@@ -106,13 +115,8 @@ impl Queue {
         }
     }
 
-    fn provided(&mut self) -> &mut Provided {
-        self.provided.get_or_insert_default()
-    }
-
     fn tell(&mut self, fault: Fault) {
-        let told = std::mem::replace(&mut self.provided().told, true);
-        if !told {
+        if !std::mem::replace(&mut self.fault_told, true) {
             self.report.request_failed(self.index, Failed::Memory(fault));
         }
     }

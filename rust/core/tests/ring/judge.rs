@@ -16,7 +16,6 @@ pub enum Fault {
     Sum,
     Table,
     Indirect,
-    Memory,
 }
 
 /// A table of descriptors in guest memory.
@@ -26,27 +25,38 @@ pub struct Table {
     pub count: u32,
 }
 
-/// The buffers of the chain at `head`, empty ones left out, or the rule that it breaks.
-pub fn judge(guest: &Guest, table: Table, head: u16, limit: usize) -> Result<Vec<Piece>, Fault> {
+/// What a chain is that breaks no rule.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Chain {
+    /// Its buffers, empty ones left out.
+    Good(Vec<Piece>),
+    /// Some of it lies outside of memory.
+    Outside,
+}
+
+/// What the chain at `head` is, or the rule that it breaks.
+pub fn judge(guest: &Guest, table: Table, head: u16, limit: usize) -> Result<Chain, Fault> {
     if u32::from(head) >= table.count {
         return Err(Fault::Head);
     }
     let mut pieces = Vec::new();
     let (mut here, mut index, mut inside) = (table, u32::from(head), false);
+    let mut outside = false;
     loop {
-        let descriptor = read(guest, here, index).ok_or(Fault::Memory)?;
+        let descriptor = read(guest, here, index).expect("the table is in memory");
         if descriptor.flags & INDIRECT != 0 {
             if inside || descriptor.flags & NEXT != 0 {
                 return Err(Fault::Indirect);
             }
-            here = inner(guest, descriptor, limit)?;
+            let Some(inner) = inner(guest, descriptor, limit)? else { return Ok(Chain::Outside) };
+            here = inner;
             (index, inside) = (0, true);
             continue;
         }
-        take(guest, descriptor, &mut pieces, limit)?;
+        outside |= !take(guest, descriptor, &mut pieces, limit)?;
         if descriptor.flags & NEXT == 0 {
             pieces.retain(|piece| piece.len > 0);
-            return Ok(pieces);
+            return Ok(if outside { Chain::Outside } else { Chain::Good(pieces) });
         }
         index = u32::from(descriptor.next);
         if index >= here.count {
@@ -55,25 +65,25 @@ pub fn judge(guest: &Guest, table: Table, head: u16, limit: usize) -> Result<Vec
     }
 }
 
-fn inner(guest: &Guest, descriptor: Descriptor, limit: usize) -> Result<Table, Fault> {
+/// An indirect table; `None` if it is not all in memory.
+fn inner(guest: &Guest, descriptor: Descriptor, limit: usize) -> Result<Option<Table>, Fault> {
     let count = descriptor.len / 16;
     if !descriptor.len.is_multiple_of(16) || count == 0 || count as usize > limit {
         return Err(Fault::Table);
     }
     // Every entry must be there, used or not.
     let table = Table { at: descriptor.at, count };
-    (0..count)
-        .all(|index| read(guest, table, index).is_some())
-        .then_some(table)
-        .ok_or(Fault::Memory)
+    let whole = (0..count).all(|index| read(guest, table, index).is_some());
+    Ok(whole.then_some(table))
 }
 
+/// Takes a buffer; `false` if it is not all in memory.
 fn take(
     guest: &Guest,
     descriptor: Descriptor,
     pieces: &mut Vec<Piece>,
     limit: usize,
-) -> Result<(), Fault> {
+) -> Result<bool, Fault> {
     let Descriptor { at, len, flags, .. } = descriptor;
     let writable = flags & WRITE != 0;
     if pieces.len() == limit {
@@ -89,7 +99,7 @@ fn take(
     let mut bytes = vec![0; len.min(0x10_0000) as usize];
     let whole = bytes.len() == len as usize;
     let there = guest.driver.read_slice(&mut bytes, GuestAddress(at)).is_ok();
-    if len > 0 && !(whole && there) { Err(Fault::Memory) } else { Ok(()) }
+    Ok(len == 0 || whole && there)
 }
 
 fn read(guest: &Guest, table: Table, index: u32) -> Option<Descriptor> {

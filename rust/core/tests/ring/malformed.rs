@@ -2,7 +2,7 @@
 //! malformed chain is never handled as a shorter one.
 
 use vhost_user_core::address::GuestAddr;
-use vhost_user_core::memory::Buffers;
+use vhost_user_core::memory::{Access, Buffers, Fault, Unreachable};
 use vhost_user_core::ring::{RingError, SplitRing, StartError};
 
 use crate::driver::{
@@ -51,8 +51,35 @@ fn readable(at: u64, len: u32) -> Descriptor {
     Descriptor { at, len, flags: 0, next: 0 }
 }
 
-fn outside(at: u64, len: u32) -> RingError {
-    RingError::OutOfMemory { head: 0, at: GuestAddr(at), len: u64::from(len) }
+/// Makes the chain at descriptor 0 available and expects that its request fails alone, for bytes
+/// that no region has: the next chain is as good as ever.
+fn fails_alone(driver: &mut Driver, device: &mut SplitRing, at: u64, len: u32, writable: bool) {
+    let access = if writable { Access::DeviceWritable } else { Access::DeviceReadable };
+    let (at, len, reason) = (GuestAddr(at), u64::from(len), Unreachable::Outside);
+    driver.submit(0);
+    let (head, buffers) = pop(device).unwrap().unwrap();
+    assert_eq!((head, buffers.fault()), (0, Some(Fault { at, len, access, reason })));
+    device.push(0, 0);
+    let last = driver.size - 1;
+    driver.put(last, RING, 3, 0, 0);
+    driver.submit(last);
+    let (head, buffers) = pop(device).unwrap().unwrap();
+    assert_eq!((head, buffers.fault(), buffers.readable().len()), (last, None, 3));
+}
+
+fn chain_fails_alone(descriptors: &[Descriptor], at: u64, len: u32, writable: bool) {
+    let (mut driver, mut device) = ring(SIZE);
+    driver.put_table(driver.descriptors, descriptors);
+    fails_alone(&mut driver, &mut device, at, len, writable);
+}
+
+/// Of a chain that is only an indirect table.
+fn table_fails_alone(entries: &[Descriptor], at: u64, len: u32) {
+    let (mut driver, mut device) = ring(SIZE);
+    let bytes = 16 * entries.len() as u32;
+    driver.put_table(driver.descriptors, &[Descriptor { len: bytes, ..TABLE }]);
+    driver.put_table(TABLES, entries);
+    fails_alone(&mut driver, &mut device, at, len, false);
 }
 
 #[test]
@@ -197,15 +224,17 @@ fn an_indirect_descriptor_that_was_not_negotiated_is_refused() {
 }
 
 #[test]
-fn a_table_outside_memory_is_refused() {
+fn a_request_whose_table_lies_outside_memory_fails_alone() {
     for at in [END - 15, END, u64::MAX - 7] {
         let table = Descriptor { at, len: 16, flags: INDIRECT, next: 0 };
-        refuses_chain(&[table], outside(at, 16));
+        chain_fails_alone(&[table], at, 16, false);
+        let before = Descriptor { flags: NEXT, next: 1, ..readable(DATA, 8) };
+        chain_fails_alone(&[before, table], at, 16, false);
     }
 }
 
 #[test]
-fn a_buffer_outside_memory_is_refused_whole() {
+fn a_request_with_a_buffer_outside_memory_fails_alone() {
     let cases = [
         (0xffff_ffff_ffff_fff0, 0x20),
         (u64::MAX, 1),
@@ -217,20 +246,55 @@ fn a_buffer_outside_memory_is_refused_whole() {
     ];
     for (at, len) in cases {
         for flags in [0, WRITE] {
-            refuses_chain(&[Descriptor { flags, ..readable(at, len) }], outside(at, len));
+            let descriptor = Descriptor { flags, ..readable(at, len) };
+            chain_fails_alone(&[descriptor], at, len, flags == WRITE);
         }
-        refuses_table(16, &[readable(at, len)], outside(at, len));
+        table_fails_alone(&[readable(at, len)], at, len);
     }
 }
 
+/// What can be written of such a request is what lies behind the bytes that are nowhere: the status
+/// of a block request is the last byte of all.
 #[test]
-fn a_buffer_that_spans_a_hole_is_refused() {
+fn behind_a_buffer_outside_memory_the_last_byte_can_be_written() {
+    let (mut driver, mut device) = ring(SIZE);
+    let link = |at, len, flags, next| Descriptor { at, len, flags: flags | NEXT, next };
+    driver.put_table(
+        driver.descriptors,
+        &[
+            link(DATA, 16, 0, 1),
+            link(DATA + 0x100, 8, WRITE, 2),
+            link(END, 512, WRITE, 3),
+            link(DATA + 0x200, 2, WRITE, 4),
+            Descriptor { flags: WRITE, ..readable(DATA + 0x300, 1) },
+        ],
+    );
+    driver.submit(0);
+    let (_, buffers) = pop(&mut device).unwrap().unwrap();
+    assert_eq!(buffers.fault().map(|fault| (fault.at, fault.len)), Some((GuestAddr(END), 512)));
+    assert_eq!((buffers.readable().len(), buffers.writable().len()), (16, 3));
+    assert_eq!(buffers.writable().write_at(2, &[7]), 1);
+    assert_eq!(driver.guest.read(DATA + 0x300, 1), [7]);
+    assert_eq!(driver.guest.read(DATA + 0x100, 8), [0; 8]);
+}
+
+#[test]
+fn the_rest_of_a_chain_with_a_buffer_outside_memory_must_be_well_formed_too() {
+    let first = Descriptor { flags: NEXT, next: 1, ..readable(END, 16) };
+    let long = Descriptor { flags: NEXT, next: SIZE, ..readable(DATA, 1) };
+    refuses_chain(&[first, long], RingError::BadNext { head: 0, next: SIZE, table: SIZE.into() });
+    let looped = Descriptor { flags: NEXT, next: 0, ..readable(DATA, 1) };
+    refuses_chain(&[first, looped], RingError::TooLong { head: 0, limit: 1024 });
+}
+
+#[test]
+fn a_request_with_a_buffer_that_spans_a_hole_fails_alone() {
     let guest = Guest::new(&[(RING, 0x10_0000), (RING + 0x10_1000, 0x1000)]);
     let mut driver = Driver::new(&guest, 4, false, 0);
     let mut device = driver.start_device(0);
     let (at, len) = (RING + 0xf_f000, 0x2800);
     driver.put(0, at, len, 0, 0);
-    refuses(&mut driver, &mut device, outside(at, len));
+    fails_alone(&mut driver, &mut device, at, len, false);
 }
 
 #[test]

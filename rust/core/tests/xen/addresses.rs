@@ -83,8 +83,8 @@ fn what_may_be_mapped_beyond_all_regions_ends_where_a_region_begins() {
     let mut buffers = Buffers::default();
     buffers.begin(&memory);
     let at = GuestAddr(MIB - 512);
-    buffers.add(at, 1024, Access::DeviceReadable).unwrap();
-    buffers.add(GuestAddr(2 * MIB - 4), 8, Access::DeviceReadable).unwrap();
+    buffers.add(at, 1024, Access::DeviceReadable);
+    buffers.add(GuestAddr(2 * MIB - 4), 8, Access::DeviceReadable);
     let budget = Arc::default();
     let options =
         ResolveOptions { kept: false, mapped: false, budget: &budget, is_called: &|| false };

@@ -135,18 +135,23 @@ fn a_reference_in_a_space_that_is_all_one_region_fails_if_nobody_granted_it() {
 }
 
 #[test]
-fn an_address_outside_every_region_breaks_the_ring() {
+fn a_request_with_an_address_outside_every_region_fails_alone() {
     for address in [GRANT | 0xf_ffff << 12, GRANT | 1 << 44, 1 << 62, 0x1000] {
         let guest = Guest::granting();
         let served = Served::disk(&guest, 0);
         let mut raw = Raw::start(&served, guest.all_on_demand());
         raw.push(0, &[(address, 16, false), (raw.address(STATUS_PAGE), 1, true)]);
         raw.ring.publish();
+        assert_eq!((raw.used().len, raw.read(STATUS_PAGE, 1)), (1, vec![IOERR]));
         let why = served.events.wait(|event| match event {
-            Event::QueueBroken { error, .. } => Some(error.clone()),
+            Event::RequestFailed { error, .. } => Some(error.clone()),
             _ => None,
         });
-        assert!(why.contains(&format!("{address:#x}")), "{why}");
+        assert!(why.contains(&format!("16 bytes at {address:#x} cannot be read")), "{why}");
+        for data in [[(address, 512)], [(raw.address(DATA_PAGE), 512)]] {
+            let served = if data[0].0 == address { (IOERR, 1) } else { (OK, 513) };
+            assert_eq!(raw.block(READ, &data), served);
+        }
         drop(raw);
         served.events.wait_disconnected();
         guest.assert_left_alone();

@@ -35,7 +35,7 @@ fn sparse(pages: u64) -> OwnedFd {
 fn bytes(memory: &Arc<Memory>, at: u64, len: usize) -> Vec<u8> {
     let mut buffers = Buffers::default();
     buffers.begin(memory);
-    buffers.add(GuestAddr(at), len as u32, Access::DeviceReadable).unwrap();
+    buffers.add(GuestAddr(at), len as u32, Access::DeviceReadable);
     let mut bytes = vec![0; len];
     assert_eq!(buffers.readable().read_at(0, &mut bytes), len);
     bytes

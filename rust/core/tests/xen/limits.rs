@@ -263,7 +263,7 @@ fn chains(guest: &Guest, pages: u64) -> Vec<Buffers> {
     let chain = |page| {
         let mut buffers = Buffers::default();
         buffers.begin(&memory);
-        buffers.add(GuestAddr(guest.base() + page * PAGE), 4096, Access::DeviceReadable).unwrap();
+        buffers.add(GuestAddr(guest.base() + page * PAGE), 4096, Access::DeviceReadable);
         buffers
     };
     (0..pages).map(chain).collect()

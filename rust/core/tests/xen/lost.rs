@@ -71,7 +71,7 @@ fn a_region_of_a_domain_shows_private_zeroes_when_it_has_vanished() {
     let memory = Arc::new(Memory::new(vec![region]).unwrap());
     let mut buffers = Buffers::default();
     buffers.begin(&memory);
-    buffers.add(at, 8, Access::DeviceReadable).unwrap();
+    buffers.add(at, 8, Access::DeviceReadable);
     let read = || {
         let mut bytes = [1; 8];
         assert_eq!(buffers.readable().read_at(0, &mut bytes), 8);

@@ -7,7 +7,7 @@ use super::grant::{GrantMap, Grants, grant_of, run};
 use super::on_demand::OnDemand;
 use crate::address::GuestAddr;
 use crate::memory::access::Access;
-use crate::memory::fault::Fault;
+use crate::memory::fault::{Fault, Unreachable};
 use crate::memory::segment::GuestSlice;
 use crate::sys::mmap::Mapping;
 use crate::sys::scratch::Scratch;
@@ -105,6 +105,11 @@ impl Demand {
         self.pieces.is_empty() && self.fault.is_none()
     }
 
+    /// Forgets the pieces of one side: their segments are gone.
+    pub(in crate::memory) fn forget_side(&mut self, access: Access) {
+        self.pieces.retain(|piece| piece.access != access);
+    }
+
     /// Whether a piece has no place yet.
     pub(in crate::memory) fn waits(&self) -> bool {
         self.pieces.iter().any(Piece::waits)
@@ -123,7 +128,8 @@ impl Demand {
         let mapped = |piece: &&Piece| piece.access == access && piece.state == State::Mapped;
         let has_ended = |piece: &&Piece| piece.source.as_ref().is_some_and(OnDemand::has_ended);
         let piece = self.pieces.iter().filter(mapped).find(has_ended)?;
-        Some(Fault { at: piece.at, len: piece.len, access })
+        let Piece { at, len, .. } = *piece;
+        Some(Fault { at, len: len as u64, access, reason: Unreachable::NotGranted })
     }
 
     /// Whether granted pages are mapped for it.

@@ -3,7 +3,7 @@
 use super::demand::{Demand, PIECE_PAGES, Piece, Pin, State};
 use crate::memory::access::Access;
 use crate::memory::buffers::Buffers;
-use crate::memory::fault::Fault;
+use crate::memory::fault::{Fault, Unreachable};
 use crate::memory::segment::GuestSlice;
 use crate::sys::mmap::Mapping;
 use crate::xen::XEN_PAGE;
@@ -50,7 +50,8 @@ impl Buffers {
             let piece = demand.pieces.get_mut(number)?;
             piece.state = State::Lost;
             let Piece { at, len, access, .. } = *piece;
-            demand.fault.get_or_insert(Fault { at, len, access });
+            let reason = Unreachable::NotGranted;
+            demand.fault.get_or_insert(Fault { at, len: len as u64, access, reason });
             if demand.zeroes.is_none() {
                 demand.zeroes = Mapping::private(PIECE_PAGES * XEN_PAGE as usize).ok();
             }
