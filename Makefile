@@ -29,7 +29,7 @@ PEERS := tests/peers/std tests/peers/xen
 
 .DELETE_ON_ERROR:
 .PHONY: help build build-arm64 demo test lint test-rust test-peers test-python test-guest guest-deps \
-    test-xen xen-deps bench deps clean
+    test-dpdk dpdk-deps test-xen xen-deps bench deps clean
 
 help: ## Shows this list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -41,7 +41,7 @@ build-arm64: $(ARM64)/.package ## Builds the wheel for Arm64, with a compiler fr
 demo: build ## Serves a RAM disk, drives it through its socket and checks every byte.
 	$(BIN)/vhost-user demo
 
-test: lint test-rust test-peers deps guest-deps xen-deps build build-arm64 ## Runs every check and every test.
+test: lint test-rust test-peers deps guest-deps dpdk-deps xen-deps build build-arm64 ## Runs every check and every test.
 	$(BIN)/pytest -n 2 --dist loadgroup $(PYTEST_ARGS) tests
 
 lint: $(TOOLS) ## Checks format, lints and types, with warnings as errors.
@@ -61,10 +61,14 @@ test-peers: ## Drives the core with the front-end of another project.
 	$(foreach peer,$(PEERS),$(CARGO) test --locked --manifest-path $(peer)/Cargo.toml &&) true
 
 test-python: deps build ## Runs the Python suites but for those that start a machine.
-	$(BIN)/pytest -n 2 --dist loadgroup $(PYTEST_ARGS) --ignore tests/guest --ignore tests/xen tests
+	$(BIN)/pytest -n 2 --dist loadgroup $(PYTEST_ARGS) --ignore tests/guest --ignore tests/dpdk \
+	    --ignore tests/xen tests
 
 test-guest: guest-deps build ## Runs a Linux guest in QEMU on devices of the package.
 	$(BIN)/pytest $(PYTEST_ARGS) tests/guest
+
+test-dpdk: dpdk-deps build ## Runs DPDK's driver of network devices on devices of the package.
+	$(BIN)/pytest $(PYTEST_ARGS) tests/dpdk
 
 test-xen: xen-deps build build-arm64 ## Runs the tests of dom0 (PV, PVH, Arm64) on a real hypervisor in QEMU: 3 minutes.
 	$(BIN)/pytest -n 2 $(PYTEST_ARGS) tests/xen
@@ -78,6 +82,9 @@ deps: ## Installs the system packages that the tests need, or says which are mis
 
 guest-deps: $(TOOLS) ## Downloads QEMU and a Debian kernel for the guest into .cache, installing nothing.
 	PYTHONPATH=tests $(BIN)/python -m guest.rig fetch
+
+dpdk-deps: $(TOOLS) ## Downloads DPDK's test program into .cache (35 MB), installing nothing.
+	PYTHONPATH=tests $(BIN)/python -m dpdk.rig fetch
 
 xen-deps: $(TOOLS) ## Downloads Xen, dom0 kernels and QEMU into .cache (250 MB, 1.2 GB unpacked).
 	PYTHONPATH=tests $(BIN)/python -m xen.rig fetch

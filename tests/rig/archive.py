@@ -45,7 +45,7 @@ def mirror(variable: str, name: str) -> str:
 class Archive:
     """One suite of the archive, seen through a private apt.
 
-    ``suite`` is ``bookworm`` or ``bookworm-backports``; with backports, newer packages win.
+    ``suite`` is ``bookworm``, its backports or a later release; of two versions its own wins.
     ``directory`` holds apt's state and is made when missing. ``architecture`` is Debian's name of
     the machine that the packages are for.
     """
@@ -87,6 +87,12 @@ class Archive:
         if match is None:
             raise ArchiveError(f"{package} in {self.suite} depends on no {pattern}")
         return match[1]
+
+    def dependencies(self, package: str) -> list[str]:
+        """The names of all direct dependencies of ``package``; of alternatives the first."""
+        shown = self._run("apt-cache", "show", "--no-all-versions", self.candidate(package))
+        lists = re.findall(r"^(?:Pre-)?Depends: (.*)$", shown, re.MULTILINE)
+        return [name for names in lists for name in re.findall(r"(?:^|, )([\w.+-]+)", names)]
 
     def candidate(self, package: str) -> str:
         """The version of ``package`` that this suite would install, as ``name=version``."""
@@ -133,8 +139,7 @@ class Archive:
             "".join(f"deb [signed-by={KEYRING}] {url} {suite} main\n" for url, suite in suites)
         )
         directory = self.directory
-        backports = self.suite != "bookworm"
-        preference = f'APT::Default-Release "{self.suite}";' if backports else ""
+        preference = f'APT::Default-Release "{self.suite}";' if self.suite != "bookworm" else ""
         self._configuration.write_text(
             f"""\
 APT::Architecture "{self.architecture}";

@@ -29,15 +29,18 @@ class Tree:
     root: Path
     versions: dict[str, str]
 
-    def program(self, path: str, *, libraries: Sequence[Path] = ()) -> list[str]:
+    def program(
+        self, path: str, *, libraries: Sequence[Path] = (), preload: Sequence[str] = ()
+    ) -> list[str]:
         """The command that runs the program at ``path`` of the tree with the tree's libraries.
 
         ``libraries`` are directories to look in after the tree's own. An absolute ``path`` names a
-        program elsewhere.
+        program elsewhere. ``preload`` names libraries to load before the program's own.
         """
         searched = [*(self.root / name for name in LIBRARY_DIRECTORIES), *libraries]
         search = ":".join(map(str, searched))
-        return [str(self.loader), "--library-path", search, str(self.root / path)]
+        first = ["--preload", " ".join(preload)] if preload else []
+        return [str(self.loader), "--library-path", search, *first, str(self.root / path)]
 
     def libraries(self, path: str) -> list[Path]:
         """The shared libraries that the program at ``path`` loads, without the loader."""
@@ -57,16 +60,19 @@ def fetch(
     suite: str,
     wanted: Callable[[Archive], list[str]],
     architecture: str = ARCHITECTURE,
+    *,
+    needed: Sequence[str] = (),
 ) -> Tree:
     """The tree in ``directory``, downloaded if it is not there yet.
 
-    ``wanted`` names the packages as ``name=version``, asked of an archive with fresh lists.
+    ``wanted`` names the packages as ``name=version``, asked of an archive with fresh lists. A tree
+    that lacks one of the packages ``needed`` is older than the need, and downloaded again.
     """
     with locked(directory):
         manifest = directory / "manifest.json"
-        if not manifest.exists():
+        if not manifest.exists() or not _versions(manifest).keys() >= set(needed):
             _download(directory, Archive(suite, directory / "apt", architecture), wanted)
-        return Tree(root=directory / "root", versions=json.loads(manifest.read_text()))
+        return Tree(root=directory / "root", versions=_versions(manifest))
 
 
 @contextmanager
@@ -76,6 +82,11 @@ def locked(directory: Path) -> Iterator[None]:
     with open(directory / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def _versions(manifest: Path) -> dict[str, str]:
+    versions: dict[str, str] = json.loads(manifest.read_text())
+    return versions
 
 
 def _download(directory: Path, archive: Archive, wanted: Callable[[Archive], list[str]]) -> None:
