@@ -1,4 +1,5 @@
-"""The guest's root file system: busybox, the virtio drivers and the ext4 tools.
+"""The guest's root file system: busybox, the virtio drivers, the ext4 tools, a ping that looks at
+the data.
 
 Linux unpacks it into memory; ``init.sh`` is process 1.
 """
@@ -17,7 +18,9 @@ from .packages import Packages
 MODULES = ("virtio_pci", "virtio_blk", "virtio_rng", "virtio_console", "virtio_net", "ext4")
 """Loaded by the guest before it is ready; left out where the kernel has them built in."""
 
-TOOLS = ("mke2fs", "resize2fs", "e2fsck")
+TOOLS = ("sbin/mke2fs", "sbin/resize2fs", "sbin/e2fsck", "bin/ping")
+"""Instead of those of busybox."""
+
 INIT = Path(__file__).with_name("init.sh")
 
 
@@ -81,8 +84,7 @@ def _dependencies(packages: Packages) -> dict[str, list[str]]:
 
 def _add_tools(archive: Cpio, packages: Packages) -> None:
     libraries: set[Path] = set()
-    for name in TOOLS:
-        program = f"sbin/{name}"
+    for program in TOOLS:
         archive.file(program, (packages.root / program).read_bytes(), mode=0o755)
         libraries.update(packages.libraries(program))
     archive.link("sbin/mkfs.ext4", "mke2fs")

@@ -47,6 +47,25 @@ class Device:
     socket: Path
     reconnect: bool = False
 
+    def options(self, number: int) -> list[str]:
+        """QEMU's options for it, with ``number`` in the names of its parts."""
+        device = f"{self.model},chardev=backend{number},id=device{number}"
+        return [*self._socket(number), "-device", device]
+
+    def _socket(self, number: int) -> list[str]:
+        again = ",reconnect=1" if self.reconnect else ""
+        return ["-chardev", f"socket,id=backend{number},path={self.socket}{again}"]
+
+
+class NetworkDevice(Device):
+    """A network card of QEMU; what it sends and receives goes through the back-end."""
+
+    def options(self, number: int) -> list[str]:
+        network = f"vhost-user,id=network{number},chardev=backend{number}"
+        # With a ROM the firmware would try to boot from the network.
+        device = f"{self.model},netdev=network{number},id=device{number},romfile="
+        return [*self._socket(number), "-netdev", network, "-device", device]
+
 
 class GuestError(Exception):
     """The guest crashed, went silent, or a script in it failed."""
@@ -80,7 +99,7 @@ class Machine:
             command = [
                 *_base(packages, cpus, memory_mib),
                 *_serial_ports(self.console, *fds),
-                *_vhost_user(devices),
+                *(word for number, d in enumerate(devices) for word in d.options(number)),
                 *options,
             ]
             self._process = subprocess.Popen(
@@ -222,16 +241,6 @@ def _serial_ports(console: Path, dialogue: int, monitor: int) -> list[str]:
         *("-chardev", f"socket,id=dialogue,fd={dialogue}", "-serial", "chardev:dialogue"),
         *("-chardev", f"socket,id=monitor,fd={monitor}", "-mon", "chardev=monitor,mode=control"),
     ]
-
-
-def _vhost_user(devices: Sequence[Device]) -> list[str]:
-    command = []
-    for number, device in enumerate(devices):
-        name = f"backend{number}"
-        again = ",reconnect=1" if device.reconnect else ""
-        command += ["-chardev", f"socket,id={name},path={device.socket}{again}"]
-        command += ["-device", f"{device.model},chardev={name},id=device{number}"]
-    return command
 
 
 def environment(packages: Packages) -> dict[str, str]:

@@ -11,7 +11,7 @@ from rig.tree import Tree
 SUITES = ("bookworm", "bookworm-backports")
 """bookworm: QEMU 7.2 and Linux 6.1; bookworm-backports: QEMU 10.0 and Linux 6.12."""
 
-PROGRAMS = ("qemu-system-x86", "e2fsprogs")
+PROGRAMS = ("qemu-system-x86", "e2fsprogs", "iputils-ping")
 """Run from the tree, so they come with every library that they need."""
 
 KERNEL = ("linux-image-cloud-amd64", r"linux-image-[\w.+-]+-cloud-amd64")
@@ -40,7 +40,8 @@ class Packages(Tree):
 
 def fetch(suite: str = "bookworm") -> Packages:
     """The tree of ``suite``, downloaded if it is not in the cache yet."""
-    fetched = tree.fetch(tree.CACHE / "guest" / suite, suite, _wanted)
+    directory = tree.CACHE / "guest" / suite
+    fetched = tree.fetch(directory, suite, _wanted, needed=[*PROGRAMS, *STANDALONE])
     return Packages(root=fetched.root, versions=fetched.versions)
 
 
