@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from .rig import pcap
-from .rig.packages import Packages
+from .rig.packages import MEMORY, Packages
 from .rig.testpmd import Driver, DriverError
 
 
 def test_the_driver_is_that_of_dpdk_25_11(packages: Packages) -> None:
     """What it does is not promised: another version may need other tests."""
-    assert packages.version.startswith("25.11.")
+    assert packages.dpdk_version.startswith("25.11.")
     # It has no port to test, and ends with an error after it has told its version.
-    command = [*packages.testpmd(), "--no-huge", "--in-memory", "--no-pci", "--version"]
+    command = [*packages.testpmd(), *MEMORY, "--version"]
     shown = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "RTE Version: 'DPDK 25.11." in shown.stderr, shown
 

@@ -88,11 +88,14 @@ class Archive:
             raise ArchiveError(f"{package} in {self.suite} depends on no {pattern}")
         return match[1]
 
-    def dependencies(self, package: str) -> list[str]:
-        """The names of all direct dependencies of ``package``; of alternatives the first."""
+    def dependencies(self, package: str, pattern: str) -> list[str]:
+        """The direct dependencies of ``package`` whose whole names match ``pattern``; of
+        alternatives the first.
+        """
         shown = self._run("apt-cache", "show", "--no-all-versions", self.candidate(package))
-        lists = re.findall(r"^(?:Pre-)?Depends: (.*)$", shown, re.MULTILINE)
-        return [name for names in lists for name in re.findall(r"(?:^|, )([\w.+-]+)", names)]
+        lists = re.findall(r"^Depends: (.*)$", shown, re.MULTILINE)
+        names = [name for line in lists for name in re.findall(r"(?:^|, )([\w.+-]+)", line)]
+        return [name for name in names if re.fullmatch(pattern, name)]
 
     def candidate(self, package: str) -> str:
         """The version of ``package`` that this suite would install, as ``name=version``."""

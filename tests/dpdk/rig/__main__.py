@@ -19,7 +19,8 @@ def main() -> int:
     except ArchiveError as error:
         print(f"dpdk: {error}", file=sys.stderr)
         return 1
-    print(f"dpdk: {packages.root}: DPDK {packages.version}")
+    versions = f"DPDK {packages.dpdk_version}, Open vSwitch {packages.switch_version}"
+    print(f"dpdk: {packages.root}: {versions}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""DPDK's test program and the drivers that it needs, as one unpacked tree."""
+"""DPDK's test program, Open vSwitch with DPDK, and the drivers of both, as one unpacked tree."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from rig.tree import Tree
 SUITE = "forky"
 """The release of Debian that has DPDK 25.11."""
 
-PACKAGE = "dpdk-dev"
-"""Has the test program. It comes without its dependencies that are no libraries of programs."""
+DPDK = "dpdk-dev"
+SWITCH = ("openvswitch-switch-dpdk", "openvswitch-switch", "openvswitch-common")
+"""Unpacked without all their dependencies: what they need of them are libraries."""
 
-NOT_NEEDED = ("libdpdk-dev", "python3", "sse4.2-support")
-"""Dependencies of ``PACKAGE``: headers, an interpreter, and a package that looks at the host."""
+PROGRAMS_LIBRARIES = r"lib(?!dpdk-dev)[\w.+-]+|ibverbs-providers"
 
 DRIVERS = (
     ("librte-meta-net", r"librte-net-virtio-?\d+"),
@@ -25,29 +25,46 @@ DRIVERS = (
 PRELOADED = ("librte_net_virtio", "librte_net_pcap", "librte_mempool_ring")
 """Loaded with the program: told to load them itself, DPDK refuses files below /tmp."""
 
+MEMORY = ("--no-huge", "--in-memory", "-m", "256", "--no-pci", "--no-telemetry")
+"""Options for 256 MiB of ordinary memory, which a front-end shares, and nothing of the host's."""
+
 
 class Packages(Tree):
     """A tree with DPDK in it."""
 
     @property
-    def version(self) -> str:
-        """The version of DPDK, as Debian counts."""
-        return self.versions[PACKAGE]
+    def dpdk_version(self) -> str:
+        """As Debian counts."""
+        return self.versions[DPDK]
 
-    def testpmd(self) -> list[str]:
-        """The command that runs the test program."""
+    @property
+    def switch_version(self) -> str:
+        """Open vSwitch's, as Debian counts."""
+        return self.versions[SWITCH[0]]
+
+    def driver(self, path: str) -> list[str]:
+        """The command that runs a program of DPDK with the drivers that the tests use."""
         (drivers,) = self.root.glob("usr/lib/x86_64-linux-gnu/dpdk/pmds-*")
         files = [path.name for name in PRELOADED for path in drivers.glob(f"{name}.so.[0-9]*.*")]
-        return self.program("usr/bin/dpdk-testpmd", libraries=[drivers], preload=files)
+        return self.program(path, libraries=[drivers], preload=files)
+
+    def testpmd(self) -> list[str]:
+        """The command that runs DPDK's test program."""
+        return self.driver("usr/bin/dpdk-testpmd")
 
 
 def fetch() -> Packages:
     """The tree, downloaded if it is not in the cache yet."""
-    fetched = tree.fetch(tree.CACHE / "dpdk" / SUITE, SUITE, _wanted)
+    needed = (DPDK, *SWITCH)
+    fetched = tree.fetch(tree.CACHE / "dpdk" / SUITE, SUITE, _wanted, needed=needed)
     return Packages(root=fetched.root, versions=fetched.versions)
 
 
 def _wanted(archive: Archive) -> list[str]:
-    libraries = [name for name in archive.dependencies(PACKAGE) if name not in NOT_NEEDED]
+    programs = [DPDK, *SWITCH]
+    libraries = {
+        name for program in programs for name in archive.dependencies(program, PROGRAMS_LIBRARIES)
+    }
     drivers = [archive.dependency(*driver) for driver in DRIVERS]
-    return [archive.candidate(PACKAGE), *archive.closure([*libraries, *drivers])]
+    unpacked = [archive.candidate(name) for name in programs]
+    return [*unpacked, *archive.closure([*sorted(libraries), *drivers])]

@@ -20,7 +20,7 @@ from pathlib import Path
 from rig.deadline import Deadline
 
 from . import pcap
-from .packages import Packages
+from .packages import MEMORY, Packages
 
 PROMPT = "testpmd> "
 DEVICE, FILES = 0, 1
@@ -34,7 +34,6 @@ BUFFER_BYTES = 2048
 RING = 256
 """The entries of a ring: DPDK's default."""
 
-MEMORY_MIB = 256
 BUFFERS = 16384
 
 START_SECONDS = 60
@@ -97,7 +96,9 @@ class Driver:
 
     def counter(self, port: int, name: str) -> int:
         """A number of the port's statistics, as ``RX-packets``."""
+        before = self._log
         shown = self.command(f"show port stats {port}")
+        self._log = before  # it is asked often, and would push everything else out of a report
         found = re.search(rf"\b{name}: +(\d+)", shown)
         if found is None:
             raise DriverError(f"no {name} in: {shown}")
@@ -144,7 +145,7 @@ class Driver:
         for pair in range(self._pairs):
             files += [f"rx_pcap={self._file('sent', pair)}", f"tx_pcap={self._file('back', pair)}"]
         return [
-            *("--no-huge", "--in-memory", "-m", str(MEMORY_MIB), "--no-pci", "--no-telemetry"),
+            *MEMORY,
             f"--lcores=(0-{2 * self._pairs})@({processors})",
             *("--vdev", ",".join(device), "--vdev", ",".join(files)),
         ]
