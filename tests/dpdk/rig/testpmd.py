@@ -34,13 +34,20 @@ BUFFER_BYTES = 2048
 RING = 256
 """The entries of a ring: DPDK's default."""
 
+BURST = 32
+"""Packets that it moves at once."""
+
 BUFFERS = 16384
 
 START_SECONDS = 60
 """It takes about a second on an idle machine with two cores."""
 
-PATIENCE = "set burst tx delay 100 retry 100000"  # microseconds, and how often
-"""A full queue is tried again for 10 s before a packet is lost, so that none is."""
+PATIENCE = "set burst tx delay 100 retry 20000"  # microseconds, and how often
+"""A full queue is tried again for 2 s of work before a packet is lost, so that none is."""
+
+SECONDS = 120
+"""For a command: one that stops the traffic waits for the end of such a time, on a processor that
+all the threads here share."""
 
 
 class DriverError(Exception):
@@ -89,7 +96,7 @@ class Driver:
         self.command("set fwd io retry")
         self.command(PATIENCE)
 
-    def command(self, words: str, *, seconds: float = 30) -> str:
+    def command(self, words: str, *, seconds: float = SECONDS) -> str:
         """Has ``words`` carried out and returns what was printed."""
         os.write(self._terminal, words.encode() + b"\n")
         return self._read_answer(Deadline(seconds), words)
@@ -114,7 +121,7 @@ class Driver:
                     f"{self.command('show port stats all')}"
                 )
 
-    def quit(self, *, seconds: float = 30) -> list[list[bytes]]:
+    def quit(self, *, seconds: float = SECONDS) -> list[list[bytes]]:
         """Ends the program in order; returns what came back, a list for each pair of queues."""
         os.write(self._terminal, b"quit\n")
         self._read_answer(Deadline(seconds), "quit", ends=True)

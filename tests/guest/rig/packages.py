@@ -19,7 +19,7 @@ KERNEL = ("linux-image-cloud-amd64", r"linux-image-[\w.+-]+-cloud-amd64")
 
 STANDALONE = ("busybox-static",)
 
-FIRMWARE_DIRECTORIES = ("usr/share/qemu", "usr/share/seabios")
+FIRMWARE_DIRECTORIES = ("usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu")
 
 
 class Packages(Tree):
