@@ -2,6 +2,7 @@
 those of the sources."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,12 +21,13 @@ def name(path: Path) -> str:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name)
 def test_every_block_does_what_it_says(path: Path, tmp_path: Path) -> None:
-    """Command lines of QEMU are run if QEMU is installed; the guest suite always runs them."""
+    """Command lines of QEMU and DPDK are run if these are installed; their suites always do it."""
     here = tmp_path / "d"
     here.mkdir()
     found = qemu.installed()
     programs = [qemu.stand_in(tmp_path / "q", [found], None)] if found else []
-    with Reader(here, programs=programs, qemu=bool(found)) as reader:
+    absent = [name for name in (qemu.NAME, "dpdk-testpmd") if shutil.which(name) is None]
+    with Reader(here, programs=programs, absent=absent) as reader:
         for block in blocks(path.read_text()):
             reader.follow(block)
         reader.end_servers()
@@ -167,5 +169,5 @@ def test_a_block_that_fails_is_seen(tmp_path: Path) -> None:
         "```ruby\n```\n",
     ):
         (block,) = blocks(text)
-        with Reader(tmp_path, qemu=False) as reader, pytest.raises(AssertionError):
+        with Reader(tmp_path) as reader, pytest.raises(AssertionError):
             reader.follow(block)
