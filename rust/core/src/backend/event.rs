@@ -113,6 +113,7 @@ impl Event {
     /// How much it matters.
     pub fn level(&self) -> Level {
         match self {
+            Self::QueueStarted { instead_of: Some(_), .. } => Level::Info,
             Self::QueueStarted { .. } | Self::QueueStopped { .. } | Self::Negotiated { .. } => {
                 Level::Debug
             }

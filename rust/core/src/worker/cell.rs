@@ -174,8 +174,10 @@ impl QueueCell {
         self.change(Queue::return_unused).map(drop)
     }
 
-    /// Waits until all requests are back; `false`: they were not by then, or will not be.
+    /// Waits until all requests are back; `false`: they were not by then, or will not be. What was
+    /// completed is given back here: the worker may be in a callback of another queue.
     pub(crate) fn wait_drained(&self, until: Instant) -> bool {
+        let _ = self.change(Queue::collect);
         self.wait_until(until, |queue| queue.is_drained() || queue.is_orphaned())
             && self.change(|queue| queue.is_drained()) != Ok(Some(false))
     }

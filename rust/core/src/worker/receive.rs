@@ -34,6 +34,9 @@ enum Sent {
 
 impl QueueHandle for ReceiveHandle {
     fn take(&self) -> Option<Request> {
+        if self.0.completions().is_closed() {
+            return None;
+        }
         let mut guard = self.0.queue.lock();
         let queue = guard.as_deref_mut()?;
         match queue.take_one(&self.0) {
@@ -54,6 +57,10 @@ impl QueueHandle for ReceiveHandle {
     }
 
     fn send(&self, data: &dyn SendData, most: u16, count_at: Option<u64>) -> Result<u16, TooLarge> {
+        // In a fork of this process the lock may be a thread's that is not there.
+        if self.0.completions().is_closed() {
+            return Ok(0);
+        }
         let wanted = Wanted { data, bytes: data.len(), most, count_at };
         let mut guard = self.0.queue.lock();
         let Some(queue) = guard.as_deref_mut() else { return Ok(0) };
