@@ -28,9 +28,6 @@ use crate::ring::StartError;
 /// Longest wait for the lock. Only guest memory that does not answer takes so long.
 const LOCK_LIMIT: Duration = Duration::from_secs(5);
 
-/// Longest wait for a worker to look at a new ring that is to stop already.
-const BEGIN_LIMIT: Duration = Duration::from_secs(1);
-
 /// The queue is held up by guest memory that does not answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct HeldUp;
@@ -100,8 +97,11 @@ impl QueueCell {
             worker.device.handle(self.index, worker.batch);
         }
         let mut guard = self.queue.lock();
-        // Without a queue it was given up meanwhile, and its requests with it.
-        let Some(queue) = &mut *guard else { return worker.batch.clear() };
+        // Else the batch was given up meanwhile: its requests have failed, or their ring has ended.
+        let Some(queue) = guard.as_deref_mut().filter(|queue| queue.is_lent()) else {
+            drop(guard);
+            return worker.batch.clear();
+        };
         let broke = queue.settle(worker.batch);
         self.tell_waiting(queue);
         drop(guard);
@@ -162,10 +162,10 @@ impl QueueCell {
         self.change(Queue::leave).map(drop)
     }
 
-    /// Takes no more from the ring.
-    pub(crate) fn stop(&self) -> Result<(), HeldUp> {
-        // The worker may not have looked at a new ring yet, which tells where it stands.
-        self.wait_until(Instant::now() + BEGIN_LIMIT, |queue| queue.phase != Phase::New);
+    /// Takes no more from the ring. The worker may not have looked at a new one yet, which tells
+    /// where it stands: `until` then it has time for that.
+    pub(crate) fn stop(&self, until: Instant) -> Result<(), HeldUp> {
+        self.wait_until(until, |queue| queue.phase != Phase::New);
         self.change(Queue::stop).map(drop)
     }
 
@@ -174,12 +174,17 @@ impl QueueCell {
         self.change(Queue::return_unused).map(drop)
     }
 
-    /// Waits until all requests are back; `false`: they were not by then, or will not be. What was
-    /// completed is given back here: the worker may be in a callback of another queue.
+    /// Waits until all requests are back, or will never be as their worker is no more; `false`:
+    /// neither by then. What was completed is given back here: the worker may be in a callback of
+    /// another queue.
     pub(crate) fn wait_drained(&self, until: Instant) -> bool {
         let _ = self.change(Queue::collect);
         self.wait_until(until, |queue| queue.is_drained() || queue.is_orphaned())
-            && self.change(|queue| queue.is_drained()) != Ok(Some(false))
+    }
+
+    /// Whether requests are not back.
+    pub(crate) fn has_rest(&self) -> bool {
+        self.change(|queue| !queue.is_drained()) == Ok(Some(true))
     }
 
     /// Fails what the device does not give back; returns what it may still touch.

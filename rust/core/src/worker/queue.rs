@@ -453,6 +453,11 @@ impl Queue {
         self.phase == Phase::Stopping
     }
 
+    /// Whether a batch is in the device's hands.
+    pub(super) fn is_lent(&self) -> bool {
+        self.lent
+    }
+
     /// Whether nothing is in flight.
     pub(super) fn is_drained(&self) -> bool {
         self.in_flight == 0 && !self.lent

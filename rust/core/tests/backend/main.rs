@@ -6,4 +6,5 @@ mod support;
 
 mod served;
 mod serving;
+mod stopping;
 mod unhelpful;

@@ -13,6 +13,9 @@ use crate::sys::file_system::close_elsewhere;
 use crate::wire::features::{EVENT_IDX, INDIRECT_DESC};
 use crate::worker::{HeldUp, Notifier, QueueCell, QueueParts, ReceiveHandle, Worker};
 
+/// Longest wait for workers to look at new rings that are to stop already.
+const BEGIN_LIMIT: Duration = Duration::from_secs(1);
+
 /// What becomes of requests that do not come back while their ring stops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rest {
@@ -142,7 +145,7 @@ impl Session<'_> {
         let begun = Instant::now();
         let stopping = |&index: &u16| {
             let queue = self.started(index)?;
-            let stopped = queue.stop();
+            let stopped = queue.stop(begun + BEGIN_LIMIT);
             self.device().queue_stopping(index);
             stopped.and_then(|()| queue.return_unused()).ok()?;
             Some(queue)
@@ -163,12 +166,11 @@ impl Session<'_> {
     fn wait(&self, queue: &QueueCell, begun: Instant, limit: Duration) -> bool {
         loop {
             let left = self.left(begun, limit);
-            if queue.wait_drained(Instant::now() + left.min(RECHECK_INTERVAL)) {
-                return true;
+            if queue.wait_drained(Instant::now() + left.min(RECHECK_INTERVAL)) || left.is_zero() {
+                return !queue.has_rest();
             }
-            if left.is_zero() {
-                return false;
-            }
+            // The device may have looked at a buffer just when it was to go back.
+            let _ = queue.return_unused();
         }
     }
 
