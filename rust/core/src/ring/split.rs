@@ -10,6 +10,7 @@
 
 use std::fmt;
 use std::io;
+use std::iter;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
@@ -243,7 +244,8 @@ impl SplitRing {
     /// The driver has changed the chain meanwhile, and this is wrong with it now.
     pub fn walk_again(&mut self, head: u16, buffers: &mut Buffers) -> Result<(), RingError> {
         buffers.begin(&self.memory);
-        self.walk(head, buffers)
+        self.walk(head, buffers)?;
+        self.tables.walk(iter::once((head, buffers))).map_err(|(_, error)| error)
     }
 
     /// Writes a used element. The driver does not see it before [`publish`](Self::publish).

@@ -54,7 +54,6 @@ impl Queue {
         self.completions.close();
         // What the requests read stays noted where the device's own completions are.
         self.completions = CompletionQueue::new(0, Arc::clone(&self.doorbell));
-        self.completions.close();
         let (mut batch, called) = (Batch::default(), AtomicU32::new(0));
         let mut failed = LateRequests { requests: self.in_flight, ..LateRequests::default() };
         for head in self.ring.heads_in_flight() {

@@ -13,4 +13,5 @@ mod memory;
 mod model;
 mod notifications;
 mod oracle;
+mod positions;
 mod unusual;

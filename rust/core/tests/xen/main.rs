@@ -41,6 +41,7 @@ mod gate;
 mod grants;
 mod guest;
 mod hypervisor;
+mod late;
 mod lifetimes;
 mod limits;
 mod lost;
