@@ -149,3 +149,48 @@ print("parent lived", flush=True)
     )
     code, out, err = finish(process)
     assert (code, out) == (0, "child lived\nparent lived\n"), err
+
+
+def test_a_fork_neither_sends_nor_takes(vhost_socket: Path, programs: Programs) -> None:
+    """Not even when it was forked while another thread was at the ring."""
+    process = programs.start(
+        """
+        from peer.front_end import FrontEnd
+        from python.receivers import Buffers, Port
+        device = Port()
+        with vu.Backend(device, socket=SOCKET), FrontEnd.connect(SOCKET).start(2, 256) as front:
+            buffers = Buffers(front, room=1 << 16)
+            buffers.give(200)
+            device.hears("buffers 0")
+            stop, failed = threading.Event(), []
+            def busy():
+                while not stop.is_set():
+                    try:
+                        device.rx.send(bytes(201 << 16), max_buffers=256)
+                    except vu.GuestError as error:
+                        failed.append(error)
+            threads = [threading.Thread(target=busy) for _ in range(2)]
+            for thread in threads:
+                thread.start()
+            for _ in range(20):
+                pid = os.fork()
+                if pid == 0:
+                    signal.alarm(5)
+                    found = device.rx.send(b"child"), device.rx.take()
+                    os._exit(0 if found == (0, None) else 1)
+                status = os.waitpid(pid, 0)[1]
+                if status:
+                    print("a child ended with", status, flush=True)
+                    os._exit(1)
+            stop.set()
+            for thread in threads:
+                thread.join()
+            assert not failed, failed[0]
+            assert buffers.ring.used_index == 0
+            assert device.rx.send(b"parent") == 1
+            assert buffers.frame() == b"parent"
+        print("done", flush=True)
+        """
+    )
+    code, out, err = finish(process, 60)
+    assert (code, out) == (0, "done\n"), out + err

@@ -35,8 +35,9 @@ pub trait QueueHandle: Send + Sync {
     /// The data does not fit, however long one waits.
     fn send(&self, data: &dyn SendData, most: u16, count_at: Option<u64>) -> Result<u16, TooLarge>;
 
-    /// Whether somebody uses the ring at this moment, so that a call may wait for him.
-    fn is_in_use(&self) -> bool;
+    /// Whether a call may wait: for somebody who uses the ring at this moment, or for guest memory
+    /// that is asked for each time.
+    fn may_wait(&self) -> bool;
 }
 
 /// What a device puts into a driver's buffers.

@@ -83,7 +83,7 @@ impl Queue {
             return Ok(Some(request));
         }
         let Some(handle) = self.handle() else { return Ok(None) };
-        let taken = if handle.is_in_use() { py.detach(|| handle.take()) } else { handle.take() };
+        let taken = if handle.may_wait() { py.detach(|| handle.take()) } else { handle.take() };
         let Some(request) = taken else { return Ok(None) };
         let object = Py::new(py, QueueRequest::default())?;
         object.get().ticket.keep(py, request, &self.origin);
@@ -105,7 +105,7 @@ impl Queue {
         check_send(max_buffers, count_at, data.bytes())?;
         let Some(handle) = self.handle() else { return Ok(0) };
         let send = || handle.send(&data, max_buffers, count_at);
-        let is_long = data.bytes() >= LONG_COPY || handle.is_in_use();
+        let is_long = data.bytes() >= LONG_COPY || handle.may_wait();
         let sent = if is_long { py.detach(send) } else { send() };
         sent.map_err(|error| guest(py, error))
     }

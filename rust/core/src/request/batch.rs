@@ -53,6 +53,12 @@ impl Batch {
         self.chains_mut().map(|(_, buffers)| buffers)
     }
 
+    /// Takes all that another batch has.
+    pub(crate) fn append(&mut self, other: &mut Self) {
+        self.pending.append(&mut other.pending);
+        self.done.append(&mut other.done);
+    }
+
     /// The last request that was not taken.
     pub(crate) fn last(&self) -> Option<&Request> {
         self.pending.back()

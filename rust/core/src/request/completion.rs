@@ -176,7 +176,7 @@ impl CompletionQueue {
         self.reading.lock().unwrap_or_else(PoisonError::into_inner).concat()
     }
 
-    fn is_ours(&self) -> bool {
+    pub(crate) fn is_ours(&self) -> bool {
         self.generation == fork::generation()
     }
 

@@ -11,10 +11,10 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::context::WorkerContext;
 use super::notifier::Notifier;
@@ -40,6 +40,8 @@ pub(crate) struct QueueCell {
     came_back: Condvar,
     /// So many wait for the lock: who has it ends what takes long.
     pub(super) called: AtomicU32,
+    /// Its memory is asked for with each chain, and may be slow to come.
+    pub(super) resolves: AtomicBool,
     completions: Arc<CompletionQueue>,
     pub(super) doorbell: Arc<Doorbell>,
 }
@@ -47,11 +49,12 @@ pub(crate) struct QueueCell {
 impl QueueCell {
     pub(crate) fn new(parts: QueueParts) -> Arc<Self> {
         let (index, doorbell) = (parts.index, Arc::clone(&parts.doorbell));
+        let resolves = AtomicBool::new(parts.ring.memory().needs_resolving());
         let queue = Box::new(Queue::new(parts));
         let completions = Arc::clone(&queue.completions);
         let queue = Mutex::new(Some(queue));
         let (came_back, called) = (Condvar::new(), AtomicU32::new(0));
-        Arc::new(Self { index, queue, came_back, called, completions, doorbell })
+        Arc::new(Self { index, queue, came_back, called, resolves, completions, doorbell })
     }
 
     /// The vring's number.
@@ -118,6 +121,12 @@ impl QueueCell {
         });
     }
 
+    /// The lock, for a device. `None` in a fork of the process: the ring is not served there, and
+    /// whoever had the lock then will never give it back.
+    pub(super) fn lock_here(&self) -> Option<MutexGuard<'_, Option<Box<Queue>>>> {
+        self.completions.is_ours().then(|| self.queue.lock())
+    }
+
     pub(super) fn with<T>(&self, change: impl FnOnce(&mut Queue) -> T) -> Option<T> {
         self.queue.lock().as_deref_mut().map(change)
     }
@@ -154,6 +163,7 @@ impl QueueCell {
     /// Goes on in another table of memory; an error breaks the ring.
     pub(crate) fn move_to(&self, memory: &Arc<Memory>) -> Result<Result<(), StartError>, HeldUp> {
         let moved = self.change(|queue| queue.move_to(memory))?;
+        self.resolves.store(memory.needs_resolving(), Ordering::Relaxed);
         Ok(moved.unwrap_or(Ok(())))
     }
 

@@ -106,6 +106,8 @@ pub(super) struct Queue {
     collected: Vec<Done>,
     /// For chains that are taken by the device itself; empty between two such.
     pub(super) own_batch: Batch,
+    /// For one such chain, while its memory is asked for.
+    pub(super) single: Batch,
     spare: Spare,
     pub(super) provided: Option<Box<Provided>>,
     /// The ring is not in guest memory any more. It keeps what it was in until the last request
@@ -147,6 +149,7 @@ impl Queue {
             in_flight: 0,
             collected: Vec::new(),
             own_batch: Batch::default(),
+            single: Batch::default(),
             spare: Vec::new(),
             provided: None,
             detached: false,

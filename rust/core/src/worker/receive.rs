@@ -1,6 +1,7 @@
 //! A queue whose buffers the device takes by itself, when it has something to put into them.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::cell::QueueCell;
 use super::queue::Queue;
@@ -32,12 +33,19 @@ enum Sent {
     Broke(RingError),
 }
 
+/// What became of a chain that was to be popped.
+enum Popped {
+    /// It is in the batch, and has room for so many bytes.
+    Placed(u64),
+    /// Its memory cannot be reached, or it is too long: it is in the batch, answered.
+    Refused,
+    /// It stays in the ring: somebody waits for the lock.
+    None,
+}
+
 impl QueueHandle for ReceiveHandle {
     fn take(&self) -> Option<Request> {
-        if self.0.completions().is_closed() {
-            return None;
-        }
-        let mut guard = self.0.queue.lock();
+        let mut guard = self.0.lock_here()?;
         let queue = guard.as_deref_mut()?;
         match queue.take_one(&self.0) {
             Ok(request) => request,
@@ -52,17 +60,13 @@ impl QueueHandle for ReceiveHandle {
         }
     }
 
-    fn is_in_use(&self) -> bool {
-        self.0.queue.is_locked()
+    fn may_wait(&self) -> bool {
+        self.0.resolves.load(Ordering::Relaxed) || self.0.queue.is_locked()
     }
 
     fn send(&self, data: &dyn SendData, most: u16, count_at: Option<u64>) -> Result<u16, TooLarge> {
-        // In a fork of this process the lock may be a thread's that is not there.
-        if self.0.completions().is_closed() {
-            return Ok(0);
-        }
         let wanted = Wanted { data, bytes: data.len(), most, count_at };
-        let mut guard = self.0.queue.lock();
+        let Some(mut guard) = self.0.lock_here() else { return Ok(0) };
         let Some(queue) = guard.as_deref_mut() else { return Ok(0) };
         match queue.send(&self.0, &wanted) {
             Sent::Whole(buffers) => {
@@ -108,18 +112,12 @@ impl Queue {
         // A driver that makes such chains available without end does not keep the device.
         for _ in 0..=self.ring.size() {
             let Some(available) = self.ready()? else { return Ok(None) };
-            if available == 0 {
-                break;
+            let popped = if available > 0 { self.pop_in_place(cell, batch)? } else { Popped::None };
+            match popped {
+                Popped::Placed(_) => return Ok(batch.next()),
+                Popped::Refused => self.answer_all_empty(batch),
+                Popped::None => break,
             }
-            self.pop_in_place(cell, batch)?;
-            self.refuse_too_long(batch);
-            let request = batch.next();
-            if request.is_some() {
-                return Ok(request);
-            }
-            // Its memory could not be reached, or it was too long: it was answered so.
-            self.push_done(batch);
-            self.publish();
         }
         self.want_more(cell, 0);
         Ok(None)
@@ -130,10 +128,8 @@ impl Queue {
         let sent = (0..=self.ring.size()).find_map(|_| {
             let sent = self.try_send(cell, wanted, &mut batch);
             if sent.is_none() {
-                // Buffers that could not be reached were answered so, and the ring goes on behind
-                // them.
-                self.push_done(&mut batch);
-                self.publish();
+                // The ring goes on behind the buffers that could not be reached.
+                self.answer_all_empty(&mut batch);
             }
             sent
         });
@@ -145,7 +141,7 @@ impl Queue {
         })
     }
 
-    /// `None`: some of the buffers could not be reached.
+    /// `None`: some of the buffers could not be reached, and there are too few without them.
     fn try_send(
         &mut self,
         cell: &QueueCell,
@@ -157,22 +153,25 @@ impl Queue {
             Ok(None) => return Some(Sent::TooFew),
             Err(error) => return Some(Sent::Broke(error)),
         };
-        let (mut count, mut room) = (0, 0);
-        while count < available.min(wanted.most) && (room < wanted.bytes || count == 0) {
-            if let Err(error) = self.pop_in_place(cell, batch) {
-                self.put_all_back(batch);
-                return Some(Sent::Broke(error));
+        let (mut count, mut room, mut left) = (0, 0, available);
+        while left > 0 && count < wanted.most && (room < wanted.bytes || count == 0) {
+            match self.pop_in_place(cell, batch) {
+                Ok(Popped::Placed(more)) => (count, room) = (count + 1, room + more),
+                Ok(Popped::Refused) => {}
+                Ok(Popped::None) => return Some(self.send_later(cell, batch)),
+                Err(error) => {
+                    self.let_go(batch);
+                    return Some(Sent::Broke(error));
+                }
             }
-            let Some(request) = batch.last() else { break };
-            (count, room) = (count + 1, room + request.writable().len());
-        }
-        if batch.has_done() {
-            self.put_all_back(batch);
-            return None;
+            left -= 1;
         }
         if room >= wanted.bytes && count > 0 {
             self.fill(batch, wanted, count);
             return Some(Sent::Whole(count));
+        }
+        if batch.has_done() {
+            return None;
         }
         self.put_all_back(batch);
         if count > 0 && (count == wanted.most || count == self.ring.size()) {
@@ -183,17 +182,51 @@ impl Queue {
         Some(Sent::TooFew)
     }
 
+    /// Somebody waits for the lock, and goes first. The device tries again when it is told.
+    fn send_later(&mut self, cell: &QueueCell, batch: &mut Batch) -> Sent {
+        self.let_go(batch);
+        self.want_more(cell, 0);
+        Sent::TooFew
+    }
+
     /// Pops one chain and gives its buffers their places.
-    fn pop_in_place(&mut self, cell: &QueueCell, batch: &mut Batch) -> Result<(), RingError> {
-        let mut error = self.pop_batch(1, batch);
+    fn pop_in_place(&mut self, cell: &QueueCell, batch: &mut Batch) -> Result<Popped, RingError> {
+        let mut one = std::mem::take(&mut self.single);
+        let mut error = self.pop_batch(1, &mut one);
         if self.ring.memory().needs_resolving() {
-            error = self.finish_walks(batch).or(error);
-            // What was put back, as somebody waits for the lock, is not there this time.
-            self.provide(batch, &cell.called);
+            error = self.finish_walks(&mut one).or(error);
+            self.provide(&mut one, &cell.called);
         } else if self.faulty {
-            self.refuse_faulty(batch);
+            self.refuse_faulty(&mut one);
         }
-        error.map_or(Ok(()), Err)
+        self.refuse_too_long(&mut one);
+        let popped = match one.last() {
+            Some(request) => Popped::Placed(request.writable().len()),
+            None if one.has_done() => Popped::Refused,
+            None => Popped::None,
+        };
+        batch.append(&mut one);
+        self.single = one;
+        error.map_or(Ok(popped), Err)
+    }
+
+    /// Gives back what was popped, to whom it belongs.
+    fn let_go(&mut self, batch: &mut Batch) {
+        if batch.has_done() {
+            self.answer_all_empty(batch);
+        } else {
+            self.put_all_back(batch);
+        }
+    }
+
+    /// Answers what was popped with no byte written. The ring cannot step back over buffers that
+    /// could not be reached, so those before them go back like that as well.
+    fn answer_all_empty(&mut self, batch: &mut Batch) {
+        while let Some(request) = batch.next() {
+            batch.complete(request, 0);
+        }
+        self.push_done(batch);
+        self.publish();
     }
 
     fn put_all_back(&mut self, batch: &mut Batch) {

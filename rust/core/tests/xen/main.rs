@@ -46,6 +46,7 @@ mod lifetimes;
 mod limits;
 mod lost;
 mod raw;
+mod receiving;
 mod regions;
 mod replays;
 mod rings;
