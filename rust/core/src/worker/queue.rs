@@ -228,6 +228,10 @@ impl Queue {
     /// taken now.
     pub(super) fn ready(&mut self) -> Result<Option<u16>, RingError> {
         if !self.is_served() || self.lent || self.loss.has_happened() {
+            if self.receives {
+                // A device that finds the queue disabled hears of it when there is something again.
+                self.wanted.get_or_insert(0);
+            }
             return Ok(None);
         }
         self.ring.available().map(Some)
@@ -301,6 +305,10 @@ impl Queue {
             // Nothing of what is there now is offered before the next kick.
             self.left = self.ring.seen();
         }
+        if self.doorbell.is_rung() {
+            // What the callback completed of earlier batches belongs together with this one.
+            self.push_collected();
+        }
         self.push_done(batch);
         self.publish();
         let error = self.bad.take()?;
@@ -328,6 +336,13 @@ impl Queue {
 
     /// Gives back what was completed outside a batch.
     pub(super) fn collect(&mut self) {
+        self.push_collected();
+        self.publish();
+        self.leave();
+    }
+
+    /// Writes the used elements of what was completed outside a batch.
+    fn push_collected(&mut self) {
         let mut done = std::mem::take(&mut self.collected);
         self.completions.collect(&mut done);
         if self.provided.is_some() {
@@ -341,8 +356,6 @@ impl Queue {
         }
         self.collected = done;
         self.counters.in_flight.store(self.in_flight, Ordering::Relaxed);
-        self.publish();
-        self.leave();
     }
 
     /// Shows the driver what was pushed, and notifies it if it wants that.
