@@ -233,7 +233,7 @@ impl BlockRequest {
         self.durable.store(durable, Ordering::Relaxed);
         // One of an earlier request that was answered before it came to that.
         self.take_plan(py);
-        self.ticket.begin(py, request, origin);
+        self.ticket.begin(py, request, origin, false);
     }
 
     /// Answers what was not deferred.

@@ -228,6 +228,8 @@ impl<R: Lendable> LoanedRequest<R> {
     {
         let Some(request) = self.request.take() else { return Reclaimed::Nothing };
         self.exports.forget_claim();
+        // A view that went just before may have let it go back meanwhile.
+        let _ = request.claim();
         for loan in &mut self.sides {
             loan.shut();
         }

@@ -39,6 +39,15 @@ struct QueueState {
     pool: Vec<Py<QueueRequest>>,
 }
 
+/// How long a request of a batch is to be had.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kept {
+    /// Until its callback returns, unless it is deferred.
+    InCallback,
+    /// Until it is answered.
+    PastCallback,
+}
+
 #[pymethods]
 impl Queue {
     /// The vring's number.
@@ -60,7 +69,7 @@ impl Queue {
     /// The next request of this batch.
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<QueueRequest>>> {
         self.check(py)?;
-        self.next_of_batch(py)
+        self.next_of_batch(py, Kept::InCallback)
     }
 
     /// Up to `max` requests of this batch.
@@ -69,7 +78,7 @@ impl Queue {
         self.check(py)?;
         let mut taken = Vec::new();
         while taken.len() < max
-            && let Some(request) = self.next_of_batch(py)?
+            && let Some(request) = self.next_of_batch(py, Kept::InCallback)?
         {
             taken.push(request);
         }
@@ -78,8 +87,7 @@ impl Queue {
 
     /// The next request, in any callback and from any thread; it is kept until it is answered.
     fn take(&self, py: Python<'_>) -> PyResult<Option<Py<QueueRequest>>> {
-        if let Some(request) = self.next_of_batch(py)? {
-            request.get().ticket.defer(py)?;
+        if let Some(request) = self.next_of_batch(py, Kept::PastCallback)? {
             return Ok(Some(request));
         }
         let Some(handle) = self.handle() else { return Ok(None) };
@@ -181,7 +189,7 @@ impl Queue {
         ))
     }
 
-    fn next_of_batch(&self, py: Python<'_>) -> PyResult<Option<Py<QueueRequest>>> {
+    fn next_of_batch(&self, py: Python<'_>, kept: Kept) -> PyResult<Option<Py<QueueRequest>>> {
         while self.lent.load(Ordering::Acquire) {
             let mut state = self.lock(py);
             if state.batch.is_empty() {
@@ -189,7 +197,9 @@ impl Queue {
             }
             if let Some(object) = state.pool.pop() {
                 let Some(request) = state.batch.next() else { break };
-                object.get().ticket.begin(py, request, &self.origin);
+                // With the lock: the callback, on another thread maybe, does not return in between.
+                let deferred = kept == Kept::PastCallback;
+                object.get().ticket.begin(py, request, &self.origin, deferred);
                 state.out.push(object.clone_ref(py));
                 return Ok(Some(object));
             }

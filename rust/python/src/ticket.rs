@@ -68,11 +68,11 @@ impl<R: Answerable> Default for Ticket<R> {
 }
 
 impl<R: Answerable> Ticket<R> {
-    /// Takes a request from the batch that is being handled.
-    pub(crate) fn begin(&self, py: Python<'_>, request: R, origin: &Arc<Origin>) {
+    /// Takes a request from the batch that is being handled; `deferred`: it is kept past that.
+    pub(crate) fn begin(&self, py: Python<'_>, request: R, origin: &Arc<Origin>, deferred: bool) {
         let mut state = self.lock(py);
         state.loan.begin(request, origin.raw_views);
-        (state.phase, state.answer, state.deferred) = (Phase::Batch, None, false);
+        (state.phase, state.answer, state.deferred) = (Phase::Batch, None, deferred);
         state.outlasts = false;
         if !state.origin.as_ref().is_some_and(|known| Arc::ptr_eq(known, origin)) {
             state.origin = Some(Arc::clone(origin));
@@ -81,9 +81,9 @@ impl<R: Answerable> Ticket<R> {
 
     /// Takes a request that no batch has, and which is kept until it is answered.
     pub(crate) fn keep(&self, py: Python<'_>, request: R, origin: &Arc<Origin>) {
-        self.begin(py, request, origin);
+        self.begin(py, request, origin, true);
         let mut state = self.lock(py);
-        (state.phase, state.deferred) = (Phase::Deferred, true);
+        state.phase = Phase::Deferred;
         state.park();
     }
 
