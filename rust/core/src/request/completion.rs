@@ -225,3 +225,147 @@ impl Publish for CompletionQueue {
         self.doorbell.ring();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+    use std::thread;
+
+    use super::*;
+    use crate::request::{CallbackScope, Request};
+
+    const SIZE: u16 = 8;
+
+    fn queue() -> (Arc<CompletionQueue>, Arc<Doorbell>) {
+        let doorbell = Doorbell::new().unwrap();
+        (CompletionQueue::new(SIZE, Arc::clone(&doorbell)), doorbell)
+    }
+
+    /// A request with no buffers, which is as good as any here.
+    fn request(queue: &Arc<CompletionQueue>, head: u16) -> Request {
+        let mut slot = Slot::new(0, Arc::clone(queue));
+        slot.head = head;
+        Request::new(slot)
+    }
+
+    fn collected(queue: &CompletionQueue) -> Vec<u16> {
+        let mut done = Vec::new();
+        queue.collect(&mut done);
+        done.iter().map(|done| done.slot.head).collect()
+    }
+
+    #[test]
+    fn what_the_device_may_touch_is_not_taken_from_it() {
+        let (queue, _) = queue();
+        assert!(!queue.revoke(3), "it has not said that it does not touch it");
+        queue.park(3);
+        assert!(queue.claim(3));
+        assert!(queue.claim(3), "again, from within");
+        assert!(!queue.revoke(3));
+        queue.park(3);
+        assert!(queue.revoke(3));
+        assert!(!queue.revoke(3), "it went back already");
+    }
+
+    #[test]
+    fn what_went_back_is_neither_claimed_nor_parked_nor_completed() {
+        let (queue, _) = queue();
+        let kept = request(&queue, 3);
+        queue.park(3);
+        assert!(kept.is_live());
+        assert!(queue.revoke(3));
+        assert!(!kept.is_live() && !kept.claim());
+        queue.park(3);
+        assert!(!queue.revoke(3));
+        assert_eq!(kept.complete(0), Err(Stopped));
+        assert_eq!(collected(&queue), []);
+        // The others are.
+        request(&queue, 4).complete(0).unwrap();
+        assert_eq!(collected(&queue), [4]);
+    }
+
+    #[test]
+    fn what_is_completed_while_it_is_parked_is_not_taken_any_more() {
+        let (queue, _) = queue();
+        let kept = request(&queue, 3);
+        queue.park(3);
+        kept.complete(0).unwrap();
+        assert!(!queue.revoke(3));
+        assert_eq!(collected(&queue), [3]);
+    }
+
+    #[test]
+    fn what_is_dropped_goes_back_once() {
+        let (queue, doorbell) = queue();
+        doorbell.answer();
+        drop(request(&queue, 5));
+        assert!(doorbell.is_rung());
+        assert_eq!(collected(&queue), [5]);
+        let kept = request(&queue, 6);
+        queue.park(6);
+        assert!(queue.revoke(6));
+        drop(kept);
+        assert_eq!(collected(&queue), []);
+    }
+
+    #[test]
+    fn heads_that_no_ring_of_this_size_has_are_nobodys() {
+        let (queue, _) = queue();
+        queue.park(SIZE);
+        assert!(!queue.revoke(SIZE));
+        assert!(queue.claim(SIZE), "nobody has taken it");
+    }
+
+    #[test]
+    fn a_closed_queue_takes_nothing_and_keeps_nothing() {
+        let (queue, _) = queue();
+        request(&queue, 1).complete(0).unwrap();
+        let scope = CallbackScope::enter();
+        request(&queue, 2).complete(0).unwrap();
+        let kept = request(&queue, 3);
+        queue.park(3);
+        queue.close();
+        assert!(!kept.claim());
+        assert_eq!(kept.complete(0), Err(Stopped));
+        drop(scope);
+        assert_eq!(collected(&queue), []);
+    }
+
+    #[test]
+    fn what_a_callback_completes_is_there_all_at_once_when_it_returns() {
+        let (queue, doorbell) = queue();
+        let scope = CallbackScope::enter();
+        for head in [4, 2, 3] {
+            request(&queue, head).complete(0).unwrap();
+        }
+        assert!(!doorbell.is_rung());
+        assert_eq!(collected(&queue), []);
+        // What others complete meanwhile does not wait for that.
+        let other = Arc::clone(&queue);
+        thread::spawn(move || request(&other, 7).complete(0).unwrap()).join().unwrap();
+        assert_eq!(collected(&queue), [7]);
+        drop(scope);
+        assert!(doorbell.is_rung());
+        assert_eq!(collected(&queue), [4, 2, 3]);
+    }
+
+    #[test]
+    fn of_a_claim_and_a_revocation_at_the_same_time_one_wins() {
+        let (queue, _) = queue();
+        let start = Barrier::new(2);
+        for _ in 0..500 {
+            queue.park(0);
+            let (claimed, revoked) = thread::scope(|scope| {
+                let claim = scope.spawn(|| {
+                    start.wait();
+                    queue.claim(0)
+                });
+                start.wait();
+                let revoked = queue.revoke(0);
+                (claim.join().unwrap(), revoked)
+            });
+            assert_ne!(claimed, revoked);
+            queue.holders[0].store(Holder::Device as u8, Ordering::Release);
+        }
+    }
+}

@@ -85,3 +85,103 @@ fn next_id() -> ScopeId {
     // Billions of callbacks a second would take centuries to come round to zero.
     NonZeroU64::new(IDS.fetch_add(1, Ordering::Relaxed)).unwrap_or(NonZeroU64::MIN)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Mutex, mpsc};
+    use std::thread;
+
+    use super::*;
+
+    /// Notes in which scope it is published.
+    #[derive(Default)]
+    struct Noted(Mutex<Vec<ScopeId>>);
+
+    impl Noted {
+        fn gather(self: &Arc<Self>) -> Option<ScopeId> {
+            publish_later(|| Arc::clone(self) as Arc<dyn Publish>)
+        }
+
+        fn published(&self) -> Vec<ScopeId> {
+            self.0.lock().unwrap().clone()
+        }
+    }
+
+    impl Publish for Noted {
+        fn publish(&self, scope: ScopeId) {
+            self.0.lock().unwrap().push(scope);
+        }
+    }
+
+    #[test]
+    fn outside_callbacks_nothing_is_gathered() {
+        let queue = Arc::new(Noted::default());
+        assert_eq!(queue.gather(), None);
+        drop(CallbackScope::enter());
+        assert_eq!(queue.gather(), None);
+        assert_eq!(queue.published(), []);
+    }
+
+    #[test]
+    fn each_queue_is_published_once_when_the_outermost_callback_returns() {
+        let [one, other] = [(); 2].map(|()| Arc::new(Noted::default()));
+        let outer = CallbackScope::enter();
+        let name = one.gather().unwrap();
+        let inner = CallbackScope::enter();
+        assert_eq!([one.gather(), other.gather(), one.gather()], [Some(name); 3]);
+        drop(inner);
+        assert_eq!((one.published(), other.published()), (vec![], vec![]));
+        drop(outer);
+        assert_eq!((one.published(), other.published()), (vec![name], vec![name]));
+    }
+
+    #[test]
+    fn a_callback_that_gathers_nothing_publishes_nothing_of_the_last() {
+        let queue = Arc::new(Noted::default());
+        let scope = CallbackScope::enter();
+        let first = queue.gather().unwrap();
+        drop(scope);
+        drop(CallbackScope::enter());
+        let scope = CallbackScope::enter();
+        let second = queue.gather().unwrap();
+        drop(scope);
+        assert_ne!(first, second);
+        assert_eq!(queue.published(), [first, second]);
+        assert_eq!(Arc::strong_count(&queue), 1, "nothing is kept of a callback that is over");
+    }
+
+    #[test]
+    fn callbacks_of_two_threads_have_nothing_in_common() {
+        let queue = Arc::new(Noted::default());
+        let scope = CallbackScope::enter();
+        let ours = queue.gather().unwrap();
+        let (to, names) = mpsc::channel();
+        let theirs = Arc::clone(&queue);
+        thread::spawn(move || {
+            to.send(theirs.gather()).unwrap();
+            let scope = CallbackScope::enter();
+            to.send(theirs.gather()).unwrap();
+            drop(scope);
+        })
+        .join()
+        .unwrap();
+        assert_eq!(names.recv().unwrap(), None);
+        let other = names.recv().unwrap().unwrap();
+        assert_eq!(queue.published(), [other]);
+        drop(scope);
+        assert_eq!(queue.published(), [other, ours]);
+    }
+
+    #[test]
+    fn a_callback_that_unwinds_publishes_what_it_has_completed() {
+        let queue = Arc::new(Noted::default());
+        let ours = Arc::clone(&queue);
+        let unwound = thread::spawn(move || {
+            let _scope = CallbackScope::enter();
+            ours.gather();
+            panic!("as the test wants");
+        });
+        unwound.join().unwrap_err();
+        assert_eq!(queue.published().len(), 1);
+    }
+}
