@@ -171,3 +171,63 @@ def test_the_queues_may_share_their_descriptors(server: Server) -> None:
 def used_again(front: FrontEnd, turn: int) -> Callable[[], bool]:
     """Whether both rings together have used one chain more than there were turns."""
     return lambda: sum(ring.used_index for ring in front.rings.values()) == turn + 1
+
+
+def empty_counter(server: Server) -> int:
+    return server.own(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
+
+
+def fill_counter(descriptor: int) -> None:
+    os.eventfd_write(descriptor, (1 << 64) - 2 - os.eventfd_read(descriptor))
+
+
+def fill(descriptor: int) -> None:
+    """Any file that takes a stream of bytes."""
+    filled(lambda data: os.write(descriptor, data), descriptor)
+
+
+def open_pipe(server: Server) -> int:
+    reader, writer = os.pipe()
+    server.own(reader)
+    os.set_blocking(writer, False)
+    return server.own(writer)
+
+
+def open_socket(server: Server) -> int:
+    ours, theirs = socket.socketpair()
+    server.track(ours)
+    theirs.setblocking(False)
+    return server.own(theirs.detach())
+
+
+@pytest.mark.parametrize(
+    ("make", "refill"),
+    [(empty_counter, fill_counter), (open_pipe, fill), (open_socket, fill)],
+)
+def test_no_descriptor_that_is_filled_and_made_to_block_later_holds_a_worker(
+    server: Server, make: Callable[[Server], int], refill: Callable[[int], None]
+) -> None:
+    """O_NONBLOCK belongs to the open file, which the front-end has as well."""
+    for _ in range(3):
+        front = server.started(2)
+        ring, disk = front.rings[0], front.blk()
+        call, error = make(server), make(server)
+        front.change(Request.SET_VRING_CALL, wire.u64(0), [call])
+        front.change(Request.SET_VRING_ERR, wire.u64(0), [error])
+        if make is empty_counter:
+            os.eventfd_write(error, 1)
+        for descriptor in (call, error):
+            refill(descriptor)
+            os.set_blocking(descriptor, True)
+        for turn in range(3):
+            disk.submit(disk.prepare(Type.IN, 0, room=512))
+            ring.kick()
+            assert eventually(lambda r=ring, n=turn + 1: r.used_index == n)  # type: ignore[misc]
+        ring.offer(0xFFFF)
+        ring.kick()
+        assert front.blk(1).read(0, 512).status == 0
+        assert front.stop_ring(0) == 3
+        front.channel.close()
+        assert eventually(lambda: server.ask("state") == "listening")
+    server.hang_up()
+    assert server.settled() == ""
