@@ -21,59 +21,23 @@ use std::sync::{Arc, OnceLock};
 use rustix::mm::{self, MapFlags, ProtFlags};
 
 use super::eventfd::EventFd;
+pub(super) use super::guard_table::Owner;
+use super::guard_table::{CLAIMED, FREE, Found, Slot, Table};
+use super::loss_flag::LossFlag;
 
 /// Mappings noted at the same time: more than Linux lets a process have (`vm.max_map_count` is
 /// 65530 unless somebody raised it). Pages of the table that are not used take no memory.
 const SLOTS: usize = 1 << 16;
-
-/// The start of a slot that nobody has.
-const FREE: usize = 0;
-
-/// The start of a slot that is being filled in.
-const CLAIMED: usize = 1;
 
 static TABLE: Table<SLOTS> = Table::new();
 
 /// The process that mapped what is noted without more words: changes in a forked child.
 static PROCESS: AtomicU32 = AtomicU32::new(0);
 
-/// Whose memory is mapped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Owner {
-    /// A file's.
-    File,
-    /// Another domain's, lent by the hypervisor. Linux's drivers keep an account of such an area
-    /// as a whole and have not always counted parts of it right: it is replaced whole or not at
-    /// all. And a system call that cannot reach it says nothing of a loss: the kernel refuses
-    /// direct I/O on it, with EFAULT.
-    Domain,
-}
-
-/// A table of mappings.
-struct Table<const N: usize> {
-    slots: [Slot; N],
-    /// Slots from here on were never used.
-    used: AtomicUsize,
-    /// Where to look for a free slot first: those before it are in use, but for some that were
-    /// freed while others were filled in.
-    hint: AtomicUsize,
-}
-
-/// One noted mapping. All fields are filled in between `CLAIMED` and the real start, with release
-/// stores: who reads one that is newer than the start it has read sees another start when it
-/// looks again.
-struct Slot {
-    start: AtomicUsize,
-    len: AtomicUsize,
-    loss: AtomicPtr<Loss>,
-    lent: AtomicBool,
-    process: AtomicU32,
-}
-
 /// Says that memory of a guest was lost, to whoever asks and to whoever waits.
 #[derive(Debug)]
 pub struct Loss {
-    happened: AtomicBool,
+    flag: LossFlag,
     wake: Arc<EventFd>,
 }
 
@@ -85,30 +49,21 @@ pub(super) struct Guard {
     loss: OnceLock<Arc<Loss>>,
 }
 
-/// A mapping that was found.
-struct Found {
-    start: usize,
-    len: usize,
-    loss: *const Loss,
-    owner: Owner,
-}
-
 impl Loss {
     /// A loss that has not happened; `wake` will be signalled when it does.
     pub fn new(wake: Arc<EventFd>) -> Arc<Self> {
-        Arc::new(Self { happened: AtomicBool::new(false), wake })
+        Arc::new(Self { flag: LossFlag(AtomicBool::new(false)), wake })
     }
 
     /// Whether memory was lost. A thread that has read zeroes in place of what was lost gets
     /// `true`.
     #[inline]
     pub fn has_happened(&self) -> bool {
-        // The pages are replaced after the store, by a system call that all threads take part in.
-        self.happened.load(Ordering::Relaxed)
+        self.flag.is_set()
     }
 
     fn tell(&self) {
-        self.happened.store(true, Ordering::SeqCst);
+        self.flag.set();
         self.wake.signal();
     }
 }
@@ -126,14 +81,14 @@ impl Guard {
     /// The table is full.
     pub(super) fn new(start: usize, len: usize, owner: Owner) -> io::Result<Self> {
         let full = || io::Error::other(format!("the process has {SLOTS} shared mappings"));
-        let (number, slot) = TABLE.note(start, len, owner).ok_or_else(full)?;
+        let (number, slot) = TABLE.note(start, len, owner, process::id()).ok_or_else(full)?;
         Ok(Self { number, slot, loss: OnceLock::new() })
     }
 
     /// Has the loss of this mapping told; the first call counts.
     pub(super) fn watch(&self, loss: &Arc<Loss>) {
         let loss = self.loss.get_or_init(|| Arc::clone(loss));
-        self.slot.loss.store(Arc::as_ptr(loss).cast_mut(), Ordering::Release);
+        self.slot.loss.store(Arc::as_ptr(loss).cast_mut().cast(), Ordering::Release);
     }
 
     /// Whether the range belongs to this process: not so in a forked child whose part in it could
@@ -154,12 +109,11 @@ impl Drop for Guard {
 /// # Safety
 /// What is mapped there must stay mapped during the call.
 pub unsafe fn report_fault(address: *const u8) {
-    let Some(found) = TABLE.find(address as usize).filter(|found| found.owner == Owner::File)
-    else {
+    let Some(found) = find(address as usize).filter(|found| found.owner == Owner::File) else {
         return;
     };
     // SAFETY: the mapping exists, as the caller promises, and holds what it told its slot.
-    if let Some(loss) = unsafe { found.loss.as_ref() } {
+    if let Some(loss) = unsafe { found.loss.cast::<Loss>().as_ref() } {
         loss.tell();
     }
 }
@@ -170,20 +124,20 @@ pub unsafe fn report_fault(address: *const u8) {
 /// # Safety
 /// What is mapped there must stay mapped during the call.
 pub unsafe fn is_lost(address: *const u8) -> bool {
-    let loss = TABLE.find(address as usize).map_or(ptr::null(), |found| found.loss);
+    let loss = find(address as usize).map_or(ptr::null(), |found| found.loss);
     // SAFETY: the mapping exists, as the caller promises, and holds what it told its slot.
-    unsafe { loss.as_ref() }.is_some_and(Loss::has_happened)
+    unsafe { loss.cast::<Loss>().as_ref() }.is_some_and(Loss::has_happened)
 }
 
 /// Puts zeroes in place of the noted mapping that `address` lies in; `false` if it lies in none or
 /// the system refuses. Called by the signal handler.
 pub(super) fn replace(address: usize) -> bool {
-    let Some(found) = TABLE.find(address) else { return false };
+    let Some(found) = find(address) else { return false };
     // SAFETY: the thread that faulted holds the mapping, which holds what it told the slot.
-    let loss = unsafe { found.loss.as_ref() };
+    let loss = unsafe { found.loss.cast::<Loss>().as_ref() };
     if let Some(loss) = loss {
         // First: whoever reads zeroes must be able to know.
-        loss.happened.store(true, Ordering::SeqCst);
+        loss.flag.set();
     }
     let page = address & !(rustix::param::page_size() - 1);
     // A system that promises no more memory than it has may refuse the whole.
@@ -209,41 +163,15 @@ pub(super) fn replace_all_in_child() {
     }
 }
 
+/// The mapping of this process that an address lies in.
+fn find(address: usize) -> Option<Found> {
+    TABLE.find(address, process::id())
+}
+
 impl<const N: usize> Table<N> {
     const fn new() -> Self {
         let (used, hint) = (AtomicUsize::new(0), AtomicUsize::new(0));
         Self { slots: [const { Slot::new() }; N], used, hint }
-    }
-
-    /// Fills in a free slot; `None` if there is none.
-    fn note(&self, start: usize, len: usize, owner: Owner) -> Option<(usize, &Slot)> {
-        let hint = self.hint.load(Ordering::Relaxed);
-        let number = (hint..N).chain(0..hint).find(|&number| self.slots[number].claim())?;
-        // Unless a slot before it was freed meanwhile.
-        let (success, failure) = (Ordering::Relaxed, Ordering::Relaxed);
-        let _ = self.hint.compare_exchange(hint, number + 1, success, failure);
-        self.used.fetch_max(number + 1, Ordering::AcqRel);
-        let slot = &self.slots[number];
-        slot.len.store(len, Ordering::Release);
-        slot.loss.store(ptr::null_mut(), Ordering::Release);
-        slot.lent.store(owner == Owner::Domain, Ordering::Release);
-        slot.process.store(process::id(), Ordering::Release);
-        slot.start.store(start, Ordering::Release);
-        Some((number, slot))
-    }
-
-    fn free(&self, number: usize) {
-        self.slots[number].free();
-        self.hint.fetch_min(number, Ordering::Relaxed);
-    }
-
-    fn used(&self) -> &[Slot] {
-        &self.slots[..self.used.load(Ordering::Acquire)]
-    }
-
-    fn find(&self, address: usize) -> Option<Found> {
-        let process = process::id();
-        self.used().iter().find_map(|slot| slot.holds(address, process))
     }
 }
 
@@ -256,34 +184,6 @@ impl Slot {
             lent: AtomicBool::new(false),
             process: AtomicU32::new(0),
         }
-    }
-
-    fn claim(&self) -> bool {
-        let (success, failure) = (Ordering::AcqRel, Ordering::Relaxed);
-        self.start.compare_exchange(FREE, CLAIMED, success, failure).is_ok()
-    }
-
-    fn free(&self) {
-        self.start.store(FREE, Ordering::Release);
-    }
-
-    fn holds(&self, address: usize, process: u32) -> Option<Found> {
-        let start = self.start.load(Ordering::Acquire);
-        let len = self.len.load(Ordering::Acquire);
-        let loss = self.loss.load(Ordering::Acquire);
-        let lent = self.lent.load(Ordering::Acquire);
-        let owner = if lent { Owner::Domain } else { Owner::File };
-        let ours = self.process.load(Ordering::Acquire) == process;
-        let steady = start > CLAIMED && self.start.load(Ordering::Acquire) == start;
-        let inside = address.checked_sub(start).is_some_and(|offset| offset < len);
-        (steady && ours && inside).then_some(Found { start, len, loss, owner })
-    }
-}
-
-impl std::fmt::Debug for Slot {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (start, len) = (&self.start, &self.len);
-        f.debug_struct("Slot").field("start", start).field("len", len).finish_non_exhaustive()
     }
 }
 
@@ -312,6 +212,10 @@ mod tests {
     fn is_signalled(event: &EventFd) -> bool {
         let mut fds = [PollFd::from_borrowed_fd(event.as_fd(), PollFlags::IN)];
         poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) == Ok(1)
+    }
+
+    fn note<const N: usize>(table: &Table<N>, start: usize, len: usize) -> Option<(usize, &Slot)> {
+        table.note(start, len, Owner::File, 1)
     }
 
     #[test]
@@ -367,30 +271,30 @@ mod tests {
     #[test]
     fn a_full_table_takes_no_more_until_a_slot_is_free() {
         let table = Table::<2>::new();
-        let (first, _) = table.note(0x1000, 0x1000, Owner::File).unwrap();
-        table.note(0x4000, 0x1000, Owner::File).unwrap();
-        assert!(table.note(0x8000, 0x1000, Owner::File).is_none());
+        let (first, _) = note(&table, 0x1000, 0x1000).unwrap();
+        note(&table, 0x4000, 0x1000).unwrap();
+        assert!(note(&table, 0x8000, 0x1000).is_none());
         table.free(first);
-        assert!(table.find(0x1000).is_none());
-        table.note(0x8000, 0x1000, Owner::File).unwrap();
-        assert_eq!(table.find(0x8fff).map(|found| found.start), Some(0x8000));
+        assert!(table.find(0x1000, 1).is_none());
+        note(&table, 0x8000, 0x1000).unwrap();
+        assert_eq!(table.find(0x8fff, 1).map(|found| found.start), Some(0x8000));
     }
 
     #[test]
     fn the_first_free_slot_is_filled_in() {
         let table = Table::<64>::new();
-        let note = || table.note(0x1000, 0x1000, Owner::File).unwrap().0;
-        assert_eq!([note(), note(), note(), note()], [0, 1, 2, 3]);
+        let next = || note(&table, 0x1000, 0x1000).unwrap().0;
+        assert_eq!([next(), next(), next(), next()], [0, 1, 2, 3]);
         [2, 0, 3].into_iter().for_each(|number| table.free(number));
-        assert_eq!([note(), note(), note(), note()], [0, 2, 3, 4]);
+        assert_eq!([next(), next(), next(), next()], [0, 2, 3, 4]);
     }
 
     #[test]
     fn only_addresses_inside_a_mapping_are_found() {
         let table = Table::<4>::new();
-        table.note(0x4000, 0x2000, Owner::File).unwrap();
+        note(&table, 0x4000, 0x2000).unwrap();
         let found = [0, 1, 0x3fff, 0x4000, 0x5fff, 0x6000, usize::MAX];
-        let inside = found.map(|address| table.find(address).is_some());
+        let inside = found.map(|address| table.find(address, 1).is_some());
         assert_eq!(inside, [false, false, false, true, true, false, false]);
     }
 
@@ -398,7 +302,7 @@ mod tests {
     fn a_slot_that_changes_hands_is_never_seen_half() {
         let table = Table::<1>::new();
         let note_and_free = |start, len| {
-            let (number, _) = table.note(start, len, Owner::File).unwrap();
+            let (number, _) = note(&table, start, len).unwrap();
             table.free(number);
         };
         thread::scope(|scope| {
@@ -410,8 +314,8 @@ mod tests {
             });
             while !writer.is_finished() {
                 // In the long range only if it starts where the short one does.
-                assert!(table.find(0x8_0000).is_none());
-                let found = table.find(0x1800);
+                assert!(table.find(0x8_0000, 1).is_none());
+                let found = table.find(0x1800, 1);
                 assert!(found.is_none_or(|found| (found.start, found.len) == (0x1000, 0x1000)));
             }
         });

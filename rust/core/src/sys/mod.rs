@@ -7,14 +7,23 @@ pub mod fd_kind;
 pub mod file_system;
 pub mod fork;
 pub mod guard;
+mod guard_table;
 pub mod io;
 pub mod lock;
+mod loss_flag;
 pub mod mmap;
 pub mod no_signal_write;
 pub mod scratch;
 pub mod shared;
 pub mod sigbus;
 mod snapshot;
+
+/// Atomics, from where tests put those of a model checker in their place.
+mod atomics {
+    pub(super) use std::sync::atomic::{
+        AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering, fence,
+    };
+}
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
