@@ -112,6 +112,9 @@ LIMITS = [
     ),
     ("core/src/backend/mod.rs", "STOP_DRAIN", "Duration::from_secs(5)", "back-end stops | 5 s"),
     ("python/src/log.rs", "CAPACITY", "1024", "waiting for the log | 1024"),
+    ("python/src/copy_budget.rs", "TOTAL_DEFAULT", "1 << 30", "1 GiB for the process"),
+    ("python/src/copy_budget.rs", "QUEUE_KEEPS", "8 << 20", "later requests | 8 MiB for a queue"),
+    ("python/src/copy_budget.rs", "TOTAL_KEEPS", "64 << 20", "for a queue, 64 MiB for the process"),
 ]
 
 
