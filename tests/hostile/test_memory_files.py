@@ -56,6 +56,25 @@ def test_a_file_system_that_has_stopped_to_answer_is_not_waited_for(
         os.kill(slow_files.process.pid, signal.SIGCONT)
 
 
+def test_a_kick_descriptor_on_a_file_system_that_has_stopped_to_answer_is_refused(
+    server: Server, slow_files: SlowFiles
+) -> None:
+    """Whoever waits for such a file asks its file system whether it is readable."""
+    file = server.own(slow_files.cached)
+    server.own(slow_files.direct)
+    front = server.started()
+    os.kill(slow_files.process.pid, signal.SIGSTOP)
+    try:
+        assert front.is_refused(Request.SET_VRING_KICK, wire.u64(0), [file])
+        assert front.blk().read(0, 512).status == 0
+        front.stop_ring()
+        # Nor does it start a ring.
+        front.configure_ring(base=1)
+        assert front.is_refused(Request.SET_VRING_KICK, wire.u64(0), [file])
+    finally:
+        os.kill(slow_files.process.pid, signal.SIGCONT)
+
+
 @ALLOWED
 def test_memory_on_any_file_system_is_taken_where_that_is_asked_for(
     server: Server, slow_files: SlowFiles

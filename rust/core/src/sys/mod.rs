@@ -1,6 +1,7 @@
 //! Safe wrappers over system calls. Mechanism only: what to do with them is decided elsewhere.
 
 pub mod credentials;
+pub mod event_kind;
 pub mod eventfd;
 pub mod fault_handlers;
 pub mod fd_kind;

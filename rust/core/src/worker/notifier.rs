@@ -9,6 +9,7 @@ use std::sync::Arc;
 use rustix::fs::{Mode, OFlags};
 use rustix::net::SendFlags;
 
+use crate::sys::event_kind::EventKind;
 use crate::sys::eventfd::EventSignaller;
 use crate::sys::file_system::close_elsewhere;
 use crate::sys::{fd_path, no_signal_write};
@@ -31,18 +32,16 @@ impl Notifier {
     /// # Errors
     /// What `fd` is, if it is nothing that can be signalled without waiting.
     pub(crate) fn new(fd: OwnedFd, signaller: &Arc<EventSignaller>) -> Result<Self, String> {
-        let path = fd_path(fd.as_fd());
-        let name = std::fs::read_link(&path).map_err(|error| error.to_string())?;
-        let name = name.to_string_lossy();
-        let kind = match &*name {
-            "anon_inode:[eventfd]" => Kind::EventFd(fd, Arc::clone(signaller)),
-            pipe if pipe.starts_with("pipe:[") => {
-                Kind::Pipe(open_again(&path).map_err(|error| format!("{name}: {error}"))?)
+        let kind = match EventKind::of(fd.as_fd()) {
+            Ok(EventKind::EventFd) => Kind::EventFd(fd, Arc::clone(signaller)),
+            Ok(EventKind::Socket) => Kind::Socket(fd),
+            Ok(EventKind::Pipe) => {
+                let opened = open_again(&fd_path(fd.as_fd()));
+                Kind::Pipe(opened.map_err(|error| format!("a pipe: {error}"))?)
             }
-            socket if socket.starts_with("socket:[") => Kind::Socket(fd),
-            _ => {
+            Err(name) => {
                 close_elsewhere(fd);
-                return Err(name.into_owned());
+                return Err(name);
             }
         };
         Ok(Self(Arc::new(kind)))

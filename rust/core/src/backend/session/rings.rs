@@ -9,6 +9,7 @@ use crate::backend::event::{Event, Stuck};
 use crate::backend::shared::State;
 use crate::connection::{Refusal, RingSetup};
 use crate::ring::{SplitLayout, SplitRing};
+use crate::sys::event_kind::EventKind;
 use crate::sys::file_system::close_elsewhere;
 use crate::wire::features::{EVENT_IDX, INDIRECT_DESC};
 use crate::worker::{HeldUp, Notifier, QueueCell, QueueParts, ReceiveHandle, Worker};
@@ -279,11 +280,15 @@ fn layout(setup: &RingSetup) -> SplitLayout {
 /// Registers a kick descriptor, and gives it back.
 fn watch(worker: &Worker, queue: u16, kick: Option<OwnedFd>) -> Result<Option<OwnedFd>, Refusal> {
     let Some(kick) = kick else { return Ok(None) };
-    let Err(error) = worker.watch(queue, kick.as_fd()) else { return Ok(Some(kick)) };
-    // It may be a file of any file system.
-    close_elsewhere(kick);
-    let what = "its descriptor cannot be waited for";
-    Err(Refusal(format!("SET_VRING_KICK: queue {queue}: {what}: {error}")))
+    let message = |why| Refusal(format!("SET_VRING_KICK: queue {queue}: its descriptor {why}"));
+    // Before its file is asked whether it is readable: a file system may not answer.
+    if let Err(name) = EventKind::of(kick.as_fd()) {
+        close_elsewhere(kick);
+        return Err(message(format!("is {name}, not an eventfd")));
+    }
+    let watched = worker.watch(queue, kick.as_fd());
+    watched.map_err(|error| message(format!("cannot be waited for: {error}")))?;
+    Ok(Some(kick))
 }
 
 fn held_up(message: &str, queue: u16) -> Refusal {
