@@ -303,6 +303,44 @@ def test_a_driver_that_breaks_the_ring_is_told_and_the_other_queue_goes_on(
         assert front.stop_ring(0) == 0
 
 
+def test_a_frame_goes_around_a_buffer_that_is_not_in_memory(vhost_socket: Path) -> None:
+    device = Port()
+    with receiving(device, vhost_socket) as front:
+        buffers = Buffers(front, room=10)
+        ring = buffers.ring
+        heads = [ring.lay([Segment(front.memory.allocate(10), 10, True)]) for _ in range(3)]
+        ring.set_descriptor(heads[1], 1 << 40, 10, 2)
+        ring.offer(*heads)
+        ring.kick()
+        device.hears("buffers 0")
+        assert device.rx.send(bytes(20), max_buffers=3) == 2
+        lengths = [(used.head, used.length) for used in buffers.come(3)]
+        assert lengths == [(heads[1], 0), (heads[0], 10), (heads[2], 10)]
+        assert front.stop_ring(0) == 3
+
+
+def test_too_few_buffers_beside_one_that_is_not_in_memory_go_back_empty(
+    vhost_socket: Path,
+) -> None:
+    device = Port()
+    with receiving(device, vhost_socket) as front:
+        buffers = Buffers(front, room=10)
+        ring = buffers.ring
+        heads = [ring.lay([Segment(front.memory.allocate(10), 10, True)]) for _ in range(2)]
+        ring.set_descriptor(heads[1], 1 << 40, 10, 2)
+        ring.offer(*heads)
+        ring.kick()
+        device.hears("buffers 0")
+        assert device.rx.send(bytes(20), max_buffers=3) == 0
+        back = [(used.head, used.length) for used in buffers.come(2)]
+        assert sorted(back) == [(head, 0) for head in sorted(heads)]
+        buffers.give(2)
+        device.hears("buffers 0")
+        assert device.rx.send(bytes(20), max_buffers=3) == 2
+        buffers.come(2)
+        assert front.stop_ring(0) == 4
+
+
 def test_an_index_that_jumps_breaks_the_ring_when_it_is_sent_into(vhost_socket: Path) -> None:
     device = Port()
     with receiving(device, vhost_socket) as front:
