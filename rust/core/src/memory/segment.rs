@@ -6,6 +6,8 @@
 
 use std::ptr;
 
+use crate::sys::shared_copy::copy;
+
 /// A contiguous piece of mapped guest memory. It is a bare place: whoever holds it must also
 /// hold what keeps it mapped. It is laid out as the system's `iovec`.
 #[derive(Clone, Copy, Debug)]
@@ -48,7 +50,7 @@ impl GuestSlice {
         Self { base: self.base.wrapping_add(skip), len: len.min(self.len - skip) }
     }
 
-    /// Copies all of it out, once.
+    /// Copies all of it out, each byte once: what is looked at is the copy.
     ///
     /// # Safety
     /// It is mapped, and does not overlap `out`.
@@ -60,6 +62,6 @@ impl GuestSlice {
         assert_eq!(self.len, out.len(), "a place is as long as what it is read into");
         // SAFETY: it is mapped, by the caller's word, for the length of `out`, checked above; the
         // two do not overlap, by the caller's word.
-        unsafe { ptr::copy_nonoverlapping(self.base, out.as_mut_ptr(), out.len()) };
+        unsafe { copy(self.base, out.as_mut_ptr(), out.len()) };
     }
 }

@@ -8,6 +8,7 @@ use std::ptr;
 use super::segment::GuestSlice;
 use crate::sys::guard::{is_lost, report_fault};
 use crate::sys::io::{VECTORS, preadv, pwritev};
+use crate::sys::shared_copy::copy;
 
 /// The device-readable part of a chain, as one sequence of bytes.
 #[derive(Clone, Copy, Debug)]
@@ -55,7 +56,7 @@ impl<'a> Readable<'a> {
             // SAFETY: the part is mapped while the `Buffers` that this span borrows hold their
             // memory; `target` has `part.len()` bytes by the slicing above. The two may overlap: a
             // Python view of guest memory can be the target.
-            unsafe { ptr::copy(part.base(), target, part.len()) };
+            unsafe { copy(part.base(), target, part.len()) };
             done += part.len();
         }
         done
@@ -105,7 +106,7 @@ impl<'a> Writable<'a> {
         for part in self.parts(offset, data.len() as u64) {
             let source = data[done..done + part.len()].as_ptr();
             // SAFETY: as in `Readable::read_at`, with the directions turned.
-            unsafe { ptr::copy(source, part.base(), part.len()) };
+            unsafe { copy(source, part.base(), part.len()) };
             done += part.len();
         }
         done

@@ -1,10 +1,9 @@
-//! A part of a ring in guest memory: atomics and aligned stores at offsets that are checked.
+//! A part of a ring in guest memory: atomics at offsets that are checked.
 #![allow(unsafe_code)] // Raw pointers into memory that is shared with the guest.
 
 use std::io;
-use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use super::access::Access;
 use super::region::Region;
@@ -112,16 +111,17 @@ impl Window {
         u64::from_le(unsafe { AtomicU64::from_ptr(place) }.load(Ordering::Relaxed))
     }
 
-    /// Stores a used ring element, 8 bytes at a multiple of 4.
+    /// Stores a used ring element, 8 bytes at a multiple of 4. The driver does not look at it before
+    /// the index is published.
     #[inline]
     pub fn store_pair(&self, offset: usize, first: u32, second: u32) {
-        let place = self.at(offset, 8).cast::<u64>();
-        let value = u64::from(first.to_le()) | u64::from(second.to_le()) << 32;
-        let value = if cfg!(target_endian = "little") { value } else { value.rotate_left(32) };
-        // SAFETY: `at` checked that the 8 bytes are inside and they stay mapped while `self`
-        // lives; the store is unaligned on purpose, and the driver does not look at the element
-        // before the index is published.
-        unsafe { ptr::write_unaligned(place, value) };
+        let place = self.at(offset, 8).cast::<u32>();
+        for (place, value) in [(place, first), (place.wrapping_add(1), second)] {
+            // SAFETY: `at` checked that all 8 bytes are inside; the window was aligned when it was
+            // made, to 4 at least, and so are the offsets; the region is mapped while `self` holds
+            // it; all access from this process is atomic.
+            unsafe { AtomicU32::from_ptr(place) }.store(value.to_le(), Ordering::Relaxed);
+        }
     }
 
     #[inline]

@@ -16,6 +16,7 @@ pub mod mmap;
 pub mod no_signal_write;
 pub mod scratch;
 pub mod shared;
+pub mod shared_copy;
 pub mod sigbus;
 mod snapshot;
 
