@@ -55,7 +55,7 @@ lint: $(TOOLS) ## Checks format, lints and types, with warnings as errors.
 	$(BIN)/mypy
 
 test-rust: deps ## Runs the core's own tests.
-	MODEL_SEQUENCES=1000000 $(CARGO) test --locked -p vhost-user-core
+	MODEL_SEQUENCES=1000000 $(CARGO) test --locked -p vhost-user-core -p vhost-user-python
 
 test-peers: ## Drives the core with the front-end of another project.
 	$(foreach peer,$(PEERS),$(CARGO) test --locked --manifest-path $(peer)/Cargo.toml &&) true

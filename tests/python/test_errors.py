@@ -4,12 +4,14 @@ import errno
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import vhost_user as vu
 
 from .disks import RamDisk
 from .driver import open_driver
+from .panics import panics
 
 
 class Raising(RamDisk):
@@ -281,3 +283,51 @@ def test_a_callback_that_is_set_on_the_object_is_looked_at_too() -> None:
     device.read = coroutine  # type: ignore[method-assign,assignment]
     with pytest.raises(TypeError, match=r"RamDisk\.read is a coroutine function"):
         vu.Backend(device, socket="x")
+
+
+@pytest.mark.parametrize("name", ["on_start", "on_stop", "on_disconnect"])
+def test_a_panic_in_a_control_call_costs_that_call_and_no_more(
+    vhost_socket: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    """The next front-end is served, and the back-end ends."""
+    for failure in panics():
+        device = Raising()
+        setattr(device, name, raising(failure))
+        with vu.Backend(device, socket=vhost_socket) as backend:
+            for _ in range(2):
+                with open_driver(vhost_socket) as driver:
+                    read = driver.read(0, 512)
+                    driver.wait()
+                    assert read.status == 0
+        assert backend.state == "stopped"
+    assert f"a panic in {name}" in caplog.text
+
+
+def test_a_panic_in_a_logging_handler_costs_that_record_and_no_more(vhost_socket: Path) -> None:
+    class Handler(logging.Handler):
+        failures: ClassVar = panics()
+        texts: ClassVar[list[str]] = []
+
+        def emit(self, record: logging.LogRecord) -> None:
+            if self.failures:
+                raise self.failures.pop()
+            self.texts.append(record.getMessage())
+
+    logger, handler = logging.getLogger("vhost_user.device"), Handler()
+    logger.addHandler(handler)
+    try:
+        device = Raising(*(type(f"Error{n}", (Exception,), {})() for n in range(20)))
+        with vu.Backend(device, socket=vhost_socket), open_driver(vhost_socket) as driver:
+            for _ in range(20):
+                driver.read(0, 512)
+                driver.wait()
+    finally:
+        logger.removeHandler(handler)
+    assert "Error19" in handler.texts[-1]
+
+
+def raising(failure: BaseException) -> Callable[[], None]:
+    def callback() -> None:
+        raise failure
+
+    return callback

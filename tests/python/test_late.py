@@ -16,6 +16,7 @@ from peer.process import eventually
 
 from .disks import RamDisk
 from .driver import OpenDriver, OpenRequest
+from .panics import panics
 
 LIMIT = 10.0
 
@@ -299,16 +300,10 @@ def test_after_a_panic_in_the_flush_late_writes_are_answered_all_the_same(
     """The write that it was for fails, and the next is flushed by another thread."""
     device = kind()
     with driving(device, vhost_socket) as driver:
-        for failure, status in ((panic(), Status.IOERR), (None, Status.OK)):
+        for failure in [*panics(), None]:
             write = kept_write(driver, device)
             device.failure = failure
             device.answer()
             assert driver.wait().head == write.head
-            assert write.status == status
+            assert write.status == (Status.IOERR if failure else Status.OK)
             device.failure = None
-
-
-def panic() -> BaseException:
-    """What a bug in the extension module is in Python: raised there it goes on as what it was."""
-    (kind,) = (c for c in BaseException.__subclasses__() if c.__module__ == "pyo3_runtime")
-    return kind("made up")

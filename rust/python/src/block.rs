@@ -265,16 +265,13 @@ impl PyBlock {
                 let _ = Answerable::complete(request, status, origin.late.as_ref());
             }
         });
-        match back {
-            Reclaimed::Free(returned) if outlasts => {
-                let request = returned.settle(py, status);
+        match back.settled(py, status) {
+            Reclaimed::Free(request) if outlasts => {
                 let _ = Answerable::complete(request, status, origin.late.as_ref());
             }
-            Reclaimed::Free(returned) => {
-                Answerable::finish(returned.settle(py, status), status, batch);
-            }
+            Reclaimed::Free(request) => Answerable::finish(request, status, batch),
             Reclaimed::Held(exports) => origin.hold(py, exports),
-            Reclaimed::Nothing => {}
+            Reclaimed::Copied(_) | Reclaimed::Nothing => {}
         }
     }
 

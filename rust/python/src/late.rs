@@ -9,6 +9,7 @@
 //! writes are, flushes once for all that it finds, and answers them.
 
 use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 
@@ -16,6 +17,7 @@ use vhost_user_core::block::{BlkOp, BlockCore, BlockRequest as CoreRequest, Stat
 use vhost_user_core::request::Stopped;
 
 use crate::call::call;
+use crate::log::Level;
 use crate::py_device::PyDevice;
 use crate::report::{Context, Fault};
 use crate::traits::FlushesFirst;
@@ -43,22 +45,21 @@ impl LateWrites {
     }
 
     /// Answers what waits by what `flush` comes to, until nothing does. If that panics, the writes
-    /// that it was for fail, and so do those that have come meanwhile; the next begins anew.
+    /// that it was for fail, and the next are flushed anew.
     fn serve(&self, flush: impl Fn(&Self) -> Status) {
-        let served = Served(self);
         while let Some(mut writes) = self.take() {
             // Those whose rings have stopped are nobody's: the device may have been closed since.
             writes.retain(CoreRequest::is_live);
             if writes.is_empty() {
                 continue;
             }
-            let status = flush(self);
+            let flushed = catch_unwind(AssertUnwindSafe(|| flush(self)));
+            let status = flushed.unwrap_or_else(|_| self.panicked());
             for write in writes {
                 // Its ring may have stopped meanwhile: then it went back when it did.
                 let _ = write.complete(status);
             }
         }
-        mem::forget(served);
     }
 
     fn take(&self) -> Option<Vec<CoreRequest>> {
@@ -83,6 +84,15 @@ impl LateWrites {
             Some(Err(Fault::Unsupported)) => Status::Unsupported,
             Some(Err(Fault::Failed)) | None => Status::IoErr,
         }
+    }
+
+    #[cold]
+    fn panicked(&self) -> Status {
+        if let Some(device) = self.device.upgrade() {
+            let text = "a panic in the flush of late writes: they fail";
+            device.reports.say(Level::Error, text.to_owned(), None);
+        }
+        Status::IoErr
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
@@ -113,20 +123,6 @@ impl FlushesFirst for LateWrites {
             self.serve(|_| Status::IoErr);
         }
         Ok(())
-    }
-}
-
-/// Says that nobody looks after the late writes any more, if it is dropped by a panic.
-struct Served<'a>(&'a LateWrites);
-
-impl Drop for Served<'_> {
-    fn drop(&mut self) {
-        let mut waiting = self.0.lock();
-        waiting.served = false;
-        let writes = mem::take(&mut waiting.writes);
-        drop(waiting);
-        // What is dropped unanswered fails.
-        drop(writes);
     }
 }
 

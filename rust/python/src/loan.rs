@@ -60,9 +60,9 @@ pub(crate) enum NotLent {
     /// So many more exporters are to be there, which [`Spare::make`] makes for this count.
     NeedsExporters(usize, Arc<ExportCount>),
     /// There is no room for the copy.
-    Refused(CopyRefused),
+    Refused(Box<CopyRefused>),
     /// The interpreter has no room for an object.
-    Python(PyErr),
+    Python(Box<PyErr>),
 }
 
 /// Exporters that are not in use. They are made when no lock is held: to make an object may run
@@ -73,7 +73,9 @@ pub(crate) struct Spare(Vec<Py<BufferExporter>>);
 /// What became of a request that was to be taken back.
 pub(crate) enum Reclaimed<R> {
     /// The request, with no view of it left.
-    Free(Returned<R>),
+    Free(R),
+    /// The same, with private copies: to be [settled](Self::settled) when no lock is held.
+    Copied(Box<Returned<R>>),
     /// A view is left: the request is answered when that is gone. To be told with
     /// [`ExportCount::settle`] when no lock is held.
     Held(Arc<ExportCount>),
@@ -152,11 +154,30 @@ impl<R: Lendable> LoanedRequest<R> {
         budget: &Arc<CopyBudget>,
     ) -> Result<Py<BufferExporter>, NotLent> {
         let mut spare = Spare::default();
+        match self.exporter(py, side, budget, &mut spare) {
+            Ok(exporter) => Ok(exporter),
+            Err(why) => self.exporter_after(py, side, budget, why),
+        }
+    }
+
+    #[cold]
+    fn exporter_after(
+        &mut self,
+        py: Python<'_>,
+        side: Side,
+        budget: &Arc<CopyBudget>,
+        mut why: NotLent,
+    ) -> Result<Py<BufferExporter>, NotLent> {
+        let mut spare = Spare::default();
         loop {
+            match why {
+                NotLent::NeedsCopy => py.detach(|| self.copy(side, budget))?,
+                NotLent::NeedsExporters(more, exports) => spare.make(py, more, &exports)?,
+                why => return Err(why),
+            }
             match self.exporter(py, side, budget, &mut spare) {
-                Err(NotLent::NeedsCopy) => py.detach(|| self.copy(side, budget))?,
-                Err(NotLent::NeedsExporters(more, exports)) => spare.make(py, more, &exports)?,
-                done => return done,
+                Ok(exporter) => return Ok(exporter),
+                Err(next) => why = next,
             }
         }
     }
@@ -237,20 +258,21 @@ impl<R: Lendable> LoanedRequest<R> {
             piece.get().shut();
         }
         self.scattered = false;
-        let returned = Returned { request, copies: self.sides.each_mut().map(|l| l.copy.take()) };
-        if self.exports.is_free() {
-            return Reclaimed::Free(returned);
+        match (self.exports.is_free(), self.sides.iter().any(|loan| loan.copy.is_some())) {
+            (true, false) => Reclaimed::Free(request),
+            (true, true) => Reclaimed::Copied(Box::new(self.returned(request))),
+            (false, _) => self.leave(request, answer, finish()),
         }
-        self.leave(returned, answer, finish())
     }
 
     #[cold]
     fn leave(
         &mut self,
-        returned: Returned<R>,
+        request: R,
         answer: R::Answer,
         finish: impl FnOnce(R) + Send + 'static,
     ) -> Reclaimed<R> {
+        let returned = self.returned(request);
         let exports = std::mem::take(&mut self.exports);
         self.sides = Default::default();
         let is_long = returned.is_long();
@@ -258,6 +280,11 @@ impl<R: Lendable> LoanedRequest<R> {
         let work = Box::new(move || finish(returned.carry_over(answer)));
         exports.wait_with(Finish { work, is_long });
         Reclaimed::Held(exports)
+    }
+
+    #[cold]
+    fn returned(&mut self, request: R) -> Returned<R> {
+        Returned { request, copies: self.sides.each_mut().map(|loan| loan.copy.take()) }
     }
 }
 
@@ -297,18 +324,28 @@ impl<R: Lendable> Drop for LoanedRequest<R> {
             loan.shut();
         }
         self.pieces.iter().for_each(|piece| piece.get().shut());
-        let returned = Returned { request, copies: self.sides.each_mut().map(|l| l.copy.take()) };
+        let returned = self.returned(request);
         let is_long = returned.is_long();
         self.exports.wait_with(Finish { work: Box::new(move || drop(returned)), is_long });
         self.exports.settle_here();
     }
 }
 
-impl<R: Lendable> Returned<R> {
-    /// The request, with what `answer` says of a private copy carried over: with the interpreter
-    /// given up if that takes long, so that no lock may be held.
+impl<R: Lendable> Reclaimed<R> {
+    /// The same, with what `answer` says of a private copy carried over. No lock may be held: the
+    /// interpreter is given up if that takes long.
     #[inline]
-    pub(crate) fn settle(self, py: Python<'_>, answer: R::Answer) -> R {
+    pub(crate) fn settled(self, py: Python<'_>, answer: R::Answer) -> Self {
+        match self {
+            Self::Copied(returned) => Self::Free(returned.settle(py, answer)),
+            settled => settled,
+        }
+    }
+}
+
+impl<R: Lendable> Returned<R> {
+    #[cold]
+    fn settle(self, py: Python<'_>, answer: R::Answer) -> R {
         if self.is_long() {
             py.detach(move || self.carry_over(answer))
         } else {
@@ -317,12 +354,10 @@ impl<R: Lendable> Returned<R> {
     }
 
     /// Whether there is a private copy that takes long to carry over, or to let go of.
-    #[inline]
     fn is_long(&self) -> bool {
         self.copies.iter().flatten().any(|copy| copy.len() >= LONG_COPY)
     }
 
-    #[inline]
     fn carry_over(self, answer: R::Answer) -> R {
         let Self { request, copies } = self;
         if let Some(bytes) = copies[Side::Writable as usize].as_ref().and_then(PrivateCopy::bytes) {
@@ -421,13 +456,13 @@ fn joined(mut parts: Parts<'_>) -> Option<(*mut u8, usize)> {
 
 impl From<PyErr> for NotLent {
     fn from(error: PyErr) -> Self {
-        Self::Python(error)
+        Self::Python(Box::new(error))
     }
 }
 
 impl From<CopyRefused> for NotLent {
     fn from(refused: CopyRefused) -> Self {
-        Self::Refused(refused)
+        Self::Refused(Box::new(refused))
     }
 }
 

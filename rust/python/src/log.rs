@@ -6,6 +6,7 @@
 //! fit is counted, and the count is logged.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -209,7 +210,9 @@ fn run() {
         loop {
             match py.detach(next) {
                 Work::Hand(entry, dropped) => {
-                    hand_over(py, entry, dropped);
+                    // A bug in the one record must not cost the others their thread. There is
+                    // nobody to tell but who reads standard error, where it stands already.
+                    let _ = catch_unwind(AssertUnwindSafe(|| hand_over(py, entry, dropped)));
                     if let Some(queue) = lock().as_mut() {
                         queue.handed += 1;
                     }

@@ -40,10 +40,10 @@ impl Origin {
     pub(crate) fn not_lent(&self, py: Python<'_>, why: NotLent) -> PyErr {
         match why {
             NotLent::Refused(refused) => {
-                self.reports.refused_copy(&refused);
-                error::no_memory(&refused)
+                self.reports.refused_copy(&*refused);
+                error::no_memory(refused)
             }
-            NotLent::Python(error) => error,
+            NotLent::Python(error) => *error,
             NotLent::NoRequest => error::stale(py, &why.to_string()),
             _ => PyBufferError::new_err(why.to_string()),
         }

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -145,11 +146,20 @@ impl PyDevice {
             return None;
         }
         let _mark = CallbackMark::set();
-        let attached = Python::try_attach(|py| {
-            let context = Context { callback: name, request };
-            call(py).map_err(|error| self.reports.raised(py, error, &context)).ok()
-        });
-        attached.flatten()
+        let attached = || {
+            Python::try_attach(|py| {
+                let context = Context { callback: name, request };
+                call(py).map_err(|error| self.reports.raised(py, error, &context)).ok()
+            })
+        };
+        // The control plane has one thread, which must outlive a bug here.
+        catch_unwind(AssertUnwindSafe(attached)).unwrap_or_else(|_| self.panicked(name)).flatten()
+    }
+
+    #[cold]
+    fn panicked<T>(&self, name: &str) -> Option<T> {
+        self.reports.say(Level::Error, format!("a panic in {name}"), None);
+        None
     }
 
     pub(crate) fn negotiated(&self, features: u64) {

@@ -218,16 +218,15 @@ impl<R: Answerable> Ticket<R> {
             ended.map(|back| (back, state.origin.clone()))
         })?;
         let Some((back, origin)) = ended else { return Ok(()) };
-        match back {
-            Reclaimed::Free(returned) => returned
-                .settle(py, answer)
+        match back.settled(py, answer) {
+            Reclaimed::Free(request) => request
                 .complete(answer, late_of(&origin))
                 .map_err(|stopped| stale(py, &stopped.to_string())),
             Reclaimed::Held(exports) => {
                 hold(py, &origin, exports);
                 Ok(())
             }
-            Reclaimed::Nothing => Ok(()),
+            Reclaimed::Copied(_) | Reclaimed::Nothing => Ok(()),
         }
     }
 
@@ -278,23 +277,18 @@ impl<R: Answerable> Ticket<R> {
         };
         let Some(request) = state.loan.request() else { return Settled::Done };
         let answer = decide(state.answer, request);
-        match state.end(answer) {
-            Reclaimed::Free(returned) if state.outlasts => {
-                let origin = state.origin.clone();
-                drop(state);
-                // Its ring may have stopped meanwhile: then it went back when it did.
-                let _ = returned.settle(py, answer).complete(answer, late_of(&origin));
+        let (back, outlasts) = (state.end(answer), state.outlasts);
+        let is_held = outlasts || matches!(back, Reclaimed::Held(_));
+        let origin = if is_held { state.origin.clone() } else { None };
+        drop(state);
+        match back.settled(py, answer) {
+            // Its ring may have stopped meanwhile: then it went back when it did.
+            Reclaimed::Free(request) if outlasts => {
+                let _ = request.complete(answer, late_of(&origin));
             }
-            Reclaimed::Free(returned) => {
-                drop(state);
-                returned.settle(py, answer).finish(answer, batch);
-            }
-            Reclaimed::Held(exports) => {
-                let origin = state.origin.clone();
-                drop(state);
-                hold(py, &origin, exports);
-            }
-            Reclaimed::Nothing => {}
+            Reclaimed::Free(request) => request.finish(answer, batch),
+            Reclaimed::Held(exports) => hold(py, &origin, exports),
+            Reclaimed::Copied(_) | Reclaimed::Nothing => {}
         }
         settled
     }
