@@ -16,7 +16,7 @@ from .document import blocks
 PAGE = Path(__file__).parents[2] / "docs/start.md"
 
 
-class Console(NamedTuple):
+class Ends(NamedTuple):
     """The device, and a driver's side of it."""
 
     device: Any
@@ -42,31 +42,31 @@ class Console(NamedTuple):
 
 
 @pytest.fixture
-def console(tmp_path: Path, vhost_socket: Path) -> Iterator[Console]:
-    [block] = [b for b in blocks(PAGE.read_text()) if b.note == "file: echo.py"]
-    place = tmp_path / "echo.py"
+def console(tmp_path: Path, vhost_socket: Path) -> Iterator[Ends]:
+    [block] = [b for b in blocks(PAGE.read_text()) if b.note == "file: console.py"]
+    place = tmp_path / "console.py"
     place.write_text(block.text)
-    spec = importlib.util.spec_from_file_location("echo", place)
+    spec = importlib.util.spec_from_file_location("console", place)
     assert spec is not None
     assert spec.loader is not None
     module: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    device = module.Echo()
+    device = module.Console()
     with (
         vu.Backend(device, socket=vhost_socket),
         FrontEnd.connect(str(vhost_socket)).start(queues=2) as front,
     ):
-        yield Console(device, front)
+        yield Ends(device, front)
 
 
-def test_what_is_said_comes_back(console: Console) -> None:
+def test_what_is_said_comes_back(console: Ends) -> None:
     address = console.room()
     console.say(b"hello")
     assert console.heard(address) == b"hello"
     console.front.rings[1].wait()
 
 
-def test_what_is_said_waits_for_buffers(console: Console) -> None:
+def test_what_is_said_waits_for_buffers(console: Ends) -> None:
     console.say(b"first")
     console.say(b"second")
     assert eventually(lambda: len(console.device.said) == 2)
@@ -75,13 +75,13 @@ def test_what_is_said_waits_for_buffers(console: Console) -> None:
     console.front.rings[1].wait(2)
 
 
-def test_a_long_text_takes_several_buffers(console: Console) -> None:
+def test_a_long_text_takes_several_buffers(console: Ends) -> None:
     text = bytes(range(100))
     console.say(text)
     assert console.heard(console.room(), console.room()) == text
 
 
-def test_a_stop_does_not_wait_for_buffers(console: Console) -> None:
+def test_a_stop_does_not_wait_for_buffers(console: Ends) -> None:
     """It would for 30 seconds, and its answer is waited for 5."""
     console.say(b"never heard")
     assert eventually(lambda: len(console.device.said) == 1)
