@@ -24,19 +24,19 @@ pub trait QueueHandle: Send + Sync {
     /// [`Device::buffers_available`] then tells when there is one.
     fn take(&self) -> Option<Request>;
 
-    /// Puts `data` into the driver's next buffers, and publishes these together: wholly or not at all. Returns how many buffers that took; 0: there are not
-    /// enough of them now, or the queue does not run. [`Device::buffers_available`] then tells when
-    /// there are more.
+    /// Puts `data` into the driver's next buffers, and publishes these together: wholly or not at
+    /// all. Returns how many buffers that took; 0: there are not enough of them now, or the queue
+    /// does not run. [`Device::buffers_available`] then tells when there are more.
     ///
-    /// `most`: buffers. `count_at`: where in the data their number is to be written, as a
-    /// little-endian `u16`.
+    /// `most`: the most buffers that it may take. `count_at`: where in the data their number is to
+    /// be written, as a little-endian `u16`.
     ///
     /// # Errors
     /// The data does not fit, however long one waits.
     fn send(&self, data: &dyn SendData, most: u16, count_at: Option<u64>) -> Result<u16, TooLarge>;
 
-    /// Whether a call may wait: for somebody who uses the ring at this moment, or for guest memory
-    /// that is asked for each time.
+    /// Whether a call may wait: for another thread that uses the ring at this moment, or for guest
+    /// memory that is mapped anew for each buffer.
     fn may_wait(&self) -> bool;
 }
 
@@ -195,8 +195,8 @@ pub trait Device: Send + Sync + 'static {
     /// Answers a request that `handle` does not get to see, or whose answer could not be written:
     /// some of its memory cannot be reached, or it is too long. Of a request with a
     /// [fault](Request::fault) nothing is to be read, and what can be written may lack its
-    /// beginning, but not its last byte if that can be reached. Writes whatever says so; returns the
-    /// bytes written.
+    /// beginning, but not its last byte if that can be reached. Writes whatever says so; returns
+    /// the bytes written.
     fn refuse(&self, queue: u16, request: &Request) -> u32 {
         let _ = (queue, request);
         0

@@ -1,16 +1,16 @@
-//! Locks that a thread takes with the interpreter.
+//! Locks that a thread takes while it is attached to the interpreter.
 //!
-//! Whoever holds one runs no Python code: no call, no conversion of an argument, and no object made,
-//! since that may run the garbage collector, and with it callbacks and finalizers, which may use the
-//! very object that is locked. Nor does anybody wait for the interpreter with it.
+//! A thread that holds one runs no Python code: no call, no conversion of an argument, and no
+//! object made, since that may run the garbage collector, and with it callbacks and finalizers,
+//! which may use the very object that is locked. Nor does it wait for the interpreter.
 
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 use pyo3::prelude::*;
 
-/// Takes a lock that is held for moments, or for as long as data is moved. It is waited for with the
-/// interpreter given up, and let go of again before the interpreter is taken back: what runs then
-/// may be Python code.
+/// Takes a lock that is held for moments, or for as long as data is moved. The calling thread waits
+/// for it with the interpreter given up, and lets go of it again before it takes the interpreter
+/// back: Python code may run at that moment.
 pub(crate) fn lock<'a, T: Send>(py: Python<'_>, mutex: &'a Mutex<T>) -> MutexGuard<'a, T> {
     loop {
         match mutex.try_lock() {

@@ -24,7 +24,7 @@ use crate::py_device::{Views, in_callback};
 use crate::report::{OnError, Reports};
 use crate::xen::XenGuest;
 
-/// How long a wait goes on before signals are looked at, as every wait of Python does.
+/// How long a wait goes on before it looks for signals, as every wait of Python does.
 const SIGNAL_CHECK: Duration = Duration::from_millis(50);
 
 const FORKED: &str = "this process was forked after the back-end had started: its threads are in \
@@ -41,7 +41,7 @@ pub(crate) struct Backend {
     process: u32,
 }
 
-/// The device, by who moves its data.
+/// The device, by what moves its data.
 enum Served {
     /// `on_queue`.
     Queue(Arc<QueueDevice>),
@@ -49,7 +49,7 @@ enum Served {
     Block(Arc<PyBlock>),
     /// A file or a block device of the host.
     File(Arc<BlockDevice<FileDisk>>),
-    /// Nobody.
+    /// Nothing: there is none.
     Null(Arc<BlockDevice<NullDisk>>),
 }
 
@@ -151,7 +151,7 @@ impl Backend {
     fn stop(&self, py: Python<'_>, drain: f64) -> PyResult<Vec<(u16, u32)>> {
         let (core, drain) = (self.core(py)?, seconds(drain)?);
         if in_callback() {
-            // Nobody waits for himself.
+            // The stop waits for this very callback.
             py.detach(|| core.request_stop());
             return Ok(Vec::new());
         }

@@ -40,15 +40,15 @@ pub(crate) struct PyBlock {
     flushes: bool,
     /// Bytes of private copies that a queue may have at a time.
     copy_budget: u64,
-    /// Writes that are answered after their callback, if there is.
+    /// Writes that are answered after their callback, if there is a `flush`.
     late: Option<Arc<LateWrites>>,
     queues: Vec<QueueSeat>,
 }
 
-/// What there is of one queue.
+/// What a device has for one queue.
 struct QueueSeat {
-    /// Taken out while its worker is in Python: another worker comes only if that one was given up
-    /// on, and begins with nothing then.
+    /// Taken out while the queue's worker is in Python: another worker comes only when the session
+    /// has given that one up, and begins with nothing then.
     state: Mutex<Option<Box<BlockQueue>>>,
     batch_size: BatchSize,
     budget: Arc<CopyBudget>,

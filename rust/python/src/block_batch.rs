@@ -1,7 +1,7 @@
 //! `BlockBatch`: the requests that `on_batch` gets, one by one as a sequence, or as a whole.
 //!
-//! A request becomes a Python object when somebody looks at it. What moves the data of all reads
-//! or all writes at once makes no object and enters the interpreter once.
+//! A request becomes a Python object when Python code looks at it. A method that moves the data of
+//! all reads or all writes at once makes no object and enters the interpreter once.
 
 use std::mem;
 use std::os::fd::{BorrowedFd, RawFd};
@@ -214,8 +214,8 @@ impl BlockBatch {
                 }
                 Entry::Object(object) => {
                     let settled = object.get().settle(py, batch, &decide);
-                    // What Python code still knows keeps its identity: it is not used again. And
-                    // what was deferred and is known to nobody any more goes here, and so fails.
+                    // An object that Python code still has keeps its identity: it is not used
+                    // again. A deferred one that Python code has dropped goes here, and so fails.
                     if settled != Settled::Deferred && is_unshared(py, &object) {
                         pool.push(object);
                     }
@@ -260,8 +260,8 @@ impl BlockBatch {
         Ok(())
     }
 
-    /// Does what takes long, with the interpreter given up. The lock is taken and given back inside:
-    /// nobody waits for the interpreter with it.
+    /// Does what takes long, with the interpreter given up. The lock is taken and given back
+    /// inside, so that it is not held while the thread waits for the interpreter.
     fn detached(&self, py: Python<'_>, work: impl FnOnce(&mut Inner) + Send) {
         py.detach(|| work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner)));
     }

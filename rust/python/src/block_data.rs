@@ -93,8 +93,8 @@ pub(crate) fn read_file(
     }
 }
 
-/// Reads from a file to a private copy, by memory that nobody else has: views of the copy may be
-/// written to meanwhile.
+/// Reads from a file to a private copy, through memory of this call alone: other threads may write
+/// to views of the copy meanwhile.
 fn read_to_copy(copy: RawTarget<'_>, fd: BorrowedFd<'_>, at: u64) -> io::Result<u64> {
     let mut own = vec![0; STEP.min(copy.len())];
     let mut done = 0;

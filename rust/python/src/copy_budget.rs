@@ -29,7 +29,7 @@ const QUEUE_KEEPS: u64 = 8 << 20;
 /// Bytes that all queues together keep for later requests.
 const TOTAL_KEEPS: u64 = 64 << 20;
 
-/// What all queues of the process have, what they may have, and what they keep.
+/// The copies of all queues of the process, and the memory that they keep for later requests.
 static TOTAL: Account = Account::new(TOTAL_DEFAULT);
 static KEPT_IN_ALL: Account = Account::new(TOTAL_KEEPS);
 

@@ -35,11 +35,11 @@ pub(crate) struct QueueDevice {
     queues: Vec<QueueSeat>,
 }
 
-/// What there is of one queue.
+/// What a device has for one queue.
 struct QueueSeat {
     queue: Py<Queue>,
-    /// Taken out while its worker is in Python: another worker comes only if that one was given up
-    /// on, and begins with nothing then.
+    /// Taken out while the queue's worker is in Python: another worker comes only when the session
+    /// has given that one up, and begins with nothing then.
     state: Mutex<QueueState>,
     budget: Arc<CopyBudget>,
 }
@@ -177,7 +177,7 @@ impl QueueDevice {
         if queue.get().lend(py, batch) {
             return Ok(queue);
         }
-        // A callback that was given up on still has the batch of before.
+        // A callback that the session has given up still has the batch of before.
         let other = Py::new(py, queue.get().again())?;
         other.get().lend(py, batch);
         Ok(other)

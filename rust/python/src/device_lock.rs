@@ -5,15 +5,15 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-/// How long a thread waits in line before whoever has the lock must hand it over. A shorter wait may
-/// be prolonged by a thread that comes by when the lock is free: it is awake already, where the
-/// first in line has yet to wake up, and a lock that changes hands after every call costs each of
-/// them that time.
+/// How long a thread waits in line before the thread that has the lock must hand it over. Until
+/// then a third thread that comes by when the lock is free may take it first: it is awake already,
+/// where the first in line has yet to wake up, and a lock that changes hands after every call costs
+/// that time with every call.
 const PATIENCE: Duration = Duration::from_micros(500);
 
-/// A lock that goes to those who wait for it in the order in which they came, and can be waited for
-/// with a limit. It is taken *before* attaching to the interpreter: a callback that waits for
-/// something gives up the interpreter, but not this lock.
+/// A lock that threads get in the order in which they came, and can wait for with a limit. It is
+/// taken *before* attaching to the interpreter: a callback that waits for something gives up the
+/// interpreter, but not this lock.
 #[derive(Debug, Default)]
 pub(crate) struct DeviceLock {
     /// Calls may overlap: there is nothing to wait for.
@@ -21,12 +21,12 @@ pub(crate) struct DeviceLock {
     line: Mutex<Line>,
 }
 
-/// Who has the lock, and who waits for it.
+/// Whether the lock is taken, and the threads that wait for it.
 #[derive(Debug, Default)]
 struct Line {
-    /// Somebody has it, or was handed it and has yet to wake up.
+    /// A thread has the lock, or was handed it and has yet to wake up.
     taken: bool,
-    /// To whom it was handed.
+    /// The number of the waiter that it was handed to.
     handed_to: Option<u64>,
     waiting: VecDeque<Waiter>,
     /// The number of the next in line.

@@ -1,5 +1,5 @@
 //! Views of request data for Python: an exporter that counts, so that a request goes back to the
-//! driver only when nobody here can touch its memory any more.
+//! driver only when no view can touch its memory any more.
 #![allow(unsafe_code)] // Raw memory behind `Py_buffer`.
 
 use std::ffi::c_int;
@@ -20,8 +20,9 @@ use crate::traits::{Side, Watched};
 #[derive(Default)]
 pub(crate) struct ExportCount {
     views: AtomicUsize,
-    /// What is to be done when the last view is gone, and that it was done.
+    /// What is to be done when the last view is gone.
     then: Mutex<Option<Finish>>,
+    /// That has been done.
     over: AtomicBool,
     /// There is a claim.
     may_go_back: AtomicBool,
@@ -50,15 +51,15 @@ impl ExportCount {
         *self.then.lock().unwrap_or_else(PoisonError::into_inner) = Some(finish);
     }
 
-    /// Does what there is to be done if no view is left: the last may have gone just before that
-    /// was there to be seen.
+    /// Does what there is to be done if no view is left: the last may have gone just before
+    /// [`wait_with`](Self::wait_with) has said what that is.
     pub(crate) fn settle(&self, py: Python<'_>) {
         if self.is_free() {
             self.end(py);
         }
     }
 
-    /// As [`settle`](Self::settle), for who may not be attached to the interpreter.
+    /// As [`settle`](Self::settle), for a thread that may not be attached to the interpreter.
     pub(crate) fn settle_here(&self) {
         if self.is_free() {
             self.take().into_iter().for_each(|finish| self.run(finish));
@@ -79,7 +80,7 @@ impl ExportCount {
         }
     }
 
-    /// The request is answered: its memory is nobody's to claim.
+    /// Drops the claim: the request is answered, and the device has no part in its memory any more.
     pub(crate) fn forget_claim(&self) {
         if self.may_go_back.swap(false, Ordering::SeqCst) {
             *self.lock_claim() = None;
@@ -166,8 +167,8 @@ impl BufferExporter {
         Arc::ptr_eq(&self.exports, exports)
     }
 
-    /// From now on the exporter exports `len` bytes at `base`. Only for the loan of a request, which
-    /// keeps them valid until the exporter was shut and no view is left.
+    /// From now on the exporter exports `len` bytes at `base`. Only for the loan of a request,
+    /// which keeps them valid until the exporter was shut and no view is left.
     pub(crate) fn open(&self, base: *mut u8, len: usize, side: Side) {
         self.len.store(len, Ordering::Relaxed);
         self.read_only.store(side == Side::Readable, Ordering::Relaxed);
@@ -244,8 +245,9 @@ pub(crate) fn views<'py>(
     PyTuple::new(py, views)
 }
 
-/// Ends a view that was handed to a callback: by dropping it if nobody else has it, else by
-/// `release()`, after which it shows nothing. Slices, and whatever took a buffer from it, live on.
+/// Ends a view that was handed to a callback: by dropping it if Python code has not kept it, else
+/// by `release()`, after which it shows nothing. Slices, and whatever took a buffer from it, live
+/// on.
 #[inline]
 pub(crate) fn release(view: Bound<'_, PyMemoryView>) {
     if !is_unshared(view.py(), view.as_unbound()) {

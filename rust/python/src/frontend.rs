@@ -108,7 +108,7 @@ impl Frontend {
         self.negotiated(py, |n| n.max_mem_slots)
     }
 
-    /// Who is at the other end.
+    /// The process at the other end, as far as the system tells.
     #[getter]
     fn peer(&self, py: Python<'_>) -> PyResult<String> {
         self.client(py, |client| Ok(client.peer()))

@@ -4,9 +4,9 @@
 //! deferred request, may be stored at any time before the answer. So there is a flush between the
 //! answer and the driver's hearing of it.
 //!
-//! Whoever gives the answer, or lets go of the last view, may hold anything: the device's lock, or
-//! locks that `flush` wants. So he only puts the write down here. A thread, there as long as
-//! writes are, flushes once for all that it finds, and answers them.
+//! The thread that gives the answer, or lets go of the last view, may hold any lock: the device's,
+//! or one that `flush` wants. So it only puts the write into a list here. A thread of its own,
+//! which is there as long as writes are, flushes once for all that it finds, and answers them.
 
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -48,7 +48,7 @@ impl LateWrites {
     /// that it was for fail, and the next are flushed anew.
     fn serve(&self, flush: impl Fn(&Self) -> Status) {
         while let Some(mut writes) = self.take() {
-            // Those whose rings have stopped are nobody's: the device may have been closed since.
+            // Those whose rings have stopped went back then: the device may have been closed since.
             writes.retain(CoreRequest::is_live);
             if writes.is_empty() {
                 continue;
@@ -69,7 +69,7 @@ impl LateWrites {
     }
 
     fn flush(&self) -> Status {
-        // Without them there is nobody to ask any more.
+        // Without a device that goes on there is no `flush` to call.
         let device = self.device.upgrade().filter(|device| !device.reports.is_stopping());
         let Some(device) = device else { return Status::IoErr };
         let flushed = device.try_enter(|py| {

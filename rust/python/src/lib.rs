@@ -1,7 +1,7 @@
 //! The extension module `vhost_user._core`: the core of the package with Python's face.
 //!
 //! It knows no protocol and no ring. A worker thread attaches to the interpreter once for its
-//! life and enters it once per batch; nobody waits with the interpreter held; the core never
+//! life and enters it once per batch; no thread waits with the interpreter held; the core never
 //! waits for the interpreter.
 
 mod attached_lock;

@@ -10,8 +10,8 @@
 //! - [`LoanedRequest`] owns the request and the copies. It gives the request out again only when the
 //!   exporters are shut and the count is zero; else both wait with the count for the last view.
 //! - So what an exporter shows outlives every view, whatever Python does.
-//! - Whoever has the lock of a loan makes no copy that takes long and carries none over: the
-//!   interpreter is given up for that, and nobody waits for the interpreter with a lock.
+//! - A thread that has the lock of a loan makes no copy that takes long and carries none over: it
+//!   gives the interpreter up for that, and must not wait for the interpreter with a lock.
 
 use std::fmt;
 use std::ptr;
@@ -31,7 +31,7 @@ pub(crate) struct LoanedRequest<R: Lendable> {
     request: Option<R>,
     exports: Arc<ExportCount>,
     sides: [SideLoan; 2],
-    /// Exporters of single pieces, for those who want the data as it lies.
+    /// Exporters of single pieces, for callers that want the data as it lies.
     pieces: Vec<Py<BufferExporter>>,
     /// The pieces of the writable side were handed out as they lie.
     scattered: bool,
@@ -144,8 +144,8 @@ impl<R: Lendable> LoanedRequest<R> {
         Ok(exporter)
     }
 
-    /// As [`exporter`](Self::exporter), for who holds no lock: a copy that takes long is made with
-    /// the interpreter given up.
+    /// As [`exporter`](Self::exporter), for a thread that holds no lock: a copy that takes long is
+    /// made with the interpreter given up.
     #[inline]
     pub(crate) fn exporter_unlocked(
         &mut self,
@@ -241,7 +241,7 @@ impl<R: Lendable> LoanedRequest<R> {
     }
 
     /// Takes the request back. If views of it are left, it stays, and what `finish` makes gets it
-    /// from whoever lets go of the last one, with what `answer` says of it carried over.
+    /// from the thread that lets go of the last one, with what `answer` says of it carried over.
     #[inline]
     pub(crate) fn end<F>(&mut self, answer: R::Answer, finish: impl FnOnce() -> F) -> Reclaimed<R>
     where
@@ -318,8 +318,8 @@ impl<R: Lendable> Drop for LoanedRequest<R> {
     fn drop(&mut self) {
         let Some(request) = self.request.take() else { return };
         self.exports.forget_claim();
-        // Views may still point into its memory, so it cannot just go. Nobody has answered it, and
-        // of a copy nothing is carried over.
+        // Views may still point into its memory, so it cannot just go. It has no answer, and of a
+        // copy nothing is carried over.
         for loan in &mut self.sides {
             loan.shut();
         }

@@ -1,9 +1,9 @@
 //! What the core and the callbacks have to say, on its way into Python's `logging`.
 //!
-//! Whoever says something puts it into one bounded queue and goes on: nobody in the core ever
-//! waits for the interpreter. One thread, attached to the interpreter for its life and detached
-//! while it waits, hands the records to `logging` in the order in which they came. What does not
-//! fit is counted, and the count is logged.
+//! A thread that has something to say puts it into one bounded queue and goes on: no thread of the
+//! core ever waits for the interpreter. One thread, attached to the interpreter for its life and
+//! detached while it waits, hands the records to `logging` in the order in which they came. What
+//! does not fit is counted, and the count is logged.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -24,7 +24,7 @@ const THREAD_NAME: &str = "vhost-user-log";
 /// Records that may wait. A storm of events is worth its first thousand lines.
 const CAPACITY: usize = 1024;
 
-/// How long a view may keep its request from the driver before somebody is told.
+/// How long a view may keep its request from the driver before a warning is given.
 const HELD_LIMIT: Duration = Duration::from_secs(1);
 
 /// How long [`flush`] waits for the records before it.
@@ -117,7 +117,8 @@ pub(crate) fn resource_warning(text: String) {
     put(Entry::ResourceWarning(text));
 }
 
-/// Warns, or with `on_error="raise"` records an error, if `what` is not over in a second.
+/// Has a warning given, or with `on_error="raise"` an error recorded, if `what` is not over in a
+/// second.
 pub(crate) fn watch(what: Arc<dyn Watched>, callback: String, reports: Arc<dyn HeldReports>) {
     let deadline = Instant::now() + HELD_LIMIT;
     if is_fork() {
@@ -204,7 +205,7 @@ enum Work {
 }
 
 fn run() {
-    // `None`: the interpreter is on its way out, nobody reads a log any more.
+    // `None`: the interpreter is on its way out, and no log is read any more.
     let _ = Python::try_attach(|py| {
         report(py, take_name(py));
         loop {
@@ -306,7 +307,7 @@ fn tell(py: Python<'_>, watch: Watch) {
     }
 }
 
-/// A logging handler or a warnings filter has failed; there is nobody else to tell.
+/// A logging handler or a warnings filter has failed: the interpreter prints that.
 fn report(py: Python<'_>, result: PyResult<()>) {
     if let Err(error) = result {
         error.write_unraisable(py, None);

@@ -13,7 +13,7 @@ use crate::log;
 use crate::report::Reports;
 use crate::traits::{FlushesFirst, HeldReports};
 
-/// Where requests were handed to Python.
+/// The callback that requests were handed to, and what it shares with them.
 pub(crate) struct Origin {
     /// As in `RamDisk.on_batch`.
     pub(crate) callback: String,
@@ -27,8 +27,8 @@ pub(crate) struct Origin {
 }
 
 impl Origin {
-    /// Ends a request that was answered while views of it were there: when the last is gone, and
-    /// somebody is told if that takes long. No lock may be held.
+    /// Ends a request that was answered while views of it were there: when the last is gone, with a
+    /// warning if that takes long. No lock may be held.
     pub(crate) fn hold(&self, py: Python<'_>, exports: Arc<ExportCount>) {
         exports.settle(py);
         let reports = Arc::clone(&self.reports) as Arc<dyn HeldReports>;

@@ -11,7 +11,7 @@ use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 use crate::raw_bytes::RawTarget;
 
-/// A mapping of zeroes that nobody else has.
+/// A mapping of zeroes, which no other value has.
 #[derive(Debug)]
 pub(crate) struct Pages {
     base: NonNull<u8>,
@@ -41,7 +41,7 @@ impl Pages {
         self.len
     }
 
-    /// The bytes. Those who have views of them touch them too.
+    /// The bytes. Python code that has views of them touches them too.
     pub(crate) fn bytes(&self) -> RawTarget<'_> {
         // SAFETY: they are mapped while `self` is there, for any thread.
         unsafe { RawTarget::new(self.base.as_ptr(), self.len) }

@@ -1,4 +1,5 @@
-//! A Python object whose methods are a device's callbacks: what all kinds of devices have in common.
+//! A Python object whose methods are a device's callbacks: what all kinds of devices have in
+//! common.
 
 use std::cell::Cell;
 use std::fmt;
@@ -18,8 +19,8 @@ use crate::origin::Origin;
 use crate::report::{Context, Reports};
 use crate::traits::FlushesFirst;
 
-/// How long a callback of the control plane (`on_start`, `on_stop` ...) waits for a callback that is
-/// running. Without a limit a stuck device could never be stopped.
+/// How long a callback of the control plane (`on_start`, `on_stop` ...) waits for a callback that
+/// is running. Without a limit a stuck device could never be stopped.
 const CONTROL_LIMIT: Duration = Duration::from_secs(1);
 
 thread_local! {
@@ -49,7 +50,7 @@ pub(crate) struct PyDevice {
     raw_views: bool,
     lock: DeviceLock,
     pub(crate) reports: Arc<Reports>,
-    /// The control plane has waited in vain.
+    /// The control plane has waited for a callback in vain.
     stuck: AtomicBool,
     /// Grows with each start, when bound methods are looked up again.
     starts: AtomicU64,
@@ -87,7 +88,7 @@ impl PyDevice {
         Python::attach(body)
     }
 
-    /// Which start this is.
+    /// The number of the present start.
     pub(crate) fn start_number(&self) -> u64 {
         self.starts.load(Ordering::Acquire)
     }
@@ -114,7 +115,7 @@ impl PyDevice {
         self.raw_views
     }
 
-    /// Calls `name` on the control plane, where nobody waits for an answer.
+    /// Calls `name` on the control plane. What comes of it is reported and no more.
     pub(crate) fn tell(&self, name: &'static str) {
         self.ask(name, |py| call(py, name, &self.method(py, name)?, []));
     }
@@ -190,7 +191,7 @@ impl PyDevice {
 /// Attaches a worker to the interpreter for its whole life, and gives the interpreter up for all
 /// of it but the callbacks: attaching again is cheap then, since the thread has its state.
 pub(crate) fn run_worker(body: &mut (dyn FnMut() + Send)) {
-    // `None`: the interpreter is on its way out and there is nobody to serve.
+    // `None`: the interpreter is on its way out, and no queue is served any more.
     let _ = Python::try_attach(|py| py.detach(body));
 }
 

@@ -129,7 +129,7 @@ impl Queue {
         Self { index, size, origin, lent, state, handle }
     }
 
-    /// The ring runs from now on, or does not any more.
+    /// Notes that the ring runs from now on, with this handle, or does not run any more.
     pub(crate) fn set_handle(&self, handle: Option<Arc<dyn QueueHandle>>) {
         let former = std::mem::replace(&mut *self.lock_handle(), handle);
         drop(former);
@@ -157,8 +157,8 @@ impl Queue {
         self.lock(py).out.iter().any(|request| request.get().ticket.is_viewed(py))
     }
 
-    /// Gives it back, with the requests that were taken answered unless they are deferred.
-    /// Returns how many of them nobody had answered.
+    /// Gives the batch back, with the requests that were taken answered unless they are deferred.
+    /// Returns how many of them the callback has left unanswered.
     pub(crate) fn take_back(&self, py: Python<'_>, batch: &mut Batch) -> usize {
         self.lent.store(false, Ordering::Release);
         let mut state = self.lock(py);
@@ -169,8 +169,8 @@ impl Queue {
         out.retain(|request| {
             let settled = request.get().ticket.settle(py, batch, |answer, _| answer.unwrap_or(0));
             unanswered += usize::from(settled == Settled::ByDefault);
-            // What Python code still knows keeps its identity: it is not used again. And what was
-            // deferred and is known to nobody any more goes here, and so back to the driver.
+            // An object that Python code still has keeps its identity: it is not used again. A
+            // deferred one that Python code has dropped goes here, and so back to the driver.
             settled != Settled::Deferred && is_unshared(py, request)
         });
         let mut state = self.lock(py);

@@ -1,11 +1,11 @@
-//! Bytes that somebody else may read and write at any time.
+//! Bytes that others may read and write at any time.
 //!
 //! Guest memory, the buffers of Python's objects and the private copies that views show are all of
 //! that kind: another thread of Python, the guest or the kernel may change them while they are
 //! copied, and a view of ours may be the source and the target of the same copy. So they never
-//! stand behind a Rust reference, which promises that nobody else writes. They are named by address
-//! and length, and copied as the C library's `memmove` copies: what is changed meanwhile arrives
-//! in the old state or in the new.
+//! stand behind a Rust reference, which promises that there is no other writer. They are named by
+//! address and length, and copied as the C library's `memmove` copies: what is changed meanwhile
+//! arrives in the old state or in the new.
 #![allow(unsafe_code)] // Raw memory is copied.
 
 use std::marker::PhantomData;

@@ -218,7 +218,7 @@ impl Reports {
         self.say(level, text, Some(error));
     }
 
-    /// Who raised what: `RamDisk.read raised ValueError`.
+    /// Which callback raised what: `RamDisk.read raised ValueError`.
     fn sentence(&self, callback: &str, exception: &str) -> String {
         format!("{}.{callback} raised {exception}", self.device)
     }
@@ -275,7 +275,7 @@ fn name_of(py: Python<'_>, error: &PyErr) -> String {
 }
 
 /// Empties the frames that an exception came through. They hold the callback's variables, and with
-/// them views of the request, for as long as somebody keeps the exception: a log, a debugger.
+/// them views of the request, for as long as a log or a debugger keeps the exception.
 #[cold]
 pub(crate) fn forget_locals(py: Python<'_>, error: &PyErr) {
     let cleared = error.traceback(py).map(|traceback| {

@@ -48,7 +48,7 @@ enum Phase {
 pub(crate) enum Settled {
     /// It is answered, or was before.
     Done,
-    /// It is not answered, and nobody asked for more time: the default was given.
+    /// The callback has neither answered nor deferred it: the default was given.
     ByDefault,
     /// It stays with Python.
     Deferred,
@@ -136,8 +136,8 @@ impl<R: Answerable> Ticket<R> {
         self.lend(py, side, |loan, budget, spare| loan.piece_exporters(py, side, budget, spare))
     }
 
-    /// Lends something of one side. What that needs is made without the lock: a copy that takes long
-    /// with the interpreter given up, objects with it.
+    /// Lends something of one side. What that needs is made without the lock: a copy that takes
+    /// long with the interpreter given up, objects with it.
     fn lend<T>(
         &self,
         py: Python<'_>,
@@ -173,7 +173,8 @@ impl<R: Answerable> Ticket<R> {
         py: Python<'_>,
         work: impl FnOnce(&mut LoanedRequest<R>) -> T + Send,
     ) -> PyResult<T> {
-        // The lock is taken and given back inside: nobody waits for the interpreter with it.
+        // The lock is taken and given back inside, so that it is not held while this thread waits
+        // for the interpreter.
         let done = py.detach(|| {
             let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             let done = state.usable().map(|()| work(&mut state.loan));
@@ -298,7 +299,7 @@ impl<R: Answerable> Ticket<R> {
         self.lock(py).loan.is_viewed()
     }
 
-    /// Whether a deferred request is still without an answer that somebody waits for.
+    /// Where a deferred request was handed out, if its driver still waits for an answer.
     pub(crate) fn is_forgotten(&mut self) -> Option<Arc<Origin>> {
         let state = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
         let live = state.loan.request().is_some_and(R::is_live);
@@ -326,7 +327,7 @@ impl<R: Answerable> State<R> {
         }
     }
 
-    /// Lets a deferred request go back unused if its queue stops while nobody can see its data.
+    /// Lets a deferred request go back unused if its queue stops while no view shows its data.
     fn park(&self) {
         if self.phase == Phase::Deferred {
             self.loan.park();

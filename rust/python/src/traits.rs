@@ -8,7 +8,7 @@ use vhost_user_core::block::{BlockRequest, Status};
 pub(crate) use vhost_user_core::memory::Parts;
 use vhost_user_core::request::{Batch, RequestClaim, Stopped};
 
-/// Who may write a part of a request.
+/// A part of a request, by which end may write it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
     /// The driver wrote it: views are read-only.
@@ -34,7 +34,7 @@ pub(crate) trait Lendable: Send + 'static {
     /// Whether its ring still runs. If not, its memory is the driver's again.
     fn is_live(&self) -> bool;
 
-    /// The claim on its memory, if it may go back unused while nobody can see it.
+    /// The claim on its memory, if it may go back unused while no view shows it.
     fn claims(&self) -> Option<RequestClaim> {
         None
     }

@@ -1,8 +1,8 @@
 //! The channel for the back-end's own requests, of which one is sent: the configuration changed.
 //!
 //! The front-end may be waiting for us on the main socket, so nothing is waited for here: no answer
-//! is asked for, and where there is no room nothing is sent. The front-end then has such a message
-//! to read yet, and looks at the configuration when it does.
+//! is asked for, and where there is no room nothing is sent. The front-end then has not read an
+//! earlier such message yet, and looks at the configuration when it does.
 
 use std::os::fd::OwnedFd;
 
@@ -10,11 +10,11 @@ use crate::connection::Refusal;
 use crate::socket::Stream;
 use crate::wire::{BackendMessage, Flags, Frame};
 
-/// Closed until the front-end passes one, and again when it is gone.
+/// The channel: closed until the front-end passes a socket, and again when its peer is gone.
 #[derive(Debug, Default)]
 pub(super) struct Channel {
     stream: Option<Stream>,
-    /// There was no room last time.
+    /// There was no room for the last message.
     full: bool,
 }
 

@@ -6,7 +6,7 @@ use super::options::Options;
 use super::shared::Shared;
 use crate::device::Device;
 
-/// The device, how it is served, and who hears of it.
+/// The device, how it is served, and what its threads and its owner share.
 pub(super) struct BackendContext {
     pub(super) device: Arc<dyn Device>,
     pub(super) options: Options,

@@ -1,11 +1,12 @@
-//! What a back-end tells whoever runs it.
+//! What a back-end reports to the program that runs it.
 
 use std::fmt;
 
 use crate::connection::Refusal;
 use crate::wire::ProtocolFeatures;
 
-/// Hears what happens. Called on the back-end's own threads, with no lock held; must not block.
+/// Hears what happens. Called on the back-end's own threads, and on threads on which a device uses
+/// a queue, possibly with that queue's lock held: it must neither block nor use the back-end.
 pub trait Observer: Send + Sync + 'static {
     /// Something happened.
     fn event(&self, event: Event);
@@ -14,9 +15,9 @@ pub trait Observer: Send + Sync + 'static {
 /// How much an event matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// For whoever looks for a fault.
+    /// Of use in the search for a fault.
     Debug,
-    /// The course of things.
+    /// The ordinary course of a back-end.
     Info,
     /// A front-end, a driver or a device did something wrong; service goes on.
     Warning,
@@ -27,24 +28,24 @@ pub enum Level {
 /// Something that happened. `Display` gives one line for a log.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// Front-ends can come now; where.
+    /// Front-ends can connect, at this place.
     Listening(String),
-    /// A front-end is there; who.
+    /// A front-end has connected: the process at its end, as far as the system tells.
     Connected(String),
-    /// Features were agreed on.
+    /// The front-end has accepted these features.
     Negotiated {
         /// Virtio and vhost feature bits.
         features: u64,
-        /// Their names.
+        /// The names of these bits.
         names: String,
         /// Protocol features.
         protocol: ProtocolFeatures,
     },
     /// A vring was started.
     QueueStarted {
-        /// Which.
+        /// The vring's number.
         queue: u16,
-        /// Entries.
+        /// The ring's entries.
         size: u16,
         /// The available index it starts at.
         base: u16,
@@ -53,36 +54,36 @@ pub enum Event {
     },
     /// A vring was stopped.
     QueueStopped {
-        /// Which.
+        /// The vring's number.
         queue: u16,
-        /// Its next available index.
+        /// The available index at which it goes on.
         base: u16,
     },
     /// The driver broke a vring, or its memory was taken away.
     QueueBroken {
-        /// Which.
+        /// The vring's number.
         queue: u16,
-        /// How.
+        /// What was wrong.
         error: String,
     },
     /// A request failed before the device saw it: its memory could not be reached, or it was too
-    /// long. Told for the first one of each kind after each start of a vring.
+    /// long. Reported for the first request of each kind after each start of a vring.
     RequestFailed {
-        /// Which.
+        /// The vring's number.
         queue: u16,
-        /// How.
+        /// What was wrong.
         error: String,
     },
     /// A vring cannot be changed or stopped: guest memory that does not answer holds it up.
     HeldUp {
-        /// Which.
+        /// The vring's number.
         queue: u16,
     },
-    /// Memory of requests that were failed could not be taken away from the device; why.
+    /// Memory of late requests could not be taken away from the device, for this reason.
     NotTaken(String),
     /// A message had no effect; the connection goes on.
     Refused(Refusal),
-    /// The connection was closed on our side; why.
+    /// The back-end has closed the connection, for this reason.
     Closed(String),
     /// The front-end is gone.
     Disconnected,
@@ -90,9 +91,10 @@ pub enum Event {
     Stuck(Stuck),
     /// A worker thread ended by a panic.
     WorkerPanicked(String),
-    /// No front-end can be taken for now; it is tried again. Told once until one was.
+    /// No front-end can be taken for now, for this reason, and it is tried again. Reported once
+    /// until one was taken.
     AcceptHeld(String),
-    /// No front-end can be taken.
+    /// No front-end can be taken any more, for this reason.
     AcceptFailed(String),
     /// The control thread does not end: something outside this process holds it up.
     NotStopped,
@@ -103,9 +105,9 @@ pub enum Event {
 /// Requests that did not come back in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stuck {
-    /// The vring.
+    /// The vring's number.
     pub queue: u16,
-    /// How many.
+    /// The number of these requests.
     pub requests: u32,
 }
 

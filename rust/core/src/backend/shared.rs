@@ -22,7 +22,7 @@ pub enum State {
     Running,
     /// Queues are started but all of them are disabled.
     Paused,
-    /// Ending: requests in flight are waited for.
+    /// Ending, and waiting for requests in flight.
     Draining,
     /// Ended.
     Stopped,
@@ -69,7 +69,7 @@ struct Status {
     config_changed: bool,
 }
 
-/// See the module.
+/// What these threads share: the state, the counters, and what the control thread is woken for.
 pub(super) struct Shared {
     status: Mutex<Status>,
     changed: Condvar,
@@ -180,7 +180,7 @@ impl Shared {
         self.lock().drain
     }
 
-    /// The driver's status byte, as the session knows it.
+    /// The device status byte that the front-end passed on last; 0 between sessions.
     pub(super) fn device_status(&self) -> u8 {
         self.device_status.load(Ordering::Acquire)
     }
@@ -194,7 +194,7 @@ impl Shared {
         self.wake.signal();
     }
 
-    /// What there is to do; asked by the control thread when it was woken.
+    /// Takes what there is to do. For the control thread, when it was woken.
     pub(super) fn pending_events(&self) -> PendingEvents {
         self.wake.clear();
         let mut status = self.lock();
@@ -206,7 +206,7 @@ impl Shared {
         }
     }
 
-    /// A new session owes nothing to the former one.
+    /// Counts a session, and forgets what a former one has left to do.
     pub(super) fn begin_session(&self) {
         self.sessions.fetch_add(1, Ordering::Relaxed);
         let mut status = self.lock();

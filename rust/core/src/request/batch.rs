@@ -26,8 +26,8 @@ impl Batch {
         self.pending.len()
     }
 
-    /// Bytes of the request that [`next`](Self::next) takes, both directions together; 0 if there is
-    /// none.
+    /// Bytes of the request that [`next`](Self::next) takes, both directions together; 0 if there
+    /// is none.
     pub fn next_bytes(&self) -> u64 {
         self.pending.front().map_or(0, Request::bytes)
     }
@@ -93,7 +93,7 @@ impl Batch {
         self.done.drain(..)
     }
 
-    /// Lets go of all requests.
+    /// Drops all requests.
     pub(crate) fn clear(&mut self) {
         self.pending.clear();
         self.done.clear();

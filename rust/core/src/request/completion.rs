@@ -50,15 +50,15 @@ impl Slot {
     }
 }
 
-/// Who may use a request that outlives its batch.
+/// Who may touch the memory of a request that outlives its batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 enum Holder {
-    /// The device, which may touch its memory.
+    /// The device may.
     Device,
-    /// Nobody now: the device asks before it touches the memory again.
+    /// Neither may: the device asks before it touches the memory again.
     Nobody,
-    /// The driver: the request went back unused.
+    /// The driver may: the request went back unused.
     Driver,
 }
 
@@ -67,13 +67,13 @@ enum Holder {
 pub(crate) struct CompletionQueue {
     waiting: Mutex<Waiting>,
     closed: AtomicBool,
-    /// Who holds each request that outlives its batch, by its head.
+    /// The [holder](Holder) of each request that outlives its batch, by its head.
     holders: Box<[AtomicU8]>,
-    /// What the requests in flight read of a domain's memory, by their heads: it is kept for them
-    /// if the memory is taken away.
+    /// Which places of a domain's memory the requests in flight read, by their heads: the session
+    /// keeps a copy of these for them if it takes the memory away.
     reading: Mutex<Vec<Vec<GuestSlice>>>,
     doorbell: Arc<Doorbell>,
-    /// The process of the worker: a fork of it has no part in its requests.
+    /// Tells the worker's process from its forks, which have no part in its requests.
     generation: u32,
 }
 
@@ -85,7 +85,7 @@ struct Waiting {
 }
 
 impl CompletionQueue {
-    /// For a ring of `size` entries.
+    /// The completions of a ring with `size` entries.
     pub(crate) fn new(size: u16, doorbell: Arc<Doorbell>) -> Arc<Self> {
         let holders = (0..size).map(|_| AtomicU8::new(Holder::Device as u8)).collect();
         let (waiting, closed, reading) =
@@ -180,15 +180,15 @@ impl CompletionQueue {
         self.generation == fork::generation()
     }
 
-    /// Completes a request. The driver sees it when the callback that runs on this thread returns,
-    /// at once if there is none.
+    /// Completes a request; `last` writes to it once more and returns the bytes written. The driver
+    /// sees the answer when the callback that runs on this thread returns, or at once if none runs.
     pub(super) fn finish(
         mut slot: Box<Slot>,
         last: impl FnOnce(Writable<'_>) -> u32,
     ) -> Result<(), Stopped> {
         let queue = Arc::clone(&slot.completions);
         if !queue.is_ours() {
-            // The lock may be a thread's that this process does not have.
+            // The lock may be held by a thread that only the parent process has.
             return Err(Stopped);
         }
         let scope = scope::publish_later(|| Arc::clone(&queue) as Arc<dyn Publish>);

@@ -19,7 +19,7 @@ impl Doorbell {
         Ok(Arc::new(Self { rung: AtomicBool::new(false), asleep: AtomicBool::new(false), event }))
     }
 
-    /// Asks the worker to look at its commands and completions.
+    /// Asks the worker to look at its queues and their completions.
     pub(crate) fn ring(&self) {
         // Sequentially consistent, as in `fall_asleep`: of the two threads at least one sees the
         // other's store, so the worker never sleeps on a doorbell that was rung.
@@ -35,7 +35,7 @@ impl Doorbell {
         self.rung.load(Ordering::Acquire)
     }
 
-    /// The worker is about to look.
+    /// The worker is about to look; `true` if the doorbell was rung.
     pub(crate) fn answer(&self) -> bool {
         self.rung.swap(false, Ordering::SeqCst)
     }
@@ -51,9 +51,9 @@ impl Doorbell {
         self.asleep.store(false, Ordering::SeqCst);
     }
 
-    /// Its event was waited for and came. It may come late, long after whoever rang took the
-    /// worker for asleep: so it is cleared when it is seen and not when it is expected, or a late
-    /// one would keep the worker from ever sleeping again.
+    /// The worker has waited for the event and seen it. An event may come long after the thread
+    /// that rang has found the worker asleep: so it is cleared when it is seen and not when it is
+    /// expected, or a late one would keep the worker from ever sleeping again.
     pub(crate) fn silence(&self) {
         self.event.clear();
     }

@@ -65,8 +65,9 @@ impl Request {
         !completions.is_closed() && completions.claim(head)
     }
 
-    /// The device's claim on the memory of a request that it keeps past its batch. `None`: it is
-    /// always the device's until it is completed, as it has a readable part.
+    /// The device's claim on the memory of a request that it keeps past its batch. `None`: the
+    /// memory is the device's until it completes the request, as there is something to read, or
+    /// memory that is mapped on demand.
     pub fn claims(&self) -> Option<RequestClaim> {
         let Slot { head, ref buffers, ref completions, .. } = *self.slot();
         let is_unused = buffers.readable().is_empty() && !buffers.waits();

@@ -1,4 +1,4 @@
-//! The time of one callback, in which a device's answers are gathered.
+//! The time of one callback, in which a device's answers are gathered and not yet published.
 //!
 //! A driver must not see a part of what belongs together: a packet over three receive buffers, of
 //! which it sees one, is a broken packet. So what a callback completes or sends is published when
@@ -15,7 +15,7 @@ pub(crate) type ScopeId = NonZeroU64;
 
 /// What can show a driver what was gathered for it.
 pub(crate) trait Publish: Send + Sync {
-    /// Publishes what was gathered in this scope, and may be published more.
+    /// Publishes what was gathered in this scope. More may be published with it.
     fn publish(&self, scope: ScopeId);
 }
 
@@ -74,8 +74,8 @@ impl Drop for CallbackScope {
     }
 }
 
-/// Has `queue` published when the callback that runs on this thread returns; the name of its
-/// scope. `None`: no callback runs here.
+/// Has `queue` published when the callback that runs on this thread returns; returns the name of
+/// the callback's scope. `None`: no callback runs on this thread.
 pub(crate) fn publish_later(queue: impl FnOnce() -> Arc<dyn Publish>) -> Option<ScopeId> {
     SCOPE.try_with(|scope| scope.borrow_mut().gather(queue)).ok().flatten()
 }

@@ -204,7 +204,7 @@ impl SplitRing {
 
     /// Ends the walks of chains whose indirect tables lie in memory that is granted on demand:
     /// the tables are read by one call. `popped`: all chains popped since the last call, in order.
-    /// To be called after a batch was popped from memory [of Xen](Memory::is_xen).
+    /// To be called after a batch was popped from memory [of Xen](Memory::needs_resolving).
     ///
     /// # Errors
     /// The number of good chains before a bad one, and what is bad. That one and those behind it

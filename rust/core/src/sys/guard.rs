@@ -6,7 +6,7 @@
 //! one of them is private zeroes instead of all of its pages, and a [`Loss`] that says so: nothing
 //! that was read since may count. A forked child, which inherits no guest memory, gets zeroes too.
 //!
-//! What a hypervisor lends is guarded in the same way, with two differences: see [`Owner`].
+//! What a hypervisor lends is guarded in the same way, with two differences: see `Owner`.
 //!
 //! The table is read by a signal handler: it is made of atomics, and nothing that is called there
 //! locks or allocates.

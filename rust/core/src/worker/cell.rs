@@ -2,12 +2,12 @@
 //!
 //! Three sides use a queue: its worker, which pops and publishes; the control plane, which changes
 //! what the front-end asks for; and a device that takes receive buffers from any thread. Each holds
-//! the lock for as long as it looks at the ring or writes to it, and never while the device works on
-//! requests. So a message takes effect at once, however long a callback runs, and nothing has to
+//! the lock while it looks at the ring or writes to it, and none holds it while the device works on
+//! requests. So a message takes effect at once, however long a callback runs, and no command has to
 //! wait in a list.
 //!
-//! Who has the lock may be held up by guest memory alone (a page that does not come). The control
-//! plane therefore waits for it with a limit.
+//! A thread that has the lock waits for guest memory alone: for a page that does not come. So the
+//! control plane waits for the lock with a limit.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -25,22 +25,24 @@ use crate::memory::Memory;
 use crate::request::{CallbackScope, CompletionQueue, Doorbell};
 use crate::ring::StartError;
 
-/// Longest wait for the lock. Only guest memory that does not answer takes so long.
+/// The longest that the control plane waits for the lock. Only guest memory that does not answer
+/// takes so long.
 const LOCK_LIMIT: Duration = Duration::from_secs(5);
 
 /// The queue is held up by guest memory that does not answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct HeldUp;
 
-/// A started queue, shared by those who use it. It is empty once the ring has stopped.
+/// A started queue, shared by the three sides that use it. It is empty once the ring has stopped.
 pub(crate) struct QueueCell {
     index: u16,
     pub(super) queue: Mutex<Option<Box<Queue>>>,
-    /// A request came back while the ring was stopping.
+    /// Signalled when a request comes back while the ring stops, and when a new ring was looked at.
     came_back: Condvar,
-    /// So many wait for the lock: who has it ends what takes long.
+    /// How many calls of the control plane wait for the lock. A worker that has the lock puts
+    /// requests back rather than map their memory meanwhile.
     pub(super) called: AtomicU32,
-    /// Its memory is asked for with each chain, and may be slow to come.
+    /// The memory of each chain is mapped or copied when it is popped, which may take long.
     pub(super) resolves: AtomicBool,
     completions: Arc<CompletionQueue>,
     pub(super) doorbell: Arc<Doorbell>,
@@ -62,14 +64,14 @@ impl QueueCell {
         self.index
     }
 
-    /// Where its requests come back.
+    /// Where completions of its requests wait for the worker.
     pub(crate) fn completions(&self) -> &Arc<CompletionQueue> {
         &self.completions
     }
 
     // --- the worker's side ---------------------------------------------------------------------
 
-    /// Serves one batch if there is one; `true` if there was something to do.
+    /// Does what there is to do for the queue, at most one batch; `true` if there was something.
     #[inline]
     pub(super) fn look(&self, worker: &mut WorkerContext<'_>) -> bool {
         let mut guard = self.queue.lock();
@@ -100,7 +102,8 @@ impl QueueCell {
             worker.device.handle(self.index, worker.batch);
         }
         let mut guard = self.queue.lock();
-        // Else the batch was given up meanwhile: its requests have failed, or their ring has ended.
+        // Else the session has given the batch up meanwhile: its requests have failed, or their
+        // ring has ended.
         let Some(queue) = guard.as_deref_mut().filter(|queue| queue.is_lent()) else {
             drop(guard);
             return worker.batch.clear();
@@ -113,7 +116,7 @@ impl QueueCell {
         }
     }
 
-    /// Gives back what was completed outside a batch.
+    /// Gives requests back that were completed outside a batch.
     pub(super) fn collect(&self) {
         self.with(|queue| {
             queue.collect();
@@ -121,8 +124,8 @@ impl QueueCell {
         });
     }
 
-    /// The lock, for a device. `None` in a fork of the process: the ring is not served there, and
-    /// whoever had the lock then will never give it back.
+    /// Takes the lock, for a device. `None` in a fork of the process: the ring is not served there,
+    /// and a thread of the parent that had the lock at the fork never gives it back.
     pub(super) fn lock_here(&self) -> Option<MutexGuard<'_, Option<Box<Queue>>>> {
         self.completions.is_ours().then(|| self.queue.lock())
     }
@@ -139,7 +142,7 @@ impl QueueCell {
 
     // --- the control plane's side --------------------------------------------------------------
 
-    /// Serves the queue from now on, or leaves it alone. A batch that the device has goes on.
+    /// Has the queue served from now on, or left alone. A batch that the device has goes on.
     pub(crate) fn set_enabled(&self, enabled: bool) -> Result<(), HeldUp> {
         self.change(|queue| queue.set_enabled(enabled)).map(drop)
     }
@@ -154,26 +157,26 @@ impl QueueCell {
         self.change(|queue| queue.set_error(error)).map(drop)
     }
 
-    /// Replaces the kick descriptor; returns the former one, which is to be unwatched.
+    /// Replaces the kick descriptor; returns the former one, which the caller has to unwatch.
     pub(crate) fn set_kick(&self, kick: Option<OwnedFd>) -> Result<Option<OwnedFd>, HeldUp> {
         let former = self.change(|queue| queue.set_kick(kick))?;
         Ok(former.flatten())
     }
 
-    /// Goes on in another table of memory; an error breaks the ring.
+    /// Moves the ring to another table of memory; an error breaks the ring.
     pub(crate) fn move_to(&self, memory: &Arc<Memory>) -> Result<Result<(), StartError>, HeldUp> {
         let moved = self.change(|queue| queue.move_to(memory))?;
         self.resolves.store(memory.needs_resolving(), Ordering::Relaxed);
         Ok(moved.unwrap_or(Ok(())))
     }
 
-    /// Lets go of memory that the ring has no place in any more.
+    /// Lets go of memory in which the ring has no place any more.
     pub(crate) fn leave(&self) -> Result<(), HeldUp> {
         self.change(Queue::leave).map(drop)
     }
 
-    /// Takes no more from the ring. The worker may not have looked at a new one yet, which tells
-    /// where it stands: `until` then it has time for that.
+    /// Has nothing more taken from the ring. The worker may not have looked at a new ring yet,
+    /// which tells where the ring stands: it has time for that until `until`.
     pub(crate) fn stop(&self, until: Instant) -> Result<(), HeldUp> {
         self.wait_until(until, |queue| queue.phase != Phase::New);
         self.change(Queue::stop).map(drop)
@@ -184,7 +187,7 @@ impl QueueCell {
         self.change(Queue::return_unused).map(drop)
     }
 
-    /// Waits until all requests are back, or will never be as their worker is no more; `false`:
+    /// Waits until all requests are back, or will never be as their worker has ended; `false`:
     /// neither by then. What was completed is given back here: the worker may be in a callback of
     /// another queue.
     pub(crate) fn wait_drained(&self, until: Instant) -> bool {
@@ -197,7 +200,8 @@ impl QueueCell {
         self.change(|queue| !queue.is_drained()) == Ok(Some(true))
     }
 
-    /// Fails what the device does not give back; returns what it may still touch.
+    /// Answers requests that the device has not given back with errors; returns which memory the
+    /// device may still touch.
     pub(crate) fn fail_rest(&self) -> Result<LateRequests, HeldUp> {
         Ok(self.change(Queue::fail_rest)?.unwrap_or_default())
     }
@@ -217,7 +221,7 @@ impl QueueCell {
         Ok(queue.map_or(Ended { base: 0, kick: None }, |queue| queue.end()))
     }
 
-    /// Its worker is no more: nobody gives back what the device had.
+    /// Notes that the worker has ended: what the device had then never comes back.
     pub(super) fn orphan(&self) {
         self.with(Queue::orphan);
         self.came_back.notify_all();
@@ -235,7 +239,7 @@ impl QueueCell {
         }
     }
 
-    /// Changes the queue between two things that its worker does with it. `None`: it has ended.
+    /// Changes the queue between two steps of its worker. `None`: the queue has ended.
     fn change<T>(&self, change: impl FnOnce(&mut Queue) -> T) -> Result<Option<T>, HeldUp> {
         self.called.fetch_add(1, Ordering::SeqCst);
         let guard = self.queue.try_lock_for(LOCK_LIMIT);

@@ -2,7 +2,8 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-/// What a queue has done since the back-end started. Written by whoever has its lock, once a batch.
+/// What a queue has done since the back-end started. A thread writes these with the queue's lock,
+/// once a batch.
 #[derive(Debug, Default)]
 pub(crate) struct QueueCounters {
     pub(crate) requests: AtomicU64,
@@ -12,7 +13,7 @@ pub(crate) struct QueueCounters {
     pub(crate) in_flight: AtomicU32,
 }
 
-/// Adds without a locked instruction: only who has the queue's lock writes.
+/// Adds without a locked instruction: no other thread writes while this one has the queue's lock.
 pub(super) fn bump(counter: &AtomicU64, by: u64) {
     counter.store(counter.load(Ordering::Relaxed) + by, Ordering::Relaxed);
 }

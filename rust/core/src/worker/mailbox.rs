@@ -1,4 +1,4 @@
-//! What a worker shares with those who give it queues.
+//! What a worker shares with the sessions that give it queues.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -1,5 +1,6 @@
-//! Threads that serve started vrings: they wait or poll, drain, hand over, publish and signal. They
-//! know no protocol message: the back-end changes their queues, each under its lock.
+//! Threads that serve started vrings: a worker waits or polls, takes a batch, hands it to the
+//! device, publishes the answers and signals. Workers know no protocol message: the back-end
+//! changes their queues, each under its lock.
 
 mod cell;
 mod context;
@@ -38,7 +39,7 @@ pub(crate) use receive::ReceiveHandle;
 pub(crate) use report::{Began, Broken, Failed, Report};
 pub(crate) use thread::WorkerConfig;
 
-/// The back-end's handle on a worker.
+/// The back-end's handle on a worker thread.
 pub(crate) struct Worker {
     mailbox: Arc<Mailbox>,
     thread: JoinHandle<()>,
@@ -61,24 +62,24 @@ impl Worker {
             .spawn(move || {
                 sigbus::unblock();
                 device.run_worker(&mut || thread::run(&own, &*device, &*report, config));
-                // Nobody may be left to hear it.
+                // The handle may have been dropped, and the receiving end with it.
                 let _ = end.send(());
             })
             .map_err(|e| HostError::new("start a worker thread", e))?;
         Ok(Self { mailbox, thread, ended })
     }
 
-    /// What completions of this worker's queues ring.
+    /// The doorbell that wakes this worker: completions of its queues ring it.
     pub(crate) fn doorbell(&self) -> &Arc<Doorbell> {
         &self.mailbox.doorbell
     }
 
-    /// Serves a queue from now on, whose kick descriptor is [watched](Self::watch) already.
+    /// Has the worker serve a queue, whose kick descriptor is [watched](Self::watch) already.
     pub(crate) fn add(&self, queue: Arc<QueueCell>) {
         self.mailbox.add(queue);
     }
 
-    /// Forgets a queue that has ended.
+    /// Has the worker forget a queue that has ended.
     pub(crate) fn remove(&self, queue: &Arc<QueueCell>) {
         self.mailbox.remove(queue);
     }
@@ -99,12 +100,12 @@ impl Worker {
         }
     }
 
-    /// The thread's name to the system.
+    /// The thread's identity.
     pub(crate) fn thread_id(&self) -> ThreadId {
         self.thread.thread().id()
     }
 
-    /// Ends the thread and waits for it; `false` if it is still in the device's hands at
+    /// Ends the thread and waits for it; `false` if the thread is still inside the device at
     /// `deadline`. It then ends by itself when the device returns.
     pub(crate) fn end(self, deadline: Instant) -> bool {
         self.mailbox.exit();

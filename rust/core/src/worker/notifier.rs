@@ -47,8 +47,8 @@ impl Notifier {
         Ok(Self(Arc::new(kind)))
     }
 
-    /// Signals. One that is full has a signal already, and one that takes none is its owner's loss:
-    /// neither is an error.
+    /// Signals, and never waits. A descriptor that is full has a signal already, and one that
+    /// cannot be written to is the front-end's own loss: neither is an error.
     pub(crate) fn send(&self) {
         let one = 1_u64.to_ne_bytes();
         match &*self.0 {

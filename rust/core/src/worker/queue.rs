@@ -1,5 +1,5 @@
-//! One running vring: pop a batch, give back what was answered, publish. Whoever has it holds its
-//! [lock](super::cell).
+//! One running vring: pop a batch, give back what was answered, publish. Each method is called with
+//! the queue's [lock](super::cell) held.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ type Spare = Vec<Box<Slot>>;
 /// Where a queue is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// The ring was found and nobody has looked at it yet.
+    /// The ring was found in memory, and its worker has not looked at it yet.
     New,
     /// Popping and publishing.
     Running,
@@ -37,11 +37,11 @@ pub(super) enum Phase {
 
 /// What there is to do for a queue.
 pub(super) enum Next {
-    /// Nothing.
+    /// There is nothing to do.
     Idle,
-    /// Something, before anything else: look again.
+    /// Nothing was popped after all, though there may be something: look again.
     Again,
-    /// The batch is to be handed over.
+    /// A batch was popped, to be handed to the device.
     Batch,
     /// The device is to be told that there are buffers.
     Buffers,
@@ -80,38 +80,39 @@ pub(super) struct Queue {
     pub(super) phase: Phase,
     /// A batch is in the device's hands.
     lent: bool,
-    /// A chain has a fault that was popped and not refused yet.
+    /// A chain with a fault was popped, and was not refused yet.
     pub(super) faulty: bool,
     /// A fault was reported since the ring started: one says what is wrong, a thousand say no
     /// more.
     pub(super) fault_told: bool,
-    /// The worker is no more.
+    /// The worker thread has ended.
     orphaned: bool,
-    /// What is wrong with the chain behind that batch.
+    /// What is wrong with the chain that follows that batch in the ring.
     bad: Option<RingError>,
-    /// The device takes the buffers by itself.
+    /// The device takes the buffers of this queue by itself.
     receives: bool,
-    /// It waits until there are more of them than so many.
+    /// The device is to be told once more buffers than this are available; `None`: it was told, and
+    /// has not found too few since.
     wanted: Option<u16>,
     /// Requests that the device left in the ring: not offered again before the next kick.
     left: u16,
     /// The most bytes of a request that the device takes.
     pub(super) max_bytes: u64,
-    /// One that was popped has more.
+    /// A request was popped that has more.
     pub(super) too_long: bool,
-    /// That was reported since the ring started.
+    /// Such a request was reported since the ring started.
     pub(super) told_too_long: bool,
     pub(super) in_flight: u32,
     pub(super) completions: Arc<CompletionQueue>,
     collected: Vec<Done>,
-    /// For chains that are taken by the device itself; empty between two such.
+    /// The chains of a `take` or `send` while it runs; empty between two calls.
     pub(super) own_batch: Batch,
-    /// For one such chain, while its memory is asked for.
+    /// One of these chains, while its memory is mapped or copied.
     pub(super) single: Batch,
     spare: Spare,
     pub(super) provided: Option<Box<Provided>>,
-    /// The ring is not in guest memory any more. It keeps what it was in until the last request
-    /// in flight is given back there.
+    /// The present table of memory has no place for the ring. The ring stays in the former one
+    /// until the last request in flight was given back there.
     detached: bool,
     /// Once it has happened nothing is popped and nothing is published.
     loss: Arc<Loss>,
@@ -195,7 +196,7 @@ impl Queue {
         self.bad.take().map_or(Next::Again, |error| self.fail(error))
     }
 
-    /// Takes a new ring up.
+    /// Looks at a new ring for the first time, which tells where the ring stands.
     #[cold]
     fn begin(&mut self) -> Next {
         if self.phase != Phase::New {
@@ -261,12 +262,12 @@ impl Queue {
         spare.unwrap_or_else(|| Slot::new(self.index, Arc::clone(&self.completions)))
     }
 
-    /// Gives the buffers of a batch their places, where memory has to be asked for them.
+    /// Maps or copies the buffers of a batch, where guest memory is not mapped in advance.
     #[cold]
     fn resolve(&mut self, batch: &mut Batch, called: &AtomicU32) {
         self.bad = self.finish_walks(batch).or(self.bad.take());
         if !self.provide(batch, called) {
-            // It is behind what was put back, and comes again.
+            // The bad chain is behind what was put back, and is found again.
             self.bad = None;
         }
     }
@@ -291,8 +292,8 @@ impl Queue {
 
     // --- giving back ---------------------------------------------------------------------------
 
-    /// Gives back what the device answered and puts back what it left. If the driver had broken
-    /// the ring behind this batch, that is told now.
+    /// Gives back what the device answered and puts back what it left. Returns how the driver has
+    /// broken the ring, if the chain that follows this batch is a bad one.
     #[inline]
     pub(super) fn settle(&mut self, batch: &mut Batch) -> Option<RingError> {
         self.lent = false;
@@ -334,7 +335,7 @@ impl Queue {
         self.counters.in_flight.store(self.in_flight, Ordering::Relaxed);
     }
 
-    /// Gives back what was completed outside a batch.
+    /// Gives requests back that were completed outside a batch.
     pub(super) fn collect(&mut self) {
         self.push_collected();
         self.publish();
@@ -373,7 +374,7 @@ impl Queue {
 
     // --- kicks ---------------------------------------------------------------------------------
 
-    /// Asks for kicks; `true` if there is work already.
+    /// Asks the driver for kicks; `true` if there is work already.
     pub(super) fn enable_kicks(&mut self) -> bool {
         if !self.is_served() {
             return self.phase == Phase::New;
@@ -395,7 +396,7 @@ impl Queue {
         bump(&self.counters.kicks, 1);
     }
 
-    /// A ring that must be looked at by time, for want of a kick descriptor.
+    /// Whether the ring has no kick descriptor, so that it must be looked at from time to time.
     pub(super) fn is_unkicked(&self) -> bool {
         self.kick.is_none() && self.is_served()
     }
@@ -408,7 +409,7 @@ impl Queue {
 
     // --- what the front-end changes ------------------------------------------------------------
 
-    /// Serves the queue from now on, or leaves it alone.
+    /// Has the queue served from now on, or left alone.
     pub(super) fn set_enabled(&mut self, enabled: bool) {
         self.enabled = enabled;
         self.kicked();
@@ -434,7 +435,8 @@ impl Queue {
         self.error = error;
     }
 
-    /// Goes on in another table of memory. An error breaks the ring; it is told once.
+    /// Moves the ring to another table of memory. An error breaks the ring, and is returned unless
+    /// the ring was broken before.
     pub(super) fn move_to(&mut self, memory: &Arc<Memory>) -> Result<(), StartError> {
         self.spare.clear();
         let moved = self.ring.move_to(memory);
@@ -448,19 +450,20 @@ impl Queue {
         Ok(())
     }
 
-    /// Lets go of memory that the ring has no place in any more: whoever takes it away may be
-    /// waiting for that.
+    /// Lets go of memory in which the ring has no place any more: a message that removes the memory
+    /// may be waiting for that.
     pub(super) fn leave(&mut self) {
         if self.detached && self.in_flight == 0 {
             self.spare.clear();
-            // Without memory for it the ring stays, and the wait is as long as it may be.
+            // Without memory of this process's own for the ring it stays where it is, and the
+            // message waits for as long as it may.
             self.detached = self.ring.leave().is_err();
         }
     }
 
     // --- the end -------------------------------------------------------------------------------
 
-    /// Takes no more from the ring.
+    /// Has nothing more taken from the ring.
     pub(super) fn stop(&mut self) {
         self.phase = Phase::Stopping;
     }
@@ -487,7 +490,8 @@ impl Queue {
         self.orphaned
     }
 
-    /// Nothing more is popped until the front-end stops the ring; it is told once.
+    /// Has nothing more popped until the front-end stops the ring, and signals the error
+    /// descriptor.
     pub(super) fn break_off(&mut self) {
         self.phase = Phase::Broken;
         if let Some(error) = &self.error {

@@ -21,7 +21,7 @@ struct Wanted<'a> {
     count_at: Option<u64>,
 }
 
-/// What became of them.
+/// What became of a `send`.
 enum Sent {
     /// So many buffers were filled.
     Whole(u16),
@@ -35,11 +35,11 @@ enum Sent {
 
 /// What became of a chain that was to be popped.
 enum Popped {
-    /// It is in the batch, and has room for so many bytes.
+    /// The chain is in the batch, and has room for so many bytes.
     Placed(u64),
-    /// Its memory cannot be reached, or it is too long: it is in the batch, answered.
+    /// Its memory cannot be reached, or it is too long: the chain is in the batch, answered.
     Refused,
-    /// It stays in the ring: somebody waits for the lock.
+    /// The chain stays in the ring: the control plane waits for the lock.
     None,
 }
 
@@ -182,7 +182,8 @@ impl Queue {
         Some(Sent::TooFew)
     }
 
-    /// Somebody waits for the lock, and goes first. The device tries again when it is told.
+    /// Puts a `send` off: the control plane waits for the lock, and goes first. The device tries
+    /// again when it is told.
     fn send_later(&mut self, cell: &QueueCell, batch: &mut Batch) -> Sent {
         self.let_go(batch);
         self.want_more(cell, 0);
@@ -210,7 +211,7 @@ impl Queue {
         error.map_or(Ok(popped), Err)
     }
 
-    /// Gives back what was popped, to whom it belongs.
+    /// Puts what was popped back into the ring, or answers it where that cannot be done.
     fn let_go(&mut self, batch: &mut Batch) {
         if batch.has_done() {
             self.answer_all_empty(batch);

@@ -1,5 +1,6 @@
-//! What a worker does more where guest memory is not mapped in advance: before a batch is handed
-//! over its buffers get their places, and before its answers are published they are given back.
+//! What a worker does besides where guest memory is not mapped in advance: it maps or copies the
+//! buffers of a batch before it hands the batch over, and gives them back before it publishes the
+//! answers.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -11,8 +12,8 @@ use crate::request::{Batch, Done};
 
 impl Queue {
     /// Gives all buffers of a batch their places. Requests for which that fails do not reach the
-    /// device's `handle`. If the queue's lock is `called` for meanwhile the rest is put back:
-    /// `false`.
+    /// device's `handle`. If the control plane calls for the queue's lock meanwhile (`called`) the
+    /// rest is put back: `false`.
     #[cold]
     pub(super) fn provide(&mut self, batch: &mut Batch, called: &AtomicU32) -> bool {
         let mut waiting: Vec<&mut Buffers> =
@@ -33,8 +34,8 @@ impl Queue {
             batch.take_left(first).for_each(|slot| self.put_back(slot));
         }
         self.completions.note(batch.chains_mut());
-        // Who takes memory away says so before looking at what is noted: one of the two sees the
-        // other.
+        // A session that takes memory away marks the region before it looks at what is noted: of
+        // the two at least one sees the other.
         if self.ring.memory().has_ended() {
             for buffers in batch.buffers_mut() {
                 buffers.fail_if_taken(Access::DeviceWritable);
@@ -102,13 +103,14 @@ impl Queue {
         if provided.shared.is_empty() {
             done.append(&mut provided.withheld);
         } else {
-            // Pages that share a map call with those of a request which the device has kept, and
-            // had said that it would not.
+            // These pages share a map call with a request that the device still has, though it has
+            // said that it keeps none.
             provided.withheld.append(done);
         }
     }
 
-    /// Nothing is copied for a ring that was given up: the guest may have other plans for the pages.
+    /// Copies answers to the guest. Nothing is copied once the ring was given up: the guest may use
+    /// the pages for something else.
     fn copy_back(&self, done: &mut [&mut Buffers]) {
         if !self.completions.is_closed() {
             give_back(done);

@@ -12,8 +12,8 @@ use crate::memory::{Extent, GuestSlice, Memory, Region, UnmapNotifier, XenKind};
 use crate::wire::payload::XenMeans;
 use crate::worker::{Broken, HeldUp, Report};
 
-/// How long what other queues have in flight in a former table may still take before pages of it
-/// are taken away.
+/// How long requests of other queues that began in the former mappings have to end, before pages of
+/// these mappings are taken away.
 const BATCH_LIMIT: Duration = Duration::from_millis(100);
 
 impl Session<'_> {
@@ -70,7 +70,7 @@ impl Session<'_> {
         Ok(region)
     }
 
-    /// Answered only when nothing uses the region any more.
+    /// Returns when nothing uses the region any more: only then is the message answered.
     pub(super) fn remove_region(&mut self, range: RegionRange) -> Result<(), Refusal> {
         let RegionRange { guest, size, user } = range;
         let (memory, region) = self.memory.without(guest, user, size).map_err(|e| {
@@ -81,8 +81,8 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Waits until nothing uses regions that are in the table no more. What is still used when
-    /// the time for that is over is taken away.
+    /// Waits until nothing uses these regions, which the table has no more. A region that is still
+    /// in use when the time for that is over is taken away from the requests that use it.
     fn wait_for_end(&self, regions: Vec<Arc<Region>>) {
         let (begun, limit) = (Instant::now(), self.shared().drain());
         let waits: Vec<_> =
@@ -102,11 +102,11 @@ impl Session<'_> {
     }
 
     /// Takes places of guest memory away from a device that does not give its requests back, while
-    /// all else goes on: the regions are mapped once more, where everybody works from now on, and in
-    /// the former mappings private memory comes to these places. A request of another queue that has
-    /// a buffer in the same page, and began before, is waited for a little.
+    /// all else goes on: the regions are mapped once more, all queues use the new mappings from
+    /// then on, and in the former ones private memory comes to these places. A request of another
+    /// queue that has a buffer in the same page, and began before, has a moment to end.
     ///
-    /// Memory of a domain is not taken: it goes when the device lets go of it.
+    /// Memory of a domain is not taken: the device has it until it lets go of its request.
     pub(super) fn take_from_device(&mut self, places: &[GuestSlice]) {
         let former = Arc::clone(&self.memory);
         let taken: Vec<_> = places.iter().filter_map(|&place| located(&former, place)).collect();
@@ -129,7 +129,7 @@ impl Session<'_> {
         }
     }
 
-    /// Maps some of the regions once more; everybody works in these from now on.
+    /// Maps some of the regions once more; all queues use the new mappings from now on.
     fn map_again(&mut self, these: impl Fn(&Region) -> bool) -> Result<(), String> {
         let mut regions = self.memory.regions().to_vec();
         for region in regions.iter_mut().filter(|region| these(region)) {
@@ -152,7 +152,8 @@ impl Session<'_> {
         let needed: Vec<_> =
             completion_queues.flat_map(|completions| completions.needed()).collect();
         regions.iter().for_each(|region| region.detach(&needed));
-        // A batch that ended meanwhile has found its pages held, and waits with its answers.
+        // A batch that ended meanwhile has found its pages still mapped, and its worker waits with
+        // the answers.
         self.workers.iter().flatten().for_each(|worker| worker.doorbell().ring());
     }
 
@@ -169,7 +170,7 @@ impl Session<'_> {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
                     self.shared().queue_broken(queue.index(), Broken::Memory(error));
-                    // Told first: the front-end is answered when the memory is free.
+                    // Reported first: the front-end is answered when the memory is free.
                     let _ = queue.leave();
                 }
                 Err(HeldUp) => self.event(Event::HeldUp { queue: queue.index() }),

@@ -118,8 +118,8 @@ impl Session<'_> {
         })
     }
 
-    /// Takes effect at once: nothing more is taken of a ring that is disabled. What the device has
-    /// of it already is answered when the device answers it.
+    /// Enables or disables a ring, at once: nothing more is taken from one that is disabled. The
+    /// device still answers what it has of it.
     pub(super) fn enable(&mut self, index: u16, enabled: bool) -> Result<(), Refusal> {
         if let Some(queue) = self.started(index) {
             let changed = queue.set_enabled(enabled);
@@ -136,7 +136,8 @@ impl Session<'_> {
     }
 
     /// Stops rings, all at the same time, and waits for their requests; `rest` is what becomes of
-    /// those that are not back within `limit`. `None` for a ring that guest memory holds up.
+    /// those that are not back within `limit`. Returns each ring's next available index; `None` for
+    /// a ring that guest memory holds up.
     pub(super) fn stop_rings(
         &mut self,
         indices: &[u16],
@@ -193,7 +194,7 @@ impl Session<'_> {
         self.take_from_device(&places);
     }
 
-    /// Ends a ring that has stopped; its next available index.
+    /// Ends a ring that has stopped; returns its next available index.
     fn end_ring(&self, queue: &QueueCell) -> Option<u16> {
         let ended = queue.end().ok()?;
         if let Some(worker) = self.known_worker(queue.index()) {
@@ -224,8 +225,9 @@ impl Session<'_> {
         self.update_state();
     }
 
-    /// All rings stopped and disabled, the status 0, and with `reset` the device as new; memory
-    /// stays. Returns where the rings stopped that were started.
+    /// Stops and disables all rings, sets the status to 0, and with `reset` resets the device;
+    /// memory stays. Returns the next available index of each ring that was started, with its
+    /// number.
     pub(super) fn stop_all(&mut self, reset: bool) -> Result<Vec<(u16, u16)>, Refusal> {
         self.shared().set_device_status(0);
         let started = self.all_started();

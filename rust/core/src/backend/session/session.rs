@@ -25,19 +25,19 @@ use crate::worker::Worker;
 /// time than the first.
 pub(super) const RECHECK_INTERVAL: Duration = Duration::from_millis(50);
 
-/// See the module.
+/// One front-end's connection: its protocol state, its memory, its rings and their workers.
 pub(in crate::backend) struct Session<'a> {
     pub(super) context: &'a BackendContext,
     pub(super) stream: Stream,
     pub(super) connection: Connection,
     pub(super) memory: Arc<Memory>,
     pub(super) memory_policy: MemoryPolicy,
-    /// Every region that was mapped: those still in somebody's hands at the end are severed.
+    /// Every region that was mapped: requests that still hold one at the end lose its memory.
     pub(super) mapped: Vec<Weak<Region>>,
     /// The front-end has taken memory away that it shares.
     pub(super) loss: Arc<Loss>,
     pub(super) vrings: Vec<Vring>,
-    /// Of all rings that were started: their requests may outlive them.
+    /// The completions of all rings that were started: requests may outlive their ring.
     pub(super) completions: Vec<Weak<CompletionQueue>>,
     pub(super) workers: Vec<Option<Worker>>,
     pub(super) channel: Channel,
