@@ -130,6 +130,41 @@ def test_what_is_not_taken_stays_until_the_next_kick(vhost_socket: Path) -> None
             assert used.head == chain.head
 
 
+def test_what_is_not_taken_before_a_refused_request_fails_and_comes_no_second_time(
+    vhost_socket: Path,
+) -> None:
+    """The ring cannot step back over the one that was answered behind it."""
+
+    class Patient(vu.Device):
+        device_id = 42
+
+        def __init__(self) -> None:
+            super().__init__(max_request_bytes=64)
+            self.seen: list[bytes] = []
+            self.takes = False
+
+        def on_queue(self, queue: vu.Queue, /) -> None:
+            for request in queue if self.takes else ():
+                self.seen.append(bytes(request.readable))
+                request.complete(0)
+
+    device = Patient()
+    with serving(device, vhost_socket) as front:
+        ring = front.rings[0]
+        left = [Chain(front, text, 8) for text in (b"one", b"two")]
+        refused = Chain(front, b"x" * 64, 8)
+        ring.kick()
+        used = ring.wait(3)
+        assert {u.head for u in used} == {chain.head for chain in (*left, refused)}
+        assert {u.length for u in used} == {0}
+        device.takes = True
+        Chain(front, b"three", 8)
+        ring.kick()
+        ring.wait()
+        assert device.seen == [b"three"]
+        assert ring.used_index == 4
+
+
 def test_requests_are_deferred_and_completed_in_any_order(vhost_socket: Path) -> None:
     kept: list[vu.Request] = []
     all_here = threading.Event()

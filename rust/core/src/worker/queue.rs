@@ -301,10 +301,8 @@ impl Queue {
             self.take_back(batch);
         }
         self.left = 0;
-        for slot in batch.take_left(0) {
-            self.put_back(slot);
-            // Nothing of what is there now is offered before the next kick.
-            self.left = self.ring.seen();
+        if !batch.is_empty() {
+            self.leave_in_ring(batch);
         }
         if self.doorbell.is_rung() {
             // What the callback completed of earlier batches belongs together with this one.
@@ -317,6 +315,24 @@ impl Queue {
             Next::Broke(error) => Some(error),
             _ => None,
         }
+    }
+
+    /// Puts back what the device left: nothing of what is there now is offered before the next kick.
+    /// The ring cannot step back over a request behind it that was refused, and so is answered: what
+    /// was left before such a one fails.
+    #[cold]
+    fn leave_in_ring(&mut self, batch: &mut Batch) {
+        let left: Vec<_> = batch.take_left(0).collect();
+        for slot in left {
+            if self.ring.last_popped() == Some(slot.head) {
+                self.put_back(slot);
+                continue;
+            }
+            let request = Request::new(slot);
+            let written = self.device.refuse(self.index, &request);
+            batch.complete(request, written);
+        }
+        self.left = self.ring.seen();
     }
 
     /// Writes the used elements of what was answered. The driver sees none before
