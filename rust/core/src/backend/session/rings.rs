@@ -217,7 +217,10 @@ impl Session<'_> {
         }
         match base {
             Some(base) => self.event(Event::QueueStopped { queue: index, base }),
-            None => self.event(Event::HeldUp { queue: index }),
+            None => {
+                self.has_lost_a_ring = true;
+                self.event(Event::HeldUp { queue: index });
+            }
         }
         if self.queues().next().is_none() {
             self.device().stopped();

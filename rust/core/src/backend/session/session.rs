@@ -41,6 +41,9 @@ pub(in crate::backend) struct Session<'a> {
     pub(super) completions: Vec<Weak<CompletionQueue>>,
     pub(super) workers: Vec<Option<Worker>>,
     pub(super) channel: Channel,
+    /// A ring could not be stopped, so that the front-end and this session do not agree about it:
+    /// the connection ends.
+    pub(super) has_lost_a_ring: bool,
 }
 
 impl<'a> Session<'a> {
@@ -62,6 +65,7 @@ impl<'a> Session<'a> {
             completions: Vec::new(),
             workers: (0..workers).map(|_| None).collect(),
             channel: Channel::default(),
+            has_lost_a_ring: false,
         }
     }
 
@@ -97,7 +101,7 @@ impl<'a> Session<'a> {
                 Step::Reply(Some(reply)) => return self.send(&reply),
                 Step::Refuse { reply, why } => {
                     self.event(Event::Refused(why));
-                    return self.send(&reply);
+                    return self.send(&reply) && !self.has_lost_a_ring;
                 }
                 Step::Close(why) => {
                     self.event(Event::Closed(why.to_string()));
