@@ -37,6 +37,8 @@ class SlowFiles:
             assert self.process.returncode == SKIPPED, errors
             pytest.skip(f"FUSE is needed: {errors}")
         self.cached, self.direct = descriptors
+        # Its mount is seen by no other process: this is how another opens the file.
+        self.path = f"/proc/{self.process.pid}/root{folder}/file"
 
     def hold(self) -> None:
         """From now on no read is answered."""

@@ -40,8 +40,9 @@ class Server:
     def __init__(self, folder: Path, victim: dict[str, Any]) -> None:
         self.folder = folder
         witness = {"kind": "ram", "size": SIZE}
-        specs = {"victim": {"size": SIZE, **victim}, "witness": witness}
-        if victim["kind"] == "file":
+        sized = {} if "path" in victim else {"size": SIZE}
+        specs = {"victim": {**sized, **victim}, "witness": witness}
+        if victim["kind"] == "file" and "path" not in victim:
             specs["victim"] = self._image(victim)
         for name, spec in specs.items():
             spec["socket"] = self.path(name)

@@ -89,6 +89,12 @@ pub enum Event {
     Disconnected,
     /// Requests were still in the device's hands when the time to drain was over.
     Stuck(Stuck),
+    /// The time to drain is over, and the kernel is still moving data straight to or from a
+    /// request's memory: nobody can take that back, so it is waited for.
+    HeldByKernel {
+        /// The vring.
+        queue: u16,
+    },
     /// A worker thread ended by a panic.
     WorkerPanicked(String),
     /// No front-end can be taken for now, for this reason, and it is tried again. Reported once
@@ -125,6 +131,7 @@ impl Event {
             Self::QueueBroken { .. }
             | Self::RequestFailed { .. }
             | Self::HeldUp { .. }
+            | Self::HeldByKernel { .. }
             | Self::NotTaken(_)
             | Self::Refused(_)
             | Self::Closed(_)
@@ -158,6 +165,11 @@ impl fmt::Display for Event {
             Self::RequestFailed { queue, error } => {
                 write!(f, "queue {queue}: a request failed: {error}")
             }
+            Self::HeldByKernel { queue } => write!(
+                f,
+                "queue {queue}: direct I/O of its requests is still under way, and is waited for: \
+                 it cannot be taken out of the guest's memory"
+            ),
             Self::HeldUp { queue } => {
                 write!(f, "queue {queue} is held up by guest memory that does not answer")
             }

@@ -64,7 +64,9 @@ impl Image for HostImage {
     #[inline]
     fn read(&self, request: &BlockRequest) -> io::Result<u64> {
         match self.route(request) {
-            Route::Straight(fd) => request.preadv(0, request.length(), fd, request.offset()),
+            Route::Straight(fd, direct) => {
+                request.read(0, request.length(), fd, request.offset(), direct)
+            }
             Route::ThroughOwn(fd) => request.read_through_own(fd),
         }
     }
@@ -72,8 +74,9 @@ impl Image for HostImage {
     #[inline]
     fn write(&self, request: &BlockRequest, durable: bool) -> io::Result<u64> {
         match self.route(request) {
-            Route::Straight(fd) => {
-                request.pwritev(0, request.length(), fd, request.offset(), durable)
+            Route::Straight(fd, direct) => {
+                let whole = (0, request.length());
+                request.write(whole, fd, request.offset(), durable, direct)
             }
             Route::ThroughOwn(fd) => request.write_through_own(fd, durable),
         }
@@ -103,8 +106,8 @@ impl Image for HostImage {
 
 /// How the data of a request goes, and through which open file.
 enum Route<'a> {
-    /// Between the file and guest memory.
-    Straight(BorrowedFd<'a>),
+    /// Between the file and guest memory; whether by direct I/O.
+    Straight(BorrowedFd<'a>, bool),
     /// Through aligned memory of this process.
     ThroughOwn(BorrowedFd<'a>),
 }
@@ -114,9 +117,9 @@ impl HostImage {
     fn route(&self, request: &BlockRequest) -> Route<'_> {
         let takes = |direct: &&DirectFile| direct.takes_range(request.offset(), request.length());
         match self.direct.as_ref().filter(takes) {
-            None => Route::Straight(self.fd.as_fd()),
+            None => Route::Straight(self.fd.as_fd(), false),
             Some(direct) if direct.takes_memory(request.parts()) && !request.is_foreign() => {
-                Route::Straight(direct.fd())
+                Route::Straight(direct.fd(), true)
             }
             Some(direct) => Route::ThroughOwn(direct.fd()),
         }

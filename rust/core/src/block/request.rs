@@ -181,14 +181,30 @@ impl BlockRequest {
         fd: BorrowedFd<'_>,
         file_offset: u64,
     ) -> io::Result<u64> {
+        self.read(at, len, fd, file_offset, is_direct(fd))
+    }
+
+    /// Does what [`preadv`](Self::preadv) does; the caller knows whether `fd` is open for direct
+    /// I/O.
+    #[inline]
+    pub(super) fn read(
+        &self,
+        at: u64,
+        len: u64,
+        fd: BorrowedFd<'_>,
+        file_offset: u64,
+        direct: bool,
+    ) -> io::Result<u64> {
         let len = if self.is_writable() { self.clip(at, len) } else { 0 };
         let data = self.inner().writable();
-        let done = match data.read_from(at, len, fd, file_offset) {
-            Err(error) if self.is_refused(&error, fd) => {
-                direct::read_through_own(data, (at, len), fd, file_offset)
-            }
-            done => done,
-        };
+        let hold = direct.then(|| self.inner().hold_for_kernel());
+        let mut done = data.read_from(at, len, fd, file_offset);
+        drop(hold);
+        if let Err(error) = &done
+            && self.is_refused(error, direct)
+        {
+            done = direct::read_through_own(data, (at, len), fd, file_offset);
+        }
         done.inspect(|&done| self.wrote(done))
     }
 
@@ -216,10 +232,27 @@ impl BlockRequest {
         file_offset: u64,
         durable: bool,
     ) -> io::Result<u64> {
+        self.write((at, len), fd, file_offset, durable, is_direct(fd))
+    }
+
+    /// Does what [`pwritev`](Self::pwritev) does; the caller knows whether `fd` is open for direct
+    /// I/O.
+    #[inline]
+    pub(super) fn write(
+        &self,
+        (at, len): (u64, u64),
+        fd: BorrowedFd<'_>,
+        file_offset: u64,
+        durable: bool,
+        direct: bool,
+    ) -> io::Result<u64> {
         let len = if self.task.op == BlkOp::Write { self.clip(at, len) } else { 0 };
         let (data, at) = (self.inner().readable(), HEADER.saturating_add(at));
-        match data.write_to(at, len, fd, file_offset, durable) {
-            Err(error) if self.is_refused(&error, fd) => {
+        let hold = direct.then(|| self.inner().hold_for_kernel());
+        let done = data.write_to(at, len, fd, file_offset, durable);
+        drop(hold);
+        match done {
+            Err(error) if self.is_refused(&error, direct) => {
                 direct::write_through_own(data, (at, len), fd, file_offset, durable)
             }
             done => done,
@@ -250,12 +283,12 @@ impl BlockRequest {
     /// Whether the kernel may have done no direct I/O because of where the data is, which goes
     /// through aligned memory of our own then.
     #[cold]
-    fn is_refused(&self, error: &io::Error, fd: BorrowedFd<'_>) -> bool {
-        let because = match error.raw_os_error() {
-            Some(libc::EFAULT) => self.is_foreign(),
-            number => number == Some(libc::EINVAL),
-        };
-        because && rustix::fs::fcntl_getfl(fd).is_ok_and(|flags| flags.contains(OFlags::DIRECT))
+    fn is_refused(&self, error: &io::Error, direct: bool) -> bool {
+        direct
+            && match error.raw_os_error() {
+                Some(libc::EFAULT) => self.is_foreign(),
+                number => number == Some(libc::EINVAL),
+            }
     }
 
     /// Whether its data may be in foreign mappings of Xen, on which the kernel does no direct I/O.
@@ -297,6 +330,11 @@ impl Drop for BlockRequest {
             let _ = request.complete_with(|w| write_status(w, Status::IoErr, written));
         }
     }
+}
+
+/// Whether a file is open for direct I/O, so that the kernel moves data straight.
+fn is_direct(fd: BorrowedFd<'_>) -> bool {
+    rustix::fs::fcntl_getfl(fd).is_ok_and(|flags| flags.contains(OFlags::DIRECT))
 }
 
 /// Writes the status byte; returns the bytes written in all, `data` of them before it.

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::doorbell::Doorbell;
+use super::kernel_hold::KernelHolds;
 use super::scope::{self, Publish, ScopeId};
 use crate::memory::{Buffers, GuestSlice, Writable};
 use crate::sys::fork;
@@ -72,6 +73,7 @@ pub(crate) struct CompletionQueue {
     /// Which places of a domain's memory the requests in flight read, by their heads: the session
     /// keeps a copy of these for them if it takes the memory away.
     reading: Mutex<Vec<Vec<GuestSlice>>>,
+    kernel_holds: KernelHolds,
     doorbell: Arc<Doorbell>,
     /// Tells the worker's process from its forks, which have no part in its requests.
     generation: u32,
@@ -95,6 +97,7 @@ impl CompletionQueue {
             closed,
             holders,
             reading,
+            kernel_holds: KernelHolds::default(),
             doorbell,
             generation: fork::generation(),
         })
@@ -174,6 +177,11 @@ impl CompletionQueue {
     /// What the requests in flight read.
     pub(crate) fn needed(&self) -> Vec<GuestSlice> {
         self.reading.lock().unwrap_or_else(PoisonError::into_inner).concat()
+    }
+
+    /// The system calls that its requests cannot be taken from.
+    pub(crate) fn kernel_holds(&self) -> &KernelHolds {
+        &self.kernel_holds
     }
 
     pub(crate) fn is_ours(&self) -> bool {

@@ -8,6 +8,7 @@
 mod batch;
 mod completion;
 mod doorbell;
+mod kernel_hold;
 #[expect(clippy::module_inception, reason = "the noun of the folder")]
 mod request;
 mod scope;
@@ -16,6 +17,7 @@ pub use batch::Batch;
 pub use completion::Stopped;
 pub(crate) use completion::{CompletionQueue, Done, Slot};
 pub(crate) use doorbell::Doorbell;
+pub use kernel_hold::KernelHold;
 pub use request::{Request, RequestClaim};
 pub use scope::CallbackScope;
 pub(crate) use scope::{Publish, ScopeId, publish_later};

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::completion::{CompletionQueue, Done, Slot, Stopped};
+use super::kernel_hold::KernelHold;
 use crate::memory::{Buffers, Fault, Readable, Writable};
 
 /// One descriptor chain in the hands of the device.
@@ -72,6 +73,13 @@ impl Request {
         let Slot { head, ref buffers, ref completions, .. } = *self.slot();
         let is_unused = buffers.readable().is_empty() && !buffers.waits();
         is_unused.then(|| RequestClaim { completions: Arc::clone(completions), head })
+    }
+
+    /// To be held during a system call by which the kernel moves data between a device and the
+    /// request's memory with no copy in between, as it does for direct I/O: its ring does not give
+    /// the request up as long.
+    pub fn hold_for_kernel(&self) -> KernelHold<'_> {
+        self.slot().completions.kernel_holds().begin()
     }
 
     /// What of its buffers cannot be reached; such a request goes to

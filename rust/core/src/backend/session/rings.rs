@@ -8,6 +8,7 @@ use super::session::{RECHECK_INTERVAL, Session};
 use crate::backend::event::{Event, Stuck};
 use crate::backend::shared::State;
 use crate::connection::{Refusal, RingSetup};
+use crate::request::CompletionQueue;
 use crate::ring::{SplitLayout, SplitRing};
 use crate::sys::event_kind::EventKind;
 use crate::sys::file_system::close_elsewhere;
@@ -164,16 +165,30 @@ impl Session<'_> {
         indices.iter().zip(queues.clone()).map(end).collect()
     }
 
-    /// Waits for the requests of a ring that is stopping; `false`: not all came back.
+    /// Waits for the requests of a ring that is stopping; `false`: not all came back. What the
+    /// kernel does to a request's memory by itself has to end first, and be it after the limit, but
+    /// for a stop of the back-end.
     fn wait(&self, queue: &QueueCell, begun: Instant, limit: Duration) -> bool {
+        let mut told = false;
         loop {
             let left = self.left(begun, limit);
-            if queue.wait_drained(Instant::now() + left.min(RECHECK_INTERVAL)) || left.is_zero() {
+            let held = left.is_zero() && self.is_held(queue.completions());
+            if held && !told {
+                told = true;
+                self.event(Event::HeldByKernel { queue: queue.index() });
+            }
+            let interval = if held { RECHECK_INTERVAL } else { left.min(RECHECK_INTERVAL) };
+            if queue.wait_drained(Instant::now() + interval) || left.is_zero() && !held {
                 return !queue.has_rest();
             }
             // The device may have looked at a buffer just when it was to go back.
             let _ = queue.return_unused();
         }
+    }
+
+    /// Whether requests cannot be given up yet, and nobody has asked the back-end to stop.
+    fn is_held(&self, completions: &CompletionQueue) -> bool {
+        completions.kernel_holds().any() && !self.shared().is_stopping()
     }
 
     /// Deals with requests that did not come back. If they fail, their memory is taken away from
@@ -182,12 +197,12 @@ impl Session<'_> {
         let mut places = Vec::new();
         for queue in queues {
             let requests = match rest {
-                Rest::Fails => {
+                Rest::Fails if !queue.completions().kernel_holds().any() => {
                     let failed = queue.fail_rest().unwrap_or_default();
                     places.extend(failed.places);
                     failed.requests
                 }
-                Rest::IsLeft => queue.in_flight().unwrap_or(0),
+                Rest::Fails | Rest::IsLeft => queue.in_flight().unwrap_or(0),
             };
             self.event(Event::Stuck(Stuck { queue: queue.index(), requests }));
         }
