@@ -448,7 +448,7 @@ def test_a_disk_does_not_see_a_request_that_is_longer_than_it_takes(
         def read(self, offset: int, buf: memoryview, /) -> None:
             calls.append(len(buf))
 
-    front = bench.drive(Disk(max_request_bytes=4096 + 16 + 1))
+    front = bench.drive(Disk(max_request_bytes=4096))
     assert Transfer(front, Type.IN, 4096 + 512, count=1).run() == Status.IOERR
     text = told(caplog, "max_request_bytes")
     for part in ("4625 bytes", "4113 at most", "queue 0"):

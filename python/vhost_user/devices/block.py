@@ -46,8 +46,8 @@ class Disk(Device):
         ``num_queues``: the most virtqueues that the driver may use.
         ``queue_size``: the most entries of each, a power of two.
         ``serial``: at most 20 bytes that the guest can ask for.
-        ``max_request_bytes``: most bytes of one request. A longer one fails with an I/O error and a
-        log record, see ``Device``.
+        ``max_request_bytes``: most bytes of data of one request. A longer one fails with an I/O
+        error and a log record, see ``Device``.
         """
         super().__init__(
             num_queues=num_queues, queue_size=queue_size, max_request_bytes=max_request_bytes

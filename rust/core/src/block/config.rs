@@ -72,8 +72,9 @@ pub struct BlockOptions {
     pub queue_size: u16,
     /// What the driver reads as serial number: at most 20 bytes.
     pub serial: String,
-    /// The most bytes of a request, header and status included; see
-    /// [`Device::max_request_bytes`](crate::device::Device::max_request_bytes).
+    /// The most bytes of a request's data; see
+    /// [`Device::max_request_bytes`](crate::device::Device::max_request_bytes), where header and
+    /// status count too.
     pub max_request_bytes: u64,
 }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::config::{BlockConfig, BlockOptions, CONFIG_LEN, Geometry, InvalidBlock};
 use super::numbers::{ID_LEN, SECTOR, Status};
 use super::parse::{Limits, Parsed, parse};
-use super::request::{BlockRequest, write_status};
+use super::request::{BlockRequest, HEADER, write_status};
 use crate::device::ConfigRefused;
 use crate::request::{Batch, Request};
 
@@ -146,7 +146,7 @@ impl BlockCore {
 
     /// As [`Device::max_request_bytes`](crate::device::Device::max_request_bytes).
     pub fn max_request_bytes(&self) -> u64 {
-        self.max_request_bytes
+        self.max_request_bytes.saturating_add(HEADER + 1)
     }
 
     /// As [`Device::config_len`](crate::device::Device::config_len).
