@@ -247,7 +247,7 @@ QUEUE: dict[str, Callable[[vu.Queue, Number], object]] = {
     "next": lambda queue, n: next(queue),
     "batch": lambda queue, n: queue.batch(n(2)),
     "list": lambda queue, n: list(queue),
-    "take": lambda queue, n: queue.take().complete(0),
+    "take": lambda queue, n: (queue.take() or next(queue)).complete(0),
     "send": lambda queue, n: queue.send(bytes(100), bytearray(8), max_buffers=n(2), count_at=n(4)),
     "send too much": lambda queue, n: queue.send(bytes(1 << 20), max_buffers=n(1)),
     "index": lambda queue, n: (queue.index, queue.size),
