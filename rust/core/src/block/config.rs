@@ -49,7 +49,8 @@ pub struct Geometry {
 }
 
 impl Geometry {
-    /// A disk of `size` bytes in blocks of 512, with flushes, without discard or write zeroes.
+    /// Describes a disk of `size` bytes in blocks of 512, with flushes, without discard or write
+    /// zeroes.
     pub fn new(size: u64) -> Self {
         Self {
             size,
@@ -112,7 +113,7 @@ pub struct BlockConfig {
 }
 
 impl BlockConfig {
-    /// The space of a disk.
+    /// Makes the configuration space of a disk.
     ///
     /// # Errors
     /// A number that breaks the rule beside its field in [`Geometry`] or [`BlockOptions`].
@@ -129,12 +130,12 @@ impl BlockConfig {
         })
     }
 
-    /// The features that the device offers.
+    /// Returns the features that the device offers.
     pub fn features(&self) -> u64 {
         self.offered
     }
 
-    /// The features that the driver accepted, 0 before.
+    /// Returns the features that the driver accepted, 0 before.
     #[inline]
     pub fn accepted(&self) -> u64 {
         self.accepted.load(Ordering::Relaxed)
@@ -146,8 +147,8 @@ impl BlockConfig {
         self.capacity_sectors.load(Ordering::Relaxed)
     }
 
-    /// Whether each write must be durable before it completes: flushes were not negotiated, or
-    /// the driver turned the write cache off.
+    /// Returns whether each write must be durable before it completes: flushes were not negotiated,
+    /// or the driver turned the write cache off.
     ///
     /// A write that began before the cache was turned off and ended after must be durable too. So
     /// it asks again when it has ended, and flushes if the answer has changed. One of the two
@@ -290,7 +291,7 @@ fn offered(disk: &Geometry, options: &BlockOptions) -> u64 {
     .fold(0, |all, bits| all | bits)
 }
 
-/// The fields that never change: VIRTIO 1.3, "Block Device", "Device configuration layout".
+/// Returns the fields that never change: VIRTIO 1.3, "Block Device", "Device configuration layout".
 fn image(disk: &Geometry, options: &BlockOptions) -> [u8; CONFIG_LEN] {
     let mut image = [0; CONFIG_LEN];
     let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);

@@ -35,7 +35,7 @@ pub struct Refusals {
 }
 
 impl BlockCore {
-    /// The core of a device for `disk`.
+    /// Returns the core of a device for `disk`.
     ///
     /// # Errors
     /// A number that breaks the rule beside its field in [`Geometry`] or [`BlockOptions`].
@@ -55,7 +55,7 @@ impl BlockCore {
         })
     }
 
-    /// The next request of `batch` that is to be served; those before it that are not are
+    /// Returns the next request of `batch` that is to be served; those before it that are not are
     /// answered.
     #[inline]
     pub fn next(&self, batch: &mut Batch) -> Option<BlockRequest> {
@@ -95,14 +95,14 @@ impl BlockCore {
         write_status(request.writable(), Status::IoErr, 0)
     }
 
-    /// Whether each write must be durable before it completes; see
+    /// Returns whether each write must be durable before it completes; see
     /// [`BlockConfig::write_through`]. To be asked before a write and again after it.
     #[inline]
     pub fn write_through(&self) -> bool {
         self.config.write_through()
     }
 
-    /// Bytes of the disk now.
+    /// Returns the number of bytes of the disk now.
     pub fn size(&self) -> u64 {
         self.config.capacity_sectors() * SECTOR
     }
@@ -116,7 +116,7 @@ impl BlockCore {
         self.config.resize(size)
     }
 
-    /// Whether requests that change the disk are refused.
+    /// Returns whether requests that change the disk are refused.
     pub fn is_read_only(&self) -> bool {
         self.read_only
     }

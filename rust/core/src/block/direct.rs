@@ -20,10 +20,11 @@ use rustix::io::ReadWriteFlags;
 
 use crate::memory::{Parts, Readable, Writable};
 
-/// The alignment of our own memory, and what is assumed of a file that does not tell its own.
+/// The alignment in bytes of this process's own memory, and what is assumed of a file that does not
+/// tell its own.
 const PAGE: usize = 4096;
 
-/// Bytes that go through our own memory at once.
+/// The most bytes that go through this process's own memory at once.
 const BOUNCE: usize = 256 << 10;
 
 /// A file or block device, open for direct I/O.
@@ -36,14 +37,14 @@ pub(super) struct DirectFile {
 /// What the kernel asks of a direct transfer, in bytes; powers of two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Alignment {
-    /// Of addresses.
+    /// The alignment of addresses.
     memory: usize,
-    /// Of file offsets and of lengths.
+    /// The alignment of file offsets and of lengths.
     block: usize,
 }
 
 thread_local! {
-    /// Made at the first transfer that needs it.
+    /// The thread's own memory, made at the first transfer that needs it.
     static OWN: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -65,19 +66,19 @@ impl DirectFile {
         Ok(Self { fd, alignment })
     }
 
-    /// The file, open for direct I/O.
+    /// Returns the file, open for direct I/O.
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 
-    /// Whether a transfer of `length` bytes at `offset` of the file is one of whole blocks.
+    /// Returns whether a transfer of `length` bytes at `offset` of the file is one of whole blocks.
     pub(super) fn takes_range(&self, offset: u64, length: u64) -> bool {
         let block = self.alignment.block as u64;
         offset.is_multiple_of(block) && length.is_multiple_of(block)
     }
 
-    /// Whether the kernel moves data straight to and from such memory, if it is made of ordinary
-    /// pages.
+    /// Returns whether the kernel moves data straight to and from such memory, if it is made of
+    /// ordinary pages.
     pub(super) fn takes_memory(&self, mut parts: Parts<'_>) -> bool {
         let Alignment { memory, block } = self.alignment;
         parts.all(|part| {

@@ -17,7 +17,7 @@ use crate::request::{Batch, Request};
 /// Methods are called from the threads of all queues at once. An error fails the request:
 /// [`io::ErrorKind::Unsupported`] as "unsupported", all others as I/O errors.
 pub trait Disk: Send + Sync + 'static {
-    /// What the disk is. Asked once; later sizes come by [`BlockDevice::resize`].
+    /// Returns what the disk is. Asked once; later sizes come by [`BlockDevice::resize`].
     fn geometry(&self) -> Geometry;
 
     /// Fills the request's data with what the disk has.
@@ -53,7 +53,7 @@ pub struct BlockDevice<D> {
 }
 
 impl<D: Disk> BlockDevice<D> {
-    /// A device for `disk`.
+    /// Returns a device for `disk`.
     ///
     /// # Errors
     /// A number that breaks the rule beside its field in [`Geometry`] or [`BlockOptions`].
@@ -63,12 +63,12 @@ impl<D: Disk> BlockDevice<D> {
         Ok(Self { core, disk, batch_sizes })
     }
 
-    /// What it serves.
+    /// Returns the disk that the device serves.
     pub fn disk(&self) -> &D {
         &self.disk
     }
 
-    /// What it checks requests with.
+    /// Returns what it checks requests with.
     pub fn core(&self) -> &BlockCore {
         &self.core
     }

@@ -30,8 +30,8 @@ use super::request::BlockRequest;
 use crate::error::HostError;
 use crate::sys::lock::{Hold, lock_description};
 
-/// What most file systems and disks change at once. Smaller writes are read, changed and written
-/// back by the host.
+/// The number of bytes that most file systems and disks change at once. Smaller writes are read,
+/// changed and written back by the host.
 const PAGE: u32 = 4096;
 
 /// Zeroes that are written in one call where the image can only be zeroed by writing.
@@ -43,10 +43,10 @@ pub struct FileDisk<I = HostImage> {
     image: I,
     size: u64,
     read_only: bool,
-    /// Data may have been lost: nothing is durable any more.
+    /// Whether data may have been lost: nothing is durable any more then.
     failed: AtomicBool,
-    /// One sync at a time. The kernel reports a failure to one caller of several at once; the
-    /// others would take their data for safe.
+    /// The lock that lets one sync run at a time. The kernel reports a failure to one caller of
+    /// several at once; the others would take their data for safe.
     syncing: Mutex<()>,
 }
 
@@ -96,7 +96,7 @@ impl FileDisk {
         image(fd).and_then(|image| Self::new(image, read_only)).map_err(opening)
     }
 
-    /// A disk of `size` zero bytes in memory that is gone with the disk.
+    /// Returns a disk of `size` zero bytes in memory that is gone with the disk.
     ///
     /// # Errors
     /// No multiple of 512, or more than the system gives.
@@ -110,7 +110,7 @@ impl FileDisk {
 }
 
 impl<I: Image> FileDisk<I> {
-    /// A disk of all of `image`.
+    /// Returns a disk of all of `image`.
     ///
     /// # Errors
     /// Its size cannot be found or is no multiple of 512.
@@ -123,7 +123,8 @@ impl<I: Image> FileDisk<I> {
         Ok(Self { image, size, read_only, failed, syncing })
     }
 
-    /// Bytes of the image now: what a resize that follows the host's is called with.
+    /// Returns the number of bytes of the image now: what a resize that follows the host's is
+    /// called with.
     ///
     /// # Errors
     /// The system's.
@@ -225,14 +226,14 @@ impl<I: Image> Disk for FileDisk<I> {
     }
 }
 
-/// Fewer bytes than all only where the file takes no more.
+/// Checks that all data was written: fewer bytes are, only where the file takes no more.
 #[inline]
 fn all_written(request: &BlockRequest, written: u64) -> io::Result<()> {
     if written == request.length() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
 }
 
-/// Whether a call that failed says that data is gone which was taken before. Space that runs out
-/// and memory that goes away fail only the call itself.
+/// Returns whether a call that failed says that data is gone which was taken before. Space that
+/// runs out and memory that goes away fail only the call itself.
 fn may_lose_data(error: &io::Error) -> bool {
     let harmless = [libc::ENOSPC, libc::EDQUOT, libc::EFBIG, libc::EFAULT];
     error.raw_os_error().is_none_or(|number| !harmless.contains(&number))

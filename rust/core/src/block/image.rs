@@ -32,7 +32,7 @@ pub trait Image: Send + Sync + fmt::Debug + 'static {
     /// Makes a range read as zeroes and keeps its space.
     fn zero_range(&self, range: ByteRange) -> io::Result<()>;
 
-    /// Bytes of the image now.
+    /// Returns the number of bytes of the image now.
     fn size(&self) -> io::Result<u64>;
 }
 
@@ -44,12 +44,13 @@ pub struct HostImage {
 }
 
 impl HostImage {
-    /// Through the page cache. `fd` is open for what will be asked of it.
+    /// Returns an image that is used through the page cache. `fd` is open for what will be asked of
+    /// it.
     pub fn new(fd: OwnedFd) -> Self {
         Self { fd, direct: None }
     }
 
-    /// Past the page cache, as far as requests are in whole blocks.
+    /// Returns an image that is used past the page cache, as far as requests are in whole blocks.
     ///
     /// # Errors
     /// [`Unsupported`](io::ErrorKind::Unsupported) if the file system has no direct I/O; the
@@ -106,9 +107,9 @@ impl Image for HostImage {
 
 /// How the data of a request goes, and through which open file.
 enum Route<'a> {
-    /// Between the file and guest memory; whether by direct I/O.
+    /// The data go between the file and guest memory, by direct I/O if that is said.
     Straight(BorrowedFd<'a>, bool),
-    /// Through aligned memory of this process.
+    /// The data go through aligned memory of this process.
     ThroughOwn(BorrowedFd<'a>),
 }
 

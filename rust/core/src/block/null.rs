@@ -15,7 +15,7 @@ pub struct NullDisk {
 }
 
 impl NullDisk {
-    /// A disk of `size` bytes, a multiple of 512.
+    /// Returns a disk of `size` bytes, a multiple of 512.
     pub fn new(size: u64) -> Self {
         Self { size }
     }

@@ -3,13 +3,13 @@
 use std::fmt;
 use std::io;
 
-/// The device type.
+/// The number of the device type: VIRTIO 1.3, "Device Types".
 pub const VIRTIO_ID: u32 = 2;
 
-/// Bytes of a sector: the unit of all virtio-blk addresses, whatever the block size.
+/// The number of bytes of a sector, the unit of all virtio-blk addresses, whatever the block size.
 pub const SECTOR: u64 = 512;
 
-/// Bytes of a serial number.
+/// The number of bytes of a serial number.
 pub(super) const ID_LEN: usize = 20;
 
 /// Feature bits: VIRTIO 1.3, "Block Device", "Feature bits".
@@ -26,14 +26,14 @@ pub mod feature {
     pub const TOPOLOGY: u64 = 1 << 10;
     /// The driver may turn the write cache off and on.
     pub const CONFIG_WCE: u64 = 1 << 11;
-    /// Several queues.
+    /// The device has several queues.
     pub const MQ: u64 = 1 << 12;
-    /// Discard requests.
+    /// The device takes discards.
     pub const DISCARD: u64 = 1 << 13;
-    /// Write zeroes requests.
+    /// The device takes write zeroes requests.
     pub const WRITE_ZEROES: u64 = 1 << 14;
 
-    /// The standard's name of a bit above.
+    /// Returns the standard's name of a bit above.
     pub fn name(bit: u64) -> Option<&'static str> {
         Some(match bit {
             SEG_MAX => "SEG_MAX",
@@ -50,25 +50,25 @@ pub mod feature {
     }
 }
 
-/// What a request asks for.
+/// The operation that a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum BlkOp {
-    /// VIRTIO_BLK_T_IN
+    /// A read: VIRTIO_BLK_T_IN.
     Read,
-    /// VIRTIO_BLK_T_OUT
+    /// A write: VIRTIO_BLK_T_OUT.
     Write,
-    /// VIRTIO_BLK_T_FLUSH
+    /// A flush: VIRTIO_BLK_T_FLUSH.
     Flush,
-    /// VIRTIO_BLK_T_DISCARD
+    /// A discard: VIRTIO_BLK_T_DISCARD.
     Discard,
-    /// VIRTIO_BLK_T_WRITE_ZEROES
+    /// A request to write zeroes: VIRTIO_BLK_T_WRITE_ZEROES.
     WriteZeroes,
-    /// VIRTIO_BLK_T_GET_ID
+    /// A request for the serial number: VIRTIO_BLK_T_GET_ID.
     GetId,
 }
 
 impl BlkOp {
-    /// The operation of a header's type field, if it is one that this device knows.
+    /// Returns the operation of a header's type field, if it is one that this device knows.
     #[inline]
     pub(super) fn from_type(number: u32) -> Option<Self> {
         Some(match number {
@@ -82,13 +82,13 @@ impl BlkOp {
         })
     }
 
-    /// Whether it changes the disk.
+    /// Returns whether it changes the disk.
     #[inline]
     pub(super) fn modifies(self) -> bool {
         matches!(self, Self::Write | Self::Discard | Self::WriteZeroes)
     }
 
-    /// A short lower-case name.
+    /// Returns a short lower-case name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Read => "read",
@@ -111,11 +111,11 @@ impl fmt::Display for BlkOp {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Status {
-    /// VIRTIO_BLK_S_OK
+    /// The request was carried out: VIRTIO_BLK_S_OK.
     Ok = 0,
-    /// VIRTIO_BLK_S_IOERR
+    /// The request failed: VIRTIO_BLK_S_IOERR.
     IoErr = 1,
-    /// VIRTIO_BLK_S_UNSUPP
+    /// The device does not know such requests: VIRTIO_BLK_S_UNSUPP.
     Unsupported = 2,
 }
 
@@ -129,11 +129,11 @@ impl From<&io::Error> for Status {
     }
 }
 
-/// Bytes of a disk.
+/// A range of bytes of a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct ByteRange {
-    /// First byte.
+    /// The offset of the first byte.
     pub offset: u64,
-    /// How many.
+    /// The number of bytes.
     pub length: u64,
 }

@@ -17,11 +17,11 @@ use super::numbers::{BlkOp, ByteRange, ID_LEN, SECTOR, Status, feature};
 use super::request::{BlockRequest, HEADER, Task, write_status};
 use crate::request::{Batch, Request, Stopped};
 
-/// What segments may ask for.
+/// What the segments of one kind of request may ask for.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rule {
     feature: u64,
-    /// Bounds the work that one request can ask for.
+    /// The most segments of a request. It bounds the work that one request can ask for.
     pub(super) max_segments: u32,
     pub(super) max_sectors: u32,
     /// The flags that are allowed.
@@ -45,7 +45,7 @@ pub(super) const ZERO: Rule = Rule {
 const MAX_SEGMENTS: u32 = 32;
 const _: () = assert!(DISCARD.max_segments <= MAX_SEGMENTS && ZERO.max_segments <= MAX_SEGMENTS);
 
-/// Bytes of a segment: u64 sector, u32 num_sectors, u32 flags.
+/// The number of bytes of a segment: u64 sector, u32 num_sectors, u32 flags.
 const SEGMENT: usize = 16;
 
 /// A segment's space may be given up.
@@ -54,11 +54,11 @@ const FLAG_UNMAP: u32 = 1;
 /// What became of a descriptor chain.
 #[derive(Debug)]
 pub enum Parsed {
-    /// To be served.
+    /// The request is to be served.
     Serve(BlockRequest),
-    /// Not to be served: it goes back with a status.
+    /// The request is not served: it goes back with a status.
     Fail(Refused),
-    /// Not even a request: it goes back with nothing written.
+    /// The chain is not even a request: it goes back with nothing written.
     Empty(Refused),
 }
 
@@ -85,7 +85,7 @@ impl Refused {
         self.request.complete_with(|w| status.map_or(0, |s| write_status(w, s, 0)))
     }
 
-    /// The status that the driver gets; `None` if it gets none.
+    /// Returns the status that the driver gets; `None` if it gets none.
     pub fn status(&self) -> Option<Status> {
         self.status
     }
@@ -135,7 +135,7 @@ fn check(request: &Request, kind: u32, sector: u64, limits: Limits) -> Result<Ta
 }
 
 impl Limits {
-    /// The range of a read or write of `length` bytes of data.
+    /// Returns the range of a read or write of `length` bytes of data.
     #[inline]
     fn data(&self, sector: u64, length: u64) -> Result<ByteRange, Status> {
         if length == 0 || !length.is_multiple_of(SECTOR) {
@@ -156,7 +156,7 @@ impl Limits {
         }
     }
 
-    /// The ranges of a discard or write zeroes request.
+    /// Returns the ranges of a discard or write zeroes request.
     fn segments(&self, op: BlkOp, request: &Request, rule: Rule) -> Result<Task, Status> {
         if self.features & rule.feature == 0 {
             return Err(Status::Unsupported);
@@ -177,7 +177,7 @@ impl Limits {
         self.list(op, segments, rule)
     }
 
-    /// The one case that allocates: several ranges in one request.
+    /// Checks several ranges of one request: the one case that allocates.
     fn list(&self, op: BlkOp, segments: &[[u8; SEGMENT]], rule: Rule) -> Result<Task, Status> {
         let (mut ranges, mut all_unmap) = (Vec::with_capacity(segments.len()), true);
         for &segment in segments {
@@ -191,7 +191,7 @@ impl Limits {
         Ok(Task { op, unmap: all_unmap, range, several: Some(ranges.into()) })
     }
 
-    /// The range of one segment, and whether its unmap flag is set.
+    /// Returns the range of one segment, and whether its unmap flag is set.
     fn segment(&self, bytes: [u8; SEGMENT], rule: Rule) -> Result<(ByteRange, bool), Status> {
         let whole = u128::from_le_bytes(bytes);
         let (sector, sectors, flags) = (whole as u64, (whole >> 64) as u32, (whole >> 96) as u32);

@@ -18,7 +18,7 @@ use super::numbers::{BlkOp, ByteRange, Status};
 use crate::memory::{Parts, Writable};
 use crate::request::{Batch, Request, Stopped};
 
-/// Bytes of the header in front of each request.
+/// The number of bytes of the header in front of each request.
 pub(super) const HEADER: u64 = 16;
 
 /// A valid request. It is consumed by its completion; dropped unanswered it fails with an I/O
@@ -28,11 +28,11 @@ pub struct BlockRequest {
     /// `None` only while the request is being consumed.
     request: Option<Request>,
     task: Task,
-    /// Data bytes written to guest memory.
+    /// The number of data bytes written to guest memory.
     written: AtomicU64,
 }
 
-/// What a request asks for, its numbers found good.
+/// What a request asks for, after its numbers were found good.
 #[derive(Debug)]
 pub(super) struct Task {
     pub(super) op: BlkOp,
@@ -44,7 +44,7 @@ pub(super) struct Task {
 }
 
 impl BlockRequest {
-    /// `request` holds a header and room for data and status, as `task` says.
+    /// Makes a request of a chain that holds a header and room for data and status, as `task` says.
     #[inline]
     pub(super) fn new(request: Request, task: Task) -> Self {
         Self { request: Some(request), task, written: AtomicU64::new(0) }
@@ -78,21 +78,21 @@ impl BlockRequest {
         }
     }
 
-    /// What is asked for.
+    /// Returns what is asked for.
     #[inline]
     pub fn op(&self) -> BlkOp {
         self.task.op
     }
 
-    /// First byte on the disk; of the first range where there are several; 0 for a flush and for
-    /// the serial number.
+    /// Returns the first byte on the disk; of the first range where there are several; 0 for a
+    /// flush and for the serial number.
     #[inline]
     pub fn offset(&self) -> u64 {
         self.task.range.offset
     }
 
-    /// Bytes of data (read, write), of the first range (discard, write zeroes), of room for the
-    /// serial number (at most 20); 0 for a flush.
+    /// Returns the number of bytes of data (read, write), of the first range (discard, write
+    /// zeroes), of room for the serial number (at most 20); 0 for a flush.
     #[inline]
     pub fn length(&self) -> u64 {
         self.task.range.length
@@ -104,8 +104,8 @@ impl BlockRequest {
         self.task.unmap
     }
 
-    /// All ranges of a discard or write zeroes request, in the driver's order. None is empty; no
-    /// range at all is legal and asks for nothing.
+    /// Returns all ranges of a discard or write zeroes request, in the driver's order. None is
+    /// empty; no range at all is legal and asks for nothing.
     pub fn ranges(&self) -> &[ByteRange] {
         match (&self.task.several, self.task.op) {
             (Some(several), _) => several,
@@ -116,17 +116,17 @@ impl BlockRequest {
         }
     }
 
-    /// The vring that it came from.
+    /// Returns the vring that it came from.
     pub fn queue(&self) -> u16 {
         self.inner().queue()
     }
 
-    /// The index of its first descriptor: its name among those in flight.
+    /// Returns the index of its first descriptor: its name among those in flight.
     pub fn head(&self) -> u16 {
         self.inner().head()
     }
 
-    /// Whether its ring still runs.
+    /// Returns whether its ring still runs.
     pub fn is_live(&self) -> bool {
         self.inner().is_live()
     }
@@ -137,7 +137,7 @@ impl BlockRequest {
         self.inner().maps_grants()
     }
 
-    /// Whether the data is the device's to write: a read, or the serial number.
+    /// Returns whether the data is the device's to write: a read, or the serial number.
     #[inline]
     pub fn is_writable(&self) -> bool {
         matches!(self.task.op, BlkOp::Read | BlkOp::GetId)
@@ -267,9 +267,9 @@ impl BlockRequest {
         direct::write_through_own(data, (HEADER, len), fd, self.offset(), durable)
     }
 
-    /// The contiguous pieces of the data, neither header nor status among them: the device's to
-    /// write if [`is_writable`](Self::is_writable), to read if not. Who writes through them says
-    /// so with [`wrote`](Self::wrote).
+    /// Returns the contiguous pieces of the data, neither header nor status among them: the
+    /// device's to write if [`is_writable`](Self::is_writable), to read if not. Who writes through
+    /// them says so with [`wrote`](Self::wrote).
     pub fn parts(&self) -> Parts<'_> {
         match self.task.op {
             BlkOp::Read | BlkOp::GetId => self.inner().writable().parts(0, self.task.range.length),
@@ -280,8 +280,8 @@ impl BlockRequest {
         }
     }
 
-    /// Whether the kernel may have done no direct I/O because of where the data is, which goes
-    /// through aligned memory of our own then.
+    /// Returns whether the kernel may have done no direct I/O because of where the data is, which
+    /// goes through aligned memory of our own then.
     #[cold]
     fn is_refused(&self, error: &io::Error, direct: bool) -> bool {
         direct
@@ -291,7 +291,8 @@ impl BlockRequest {
             }
     }
 
-    /// Whether its data may be in foreign mappings of Xen, on which the kernel does no direct I/O.
+    /// Returns whether its data may be in foreign mappings of Xen, on which the kernel does no
+    /// direct I/O.
     pub(super) fn is_foreign(&self) -> bool {
         self.inner().is_foreign()
     }
@@ -332,7 +333,7 @@ impl Drop for BlockRequest {
     }
 }
 
-/// Whether a file is open for direct I/O, so that the kernel moves data straight.
+/// Returns whether a file is open for direct I/O, so that the kernel moves data straight.
 fn is_direct(fd: BorrowedFd<'_>) -> bool {
     rustix::fs::fcntl_getfl(fd).is_ok_and(|flags| flags.contains(OFlags::DIRECT))
 }

@@ -2,7 +2,7 @@
 
 use crate::sys::mmap::Protection;
 
-/// Who may write a buffer.
+/// The direction of a buffer: it says who may write it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     /// The driver wrote it, the device reads it.
@@ -12,7 +12,7 @@ pub enum Access {
 }
 
 impl Access {
-    /// What a mapping for it must allow.
+    /// Returns what a mapping for it must allow.
     pub(super) fn protection(self) -> Protection {
         match self {
             Self::DeviceReadable => Protection::Read,

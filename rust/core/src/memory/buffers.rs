@@ -20,8 +20,8 @@ pub struct Buffers {
     writable: Vec<GuestSlice>,
     readable_len: u64,
     writable_len: u64,
-    /// What of the chain is not mapped; made when there first is such a thing. It holds what is
-    /// mapped for the segments.
+    /// The part of the chain that is not mapped in advance, and what is mapped for it. It is made
+    /// when a chain first has such a part.
     demand: Option<Box<Demand>>,
 }
 
@@ -77,14 +77,14 @@ impl Buffers {
         demand.fail(Fault { at, len, access, reason: Unreachable::Outside });
     }
 
-    /// Gives back what is mapped for this chain alone; its segments are gone.
+    /// Unmaps what was mapped for this chain alone. Its segments are gone then.
     pub fn unpin(&mut self) {
         if self.demand.as_ref().is_some_and(|demand| !demand.is_empty()) {
             self.forget();
         }
     }
 
-    /// Whether some of it lies in mappings of granted pages, made for it or in advance.
+    /// Returns whether some of it lies in mappings of granted pages, made for it or in advance.
     #[inline]
     pub fn maps_grants(&self) -> bool {
         let granted = self.memory.as_ref().map_or(&[][..], |memory| memory.granted());
@@ -97,30 +97,30 @@ impl Buffers {
             })
     }
 
-    /// Whether some of it was lost: what has been copied out of it may be zeroes that the driver
-    /// did not write, and what was copied into it is nowhere.
+    /// Returns whether some of it was lost: what has been copied out of it may be zeroes that the
+    /// driver did not write, and what was copied into it is nowhere.
     pub fn is_lost(&self) -> bool {
         self.readable().is_lost() || self.writable().is_lost()
     }
 
-    /// Whether some of it has no place yet.
+    /// Returns whether some of it has no place yet.
     pub fn is_undone(&self) -> bool {
         self.demand().is_some_and(Demand::waits)
     }
 
-    /// Whether some of it has to be given a place, or cannot be.
+    /// Returns whether some of it has to be given a place, or cannot be.
     pub fn waits(&self) -> bool {
         self.demand().is_some_and(|demand| !demand.is_empty())
     }
 
-    /// What of it cannot be reached. Nothing of a chain with a fault is to be read, and what can
-    /// be written may lack its beginning.
+    /// Returns the buffer that cannot be reached, if there is one. Nothing of such a chain is to be
+    /// read, and what can be written may lack its beginning.
     #[inline]
     pub fn fault(&self) -> Option<Fault> {
         self.demand()?.fault()
     }
 
-    /// Whether some of it may be a foreign mapping.
+    /// Returns whether some of it may be a foreign mapping.
     pub fn is_foreign(&self) -> bool {
         self.memory.as_ref().is_some_and(|memory| memory.is_foreign())
     }
@@ -156,7 +156,7 @@ impl Buffers {
         self.fail_with(Fault { at, len, access: Access::DeviceReadable, reason });
     }
 
-    /// Says that some of it cannot be reached. What it has of places stays.
+    /// Notes that some of the chain cannot be reached. The segments that it has stay.
     pub(super) fn fail_with(&mut self, fault: Fault) {
         self.demand.get_or_insert_default().fail(fault);
     }
@@ -176,7 +176,7 @@ impl Buffers {
         }
     }
 
-    /// Lets go of the memory unless it is this.
+    /// Lets go of the table of memory unless it is `memory`.
     #[inline]
     pub fn hold_only(&mut self, memory: &Arc<Memory>) {
         if self.demand.is_some() {
@@ -197,20 +197,20 @@ impl Buffers {
         self.memory = None;
     }
 
-    /// Bytes, both directions together.
+    /// Returns the number of bytes, both directions together.
     #[inline]
     pub fn bytes(&self) -> u64 {
         // Each is less than 2^32 times the length of a chain.
         self.readable_len + self.writable_len
     }
 
-    /// What the driver wrote.
+    /// Returns what the driver wrote.
     #[inline]
     pub fn readable(&self) -> Readable<'_> {
         Readable::new(&self.readable, self.readable_len)
     }
 
-    /// What the device may write.
+    /// Returns what the device may write.
     #[inline]
     pub fn writable(&self) -> Writable<'_> {
         Writable::new(&self.writable, self.writable_len)

@@ -5,16 +5,16 @@ use std::fmt;
 use super::access::Access;
 use crate::address::GuestAddr;
 
-/// A buffer of a request that cannot be reached, so that the request fails.
+/// A buffer that cannot be reached, so that its request fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// First address.
+    /// The buffer's first guest address.
     pub at: GuestAddr,
-    /// Bytes.
+    /// The buffer's length in bytes.
     pub len: u64,
-    /// What it was wanted for.
+    /// Whether the device wanted to read or to write it.
     pub access: Access,
-    /// Why it cannot be had.
+    /// The reason why it cannot be reached.
     pub reason: Unreachable,
 }
 

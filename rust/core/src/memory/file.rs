@@ -46,7 +46,7 @@ impl Region {
 }
 
 impl Region {
-    /// The same region, mapped at other addresses. `None`: its memory is a domain's.
+    /// Maps the same region at other addresses. `None`: its memory is a domain's.
     ///
     /// # Errors
     /// As [`map`](Self::map).
@@ -61,7 +61,7 @@ impl Region {
         Ok(Some(Arc::new(Self::held([whole; 2], extent, Hold::File(again), Some(mapped)))))
     }
 
-    /// Where in the file that is mapped for this region a place lies, if it does.
+    /// Returns where in the file that is mapped for this region a place lies, if it does.
     pub fn offset_of(&self, place: GuestSlice) -> Option<usize> {
         let (_, hold, _) = self.parts();
         let Hold::File(mapping) = hold else { return None };

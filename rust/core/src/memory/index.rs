@@ -6,10 +6,11 @@
 //! bucket. Regions that are crowded into few buckets (one region far away from all others) are
 //! found by halving instead.
 
-/// Buckets of a table: 8 KiB of it, four times the regions that there can be.
+/// The number of buckets of a table. They take 8 KiB, and are four times as many as there can be
+/// regions.
 const BUCKETS: u64 = 4096;
 
-/// Regions looked at one by one before the search goes on by halving.
+/// So many regions are looked at one by one before the search goes on by halving.
 const NEAR: usize = 4;
 
 /// The first address of each region, and the buckets.
@@ -22,7 +23,8 @@ pub(super) struct Index {
 }
 
 impl Index {
-    /// `regions`: (first address, bytes), sorted, without overlap or wrap.
+    /// Makes the index of `regions`, a sorted list of (first address, bytes) without overlap or
+    /// wrap.
     pub(super) fn new(regions: impl ExactSizeIterator<Item = (u64, u64)>) -> Self {
         let mut end = 0;
         let starts: Box<[u64]> = regions
@@ -48,8 +50,8 @@ impl Index {
         Self { starts, first, shift, buckets }
     }
 
-    /// The number of the last region that starts at or before `at`: the only one that can hold
-    /// it. A number past the end if there is none.
+    /// Returns the number of the last region that starts at or before `at`: the only one that can
+    /// hold it. A number past the end if there is none.
     #[inline]
     pub(super) fn find(&self, at: u64) -> usize {
         let bucket = at.checked_sub(self.first).map(|offset| (offset >> self.shift) as usize);

@@ -21,17 +21,17 @@ const PROCESS_SHARE: u64 = 2;
 /// The bytes that all front-ends of this process have mapped.
 static OF_THE_PROCESS: AtomicU64 = AtomicU64::new(0);
 
-/// What memory a back-end takes.
+/// The memory that a back-end takes of its front-ends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MemoryOptions {
-    /// Whether a file counts as memory whatever its file system is: also those that may stop to
+    /// Whether a file counts as memory whatever its file system is. Some file systems may stop to
     /// answer, and then hang whoever touches the memory.
     pub any_file: bool,
-    /// Bytes that one front-end may have mapped; by default a quarter of the addresses that this
-    /// process has.
+    /// The number of bytes that one front-end may have mapped; by default a quarter of the
+    /// addresses that this process has.
     pub session_limit: Option<u64>,
-    /// Bytes that all front-ends of this process together may have mapped when one of this back-end
-    /// asks for more; by default half of the addresses.
+    /// The number of bytes that all front-ends of this process together may have mapped when one of
+    /// this back-end asks for more; by default half of the addresses.
     pub process_limit: Option<u64>,
 }
 
@@ -42,7 +42,7 @@ pub struct MemoryPolicy {
     mapped: Arc<AtomicU64>,
 }
 
-/// Bytes that count as mapped, until this is dropped.
+/// A number of bytes that count as mapped until this value is dropped.
 #[derive(Debug)]
 pub(super) struct MappedBytes {
     bytes: u64,
@@ -50,12 +50,12 @@ pub(super) struct MappedBytes {
 }
 
 impl MemoryPolicy {
-    /// A policy for one front-end, which has nothing mapped yet.
+    /// Returns a policy for one front-end, which has nothing mapped yet.
     pub fn new(options: MemoryOptions) -> Self {
         Self { options, mapped: Arc::default() }
     }
 
-    /// Whether files of all file systems are taken.
+    /// Returns whether files of all file systems are taken.
     pub(super) fn takes_any_file(&self) -> bool {
         self.options.any_file
     }
@@ -91,8 +91,8 @@ fn subtract(mapped: &AtomicU64, bytes: u64) {
     mapped.fetch_sub(bytes, Ordering::Relaxed);
 }
 
-/// How many bytes of addresses this process has: the kernel places stacks near their end, so the
-/// next power of two is it.
+/// Returns how many bytes of addresses this process has: the kernel places stacks near their end,
+/// so the next power of two is it.
 fn addresses() -> u64 {
     let here = 0_u8;
     ((&raw const here).addr() as u64).next_power_of_two()

@@ -16,18 +16,18 @@ use super::xen::on_demand::OnDemand;
 use crate::address::GuestAddr;
 use crate::xen::XEN_PAGE;
 
-/// Bytes of space that are kept when no read waits.
+/// The number of bytes of space that are kept while no read waits.
 const IDLE_BYTES: usize = 64 << 10;
 
 /// Reads of guest memory, each made once, into memory of ours. Those of mapped memory are made at
 /// once; those of memory that is granted on demand wait, to be made together by one call.
 #[derive(Debug, Default)]
 pub struct Reads {
-    /// First what waits, one read behind the other; then the read that is being made.
+    /// The reads that wait, one behind the other, and then the read that is being made.
     bytes: Vec<u8>,
     waiting: usize,
     pieces: Vec<Piece>,
-    /// Where bytes that could not be had begin, in order.
+    /// The places of bytes that could not be had, in order.
     lost: Vec<usize>,
 }
 
@@ -77,7 +77,7 @@ impl Reads {
         Ok(pieces.len() == before)
     }
 
-    /// Bytes that wait.
+    /// Returns the number of bytes that wait.
     pub fn waiting(&self) -> usize {
         self.waiting
     }
@@ -96,7 +96,7 @@ impl Reads {
         lost.sort_unstable();
     }
 
-    /// Bytes of a read that was made; `None` if no grant allowed it.
+    /// Returns the bytes of a read that was made; `None` if no grant allowed it.
     pub fn bytes(&self, range: Range<usize>) -> Option<&[u8]> {
         let first = self.lost.partition_point(|&start| start < range.start);
         let lost = self.lost.get(first).is_some_and(|&start| start < range.end);

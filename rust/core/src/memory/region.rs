@@ -15,14 +15,14 @@ use crate::sys::guard::Loss;
 use crate::sys::mmap::Mapping;
 use crate::xen::XEN_PAGE;
 
-/// Where a region is.
+/// The place of a region in the guest and in its front-end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
-    /// First guest-physical address.
+    /// The first guest-physical address.
     pub guest: GuestAddr,
-    /// First address in the front-end.
+    /// The first address in the front-end.
     pub user: UserAddr,
-    /// Bytes.
+    /// The number of bytes.
     pub size: u64,
 }
 
@@ -30,14 +30,15 @@ pub struct Extent {
 #[derive(Debug)]
 pub struct Region {
     extent: Extent,
-    /// All of the region, for reading and for writing; empty where that is not so simple.
+    /// The whole region as one slice, for reading and for writing. A slice is empty if the region
+    /// cannot be used so, or is not in one piece.
     readable: GuestSlice,
     writable: GuestSlice,
-    /// The domain, if the hypervisor was asked for it, and how.
+    /// The domain whose memory it is, and how that is mapped; `None` for a file of the front-end.
     xen: Option<(u16, XenKind)>,
-    /// Its memory is taken away from who still holds it.
+    /// Whether the memory has been taken away from whoever still holds the region.
     ended: AtomicBool,
-    /// What its front-end allows to map more.
+    /// The region of all other memory that its front-end allows to map, if it does.
     fallback: Option<Arc<Region>>,
     // Dropped in this order: the memory is unmapped before anybody is told.
     hold: Hold,
@@ -45,7 +46,7 @@ pub struct Region {
     gone: NotifyOnDrop,
 }
 
-/// What a region's memory is held by.
+/// The owner of a region's mapping.
 #[derive(Debug)]
 pub(super) enum Hold {
     /// A mapping of a file.
@@ -62,17 +63,17 @@ pub(super) enum Hold {
 /// How a domain's memory is mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum XenKind {
-    /// Its frames, all of them, by the numbers that guest addresses name.
+    /// All of its frames are mapped in advance, by the numbers that guest addresses name.
     Foreign,
-    /// Granted pages, all of them, by the references that guest addresses name.
+    /// All of the granted pages are mapped in advance, by the references that guest addresses name.
     Grant,
-    /// Granted pages, each when it is needed.
+    /// Each granted page is mapped when it is needed.
     GrantOnDemand,
-    /// Frames, each when it is needed.
+    /// Each frame is mapped when it is needed.
     ForeignOnDemand,
 }
 
-/// What a part of a region is to who wants to use it.
+/// The way in which a part of a region can be used for one access.
 #[derive(Debug)]
 pub(super) enum Backing<'a> {
     /// It is mapped, at least its first bytes.
@@ -114,28 +115,28 @@ impl Region {
         region.fallback = Some(fallback);
     }
 
-    /// Where it is.
+    /// Returns where the region is.
     pub fn extent(&self) -> Extent {
         self.extent
     }
 
-    /// First guest-physical address.
+    /// Returns the first guest-physical address.
     pub fn guest(&self) -> GuestAddr {
         self.extent.guest
     }
 
-    /// First address in the front-end.
+    /// Returns the first address in the front-end.
     pub fn user(&self) -> UserAddr {
         self.extent.user
     }
 
-    /// Bytes.
+    /// Returns the number of bytes.
     pub fn size(&self) -> u64 {
         self.extent.size
     }
 
-    /// The bytes from `offset` on, as many of `len` as are in one piece, for reading; `None` past
-    /// the end, and where nothing is mapped.
+    /// Returns the bytes from `offset` on, as many of `len` as are in one piece, for reading;
+    /// `None` past the end, and where nothing is mapped.
     pub fn segment(&self, offset: u64, len: u64) -> Option<GuestSlice> {
         let left = self.extent.size.checked_sub(offset).filter(|&left| left > 0)?;
         match self.backing(offset, len.min(left), Access::DeviceReadable) {
@@ -144,7 +145,7 @@ impl Region {
         }
     }
 
-    /// `len` bytes from `offset` on, if they are in one mapped piece and not none.
+    /// Returns `len` bytes from `offset` on, if they are in one mapped piece and not none.
     #[inline]
     pub(super) fn mapped(&self, offset: u64, len: u64, access: Access) -> Option<GuestSlice> {
         let whole = self.whole(access);
@@ -161,7 +162,7 @@ impl Region {
         }
     }
 
-    /// What `len` bytes from `offset` on, all inside, are to who wants to use them so.
+    /// Returns how `len` bytes from `offset` on, all of them inside, can be used for this access.
     #[inline]
     pub(super) fn backing(&self, offset: u64, len: u64, access: Access) -> Backing<'_> {
         let whole = self.whole(access);
@@ -194,22 +195,22 @@ impl Region {
         }
     }
 
-    /// Whether the hypervisor is asked for this memory.
+    /// Returns whether the hypervisor is asked for this memory.
     pub(super) fn is_xen(&self) -> bool {
         self.xen.is_some()
     }
 
-    /// The region of all other memory that its front-end allows to map.
+    /// Returns the region of all other memory that its front-end allows to map.
     pub(super) fn fallback(&self) -> Option<&Arc<Self>> {
         self.fallback.as_ref()
     }
 
-    /// Whether both are memory of one domain that is reached in one way.
+    /// Returns whether both are memory of one domain that is reached in one way.
     pub(super) fn is_like(&self, other: &Self) -> bool {
         self.xen == other.xen
     }
 
-    /// Whether all of its memory is the other's too, however that is reached.
+    /// Returns whether all of its memory is the other's too, however that is reached.
     pub(super) fn is_within(&self, other: &Self) -> bool {
         let domain = |region: &Self| region.xen.map(|(domid, _)| domid);
         let offset = self.extent.guest.0.checked_sub(other.extent.guest.0);
@@ -219,7 +220,7 @@ impl Region {
             && (self.fallback.is_none() || other.fallback.is_some())
     }
 
-    /// The guest's address of a place in what is mapped for all of its life.
+    /// Returns the guest's address of a place in what is mapped for all of its life.
     pub(super) fn address_of(&self, place: GuestSlice) -> Option<GuestAddr> {
         let offset = |base: *mut u8, len: usize| {
             place.base().addr().checked_sub(base.addr()).filter(|&offset| offset < len)
@@ -240,12 +241,12 @@ impl Region {
         self.extent.guest.checked_add(offset)
     }
 
-    /// Whether its pages are a domain's frames.
+    /// Returns whether its pages are a domain's frames.
     pub(super) fn is_foreign(&self) -> bool {
         matches!(self.hold, Hold::Frames(_) | Hold::OnDemand(OnDemand::Frames(_)))
     }
 
-    /// How its pages are mapped, if not in advance.
+    /// Returns how its pages are mapped, if not in advance.
     pub(super) fn on_demand(&self) -> Option<&OnDemand> {
         match &self.hold {
             Hold::OnDemand(how) => Some(how),
@@ -253,7 +254,7 @@ impl Region {
         }
     }
 
-    /// Where granted pages are mapped for all of its life.
+    /// Returns where granted pages are mapped for all of its life.
     pub(super) fn granted_areas(&self) -> impl Iterator<Item = GuestSlice> + '_ {
         let maps = match &self.hold {
             Hold::Grants { maps, .. } => &maps[..],
@@ -262,14 +263,14 @@ impl Region {
         maps.iter().map(|map| GuestSlice::new(map.base(), map.len()))
     }
 
-    /// Whether the front-end has told no address of its own for it: it has not mapped what it
-    /// tells the back-end not to map in advance.
+    /// Returns whether the front-end has told no address of its own for it: it has not mapped what
+    /// it tells the back-end not to map in advance.
     pub(super) fn has_no_user_address(&self) -> bool {
         self.extent.user.0 == 0 && self.on_demand().is_some()
     }
 
-    /// The first half of taking the memory away from those who still hold the region: from now on
-    /// nothing of it is mapped or copied any more, and who asks is told so.
+    /// Does the first half of taking the memory away from whoever still holds the region: from now
+    /// on nothing of it is mapped or copied any more, and whoever asks is told so.
     pub fn end(&self) {
         self.ended.store(true, Ordering::SeqCst);
         match &self.hold {
@@ -280,14 +281,14 @@ impl Region {
         self.fallback.iter().for_each(|fallback| fallback.end());
     }
 
-    /// Whether its memory was, or is about to be, taken away.
+    /// Returns whether its memory was, or is about to be, taken away.
     pub(super) fn has_ended(&self) -> bool {
         self.ended.load(Ordering::SeqCst)
     }
 
-    /// The second half: private memory takes the place of what is still mapped. It shows what the
-    /// file holds, or what is `needed` of a domain's memory: a write to a disk that is still under
-    /// way must not become a write of zeroes.
+    /// Does the second half: private memory takes the place of what is still mapped. It shows what
+    /// the file holds, or what is `needed` of a domain's memory: a write to a disk that is still
+    /// under way must not become a write of zeroes.
     pub fn detach(&self, needed: &[GuestSlice]) {
         let places: Vec<_> = needed.iter().map(|place| (place.base(), place.len())).collect();
         match &self.hold {
@@ -313,7 +314,7 @@ impl Region {
         }
     }
 
-    /// A token that outlives the region.
+    /// Returns a token that outlives the region, and tells when it has been unmapped.
     pub fn unmap_notifier(&self) -> UnmapNotifier {
         self.gone.notifier()
     }

@@ -8,31 +8,31 @@ use crate::xen::{GrantRef, XEN_PAGE, XenDevice};
 /// Why a region cannot be mapped.
 #[derive(Debug)]
 pub enum RegionError {
-    /// Not a regular file, but this: nothing that could be memory.
+    /// The descriptor is not a regular file, but this, which cannot be memory.
     NotAFile(String),
     /// The file ends before the region does.
     FileTooShort {
-        /// Bytes of the file.
+        /// The number of bytes that the file has.
         file: u64,
-        /// Bytes that offset and size ask for.
+        /// The number of bytes that offset and size ask for.
         needed: u128,
     },
     /// The region is larger than any of its kind that is taken.
     TooLarge {
-        /// Bytes of the region.
+        /// The number of bytes of the region.
         size: u64,
-        /// Bytes of the largest.
+        /// The number of bytes of the largest.
         most: u64,
     },
     /// With the region more would be mapped than is allowed.
     TooMuch {
-        /// Bytes of the region, in whole pages.
+        /// The number of bytes of the region, in whole pages.
         bytes: u64,
-        /// Bytes that are mapped already.
+        /// The number of bytes that are mapped already.
         mapped: u64,
-        /// Bytes that may be.
+        /// The number of bytes that may be mapped.
         most: u64,
-        /// Who has them.
+        /// The one that the limit is for.
         whose: Whose,
     },
     /// The file lies on this file system, which may stop to answer.
@@ -50,16 +50,16 @@ pub enum RegionError {
     Grants(GrantRef, usize, std::io::Error),
     /// Granted pages are mapped as pages of 4 KiB, and this host's have so many bytes.
     HostPages(usize),
-    /// The system refused.
+    /// The system refused to do this.
     System(&'static str, std::io::Error),
 }
 
 /// Who has more mapped than is allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Whose {
-    /// One front-end.
+    /// One front-end has.
     Session,
-    /// All front-ends of the process.
+    /// All front-ends of the process together have.
     Process,
 }
 
@@ -114,12 +114,12 @@ impl fmt::Display for RegionError {
                     "grants need a host with pages of {XEN_PAGE} bytes, and here they have {bytes}"
                 )
             }
-            Self::System(what, error) => write!(f, "cannot {what}: {error}"),
+            Self::System(what, error) => write!(f, "this process cannot {what}: {error}"),
         }
     }
 }
 
-/// What the error means that the kernel has for so many grants from the first on.
+/// Writes what the kernel's error means that came for `pages` grants from `first` on.
 fn not_granted(
     f: &mut fmt::Formatter<'_>,
     first: GrantRef,

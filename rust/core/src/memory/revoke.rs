@@ -11,19 +11,19 @@ use super::table::Memory;
 use crate::address::GuestAddr;
 
 impl Memory {
-    /// Whether some of it was, or is about to be, taken away.
+    /// Returns whether some of it was, or is about to be, taken away.
     pub fn has_ended(&self) -> bool {
         self.regions().iter().any(|region| region.has_ended())
     }
 
-    /// Regions of domains whose memory is not in a region of `other`.
+    /// Returns the regions of domains whose memory is not in a region of `other`.
     pub fn domains_regions_outside(&self, other: &Self) -> Vec<Arc<Region>> {
         let inside = |region: &Arc<Region>| other.regions().iter().any(|r| region.is_within(r));
         let regions = self.regions().iter().filter(|region| region.is_xen());
         regions.filter(|region| !inside(region)).map(Arc::clone).collect()
     }
 
-    /// The guest's address of a place in memory that has ended.
+    /// Returns the guest's address of a place in memory that has ended.
     fn ended_at(&self, place: GuestSlice) -> Option<GuestAddr> {
         let mut ended = self.regions().iter().filter(|region| region.has_ended());
         ended.find_map(|region| region.address_of(place))
@@ -31,7 +31,7 @@ impl Memory {
 }
 
 impl Buffers {
-    /// Whether it lies in this table of memory.
+    /// Returns whether it lies in this table of memory.
     pub fn is_in(&self, memory: &Arc<Memory>) -> bool {
         self.memory().is_some_and(|held| Arc::ptr_eq(held, memory))
     }

@@ -24,24 +24,24 @@ unsafe impl Send for GuestSlice {}
 unsafe impl Sync for GuestSlice {}
 
 impl GuestSlice {
-    /// No byte anywhere.
+    /// A slice without a byte.
     pub(super) const EMPTY: Self = Self { base: ptr::null_mut(), len: 0 };
 
     pub(super) fn new(base: *mut u8, len: usize) -> Self {
         Self { base, len }
     }
 
-    /// The first byte.
+    /// Returns the address of the first byte.
     pub fn base(&self) -> *mut u8 {
         self.base
     }
 
-    /// Bytes.
+    /// Returns the number of bytes.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether it has no byte.
+    /// Returns whether it has no byte.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }

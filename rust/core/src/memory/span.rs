@@ -37,12 +37,12 @@ struct Span<'a> {
 }
 
 impl<'a> Readable<'a> {
-    /// Bytes.
+    /// Returns the number of bytes.
     pub fn len(&self) -> u64 {
         self.0.len
     }
 
-    /// Whether there is no byte.
+    /// Returns whether there is no byte.
     pub fn is_empty(&self) -> bool {
         self.0.len == 0
     }
@@ -76,25 +76,25 @@ impl<'a> Readable<'a> {
         transfer(self.parts(offset, len), at, |v, at| unsafe { pwritev(fd, v, at, durable) })
     }
 
-    /// Whether some of it was lost: what has been copied out of it may be zeroes that the driver
-    /// did not write, and what was copied into it is nowhere.
+    /// Returns whether some of it was lost: what has been copied out of it may be zeroes that the
+    /// driver did not write, and what was copied into it is nowhere.
     pub fn is_lost(&self) -> bool {
         self.0.is_lost()
     }
 
-    /// The contiguous pieces of `len` bytes from `offset` on.
+    /// Returns the contiguous pieces of `len` bytes from `offset` on.
     pub fn parts(&self, offset: u64, len: u64) -> Parts<'a> {
         self.0.parts(offset, len)
     }
 }
 
 impl<'a> Writable<'a> {
-    /// Bytes.
+    /// Returns the number of bytes.
     pub fn len(&self) -> u64 {
         self.0.len
     }
 
-    /// Whether there is no byte.
+    /// Returns whether there is no byte.
     pub fn is_empty(&self) -> bool {
         self.0.len == 0
     }
@@ -130,13 +130,13 @@ impl<'a> Writable<'a> {
         transfer(self.parts(offset, len), at, |v, at| unsafe { preadv(fd, v, at) })
     }
 
-    /// Whether some of it was lost: what has been copied out of it may be zeroes that the driver
-    /// did not write, and what was copied into it is nowhere.
+    /// Returns whether some of it was lost: what has been copied out of it may be zeroes that the
+    /// driver did not write, and what was copied into it is nowhere.
     pub fn is_lost(&self) -> bool {
         self.0.is_lost()
     }
 
-    /// The contiguous pieces of `len` bytes from `offset` on.
+    /// Returns the contiguous pieces of `len` bytes from `offset` on.
     pub fn parts(&self, offset: u64, len: u64) -> Parts<'a> {
         self.0.parts(offset, len)
     }

@@ -34,9 +34,9 @@ pub struct Memory {
 /// A range that no region, or no run of adjacent regions, covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutOfMemory {
-    /// First address of the range.
+    /// The first address of the range.
     pub at: GuestAddr,
-    /// Bytes.
+    /// The number of bytes of the range.
     pub len: u64,
 }
 
@@ -55,7 +55,7 @@ pub enum TableError {
 }
 
 impl Memory {
-    /// A table of these regions.
+    /// Returns a table of these regions.
     pub fn new(mut regions: Vec<Arc<Region>>) -> Result<Self, TableError> {
         regions.sort_unstable_by_key(|r| r.guest());
         if let Some((a, b)) = overlap(&regions, |r| r.guest().0) {
@@ -76,20 +76,20 @@ impl Memory {
         Ok(Self { regions, index, by_user, user_index, fallback, granted, by_guest })
     }
 
-    /// The region for every address that no other has.
+    /// Returns the region for every address that no other has.
     pub fn fallback(&self) -> Option<&Arc<Region>> {
         self.fallback.as_ref()
     }
 
-    /// Whether chains can have buffers that are not mapped yet: some of it is a domain's, and the
-    /// hypervisor is asked for it.
+    /// Returns whether chains can have buffers that are not mapped yet: some of it is a domain's,
+    /// and the hypervisor is asked for it.
     #[inline]
     pub fn needs_resolving(&self) -> bool {
         self.by_guest || self.fallback.is_some()
     }
 
-    /// Whether some of it is, or is to be, foreign mappings, which have no pages that the kernel
-    /// could do direct I/O on.
+    /// Returns whether some of it is, or is to be, foreign mappings, which have no pages that the
+    /// kernel could do direct I/O on.
     pub fn is_foreign(&self) -> bool {
         self.regions.iter().chain(&self.fallback).any(|region| region.is_foreign())
     }
@@ -115,7 +115,7 @@ impl Memory {
         Ok((Self::new(regions)?, removed))
     }
 
-    /// The regions, by guest address.
+    /// Returns the regions, by guest address.
     pub fn regions(&self) -> &[Arc<Region>] {
         &self.regions
     }
@@ -185,7 +185,7 @@ impl Memory {
         Ok(())
     }
 
-    /// What lies at an address that no region has, up to the next region.
+    /// Returns what lies at an address that no region has, up to the next region.
     #[cold]
     fn fallback_at(&self, at: u64) -> Option<Place<'_>> {
         let fallback = self.fallback.as_ref()?;
@@ -228,7 +228,7 @@ impl Memory {
         }
     }
 
-    /// The guest's address of a byte that the front-end has at `at`.
+    /// Returns the guest's address of a byte that the front-end has at `at`.
     fn guest_of(&self, at: UserAddr) -> Option<GuestAddr> {
         let region = self.by_user.get(self.user_index.find(at.0))?;
         let offset = at.0.checked_sub(region.user().0).filter(|&offset| offset < region.size())?;
@@ -239,7 +239,7 @@ impl Memory {
         self.regions.get(self.index.find(at.0))
     }
 
-    /// Where granted pages are mapped in advance.
+    /// Returns where granted pages are mapped in advance.
     #[inline]
     pub(super) fn granted(&self) -> &[GuestSlice] {
         &self.granted
@@ -261,7 +261,7 @@ fn overlap(sorted: &[Arc<Region>], start: impl Fn(&Region) -> u64) -> Option<(&R
     pairs.into_iter().find(|(a, b)| start(b) - start(a) < a.size())
 }
 
-/// The one region that these bring for all other addresses.
+/// Returns the one region that these bring for all other addresses.
 fn the_fallback(regions: &[Arc<Region>]) -> Result<Option<Arc<Region>>, TableError> {
     let mut bringing = regions.iter().filter_map(|region| Some((region, region.fallback()?)));
     let Some((first, fallback)) = bringing.next() else { return Ok(None) };

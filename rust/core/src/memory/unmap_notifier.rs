@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Debug, Default)]
 pub struct UnmapNotifier(Arc<(Mutex<bool>, Condvar)>);
 
-/// Has the waiting told when it is dropped.
+/// Tells the [notifier](UnmapNotifier) when this value is dropped.
 #[derive(Debug, Default)]
 pub(super) struct NotifyOnDrop(UnmapNotifier);
 

@@ -33,8 +33,8 @@ enum Holder {
 }
 
 impl Window {
-    /// A piece of `region`; `None` if it is not all of `len` bytes, or not aligned to `align`
-    /// where it is mapped here.
+    /// Returns a piece of `region`; `None` if it is not all of `len` bytes, or not aligned to
+    /// `align` where it is mapped here.
     pub(super) fn mapped(
         region: &Arc<Region>,
         place: GuestSlice,
@@ -74,7 +74,7 @@ impl Window {
         Self::new(place, len, align, Holder::Frames(area))
     }
 
-    /// `len` zeroes of this process's own, aligned to a page.
+    /// Returns `len` zeroes of this process's own, aligned to a page.
     pub(crate) fn private(len: usize) -> io::Result<Self> {
         let area = Mapping::private(len)?;
         Ok(Self { place: GuestSlice::new(area.base(), len), _holder: Holder::Private(area) })

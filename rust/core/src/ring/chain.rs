@@ -11,7 +11,7 @@ pub(super) const DESC_NEXT: u16 = 1;
 pub(super) const DESC_WRITE: u16 = 2;
 pub(super) const DESC_INDIRECT: u16 = 4;
 
-/// One descriptor, copied.
+/// A copy of one descriptor.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Descriptor {
     pub(super) at: GuestAddr,
@@ -39,7 +39,7 @@ impl Descriptor {
     }
 }
 
-/// What must be remembered along one chain.
+/// What the walk of one chain has to remember.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Chain {
     pub(super) head: u16,
@@ -82,7 +82,7 @@ impl Chain {
         Ok(())
     }
 
-    /// The bytes of the table that `outer` describes.
+    /// Returns the number of bytes of the table that `outer` describes.
     pub(super) fn table_len(&self, outer: Descriptor) -> Result<usize, RingError> {
         let (head, len) = (self.head, outer.len);
         let (bytes, count) = (len as usize, len / DESC_LEN as u32);

@@ -13,15 +13,16 @@ use super::chain::{Chain, Descriptor};
 use crate::address::GuestAddr;
 use crate::memory::{Buffers, Memory, Reads, Unreachable};
 
-/// Bytes of the tables of one batch, but for those of its last chain. Those of 64 requests of the
-/// longest honest chains (Windows: 515 descriptors) come to twice that, those of others to less.
+/// The most bytes of the tables of one batch, not counting those of its last chain. Those of 64
+/// requests of the longest honest chains (Windows: 515 descriptors) come to twice that, those of
+/// others to less.
 const BATCH_BYTES: usize = 256 << 10;
 
 /// The tables of a batch.
 #[derive(Debug, Default)]
 pub(super) struct Tables {
     reads: Reads,
-    /// In the order in which they were popped.
+    /// The chains that wait, in the order in which they were popped.
     waiting: Vec<Waiting>,
 }
 
@@ -56,12 +57,13 @@ impl Tables {
         Ok(table)
     }
 
-    /// Whether no more tables should wait.
+    /// Returns whether no more tables should wait.
     pub(super) fn is_full(&self) -> bool {
         self.reads.waiting() >= BATCH_BYTES
     }
 
-    /// As [`SplitRing::finish`](super::SplitRing::finish_walks).
+    /// Reads all tables that wait, and walks them: see
+    /// [`SplitRing::finish_walks`](super::SplitRing::finish_walks).
     pub(super) fn walk<'a>(
         &mut self,
         popped: impl Iterator<Item = (u16, &'a mut Buffers)>,

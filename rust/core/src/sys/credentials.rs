@@ -4,9 +4,9 @@
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// The process at the other end, as it was when the sockets were connected. `None` if the system
-/// does not say: no Unix socket, or a peer from a PID namespace that is not visible here (the
-/// kernel then reports 0).
+/// Returns the process at the other end, as it was when the sockets were connected. `None` if the
+/// system does not say: no Unix socket, or a peer from a PID namespace that is not visible here
+/// (the kernel then reports 0).
 pub fn peer_pid(socket: BorrowedFd<'_>) -> Option<u32> {
     let mut credentials = MaybeUninit::<libc::ucred>::uninit();
     let mut len = size_of::<libc::ucred>() as libc::socklen_t;

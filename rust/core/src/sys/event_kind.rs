@@ -16,8 +16,8 @@ pub enum EventKind {
 }
 
 impl EventKind {
-    /// What `fd` is. Its file is not asked: the file system that it is in may not answer, be it
-    /// asked for its size or whether it is readable.
+    /// Returns what `fd` is. Its file is not asked: the file system that it is in may not answer,
+    /// be it asked for its size or whether it is readable.
     ///
     /// # Errors
     /// Its name, if it is none of these.

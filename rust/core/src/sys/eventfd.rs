@@ -13,7 +13,7 @@ use rustix::fs::{Mode, OFlags};
 pub struct EventFd(OwnedFd);
 
 impl EventFd {
-    /// A non-blocking eventfd with counter 0.
+    /// Returns a non-blocking eventfd with counter 0.
     pub fn new() -> io::Result<Self> {
         let fd = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         Ok(Self(fd))
@@ -168,7 +168,7 @@ pub fn signal(fd: BorrowedFd<'_>) {
     let _ = rustix::io::retry_on_intr(|| rustix::io::write(fd, &1_u64.to_ne_bytes()));
 }
 
-/// Whether a write would not wait.
+/// Returns whether a write would not wait.
 fn is_writable(fd: BorrowedFd<'_>) -> bool {
     let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::OUT)];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };

@@ -4,7 +4,8 @@ use std::os::fd::BorrowedFd;
 
 use rustix::fs::{FileType, fstat, major, minor};
 
-/// `a regular file`, `a character device (10:58)`: kind and article, and of a device its numbers.
+/// Names the kind of an open file with its article, and the numbers of a device: `a regular file`,
+/// `a character device (10:58)`.
 pub fn fd_kind(fd: BorrowedFd<'_>) -> String {
     let Ok(stat) = fstat(fd) else { return "no open file".to_owned() };
     let device =

@@ -53,9 +53,10 @@ const REMOTE_TYPES: [&str; 22] = [
     "vmhgfs",
 ];
 
-/// The name of the file system that a file lies on, if that may stop to answer; `None` for those of
-/// this host alone. Memory files and those of tmpfs and hugetlbfs are known without asking, and so
-/// are all that are mounted where this process sees it. Others are asked, for a limited time.
+/// Returns the name of the file system that a file lies on, if that may stop to answer; `None` for
+/// those of this host alone. Memory files and those of tmpfs and hugetlbfs are known without
+/// asking, and so are all that are mounted where this process sees it. Others are asked, for a
+/// limited time.
 ///
 /// # Errors
 /// The file system does not say what it is.
@@ -70,7 +71,7 @@ pub fn remote_file_system(file: BorrowedFd<'_>) -> io::Result<Option<String>> {
     }
 }
 
-/// The type of the file system as it is mounted, if this process sees that.
+/// Returns the type of the file system as it is mounted, if this process sees that.
 fn mounted_type(file: BorrowedFd<'_>) -> Option<String> {
     let known = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
     let stat = statx(file, c"", known, StatxFlags::empty()).ok()?;
@@ -78,7 +79,7 @@ fn mounted_type(file: BorrowedFd<'_>) -> Option<String> {
     type_of(&fs::read_to_string("/proc/self/mountinfo").ok()?, &device)
 }
 
-/// The type of a device in the text of proc_pid_mountinfo(5).
+/// Returns the type of a device in the text of proc_pid_mountinfo(5).
 fn type_of(mounts: &str, device: &str) -> Option<String> {
     let here = mounts.lines().find(|line| line.split(' ').nth(2) == Some(device))?;
     Some(here.split_once(" - ")?.1.split(' ').next()?.to_owned())

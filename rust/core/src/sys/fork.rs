@@ -9,8 +9,8 @@ use super::guard;
 
 static FORKS: AtomicU32 = AtomicU32::new(0);
 
-/// How many forks lie between this process and the first that shared memory was mapped in. What
-/// was made at another number belongs to an ancestor.
+/// Returns how many forks lie between this process and the first that shared memory was mapped in.
+/// What was made at another number belongs to an ancestor.
 #[inline]
 pub fn generation() -> u32 {
     FORKS.load(Ordering::Relaxed)
@@ -33,7 +33,7 @@ unsafe extern "C" {
     ) -> libc::c_int;
 }
 
-/// System calls and atomics only.
+/// Runs in a forked child. It makes system calls and uses atomics, nothing else.
 unsafe extern "C" fn in_child() {
     FORKS.fetch_add(1, Ordering::Relaxed);
     guard::replace_all_in_child();

@@ -25,13 +25,14 @@ pub(super) use super::guard_table::Owner;
 use super::guard_table::{CLAIMED, FREE, Found, Slot, Table};
 use super::loss_flag::LossFlag;
 
-/// Mappings noted at the same time: more than Linux lets a process have (`vm.max_map_count` is
-/// 65530 unless somebody raised it). Pages of the table that are not used take no memory.
+/// The most mappings noted at the same time: more than Linux lets a process have
+/// (`vm.max_map_count` is 65530 unless somebody raised it). Pages of the table that are not used
+/// take no memory.
 const SLOTS: usize = 1 << 16;
 
 static TABLE: Table<SLOTS> = Table::new();
 
-/// The process that mapped what is noted without more words: changes in a forked child.
+/// The process that has the mappings which are noted. It changes in a forked child.
 static PROCESS: AtomicU32 = AtomicU32::new(0);
 
 /// Says that memory of a guest was lost, to whoever asks and to whoever waits.
@@ -50,13 +51,13 @@ pub(super) struct Guard {
 }
 
 impl Loss {
-    /// A loss that has not happened; `wake` will be signalled when it does.
+    /// Returns a loss that has not happened; `wake` will be signalled when it does.
     pub fn new(wake: Arc<EventFd>) -> Arc<Self> {
         Arc::new(Self { flag: LossFlag(AtomicBool::new(false)), wake })
     }
 
-    /// Whether memory was lost. A thread that has read zeroes in place of what was lost gets
-    /// `true`.
+    /// Returns whether memory was lost. A thread that has read zeroes in place of what was lost
+    /// gets `true`.
     #[inline]
     pub fn has_happened(&self) -> bool {
         self.flag.is_set()
@@ -80,19 +81,23 @@ impl Guard {
     /// # Errors
     /// The table is full.
     pub(super) fn new(start: usize, len: usize, owner: Owner) -> io::Result<Self> {
-        let full = || io::Error::other(format!("the process has {SLOTS} shared mappings"));
+        let full = || {
+            io::Error::other(format!(
+                "this process has {SLOTS} shared mappings, and no more are taken"
+            ))
+        };
         let (number, slot) = TABLE.note(start, len, owner, process::id()).ok_or_else(full)?;
         Ok(Self { number, slot, loss: OnceLock::new() })
     }
 
-    /// Has the loss of this mapping told; the first call counts.
+    /// Has `loss` told when this mapping is lost; the first call counts.
     pub(super) fn watch(&self, loss: &Arc<Loss>) {
         let loss = self.loss.get_or_init(|| Arc::clone(loss));
         self.slot.loss.store(Arc::as_ptr(loss).cast_mut().cast(), Ordering::Release);
     }
 
-    /// Whether the range belongs to this process: not so in a forked child whose part in it could
-    /// not be replaced. Somebody else may be there by now.
+    /// Returns whether the range belongs to this process: not so in a forked child whose part in it
+    /// could not be replaced. Somebody else may be there by now.
     pub(super) fn is_ours(&self) -> bool {
         self.slot.process.load(Ordering::Relaxed) == process::id()
     }
@@ -104,7 +109,8 @@ impl Drop for Guard {
     }
 }
 
-/// A system call found memory at `address` gone. The handler hears nothing of such faults.
+/// Says that a system call found the memory at `address` gone. The handler hears nothing of such
+/// faults.
 ///
 /// # Safety
 /// What is mapped there must stay mapped during the call.
@@ -118,8 +124,8 @@ pub unsafe fn report_fault(address: *const u8) {
     }
 }
 
-/// Whether memory was lost that was told together with the mapping at `address`: what has been
-/// read there may be zeroes that nobody wrote.
+/// Returns whether memory was lost that was told together with the mapping at `address`: what has
+/// been read there may be zeroes that nobody wrote.
 ///
 /// # Safety
 /// What is mapped there must stay mapped during the call.
@@ -163,7 +169,7 @@ pub(super) fn replace_all_in_child() {
     }
 }
 
-/// The mapping of this process that an address lies in.
+/// Returns the mapping of this process that an address lies in.
 fn find(address: usize) -> Option<Found> {
     TABLE.find(address, process::id())
 }

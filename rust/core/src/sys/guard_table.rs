@@ -18,11 +18,11 @@ pub(super) const CLAIMED: usize = 1;
 /// Whose memory is mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Owner {
-    /// A file's.
+    /// A file's memory.
     File,
-    /// Another domain's, lent by the hypervisor. Linux's drivers keep an account of such an area
-    /// as a whole and have not always counted parts of it right: it is replaced whole or not at
-    /// all. And a system call that cannot reach it says nothing of a loss: the kernel refuses
+    /// Another domain's memory, lent by the hypervisor. Linux's drivers keep an account of such an
+    /// area as a whole and have not always counted parts of it right: it is replaced whole or not
+    /// at all. And a system call that cannot reach it says nothing of a loss: the kernel refuses
     /// direct I/O on it, with EFAULT.
     Domain,
 }
@@ -30,10 +30,10 @@ pub(super) enum Owner {
 /// A table of mappings.
 pub(super) struct Table<const N: usize> {
     pub(super) slots: [Slot; N],
-    /// Slots from here on were never used.
+    /// The number of the first slot that was never used; nor was any behind it.
     pub(super) used: AtomicUsize,
-    /// Where to look for a free slot first: those before it are in use, but for some that were
-    /// freed while others were filled in.
+    /// The number of the slot to look at first for a free one. Those before it are in use, but for
+    /// some that were freed while others were filled in.
     pub(super) hint: AtomicUsize,
 }
 

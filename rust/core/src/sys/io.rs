@@ -4,8 +4,8 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// Vectors passed in one system call. The kernel takes 1024; 64 keep the array on the stack, and
-/// a longer list goes in several calls.
+/// The most vectors passed in one system call. The kernel takes 1024; 64 keep the array on the
+/// stack, and a longer list goes in several calls.
 pub const VECTORS: usize = 64;
 
 /// Reads from `fd` at `offset` into `vectors`; returns the bytes read, 0 at the end of the file.
@@ -27,7 +27,7 @@ pub unsafe fn preadv(
 /// stable storage when the call returns (RWF_DSYNC).
 ///
 /// # Safety
-/// As for [`preadv`].
+/// The same as for [`preadv`].
 pub unsafe fn pwritev(
     fd: BorrowedFd<'_>,
     vectors: &[libc::iovec],

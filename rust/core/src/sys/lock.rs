@@ -7,9 +7,9 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 /// Who else may hold a lock on the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hold {
-    /// Nobody.
+    /// Nobody else may.
     Alone,
-    /// Others that share.
+    /// Others that share may.
     Shared,
 }
 

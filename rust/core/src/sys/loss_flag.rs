@@ -2,17 +2,18 @@
 
 use super::atomics::{AtomicBool, Ordering, fence};
 
-/// Set before the memory is replaced, and looked at after it was read.
+/// A flag that is set before the memory is replaced, and looked at after the memory was read.
 #[derive(Debug)]
 pub(super) struct LossFlag(pub(super) AtomicBool);
 
 impl LossFlag {
-    /// The memory is about to be replaced.
+    /// Says that the memory is about to be replaced.
     pub(super) fn set(&self) {
         self.0.store(true, Ordering::SeqCst);
     }
 
-    /// Whether it was, or is about to be. Whoever has read zeroes that were put there gets `true`.
+    /// Returns whether it was, or is about to be. Whoever has read zeroes that were put there gets
+    /// `true`.
     #[inline]
     pub(super) fn is_set(&self) -> bool {
         // What was read before must have been read before the flag is: else a processor that

@@ -14,12 +14,12 @@ use super::guard::{Guard, Loss, Owner};
 use super::snapshot;
 pub use super::snapshot::Place;
 
-/// What a mapping may be used for.
+/// The accesses that a mapping allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protection {
-    /// Reading only.
+    /// It may be read only.
     Read,
-    /// Reading and writing.
+    /// It may be read and written.
     ReadWrite,
 }
 
@@ -38,7 +38,7 @@ impl Protection {
 pub struct Mapping {
     base: *mut c_void,
     len: usize,
-    /// For memory whose owner may take it away.
+    /// The note of the mapping in the table of those whose owner may take the memory away.
     guard: Option<Guard>,
     /// The file behind it and where in it, for a private view of it at the end.
     file: Option<(OwnedFd, u64)>,
@@ -77,13 +77,15 @@ impl Mapping {
         Ok(Self { base, len, guard: None, file: None })
     }
 
-    /// `len` bytes of zeroes of this process's own. They take no memory before they are written.
+    /// Returns `len` bytes of zeroes of this process's own. They take no memory before they are
+    /// written.
     pub fn private(len: usize) -> io::Result<Self> {
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         Self::anonymous(len, Protection::ReadWrite.flags(), flags)
     }
 
-    /// `len` bytes of addresses with nothing behind them, to be filled by [`place`](Self::place).
+    /// Returns `len` bytes of addresses with nothing behind them, to be filled by
+    /// [`place`](Self::place).
     pub fn reserved(len: usize) -> io::Result<Self> {
         Self::anonymous(len, ProtFlags::empty(), MapFlags::PRIVATE | MapFlags::NORESERVE)
     }
@@ -128,17 +130,18 @@ impl Mapping {
         Ok(())
     }
 
-    /// The first byte. Valid for [`len`](Self::len) bytes while this value lives.
+    /// Returns the address of the first byte. It is valid for [`len`](Self::len) bytes while this
+    /// value lives.
     pub fn base(&self) -> *mut u8 {
         self.base.cast()
     }
 
-    /// Bytes mapped.
+    /// Returns the number of bytes that are mapped.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether nothing is mapped; never so for a value in use.
+    /// Returns whether nothing is mapped; never so for a value in use.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -248,8 +251,9 @@ impl Mapping {
     }
 }
 
-/// Bytes of the pages that a file is mapped in: hugetlbfs tells its own as the size of a block. A
-/// larger block than a page takes more pages than needed, which does no harm.
+/// Returns the number of bytes of the pages that a file is mapped in: hugetlbfs tells its own as
+/// the size of a block. A larger block than a page takes more pages than needed, which does no
+/// harm.
 fn page_of(file: BorrowedFd<'_>) -> io::Result<usize> {
     let block = usize::try_from(rustix::fs::fstat(file)?.st_blksize).unwrap_or(0);
     let page = rustix::param::page_size();

@@ -20,7 +20,7 @@ pub mod shared_copy;
 pub mod sigbus;
 mod snapshot;
 
-/// Atomics, from where tests put those of a model checker in their place.
+/// The atomics of the files that a model checker's tests compile with their own.
 mod atomics {
     pub(super) use std::sync::atomic::{
         AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering, fence,
@@ -29,7 +29,7 @@ mod atomics {
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// The name under which this process can open the file behind a descriptor once more.
+/// Returns the name under which this process can open the file behind a descriptor once more.
 pub fn fd_path(fd: BorrowedFd<'_>) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }

@@ -15,10 +15,10 @@ use std::ptr;
 
 use rustix::fs::FileType;
 
-/// What a write can raise.
+/// The signals that a write can raise.
 const RAISED: [c_int; 3] = [libc::SIGPIPE, libc::SIGXFSZ, libc::SIGTTOU];
 
-/// Whether a write to this can raise a signal. Eventfds have no file type, and raise none.
+/// Returns whether a write to this can raise a signal. Eventfds have no file type, and raise none.
 pub fn may_raise(fd: BorrowedFd<'_>) -> bool {
     let kind = rustix::fs::fstat(fd).map(|stat| stat.st_mode & libc::S_IFMT);
     kind.is_ok_and(|kind| FileType::from_raw_mode(kind) != FileType::Unknown)
@@ -38,8 +38,8 @@ pub fn write(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
     Ok(written?)
 }
 
-/// The signal that comes with an error. SIGTTOU comes with none: the write succeeds if it is held
-/// back.
+/// Returns the signal that comes with an error. SIGTTOU comes with none: the write succeeds if it
+/// is held back.
 fn raised(error: rustix::io::Errno) -> Option<c_int> {
     match error {
         rustix::io::Errno::PIPE => Some(libc::SIGPIPE),
@@ -66,7 +66,7 @@ fn holds(set: &libc::sigset_t, signal: c_int) -> bool {
     unsafe { libc::sigismember(set, signal) == 1 }
 }
 
-/// Signals that are held back and wait for this thread or for the process.
+/// Returns the signals that are held back and wait for this thread or for the process.
 fn pending() -> libc::sigset_t {
     let mut pending = set(&[]);
     // SAFETY: the set is writable; the call cannot fail otherwise.

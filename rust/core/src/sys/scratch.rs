@@ -54,17 +54,17 @@ impl Scratch {
         Layout::array::<u8>(capacity).expect("a capacity that was allocated, or is far below")
     }
 
-    /// Bytes.
+    /// Returns the number of bytes.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there is no byte.
+    /// Returns whether there is no byte.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The address of the byte at `offset`.
+    /// Returns the address of the byte at `offset`.
     ///
     /// # Panics
     /// If it lies outside.
@@ -73,8 +73,8 @@ impl Scratch {
         self.base.as_ptr().wrapping_add(offset)
     }
 
-    /// `len` bytes from `offset` on. The pointers that were given out are not to be used while
-    /// the cells are.
+    /// Returns `len` bytes from `offset` on. The pointers that were given out are not to be used
+    /// while the cells are.
     ///
     /// # Panics
     /// If they do not lie inside.

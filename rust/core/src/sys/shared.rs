@@ -46,7 +46,7 @@ macro_rules! number {
 }
 
 impl SharedMemory {
-    /// `len` bytes of zeroes that another process can be given. `name` shows in `/proc`.
+    /// Returns `len` bytes of zeroes that another process can be given. `name` shows in `/proc`.
     pub fn new(name: &str, len: usize) -> io::Result<Self> {
         let fd = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
         ftruncate(&fd, len as u64)?;
@@ -54,17 +54,17 @@ impl SharedMemory {
         Ok(Self { fd, mapping })
     }
 
-    /// Bytes.
+    /// Returns the number of bytes.
     pub fn len(&self) -> usize {
         self.mapping.len()
     }
 
-    /// Whether there is nothing; never so for a value that exists.
+    /// Returns whether there is nothing; never so for a value that exists.
     pub fn is_empty(&self) -> bool {
         self.mapping.is_empty()
     }
 
-    /// The address of the first byte, as a number to tell the other process.
+    /// Returns the address of the first byte, as a number to tell the other process.
     pub fn address(&self) -> u64 {
         self.mapping.base() as u64
     }
@@ -91,7 +91,7 @@ impl SharedMemory {
     number!(load_u32, store_u32, u32, AtomicU32);
     number!(load_u64, store_u64, u64, AtomicU64);
 
-    /// A pointer to `len` bytes at `offset`, aligned to `align` (a power of two).
+    /// Returns a pointer to `len` bytes at `offset`, aligned to `align` (a power of two).
     #[inline]
     fn at(&self, offset: usize, len: usize, align: usize) -> *mut u8 {
         let end = offset.checked_add(len).filter(|&end| end <= self.len());

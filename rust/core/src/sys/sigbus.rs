@@ -75,7 +75,7 @@ extern "C" fn handle(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_
     unsafe { errno.write(saved) };
 }
 
-/// Whether the instruction that was interrupted could not reach its memory: the file is too
+/// Returns whether the instruction that was interrupted could not reach its memory: the file is too
 /// short, the medium failed, or the memory is broken. Anything else was sent by somebody.
 fn is_fault(code: c_int) -> bool {
     matches!(code, libc::BUS_ADRERR | libc::BUS_OBJERR | libc::BUS_MCEERR_AR)

@@ -16,8 +16,8 @@ pub type Place = (*mut u8, usize);
 /// harm; a guest that has all of its memory in flight does not get it copied.
 const MOST: usize = 256 << 20;
 
-/// A file of `len` bytes: at the place of each byte of a mapping that starts at `base` what it
-/// holds, if it is `needed`, and else zero. Only what is needed takes memory.
+/// Returns a file of `len` bytes: at the place of each byte of a mapping that starts at `base` what
+/// it holds, if it is `needed`, and else zero. Only what is needed takes memory.
 ///
 /// # Errors
 /// Those of the system; EFAULT where the mapping cannot be read; EFBIG if too much is needed.
@@ -47,7 +47,7 @@ pub(super) unsafe fn copy(base: *mut u8, len: usize, needed: &[Place]) -> io::Re
     Ok(file)
 }
 
-/// Where in a mapping of `len` bytes at `base` a place lies, and how many bytes of it.
+/// Returns where in a mapping of `len` bytes at `base` a place lies, and how many bytes of it.
 fn part(base: *mut u8, len: usize, (start, bytes): Place) -> Option<(usize, usize)> {
     let (base, start) = (base.addr(), start.addr());
     let first = start.max(base);
@@ -55,8 +55,8 @@ fn part(base: *mut u8, len: usize, (start, bytes): Place) -> Option<(usize, usiz
     (first < end).then(|| (first - base, end - first))
 }
 
-/// A file without a byte. System calls on a mapping of it fail with EFAULT, and an access to it is
-/// answered as one to a file that was cut.
+/// Returns a file without a byte. System calls on a mapping of it fail with EFAULT, and an access
+/// to it is answered as one to a file that was cut.
 pub(super) fn nothing() -> io::Result<BorrowedFd<'static>> {
     static FILE: OnceLock<OwnedFd> = OnceLock::new();
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());

@@ -8,7 +8,7 @@
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak};
 
-/// Areas known before those that are gone are forgotten.
+/// When so many areas are known, those that are gone are forgotten.
 const FORGET_AT: usize = 64;
 
 /// The areas that are mapped through a device.
@@ -25,7 +25,7 @@ impl<T> Default for Areas<T> {
 }
 
 impl<T> Areas<T> {
-    /// Keeps the loans from ending while the guard is there.
+    /// Keeps the memory from being taken back while the guard lives.
     ///
     /// # Errors
     /// They have ended.
@@ -34,7 +34,7 @@ impl<T> Areas<T> {
         if *ended { Err(io::Error::other("the memory was taken back")) } else { Ok(ended) }
     }
 
-    /// Whether they have ended.
+    /// Returns whether the memory was taken back.
     pub(super) fn have_ended(&self) -> bool {
         *self.ended.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -54,12 +54,12 @@ impl<T> Areas<T> {
         Ok(area)
     }
 
-    /// Nothing is noted, or held, any more.
+    /// From now on no area is noted, and none is mapped.
     pub(super) fn end(&self) {
         *self.ended.write().unwrap_or_else(PoisonError::into_inner) = true;
     }
 
-    /// The areas that somebody has still.
+    /// Returns the areas that somebody has still.
     pub(super) fn left(&self) -> Vec<Arc<T>> {
         let areas = self.list.lock().unwrap_or_else(PoisonError::into_inner);
         areas.iter().filter_map(Weak::upgrade).collect()

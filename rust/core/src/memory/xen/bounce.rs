@@ -10,7 +10,8 @@ use crate::memory::access::Access;
 use crate::memory::buffers::Buffers;
 use crate::xen::{GrantCopy, XEN_PAGE};
 
-/// Copies, and what each of them is of, in a call for each device: one is the rule.
+/// Copies to be made, each with the name of what it is a part of. There is one call for each
+/// device, and one device is the rule.
 pub(in crate::memory) struct Copies<'a, T> {
     calls: Vec<(&'a Arc<Grants>, Vec<T>, Vec<GrantCopy<'a>>)>,
 }
@@ -64,7 +65,7 @@ pub(super) fn copy(batch: &mut [&mut Buffers], access: Access) {
 }
 
 impl Demand {
-    /// The copies of all pieces that are copied in one direction, each within one page.
+    /// Returns the copies of all pieces that are copied in one direction, each within one page.
     fn copies(
         &mut self,
         access: Access,

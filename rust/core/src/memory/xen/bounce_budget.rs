@@ -3,15 +3,15 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Bytes of the bounce buffers of all requests that a queue has in flight: a guest has granted one
-/// page, and may name it in all of them. What does not fit is mapped instead.
+/// The most bytes of the bounce buffers of all requests that a queue has in flight. A guest that
+/// has granted one page may name it in all of them. What does not fit is mapped instead.
 pub(super) const MOST: usize = 8 << 20;
 
 /// The bytes that a queue's bounce buffers have taken.
 #[derive(Debug, Default)]
 pub struct BounceBudget(AtomicUsize);
 
-/// Some of them, until it is dropped.
+/// Some bytes of a budget, until this value is dropped.
 #[derive(Debug)]
 pub(in crate::memory) struct Share {
     budget: Arc<BounceBudget>,
@@ -19,7 +19,7 @@ pub(in crate::memory) struct Share {
 }
 
 impl BounceBudget {
-    /// Takes `bytes`, if that makes no more than `most`.
+    /// Takes `bytes` if all that are taken are no more than `most` then.
     pub(super) fn take(self: &Arc<Self>, bytes: usize, most: usize) -> Option<Share> {
         let fits = |taken: usize| taken.checked_add(bytes).filter(|&taken| taken <= most);
         let order = Ordering::Relaxed;

@@ -13,21 +13,21 @@ use crate::sys::mmap::Mapping;
 use crate::sys::scratch::Scratch;
 use crate::xen::{GrantRef, XEN_PAGE};
 
-/// Pages of the longest piece, if the kernel takes so many in a call. Longer buffers are several
+/// The most pages of one piece, if the kernel takes so many in a call. A longer buffer is several
 /// pieces.
 pub(super) const PIECE_PAGES: usize = 128;
 
-/// Bounce bytes that an idle request keeps.
+/// The most bytes of bounce buffer that an idle request keeps.
 pub(super) const IDLE_BOUNCE: usize = 64 << 10;
 
-/// What of a chain lies in memory that is mapped on demand.
+/// The part of a chain that lies in memory which is mapped on demand.
 #[derive(Debug, Default)]
 pub(in crate::memory) struct Demand {
     pub(super) pieces: Vec<Piece>,
     pub(super) bounce: Scratch,
     pub(super) share: Option<Share>,
     pub(super) pins: Vec<Pin>,
-    /// In place of all pieces that are lost; as long as the longest.
+    /// Zeroes in the place of all pieces that are lost. They are as long as the longest piece.
     pub(super) zeroes: Option<Mapping>,
     pub(super) fault: Option<Fault>,
 }
@@ -36,20 +36,20 @@ pub(in crate::memory) struct Demand {
 #[derive(Debug)]
 pub(super) struct Piece {
     pub(super) access: Access,
-    /// Which segment of its side it is.
+    /// The number of its segment among those of its side.
     pub(super) segment: usize,
     pub(super) at: GuestAddr,
     pub(super) len: usize,
-    /// What it is reached by; nothing if it may not be used so.
+    /// The device that it is reached by; `None` if it may not be used so.
     pub(super) source: Option<OnDemand>,
     pub(super) state: State,
 }
 
-/// What became of a piece.
+/// The state of a piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
     Waiting,
-    /// In the bounce buffer, from here on.
+    /// It is in the bounce buffer, from this byte on.
     Copied(usize),
     Mapped,
     Lost,
@@ -100,7 +100,7 @@ impl Demand {
         self.share = None;
     }
 
-    /// Whether there is nothing of it.
+    /// Returns whether there is no piece, and no fault.
     pub(in crate::memory) fn is_empty(&self) -> bool {
         self.pieces.is_empty() && self.fault.is_none()
     }
@@ -110,7 +110,7 @@ impl Demand {
         self.pieces.retain(|piece| piece.access != access);
     }
 
-    /// Whether a piece has no place yet.
+    /// Returns whether a piece has no place yet.
     pub(in crate::memory) fn waits(&self) -> bool {
         self.pieces.iter().any(Piece::waits)
     }
@@ -123,7 +123,7 @@ impl Demand {
         self.fault
     }
 
-    /// A piece for `access` whose pages were taken back since they were mapped.
+    /// Returns a piece for `access` whose pages were taken back since they were mapped.
     pub(in crate::memory) fn taken(&self, access: Access) -> Option<Fault> {
         let mapped = |piece: &&Piece| piece.access == access && piece.state == State::Mapped;
         let has_ended = |piece: &&Piece| piece.source.as_ref().is_some_and(OnDemand::has_ended);
@@ -132,7 +132,7 @@ impl Demand {
         Some(Fault { at, len: len as u64, access, reason: Unreachable::NotGranted })
     }
 
-    /// Whether granted pages are mapped for it.
+    /// Returns whether granted pages are mapped for it.
     pub(in crate::memory) fn maps_grants(&self) -> bool {
         self.pins.iter().any(|pin| matches!(pin, Pin::Grants(_)))
     }
@@ -163,20 +163,20 @@ impl Piece {
         self.state == State::Waiting
     }
 
-    /// The grants of its pages.
+    /// Returns the grants of its pages.
     pub(super) fn refs(&self) -> impl Iterator<Item = GrantRef> + use<> {
         let (first, pages) = (grant_of(self.at), self.pages());
         let domid = self.grants().map(|(_, domid)| domid);
         domid.into_iter().flat_map(move |domid| run(domid, first, pages))
     }
 
-    /// The frames of its pages.
+    /// Returns the frames of its pages.
     pub(super) fn frames(&self) -> impl Iterator<Item = u64> + use<> {
         let first = self.at.0 / XEN_PAGE;
         first..first + self.pages() as u64
     }
 
-    /// The device and the domain of its grants.
+    /// Returns the device and the domain of its grants.
     pub(super) fn grants(&self) -> Option<(&Arc<Grants>, u16)> {
         match &self.source {
             Some(OnDemand::Grants(grants, domid)) => Some((grants, *domid)),
@@ -188,7 +188,7 @@ impl Piece {
         (self.at.0 % XEN_PAGE + self.len as u64).div_ceil(XEN_PAGE) as usize
     }
 
-    /// Its place in an area whose first byte is that of its first page.
+    /// Returns its place in an area whose first byte is that of its first page.
     pub(super) fn inside(&self, first_page: *mut u8) -> GuestSlice {
         GuestSlice::new(first_page.wrapping_add((self.at.0 % XEN_PAGE) as usize), self.len)
     }

@@ -12,7 +12,7 @@ use crate::sys::guard::Loss;
 use crate::sys::mmap::{Mapping, Place};
 use crate::xen::{Frames, XEN_PAGE, XenOps};
 
-/// Pages in one call: 256 MiB of memory, with less than a megabyte of numbers and results.
+/// The most pages of one call: 256 MiB of memory, with less than a megabyte of numbers and results.
 const PAGES_PER_CALL: usize = 1 << 16;
 
 /// An open device for foreign mapping, and the domain that it is for.
@@ -34,7 +34,7 @@ pub struct NoPage {
 }
 
 impl NoPage {
-    /// The page's first address.
+    /// Returns the page's first address.
     pub(in crate::memory) fn at(&self) -> GuestAddr {
         self.at
     }
@@ -107,7 +107,7 @@ impl Foreign {
         self.areas.end();
     }
 
-    /// Whether nothing is mapped any more.
+    /// Returns whether nothing is mapped any more.
     pub(in crate::memory) fn have_ended(&self) -> bool {
         self.areas.have_ended()
     }
@@ -119,7 +119,7 @@ impl Foreign {
         self.areas.left().iter().for_each(|area| drop(area.detach(needed)));
     }
 
-    /// One call, and the look at each page's result. The kernel reports success although pages
+    /// Makes one call, and looks at each page's result. The kernel reports success although pages
     /// failed, and a page that failed is a fault, or worse, wrong data, for who touches it.
     fn map_some(
         &self,
@@ -174,7 +174,7 @@ impl Foreign {
     }
 }
 
-/// Whether the kernel does not know the call.
+/// Returns whether the kernel does not know the call.
 fn is_unknown(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::ENOSYS))
 }

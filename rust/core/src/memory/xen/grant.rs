@@ -24,7 +24,8 @@ pub(in crate::memory) struct Grants {
     loss: OnceLock<Arc<Loss>>,
 }
 
-/// Granted pages in one area. Unmapped with the last reference, or when they are taken back.
+/// Granted pages in one area. They are unmapped with the last reference, or when they are taken
+/// back.
 pub(in crate::memory) struct GrantMap {
     grants: Arc<Grants>,
     /// `None` only while it is being dropped.
@@ -34,7 +35,7 @@ pub(in crate::memory) struct GrantMap {
     given_back: AtomicBool,
 }
 
-/// References that follow each other: what a run of grant addresses is.
+/// Returns references that follow each other, as those of consecutive guest addresses do.
 pub(in crate::memory) fn run(
     domid: u16,
     first: u32,
@@ -43,13 +44,13 @@ pub(in crate::memory) fn run(
     (0..pages).map(move |page| GrantRef { domid, reference: first.wrapping_add(page as u32) })
 }
 
-/// The grant reference that an address with bit 63 names.
+/// Returns the grant reference that an address with bit 63 names.
 pub(in crate::memory) fn grant_of(at: GuestAddr) -> u32 {
     // Regions of grants end below bit 44: the reference has 32 bits.
     ((at.0 & !(1 << 63)) / XEN_PAGE) as u32
 }
 
-/// Whether a page is paged out: the kernel says so of a whole call.
+/// Returns whether a page is paged out: the kernel says so of a whole call.
 pub(in crate::memory) fn is_paged_out(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::EAGAIN)
 }
@@ -69,7 +70,7 @@ impl Grants {
         self.loss.get_or_init(|| Arc::clone(loss));
     }
 
-    /// Bytes up to which a batch's data is copied.
+    /// Returns the number of bytes up to which a batch's data is copied.
     pub(in crate::memory) fn copy_below(&self) -> u64 {
         self.copy_below
     }
@@ -138,7 +139,7 @@ impl Grants {
         done
     }
 
-    /// Most references in one call.
+    /// Returns the largest number of references in one call.
     pub(in crate::memory) fn limit(&self) -> usize {
         self.limit
     }
@@ -148,7 +149,7 @@ impl Grants {
         self.areas.end();
     }
 
-    /// Whether nothing is mapped or copied any more.
+    /// Returns whether nothing is mapped or copied any more.
     pub(in crate::memory) fn have_ended(&self) -> bool {
         self.areas.have_ended()
     }
@@ -160,12 +161,12 @@ impl Grants {
 }
 
 impl GrantMap {
-    /// The first byte. Valid while this value lives.
+    /// Returns the address of the first byte, which is valid while this value lives.
     pub(in crate::memory) fn base(&self) -> *mut u8 {
         self.area.as_ref().map_or(std::ptr::null_mut(), Mapping::base)
     }
 
-    /// Bytes mapped.
+    /// Returns the number of bytes that are mapped.
     pub(in crate::memory) fn len(&self) -> usize {
         self.area.as_ref().map_or(0, Mapping::len)
     }
@@ -184,7 +185,7 @@ impl GrantMap {
         }
     }
 
-    /// The second half of unmapping, after the area is gone. The kernel does it by itself when
+    /// Does the second half of unmapping, after the area is gone. The kernel does it by itself when
     /// the descriptor is closed, so a failure leaves nothing behind.
     fn give_back(&self) {
         if !self.given_back.swap(true, Ordering::SeqCst) {

@@ -30,8 +30,8 @@ use crate::memory::access::Access;
 use crate::memory::buffers::Buffers;
 use crate::xen::{GrantCopy, GrantRef, XEN_PAGE};
 
-/// Pages of a map call for requests. The call itself costs what some 30 pages do; so twice as many
-/// pages in a call would make honest requests no faster, and hostile ones twice as dear.
+/// The most pages of a map call for requests. The call itself costs what some 30 pages do; so twice
+/// as many pages in a call would make honest requests no faster, and hostile ones twice as dear.
 const CALL_PAGES: usize = 1024;
 
 /// Map calls that the requests of a batch share.
@@ -39,7 +39,7 @@ const CALL_PAGES: usize = 1024;
 pub struct Shared(Vec<Weak<GrantMap>>);
 
 impl Shared {
-    /// Whether no request holds a page of theirs any more.
+    /// Returns whether no request holds a page of theirs any more.
     pub fn is_free(&self) -> bool {
         self.0.iter().all(|map| map.strong_count() == 0)
     }
@@ -67,7 +67,7 @@ struct Provider<'a, 'b> {
     called: bool,
 }
 
-/// A chain, and a piece of it.
+/// The number of a chain in the batch, and that of a piece of it.
 type Name = (usize, usize);
 
 impl Provider<'_, '_> {
@@ -126,7 +126,7 @@ impl Provider<'_, '_> {
         }
     }
 
-    /// Gives up those requests of a group that have a page which is none.
+    /// Gives up those requests of a group that name a page which is not granted.
     fn blame(&mut self, source: &OnDemand, group: &[Name]) {
         if self.called {
             return;
@@ -141,8 +141,8 @@ impl Provider<'_, '_> {
         }
     }
 
-    /// Which pieces have pages that are not granted. One copy call says that of each page, and is
-    /// cheap: nothing is mapped, and no memory is needed to map it to.
+    /// Returns which pieces have pages that are not granted. One copy call says that of each page,
+    /// and is cheap: nothing is mapped, and no memory is needed to map it to.
     fn not_granted(&self, source: &OnDemand, group: &[Name]) -> Vec<Name> {
         let OnDemand::Grants(grants, _) = source else { return Vec::new() };
         let of_piece =
@@ -181,7 +181,7 @@ impl Provider<'_, '_> {
         }
     }
 
-    /// `shared`: the pages of several requests are given back together.
+    /// Maps pieces in one call. `shared`: the pages of several requests are given back together.
     fn try_map(&mut self, source: &OnDemand, group: &[Name], access: Access, shared: bool) -> bool {
         self.called = self.called || (self.options.is_called)();
         if self.called {
@@ -218,7 +218,7 @@ impl Provider<'_, '_> {
         }
     }
 
-    /// Loses the piece that has a page.
+    /// Loses the piece that `page` belongs to.
     fn lose_page(&mut self, group: &[Name], page: &NoPage) {
         let frame = page.at().0 / XEN_PAGE;
         let has = |name: &Name| self.piece(*name).is_some_and(|p| p.frames().any(|f| f == frame));
@@ -227,7 +227,7 @@ impl Provider<'_, '_> {
         }
     }
 
-    /// The devices that pieces wait for: one is the rule.
+    /// Returns the devices that pieces wait for: one is the rule.
     fn sources(&self) -> Vec<OnDemand> {
         let mut sources: Vec<OnDemand> = Vec::new();
         let demands = self.batch.iter().filter_map(|buffers| buffers.demand());

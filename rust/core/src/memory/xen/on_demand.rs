@@ -8,14 +8,14 @@ use super::grant::Grants;
 /// Memory of a domain that is mapped when it is needed.
 #[derive(Clone, Debug)]
 pub(in crate::memory) enum OnDemand {
-    /// By grants.
+    /// It is mapped by the grants of a domain.
     Grants(Arc<Grants>, u16),
-    /// By frames.
+    /// It is mapped by the frames of a domain.
     Frames(Arc<Foreign>),
 }
 
 impl OnDemand {
-    /// Whether nothing is mapped or copied any more.
+    /// Returns whether nothing is mapped or copied any more.
     pub(in crate::memory) fn has_ended(&self) -> bool {
         match self {
             Self::Grants(grants, _) => grants.have_ended(),
@@ -23,7 +23,7 @@ impl OnDemand {
         }
     }
 
-    /// Most pages of a call.
+    /// Returns the largest number of pages of one call.
     pub(super) fn limit(&self) -> usize {
         match self {
             Self::Grants(grants, _) => grants.limit(),
@@ -31,7 +31,7 @@ impl OnDemand {
         }
     }
 
-    /// Whether it is the same device.
+    /// Returns whether it is the same device.
     pub(super) fn is(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Grants(one, _), Self::Grants(other, _)) => Arc::ptr_eq(one, other),

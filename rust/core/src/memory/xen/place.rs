@@ -18,7 +18,7 @@ impl Buffers {
         });
     }
 
-    /// `page`: of the area, the one that the piece begins in.
+    /// Puts a piece where it was mapped. `page` is the number of the area's page that it begins in.
     pub(super) fn place_mapped(&mut self, number: usize, area: &Pin, page: usize) {
         self.place_one(number, |demand| {
             let piece = demand.pieces.get_mut(number)?;

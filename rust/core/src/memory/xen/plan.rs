@@ -9,12 +9,13 @@ use crate::memory::access::Access;
 use crate::memory::buffers::Buffers;
 use crate::xen::XEN_PAGE;
 
-/// Bytes of a piece that is always copied, if there is room: headers and status bytes. A page
-/// would have to be mapped for them, and one page is copied in the time that it takes to map it.
+/// A piece of so many bytes, as headers and status bytes are, is always copied if there is room. A
+/// page would have to be mapped for them, and one page is copied in the time that it takes to map
+/// it.
 const SMALL: u64 = 512;
 
-/// Bytes of one side of a request that is copied when the device may keep it. Above, it has more
-/// pages than a map call of its own is too dear for.
+/// So many bytes of one side of a request are copied when the device may keep it. A longer one has
+/// so many pages that a map call of its own is worth it.
 const KEPT: u64 = PIECE_PAGES as u64 * XEN_PAGE;
 
 /// Decides what is copied, and makes bounce buffers for it.
@@ -41,8 +42,8 @@ pub(super) fn plan(batch: &mut [&mut Buffers], options: &ResolveOptions<'_>) {
 
 pub(super) const SIDES: [Access; 2] = [Access::DeviceReadable, Access::DeviceWritable];
 
-/// Of which sides all that the batch has is copied. A map call is for one side: two of them for no
-/// more pages than one is worth cost more than to copy the lesser side.
+/// Says for each side whether all that the batch has of it is copied. A map call is for one side:
+/// two of them for no more pages than one is worth cost more than to copy the lesser side.
 fn few<'a, D: Iterator<Item = &'a Demand>>(demands: impl Fn() -> D, copy_below: u64) -> [bool; 2] {
     let bytes = SIDES.map(|side| demands().map(|d| d.bytes(side)).sum::<u64>());
     let few = bytes.map(|bytes| bytes <= copy_below);
@@ -77,13 +78,13 @@ impl Demand {
         true
     }
 
-    /// Bytes of one side that are not copied in any case.
+    /// Returns the number of bytes of one side that are not copied in any case.
     fn bytes(&self, access: Access) -> u64 {
         let these = self.pieces.iter().filter(|piece| piece.access == access && !piece.is_small());
         these.map(|piece| piece.len as u64).sum()
     }
 
-    /// The pages of those bytes.
+    /// Returns the number of pages that those bytes lie in.
     fn pages(&self) -> usize {
         self.pieces.iter().filter(|piece| !piece.is_small()).map(Piece::pages).sum()
     }

@@ -65,7 +65,7 @@ impl Region {
         Ok(Arc::new(region.of_domain(domid, kind)))
     }
 
-    /// All the memory of a domain that `kind` can name, each page mapped when it is needed.
+    /// Returns all the memory of a domain that `kind` can name, each page mapped when it is needed.
     pub fn xen_fallback(
         access: &XenAccess,
         kind: XenKind,
@@ -93,7 +93,7 @@ impl Region {
     }
 }
 
-/// The device that maps memory in this way.
+/// Returns the device that maps memory in this way.
 fn device_of(kind: XenKind) -> XenDevice {
     match kind {
         XenKind::Foreign | XenKind::ForeignOnDemand => XenDevice::Privcmd,
@@ -101,7 +101,7 @@ fn device_of(kind: XenKind) -> XenDevice {
     }
 }
 
-/// The front-end's descriptor, or an own one if that is no such device.
+/// Returns the front-end's descriptor, or an own one if that is no such device.
 fn right_device(ops: &dyn XenOps, device: XenDevice, fd: OwnedFd) -> Result<OwnedFd, RegionError> {
     if ops.is_device(device, fd.as_fd()) {
         return Ok(fd);
@@ -127,8 +127,8 @@ fn grants(access: &XenAccess, fd: OwnedFd) -> Result<Arc<Grants>, RegionError> {
     Ok(Grants::new(access, fd))
 }
 
-/// Granted pages in areas, the bytes of each area but the last, and whether they can only be
-/// read.
+/// Granted pages in areas, the number of bytes of each area but the last, and whether the pages can
+/// only be read.
 type Granted = (Vec<Arc<GrantMap>>, u64, bool);
 
 /// Maps all pages of a region of grants, in as many calls as the kernel wants. A grant for reading
@@ -167,7 +167,7 @@ fn map_all(
     }
 }
 
-/// Whether the pages may not be mapped so, and not only not now.
+/// Returns whether the hypervisor refused the rights, and not only now.
 fn is_refusal(error: &std::io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EPERM | libc::EACCES))
 }

@@ -3,13 +3,13 @@
 use std::thread;
 use std::time::Duration;
 
-/// A page that comes back does so in some milliseconds. More than so many pauses are not made for
-/// all of a region, or all of a batch, however many of its pages are out: they come back together,
-/// or somebody keeps us waiting.
+/// The most pauses that are made for all of a region, or all of a batch, however many of its pages
+/// are paged out. A page that comes back does so in some milliseconds; all come back together, or
+/// somebody keeps us waiting.
 const PAUSES: u32 = 100;
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// How much longer is waited.
+/// The number of pauses that may still be made.
 #[derive(Debug)]
 pub(in crate::memory) struct RetryBudget(u32);
 
