@@ -11,15 +11,6 @@ from .circles import Crate, circles
 PROJECT = Path(__file__).parents[2]
 CRATES = {name: PROJECT / f"rust/{name}/src" for name in ("core", "python")}
 
-STILL_CIRCLING = {
-    "core": set(),
-    "python": {
-        *("block_batch.rs", "block_request.rs", "device.rs", "late.rs"),
-        *("log.rs", "report.rs", "request.rs", "ticket.rs"),
-    },
-}
-"""Top-level modules whose circles are not undone yet. None is to be added."""
-
 
 def sources(crate: str) -> dict[str, str]:
     return {path: source for source, path in borders.sources(CRATES[crate], "*.rs")}
@@ -27,11 +18,7 @@ def sources(crate: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("crate", CRATES)
 def test_no_files_of_a_crate_name_each_other_in_a_circle(crate: str) -> None:
-    found = [
-        told
-        for files, told in circles(sources(crate))
-        if not {file.split("/")[0] for file in files} <= STILL_CIRCLING[crate]
-    ]
+    found = [told for _, told in circles(sources(crate))]
     assert "\n".join(found) == ""
 
 

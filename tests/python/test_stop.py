@@ -183,6 +183,32 @@ def test_a_buffer_whose_view_is_held_past_the_limit_fails(vhost_socket: Path) ->
             device.held[0].complete()
 
 
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_a_late_view_reaches_nobody_though_the_table_of_memory_has_changed(
+    vhost_socket: Path, pieces: int
+) -> None:
+    """Firmware and guest change the memory map while requests are in flight."""
+    device = Port()
+    with receiving(device, vhost_socket, drain=0.2) as front:
+        buffers = Buffers(front)
+        buffers.give()
+        device.hears("buffers 0")
+        request = device.rx.take()
+        assert request is not None
+        view = request.writable
+        (memory,) = front.memory.regions
+        size = memory.size // pieces
+        table = [
+            wire.region(memory.guest + at, size, memory.user + at, at)
+            for at in range(0, memory.size, size)
+        ]
+        front.change(Request.SET_MEM_TABLE, wire.memory_table(table), [memory.fd] * pieces)
+        front.stop_ring(0)
+        (used,) = buffers.come()
+        view[:] = b"X" * len(view)
+        assert front.memory.read(buffers.places[used.head], len(view)) == bytes(len(view))
+
+
 @pytest.mark.parametrize("again", [False, True])
 def test_a_view_that_was_looked_at_and_let_go_does_not_hold_a_buffer(
     vhost_socket: Path, again: bool

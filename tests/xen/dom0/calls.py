@@ -16,8 +16,7 @@ TRACING = Path("/sys/kernel/tracing")
 COMMANDS = {MAP_GRANT_REF: "map", UNMAP_GRANT_REF: "unmap", GRANT_COPY: "copy"}
 FOREIGN_COMMANDS = {RESTRICT: "restrict", MMAPBATCH_V2: "map"}
 BUFFER_KIB = "16384"
-EVENTS = ("enter_ioctl", "enter_mmap", "exit_mmap", "enter_munmap", "enter_write")
-EVENTFD_BYTES = 8
+EVENTS = ("enter_ioctl", "enter_mmap", "exit_mmap", "enter_munmap", "enter_io_submit")
 LEAST_ERROR = 2**64 - 4095
 """From here on a result is the negative number of an error."""
 
@@ -119,10 +118,9 @@ class Thread:
         return None
 
     def ends_batch(self, call: Call) -> bool:
-        """Whether it signals an eventfd, and something was asked of the device before."""
-        return (
-            call.name == "write" and call.arguments["count"] == EVENTFD_BYTES and bool(self.batch)
-        )
+        """Whether it signals the driver's eventfd, by asynchronous I/O so that it never waits, and
+        something was asked of the device before."""
+        return call.name == "io_submit" and bool(self.batch)
 
     def take_batch(self, thread: str) -> Counter[str]:
         batch, self.batch = self.batch, Counter()

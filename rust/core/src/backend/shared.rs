@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
@@ -79,8 +79,8 @@ pub(super) struct Shared {
     device_status: AtomicU8,
     queues: Vec<Arc<QueueCounters>>,
     observer: Arc<dyn Observer>,
-    /// What call and error descriptors are signalled with.
-    pub(super) signaller: Arc<EventSignaller>,
+    /// What each queue's call and error descriptors are signalled with, made with the first.
+    signallers: Vec<OnceLock<Arc<EventSignaller>>>,
     /// Wakes the control thread.
     pub(super) wake: Arc<EventFd>,
     pub(super) stopped_event: EventFd,
@@ -119,7 +119,7 @@ impl Shared {
             device_status: AtomicU8::new(0),
             queues: (0..queues).map(|_| Arc::default()).collect(),
             observer,
-            signaller: Arc::default(),
+            signallers: (0..queues).map(|_| OnceLock::new()).collect(),
             wake: Arc::new(event()?),
             stopped_event: event()?,
         }))
@@ -234,6 +234,12 @@ impl Shared {
 
     pub(super) fn take_stuck(&self) -> Vec<Stuck> {
         std::mem::take(&mut self.lock().stuck)
+    }
+
+    /// What the descriptors of a queue are signalled with.
+    pub(super) fn signaller(&self, index: u16) -> Arc<EventSignaller> {
+        let made = self.signallers.get(usize::from(index));
+        made.map_or_else(Arc::default, |made| Arc::clone(made.get_or_init(Arc::default)))
     }
 
     /// The counters of a queue that exists.

@@ -61,26 +61,16 @@ impl Region {
         Ok(Some(Arc::new(Self::held([whole; 2], extent, Hold::File(again), Some(mapped)))))
     }
 
-    /// Returns where in the file that is mapped for this region a place lies, if it does.
-    pub fn offset_of(&self, place: GuestSlice) -> Option<usize> {
-        let (_, hold, _) = self.parts();
-        let Hold::File(mapping) = hold else { return None };
-        let offset = place.base().addr().checked_sub(mapping.base().addr())?;
-        (offset < mapping.len()).then_some(offset)
+    /// Whether its memory is a file that the front-end shares.
+    pub fn is_file(&self) -> bool {
+        matches!(self.parts().1, Hold::File(_))
     }
 
-    /// Takes the pages of `len` bytes from `offset` on away from whoever has a pointer to them:
-    /// private memory that shows what the file holds comes there. Nobody else may use this mapping
-    /// any more, but for what is in flight: another was [mapped](Self::again) in its place.
-    ///
-    /// # Errors
-    /// The pages stay.
-    pub fn detach_part(&self, offset: usize, len: usize) -> io::Result<()> {
-        match self.parts().1 {
-            Hold::File(mapping) => mapping.detach_part(offset, len),
-            Hold::Frames(_) | Hold::Grants { .. } | Hold::OnDemand(_) => {
-                Err(io::ErrorKind::Unsupported.into())
-            }
+    /// Makes these places in private memory of its own, where the memory was
+    /// [detached](Self::detach): what the guest writes there later does not show.
+    pub fn keep_private(&self, places: &[GuestSlice]) {
+        if let Hold::File(mapping) = self.parts().1 {
+            mapping.keep_private(places.iter().map(|place| (place.base(), place.len())));
         }
     }
 }

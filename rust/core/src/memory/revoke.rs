@@ -36,6 +36,11 @@ impl Buffers {
         self.memory().is_some_and(|held| Arc::ptr_eq(held, memory))
     }
 
+    /// Whether the memory that it lies in was taken away.
+    pub fn is_detached(&self) -> bool {
+        self.memory().is_some_and(|memory| memory.has_ended())
+    }
+
     /// Fails the chain if a buffer for `access` lies in memory that has been taken away since it
     /// was mapped. What is copied is not looked at: the copy is there, or fails by itself.
     pub fn fail_if_taken(&mut self, access: Access) {

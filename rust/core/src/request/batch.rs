@@ -89,6 +89,12 @@ impl Batch {
         taken
     }
 
+    /// Takes back the answer to the request at `head`, if it has one.
+    pub(crate) fn take_answer(&mut self, head: u16) -> Option<Done> {
+        let place = self.done.iter().position(|done| done.slot.head == head)?;
+        Some(self.done.remove(place))
+    }
+
     pub(crate) fn take_done(&mut self) -> std::vec::Drain<'_, Done> {
         self.done.drain(..)
     }

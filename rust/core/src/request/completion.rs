@@ -3,7 +3,8 @@
 use std::fmt;
 use std::mem;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use super::doorbell::Doorbell;
 use super::kernel_hold::KernelHolds;
@@ -63,10 +64,15 @@ enum Holder {
     Driver,
 }
 
+/// Longest waits for a thread that completes a request at this moment, and may be held up by guest
+/// memory.
+const COLLECT_LIMIT: Duration = Duration::from_millis(100);
+const CLOSE_LIMIT: Duration = Duration::from_secs(5);
+
 /// Where requests that are completed outside a batch wait for their worker.
 #[derive(Debug)]
 pub(crate) struct CompletionQueue {
-    waiting: Mutex<Waiting>,
+    waiting: parking_lot::Mutex<Waiting>,
     closed: AtomicBool,
     /// The [holder](Holder) of each request that outlives its batch, by its head.
     holders: Box<[AtomicU8]>,
@@ -90,8 +96,8 @@ impl CompletionQueue {
     /// The completions of a ring with `size` entries.
     pub(crate) fn new(size: u16, doorbell: Arc<Doorbell>) -> Arc<Self> {
         let holders = (0..size).map(|_| AtomicU8::new(Holder::Device as u8)).collect();
-        let (waiting, closed, reading) =
-            (Mutex::default(), AtomicBool::new(false), Mutex::default());
+        let waiting = parking_lot::Mutex::default();
+        let (closed, reading) = (AtomicBool::new(false), Mutex::default());
         Arc::new(Self {
             waiting,
             closed,
@@ -103,17 +109,19 @@ impl CompletionQueue {
         })
     }
 
-    /// Takes what has been completed.
+    /// Takes what has been completed. Whoever completes a request at this moment may wait for guest
+    /// memory that does not answer: what is there is then left for another time.
     pub(crate) fn collect(&self, into: &mut Vec<Done>) {
-        into.append(&mut self.lock().done);
+        if let Some(mut waiting) = self.waiting.try_lock_for(COLLECT_LIMIT) {
+            into.append(&mut waiting.done);
+        }
     }
 
     /// From now on completions are refused, and what was completed and not collected is gone.
     pub(crate) fn close(&self) {
-        let mut waiting = self.lock();
+        let waiting = self.waiting.try_lock_for(CLOSE_LIMIT);
         self.closed.store(true, Ordering::Release);
-        let gone = mem::take(&mut *waiting);
-        drop(waiting);
+        let gone = waiting.map(|mut waiting| mem::take(&mut *waiting));
         drop(gone);
     }
 
@@ -200,7 +208,7 @@ impl CompletionQueue {
             return Err(Stopped);
         }
         let scope = scope::publish_later(|| Arc::clone(&queue) as Arc<dyn Publish>);
-        let mut waiting = queue.lock();
+        let mut waiting = queue.waiting.lock();
         if queue.closed.load(Ordering::Relaxed) || !queue.claim(slot.head) {
             drop(waiting);
             slot.buffers.release();
@@ -218,15 +226,11 @@ impl CompletionQueue {
         }
         Ok(())
     }
-
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Publish for CompletionQueue {
     fn publish(&self, scope: ScopeId) {
-        let mut waiting = self.lock();
+        let mut waiting = self.waiting.lock();
         let Waiting { done, gathered } = &mut *waiting;
         done.extend(gathered.extract_if(.., |(of, _)| *of == scope).map(|(_, done)| done));
         drop(waiting);

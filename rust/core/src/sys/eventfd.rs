@@ -59,6 +59,9 @@ struct Context {
 /// Ended calls that a context keeps before they have to be looked at.
 const KEPT: usize = 128;
 
+/// How often the ended calls are forgotten to make room for one more: other threads may take it.
+const TRIES: usize = 8;
+
 /// What a context is told to do. Linux, io_submit(2).
 #[repr(C)]
 #[derive(Default)]
@@ -121,7 +124,7 @@ impl Context {
             event: fd.as_raw_fd().cast_unsigned(),
             ..ControlBlock::default()
         };
-        for _ in 0..2 {
+        for _ in 0..TRIES {
             let blocks = [&raw mut block];
             // SAFETY: one control block is passed, which lives as long as the call, and which the
             // kernel does not keep; it names no memory to read to.

@@ -198,27 +198,20 @@ impl Mapping {
         Ok(Some(again.keep(file.try_clone()?, *offset)))
     }
 
-    /// Takes the pages away that have one of `len` bytes from `start` on, as
-    /// [`detach`](Self::detach) does with all.
-    ///
-    /// # Errors
-    /// The pages stay: the system refuses, or no file was kept.
-    pub fn detach_part(&self, start: usize, len: usize) -> io::Result<()> {
-        let (file, offset) = self.file.as_ref().ok_or(io::ErrorKind::Unsupported)?;
-        let page = page_of(file.as_fd())?;
-        let first = start / page * page;
-        let end = start.saturating_add(len).min(self.len).next_multiple_of(page).min(self.len);
-        if first >= end {
-            return Ok(());
+    /// Has the kernel copy the pages of these places, which are private by now, so that they do not
+    /// show what is written to the file later; up to [`snapshot::MOST`] bytes.
+    pub fn keep_private(&self, places: impl Iterator<Item = Place>) {
+        let (base, page) = (self.base.addr(), rustix::param::page_size());
+        let inside = places.filter_map(|(start, len)| {
+            let first = start.addr().checked_sub(base)?;
+            Some((first / page * page..(first.saturating_add(len)).min(self.len)).step_by(page))
+        });
+        for at in inside.flatten().take(snapshot::MOST / page) {
+            let byte = self.base().wrapping_add(at);
+            // SAFETY: `at` is inside the mapping, which stays while `self` is there, and is readable
+            // and writable; nobody holds a reference into it.
+            unsafe { byte.write_volatile(byte.read_volatile()) };
         }
-        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
-        let (at, rights) = (self.base.wrapping_byte_add(first), Protection::ReadWrite.flags());
-        let (len, offset) = (end - first, offset + first as u64);
-        // SAFETY: the range lies inside the one that this value owns, as `end` is at most its
-        // length; its users hold raw pointers and expect the contents to change at any time.
-        unsafe { mm::mmap(at, len, rights, flags, file, offset) }?;
-        self.keep_to_ourselves();
-        Ok(())
     }
 
     fn show(&self, file: BorrowedFd<'_>, offset: u64, how: MapFlags) -> io::Result<()> {
@@ -249,15 +242,6 @@ impl Mapping {
         // in this process. A kernel that does not know the advice leaves things as they were.
         let _ = unsafe { mm::madvise(self.base, self.len, advice) };
     }
-}
-
-/// Returns the number of bytes of the pages that a file is mapped in: hugetlbfs tells its own as
-/// the size of a block. A larger block than a page takes more pages than needed, which does no
-/// harm.
-fn page_of(file: BorrowedFd<'_>) -> io::Result<usize> {
-    let block = usize::try_from(rustix::fs::fstat(file)?.st_blksize).unwrap_or(0);
-    let page = rustix::param::page_size();
-    Ok(if block.is_power_of_two() { block.max(page) } else { page })
 }
 
 impl Drop for Mapping {

@@ -14,7 +14,7 @@ pub type Place = (*mut u8, usize);
 
 /// Bytes that are kept of one mapping. Requests in flight have a tenth of it where nobody means
 /// harm; a guest that has all of its memory in flight does not get it copied.
-const MOST: usize = 256 << 20;
+pub(super) const MOST: usize = 256 << 20;
 
 /// Returns a file of `len` bytes: at the place of each byte of a mapping that starts at `base` what
 /// it holds, if it is `needed`, and else zero. Only what is needed takes memory.

@@ -200,10 +200,14 @@ impl QueueCell {
         self.change(|queue| !queue.is_drained()) == Ok(Some(true))
     }
 
-    /// Answers requests that the device has not given back with errors; returns which memory the
-    /// device may still touch.
-    pub(crate) fn fail_rest(&self) -> Result<LateRequests, HeldUp> {
-        Ok(self.change(Queue::fail_rest)?.unwrap_or_default())
+    /// Refuses what the device completes from now on; returns what it has not given back.
+    pub(crate) fn close(&self) -> Result<LateRequests, HeldUp> {
+        Ok(self.change(Queue::close)?.unwrap_or_default())
+    }
+
+    /// Fails what the device has not given back, once the queue is closed.
+    pub(crate) fn fail_rest(&self) -> Result<(), HeldUp> {
+        self.change(Queue::fail_rest).map(drop)
     }
 
     /// Requests that were popped and not given back.

@@ -318,19 +318,24 @@ impl Queue {
     }
 
     /// Puts back what the device left: nothing of what is there now is offered before the next kick.
-    /// The ring cannot step back over a request behind it that was refused, and so is answered: what
-    /// was left before such a one fails.
+    /// The ring steps back over requests behind it that were refused too: their turn comes again.
     #[cold]
     fn leave_in_ring(&mut self, batch: &mut Batch) {
         let left: Vec<_> = batch.take_left(0).collect();
         for slot in left {
+            while let Some(last) = self.ring.last_popped().filter(|&last| last != slot.head)
+                && let Some(refused) = batch.take_answer(last)
+            {
+                self.put_back(refused.slot);
+            }
             if self.ring.last_popped() == Some(slot.head) {
                 self.put_back(slot);
-                continue;
+            } else {
+                // The answer behind it waits for other pages to be given back.
+                let request = Request::new(slot);
+                let written = self.device.refuse(self.index, &request);
+                batch.complete(request, written);
             }
-            let request = Request::new(slot);
-            let written = self.device.refuse(self.index, &request);
-            batch.complete(request, written);
         }
         self.left = self.ring.seen();
     }
@@ -342,13 +347,34 @@ impl Queue {
         let mut answered = 0;
         for done in batch.take_done() {
             answered += 1;
-            self.in_flight -= 1;
-            self.ring.push(done.slot.head, done.written);
-            keep(&mut self.spare, &self.ring, done.slot);
+            self.push(done);
         }
         bump(&self.counters.requests, answered);
         bump(&self.counters.batches, 1);
         self.counters.in_flight.store(self.in_flight, Ordering::Relaxed);
+    }
+
+    /// Writes the used element of one answer.
+    #[inline]
+    fn push(&mut self, mut done: Done) {
+        let Slot { head, ref buffers, .. } = *done.slot;
+        if !buffers.is_in(self.ring.memory()) && buffers.is_detached() {
+            self.answer_anew(&mut done);
+        }
+        self.in_flight -= 1;
+        self.ring.push(head, done.written);
+        keep(&mut self.spare, &self.ring, done.slot);
+    }
+
+    /// Fails a request whose memory was taken away since it was popped, as the device of another
+    /// queue was late with a request there: what was written to it has reached nobody.
+    #[cold]
+    fn answer_anew(&mut self, done: &mut Done) {
+        let Slot { head, ref mut buffers, .. } = *done.slot;
+        if self.ring.walk_again(head, buffers).is_err() {
+            buffers.release();
+        }
+        done.revise(|request| self.device.refuse(self.index, request));
     }
 
     /// Gives requests back that were completed outside a batch.
@@ -367,9 +393,7 @@ impl Queue {
         }
         bump(&self.counters.requests, done.len() as u64);
         for done in done.drain(..) {
-            self.in_flight -= 1;
-            self.ring.push(done.slot.head, done.written);
-            keep(&mut self.spare, &self.ring, done.slot);
+            self.push(done);
         }
         self.collected = done;
         self.counters.in_flight.store(self.in_flight, Ordering::Relaxed);

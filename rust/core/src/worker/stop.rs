@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::queue::Queue;
-use crate::memory::GuestSlice;
+use crate::memory::{Buffers, GuestSlice};
 use crate::request::{Batch, CompletionQueue, Request, Slot};
 
 /// What is left of a queue that has ended.
@@ -22,8 +22,8 @@ pub(crate) struct Ended {
 pub(crate) struct LateRequests {
     /// How many.
     pub(crate) requests: u32,
-    /// Where their buffers are mapped.
-    pub(crate) places: Vec<GuestSlice>,
+    /// Where what they read is mapped, if the driver has left their chains as they were.
+    pub(crate) reads: Vec<GuestSlice>,
 }
 
 impl Queue {
@@ -47,23 +47,33 @@ impl Queue {
         self.publish();
     }
 
-    /// Fails what the device does not give back: an error is written for each, and it goes back to
-    /// the driver. Late completions are refused. Returns what the device may still touch.
-    pub(super) fn fail_rest(&mut self) -> LateRequests {
+    /// Refuses what the device completes from now on. Returns what it has not given back, and what
+    /// it may still read.
+    pub(super) fn close(&mut self) -> LateRequests {
         self.collect();
         self.completions.close();
+        let mut late = LateRequests { requests: self.in_flight, ..LateRequests::default() };
+        let mut buffers = Buffers::default();
+        for head in self.ring.heads_in_flight() {
+            if self.ring.walk_again(head, &mut buffers).is_ok() {
+                late.reads.extend(buffers.readable().parts(0, u64::MAX));
+            }
+        }
+        late
+    }
+
+    /// Fails what the device has not given back, once it is [closed](Self::close): an error is
+    /// written for each, and it goes back to the driver.
+    pub(super) fn fail_rest(&mut self) {
         // What the requests read stays noted where the device's own completions are.
         self.completions = CompletionQueue::new(0, Arc::clone(&self.doorbell));
         let (mut batch, called) = (Batch::default(), AtomicU32::new(0));
-        let mut failed = LateRequests { requests: self.in_flight, ..LateRequests::default() };
         for head in self.ring.heads_in_flight() {
             let mut slot = Slot::new(self.index, Arc::clone(&self.completions));
             // A chain that the driver has changed since is not written to.
             if self.ring.walk_again(head, &mut slot.buffers).is_err() {
                 slot.buffers.release();
             }
-            failed.places.extend(slot.buffers.readable().parts(0, u64::MAX));
-            failed.places.extend(slot.buffers.writable().parts(0, u64::MAX));
             slot.head = head;
             batch.push(Request::new(slot));
         }
@@ -75,7 +85,6 @@ impl Queue {
             batch.complete(request, written);
         }
         self.settle(&mut batch);
-        failed
     }
 
     /// Ends the queue.

@@ -101,38 +101,33 @@ impl Session<'_> {
         self.take_away(&late.filter_map(|(_, region)| region.upgrade()).collect::<Vec<_>>());
     }
 
-    /// Takes places of guest memory away from a device that does not give its requests back, while
-    /// all else goes on: the regions are mapped once more, all queues use the new mappings from
-    /// then on, and in the former ones private memory comes to these places. A request of another
-    /// queue that has a buffer in the same page, and began before, has a moment to end.
+    /// Takes guest memory away from a device that does not give its requests back, while all else
+    /// goes on: the regions are mapped once more, all queues use the new mappings from then on, and
+    /// private memory comes into the former ones, which shows what the guest has there, and goes on
+    /// to show what the requests `read`. What other queues have begun in the former mappings has a
+    /// moment to end, and fails if it ends later.
     ///
     /// Memory of a domain is not taken: the device has it until it lets go of its request.
-    pub(super) fn take_from_device(&mut self, places: &[GuestSlice]) {
-        let former = Arc::clone(&self.memory);
-        let taken: Vec<_> = places.iter().filter_map(|&place| located(&former, place)).collect();
-        if taken.is_empty() {
-            return;
-        }
-        if let Err(error) = self.map_again(|region| taken.iter().any(|t| t.0 == region.extent())) {
+    pub(super) fn take_from_device(&mut self, reads: &[GuestSlice]) {
+        if let Err(error) = self.map_again() {
             return self.event(Event::NotTaken(error));
         }
         thread::sleep(BATCH_LIMIT);
         let in_use =
             |region: &Arc<Region>| self.memory.regions().iter().any(|r| Arc::ptr_eq(r, region));
         let former = self.mapped.iter().filter_map(Weak::upgrade).filter(|r| !in_use(r));
-        for region in former {
-            for &(extent, offset, len) in taken.iter().filter(|t| t.0 == region.extent()) {
-                if let Err(error) = region.detach_part(offset, len) {
-                    self.event(Event::NotTaken(format!("{}: {error}", extent.guest)));
-                }
-            }
+        for region in former.filter(|region| region.is_file()) {
+            // In this order: a request that ends later finds that its memory has gone.
+            region.end();
+            region.detach(&[]);
+            region.keep_private(reads);
         }
     }
 
-    /// Maps some of the regions once more; all queues use the new mappings from now on.
-    fn map_again(&mut self, these: impl Fn(&Region) -> bool) -> Result<(), String> {
+    /// Maps all regions of files once more; all queues use the new mappings from now on.
+    fn map_again(&mut self) -> Result<(), String> {
         let mut regions = self.memory.regions().to_vec();
-        for region in regions.iter_mut().filter(|region| these(region)) {
+        for region in &mut regions {
             if let Some(again) = region.again(&self.memory_policy).map_err(|e| e.to_string())? {
                 *region = again;
             }
@@ -177,13 +172,6 @@ impl Session<'_> {
             }
         }
     }
-}
-
-/// The region that a place lies in, where in its file, and the bytes.
-fn located(memory: &Memory, place: GuestSlice) -> Option<(Extent, usize, usize)> {
-    let found =
-        |region: &Arc<Region>| Some((region.extent(), region.offset_of(place)?, place.len()));
-    memory.regions().iter().find_map(found)
 }
 
 fn kind(means: XenMeans) -> XenKind {

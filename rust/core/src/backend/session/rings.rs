@@ -113,7 +113,7 @@ impl Session<'_> {
         index: u16,
         fd: Option<OwnedFd>,
     ) -> Result<Option<Notifier>, Refusal> {
-        let notifier = fd.map(|fd| Notifier::new(fd, &self.shared().signaller)).transpose();
+        let notifier = fd.map(|fd| Notifier::new(fd, &self.shared().signaller(index))).transpose();
         notifier.map_err(|what| {
             Refusal(format!("{message}: queue {index}: its descriptor is {what}, not an eventfd"))
         })
@@ -191,22 +191,31 @@ impl Session<'_> {
         completions.kernel_holds().any() && !self.shared().is_stopping()
     }
 
-    /// Deals with requests that did not come back. If they fail, their memory is taken away from
-    /// the device.
+    /// Deals with requests that did not come back. If they are to fail, their memory is taken away
+    /// from the device first, and then the driver gets them back.
     fn end_late(&mut self, queues: &[&Arc<QueueCell>], rest: Rest) {
-        let mut places = Vec::new();
-        for queue in queues {
-            let requests = match rest {
-                Rest::Fails if !queue.completions().kernel_holds().any() => {
-                    let failed = queue.fail_rest().unwrap_or_default();
-                    places.extend(failed.places);
-                    failed.requests
-                }
-                Rest::Fails | Rest::IsLeft => queue.in_flight().unwrap_or(0),
-            };
+        let fails = |queue: &&Arc<QueueCell>| {
+            rest == Rest::Fails && !queue.completions().kernel_holds().any()
+        };
+        let (failing, left): (Vec<&Arc<QueueCell>>, Vec<_>) =
+            queues.iter().copied().partition(fails);
+        for queue in left {
+            let requests = queue.in_flight().unwrap_or(0);
             self.event(Event::Stuck(Stuck { queue: queue.index(), requests }));
         }
-        self.take_from_device(&places);
+        let mut reads = Vec::new();
+        for queue in &failing {
+            let late = queue.close().unwrap_or_default();
+            reads.extend(late.reads);
+            self.event(Event::Stuck(Stuck { queue: queue.index(), requests: late.requests }));
+        }
+        if !failing.is_empty() {
+            self.take_from_device(&reads);
+        }
+        for queue in failing {
+            // One that guest memory holds up does not end either, which is said then.
+            let _ = queue.fail_rest();
+        }
     }
 
     /// Ends a ring that has stopped; returns its next available index.
