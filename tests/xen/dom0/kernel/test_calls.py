@@ -11,7 +11,6 @@ from ..calls import GrantCalls
 from ..gntdev import Granted, Piece, copy_from
 from ..guest import FRAMES, Guest
 
-
 IO_SUBMIT = {"x86_64": 209, "aarch64": 2}[platform.machine()]
 """By its number, as the C library has no function for it."""
 
