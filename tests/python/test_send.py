@@ -341,6 +341,28 @@ def test_too_few_buffers_beside_one_that_is_not_in_memory_go_back_empty(
         assert front.stop_ring(0) == 4
 
 
+@pytest.mark.parametrize("name", ["send", "take"])
+def test_one_call_gives_back_64_buffers_that_are_not_in_memory_and_another_follows(
+    vhost_socket: Path, name: str
+) -> None:
+    """A driver with thousands of them keeps neither the queue nor the interpreter."""
+    device = Port()
+    with receiving(device, vhost_socket, size=256) as front:
+        ring = Buffers(front, room=10).ring
+        heads = [ring.lay([Segment(front.memory.allocate(10), 10, True)]) for _ in range(200)]
+        for head in heads:
+            ring.set_descriptor(head, 1 << 40, 10, 2)
+        ring.offer(*heads)
+        ring.kick()
+        for given_back in (64, 128, 192, 200):
+            device.hears("buffers 0")
+            assert device.rx.send(b"data") == 0 if name == "send" else device.rx.take() is None
+            assert ring.used_index == given_back
+        device.hears_nothing_more()
+        assert [used.length for used in ring.wait(200)] == [0] * 200
+        assert front.stop_ring(0) == 200
+
+
 def test_an_index_that_jumps_breaks_the_ring_when_it_is_sent_into(vhost_socket: Path) -> None:
     device = Port()
     with receiving(device, vhost_socket) as front:

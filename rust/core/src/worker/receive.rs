@@ -10,6 +10,10 @@ use crate::device::{QueueHandle, SendData, TooLarge};
 use crate::request::{Batch, Publish, Request, ScopeId, publish_later};
 use crate::ring::RingError;
 
+/// The most chains that one call gives back because they cannot be used, or are in front of such.
+/// The queue is locked as long, and the interpreter may be; the device is called again for the rest.
+const MOST_GIVEN_BACK: u16 = 64;
+
 /// A device's handle on a started queue.
 pub(crate) struct ReceiveHandle(pub(crate) Arc<QueueCell>);
 
@@ -109,8 +113,7 @@ impl Queue {
         cell: &QueueCell,
         batch: &mut Batch,
     ) -> Result<Option<Request>, RingError> {
-        // A driver that makes such chains available without end does not keep the device.
-        for _ in 0..=self.ring.size() {
+        for _ in 0..MOST_GIVEN_BACK {
             let Some(available) = self.ready()? else { return Ok(None) };
             let popped = if available > 0 { self.pop_in_place(cell, batch)? } else { Popped::None };
             match popped {
@@ -125,28 +128,30 @@ impl Queue {
 
     fn send(&mut self, cell: &QueueCell, wanted: &Wanted<'_>) -> Sent {
         let mut batch = std::mem::take(&mut self.own_batch);
-        let sent = (0..=self.ring.size()).find_map(|_| {
-            let sent = self.try_send(cell, wanted, &mut batch);
+        let mut given_back = 0;
+        let mut sent = None;
+        while sent.is_none() && given_back < MOST_GIVEN_BACK {
+            sent = self.try_send(cell, wanted, &mut batch, &mut given_back);
             if sent.is_none() {
                 // The ring goes on behind the buffers that could not be reached.
                 self.answer_all_empty(&mut batch);
             }
-            sent
-        });
+        }
         self.own_batch = batch;
         sent.unwrap_or_else(|| {
-            // A driver that makes such buffers available without end does not keep the device.
             self.want_more(cell, 0);
             Sent::TooFew
         })
     }
 
-    /// `None`: some of the buffers could not be reached, and there are too few without them.
+    /// `None`: some of the buffers could not be reached, and there are too few without them. All
+    /// that were popped are added to `given_back`.
     fn try_send(
         &mut self,
         cell: &QueueCell,
         wanted: &Wanted<'_>,
         batch: &mut Batch,
+        given_back: &mut u16,
     ) -> Option<Sent> {
         let available = match self.ready() {
             Ok(Some(available)) => available,
@@ -154,10 +159,12 @@ impl Queue {
             Err(error) => return Some(Sent::Broke(error)),
         };
         let (mut count, mut room, mut left) = (0, 0, available);
-        while left > 0 && count < wanted.most && (room < wanted.bytes || count == 0) {
+        let mut refused = *given_back;
+        let is_short = |count, room| count < wanted.most && (room < wanted.bytes || count == 0);
+        while left > 0 && refused < MOST_GIVEN_BACK && is_short(count, room) {
             match self.pop_in_place(cell, batch) {
                 Ok(Popped::Placed(more)) => (count, room) = (count + 1, room + more),
-                Ok(Popped::Refused) => {}
+                Ok(Popped::Refused) => refused += 1,
                 Ok(Popped::None) => return Some(self.send_later(cell, batch)),
                 Err(error) => {
                     self.let_go(batch);
@@ -171,6 +178,7 @@ impl Queue {
             return Some(Sent::Whole(count));
         }
         if batch.has_done() {
+            *given_back = refused.saturating_add(count);
             return None;
         }
         self.put_all_back(batch);
