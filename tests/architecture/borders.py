@@ -16,7 +16,7 @@ MAY_NAME = {
     "address": set(),
     "error": set(),
     "sys": set(),
-    "wire": {"address"},
+    "wire": {"address", "sys"},
     "socket": {"wire", "sys", "error"},
     "connection": {"wire", "address"},
     "xen": {"sys"},

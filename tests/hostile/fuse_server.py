@@ -17,7 +17,7 @@ import sys
 import threading
 
 CLONE_NEWNS, MS_REC_PRIVATE, SKIPPED = 0x20000, 0x44000, 77
-LOOKUP, FORGET, GETATTR, OPEN, READ, STATFS, INIT = 1, 2, 3, 14, 15, 17, 26
+LOOKUP, FORGET, GETATTR, OPEN, READ, STATFS, FLUSH, INIT = 1, 2, 3, 14, 15, 17, 25, 26
 ROOT, FILE = 1, 2
 ENOSYS = -38
 FOREVER = 1 << 30
@@ -87,6 +87,8 @@ class FileSystem:
         if operation == READ:
             offset, size = struct.unpack_from("<QI", payload, 8)
             return BYTE * max(0, min(int(size), self._size - int(offset)))
+        if operation == FLUSH:
+            return b""  # Else the kernel would not ask again when a descriptor is closed.
         return None
 
     def _attributes(self, node: int) -> bytes:

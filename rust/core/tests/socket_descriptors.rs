@@ -40,7 +40,7 @@ fn never() -> OwnedFd {
 
 fn pair() -> (Stream, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    (Stream::new(ours.into()), theirs)
+    (Stream::new(OwnedFd::from(ours)), theirs)
 }
 
 /// Leaves room for `spare` more descriptors while `body` runs.

@@ -52,7 +52,7 @@ fn main() {
 
 fn a_message_is_received_whole(storm: &Storm) {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let mut ours = Stream::new(ours.into());
+    let mut ours = Stream::new(OwnedFd::from(ours));
     let message: Vec<u8> =
         [7_u32, 1, 4, 0xdead_beef].iter().flat_map(|word| word.to_ne_bytes()).collect();
     thread::scope(|scope| {
@@ -93,7 +93,7 @@ fn a_peer_that_does_not_read_is_waited_for(storm: &Storm) {
 
 fn a_deadline_is_not_put_off(storm: &Storm) {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let mut ours = Stream::new(ours.into());
+    let mut ours = Stream::new(OwnedFd::from(ours));
     ours.set_deadline(Duration::from_millis(50));
     rustix::io::write(&theirs, &[1]).unwrap();
     let over = AtomicBool::new(false);

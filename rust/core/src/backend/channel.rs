@@ -4,11 +4,16 @@
 //! is asked for, and where there is no room nothing is sent. The front-end then has not read an
 //! earlier such message yet, and looks at the configuration when it does.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::AsFd;
+
+use rustix::net::SocketType;
+use rustix::net::sockopt::socket_type;
 
 use crate::connection::Refusal;
 use crate::socket::Stream;
-use crate::wire::{BackendMessage, Flags, Frame};
+use crate::sys::event_kind::EventKind;
+use crate::sys::fd_kind::fd_kind;
+use crate::wire::{BackendMessage, Flags, Frame, ReceivedFd};
 
 /// The channel: closed until the front-end passes a socket, and again when its peer is gone.
 #[derive(Debug, Default)]
@@ -20,12 +25,15 @@ pub(super) struct Channel {
 
 impl Channel {
     /// Takes the front-end's descriptor.
-    pub(super) fn open(fd: OwnedFd) -> Result<Self, Refusal> {
-        let kind = rustix::net::sockopt::socket_type(&fd);
-        if kind != Ok(rustix::net::SocketType::STREAM) {
-            return Err(Refusal(
-                "SET_BACKEND_REQ_FD: its descriptor is no stream socket".to_owned(),
-            ));
+    pub(super) fn open(fd: ReceivedFd) -> Result<Self, Refusal> {
+        let refused = |what: &str| {
+            Refusal(format!(
+                "SET_BACKEND_REQ_FD: its descriptor is {what}, not a Unix stream socket"
+            ))
+        };
+        let kind = EventKind::of(fd.as_fd()).map_err(|what| refused(&what))?;
+        if kind != EventKind::Socket || socket_type(&fd) != Ok(SocketType::STREAM) {
+            return Err(refused(&fd_kind(fd.as_fd())));
         }
         Ok(Self { stream: Some(Stream::new(fd)), full: false })
     }

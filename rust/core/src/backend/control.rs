@@ -1,6 +1,7 @@
 //! The control thread: takes front-ends, one after the other.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::context::BackendContext;
 use super::event::Event;
@@ -10,8 +11,12 @@ use super::shared::{Shared, State};
 use super::start_failed::StartFailed;
 use crate::device::Device;
 use crate::socket::{Endpoint, Next, Source, Stream};
+use crate::sys::closer::Closer;
 use crate::sys::sigbus;
 use std::os::fd::AsFd;
+
+/// Longest wait for descriptors to be closed before it is asked whether the back-end stops.
+const CLOSE_LIMIT: Duration = Duration::from_millis(100);
 
 /// What the control thread owns.
 pub(super) struct Control {
@@ -28,9 +33,11 @@ impl Control {
     ) -> Result<Self, StartFailed> {
         let place = describe(&options.endpoint);
         let endpoint = std::mem::replace(&mut options.endpoint, Endpoint::Dial { path: "".into() });
-        let source = endpoint.open()?;
+        let mut source = endpoint.open()?;
+        let closer = Closer::default();
+        source.close_with(&closer);
         shared.event(Event::Listening(place));
-        Ok(Self { context: BackendContext { device, options, shared }, source })
+        Ok(Self { context: BackendContext { device, options, shared, closer }, source })
     }
 
     pub(super) fn run(mut self) {
@@ -42,8 +49,10 @@ impl Control {
             }
             self.context.shared.set_state(State::Listening);
         }
-        let Self { source, context: BackendContext { shared, .. } } = self;
+        let Self { source, context: BackendContext { shared, closer, .. } } = self;
         drop(source);
+        // What does not answer is left behind.
+        closer.finishes(CLOSE_LIMIT);
         shared.event(Event::Stopped);
         shared.set_state(State::Stopped);
         shared.stopped_event.signal();
@@ -51,6 +60,7 @@ impl Control {
 
     /// The next front-end; `None` when there is none to come.
     fn next(&mut self) -> Option<Stream> {
+        self.catch_up();
         while !self.context.shared.is_stopping() {
             match self.source.next(self.context.shared.wake.as_fd()) {
                 Ok(Next::Stream(stream)) => return Some(stream),
@@ -69,7 +79,19 @@ impl Control {
         None
     }
 
+    /// Waits until what former front-ends have passed is closed, but for a few: else whoever comes
+    /// again and again takes all the descriptors of this process.
+    fn catch_up(&self) {
+        let BackendContext { shared, closer, .. } = &self.context;
+        if closer.is_behind() {
+            let why = "the files that former front-ends have passed do not answer to a close";
+            shared.event(Event::AcceptHeld(why.to_owned()));
+        }
+        while !shared.is_stopping() && !closer.catches_up(CLOSE_LIMIT) {}
+    }
+
     fn serve(&mut self, mut stream: Stream) {
+        stream.close_with(&self.context.closer);
         stream.set_deadline(self.context.options.message_deadline);
         self.context.shared.begin_session();
         self.context.shared.set_state(State::Negotiating);

@@ -4,11 +4,9 @@
 //! state as it was before the message until [`Connection::done`](super::Connection::done) is told
 //! how it went: a failed action has no effect.
 
-use std::os::fd::OwnedFd;
-
 use crate::address::{GuestAddr, UserAddr};
-use crate::wire::Frame;
 use crate::wire::payload::XenMapping;
+use crate::wire::{Frame, ReceivedFd};
 
 /// What follows from one message.
 #[derive(Debug)]
@@ -50,7 +48,7 @@ pub struct RegionOffer {
     /// How the hypervisor is to map it; `None`: an ordinary file.
     pub xen: Option<XenMapping>,
     /// The memory.
-    pub fd: OwnedFd,
+    pub fd: ReceivedFd,
 }
 
 /// A region's place in the guest's and in the front-end's address space.
@@ -111,7 +109,7 @@ pub enum Action {
         /// The ring.
         setup: RingSetup,
         /// The kick descriptor.
-        kick: Option<OwnedFd>,
+        kick: Option<ReceivedFd>,
         /// The driver has reset the device since a ring ran last: put the device into its initial
         /// state first. The features of `setup` stay accepted.
         reset: bool,
@@ -121,21 +119,21 @@ pub enum Action {
         /// Which vring.
         index: u16,
         /// The kick descriptor.
-        kick: Option<OwnedFd>,
+        kick: Option<ReceivedFd>,
     },
     /// Replace a ring's call descriptor, started or not. `None`: no notification wanted.
     SetCall {
         /// Which vring.
         index: u16,
         /// The call descriptor.
-        fd: Option<OwnedFd>,
+        fd: Option<ReceivedFd>,
     },
     /// Replace a ring's error descriptor, started or not.
     SetError {
         /// Which vring.
         index: u16,
         /// The error descriptor.
-        fd: Option<OwnedFd>,
+        fd: Option<ReceivedFd>,
     },
     /// Enable or disable a ring, started or not, without losing its position.
     Enable {
@@ -173,7 +171,7 @@ pub enum Action {
         reset: bool,
     },
     /// The channel for the back-end's own requests; replaces the former one.
-    SetBackendChannel(OwnedFd),
+    SetBackendChannel(ReceivedFd),
 }
 
 /// How an action went.

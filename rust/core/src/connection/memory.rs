@@ -1,12 +1,12 @@
 //! Guest memory as the front-end describes it.
 
-use std::os::fd::OwnedFd;
-
 use super::state::{Commit, Connection, Handled, Verdict, only_fd, read};
 use super::{Action, Refusal, RegionOffer, RegionRange};
 use crate::wire::message::Size;
 use crate::wire::payload::{MemoryTable, Region, SingleRegion, XenFields, XenMapping, XenMeans};
-use crate::wire::{Frame, FrontendMessage, Payload, ProtocolFeatures, RegionLayout, XenDesigns};
+use crate::wire::{
+    Frame, FrontendMessage, Payload, ProtocolFeatures, ReceivedFd, RegionLayout, XenDesigns,
+};
 
 /// Set in guest addresses that stand for grants.
 const GRANT_ADDRESS: u64 = 1 << 63;
@@ -107,7 +107,7 @@ impl Connection {
         &self,
         region: &Region,
         layout: RegionLayout,
-        fd: OwnedFd,
+        fd: ReceivedFd,
     ) -> Result<RegionOffer, Refusal> {
         let xen = match region.xen {
             Some(fields) => fields.mapping(layout)?,

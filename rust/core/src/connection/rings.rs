@@ -1,13 +1,11 @@
 //! Messages about vrings.
 
-use std::os::fd::OwnedFd;
-
 use super::device_state::Driver;
 use super::state::{Commit, Connection, Handled, Verdict, only_fd, read};
 use super::{Action, Refusal, Vring};
 use crate::wire::features::{LOG_ALL, PROTOCOL_FEATURES, describe};
 use crate::wire::payload::{VringAddress, VringFd, VringState};
-use crate::wire::{Frame, Payload};
+use crate::wire::{Frame, Payload, ReceivedFd};
 
 impl Connection {
     /// Virtqueues; of a network device pairs of them, where a control queue makes no pair. QEMU
@@ -114,7 +112,7 @@ impl Connection {
 
     /// The vring and the descriptor that a kick, call or error message is about; the payload
     /// must tell the truth about whether there is one.
-    fn vring_fd(&self, frame: Frame) -> Result<(u32, Option<OwnedFd>), Refusal> {
+    fn vring_fd(&self, frame: Frame) -> Result<(u32, Option<ReceivedFd>), Refusal> {
         let VringFd { index, no_fd } = read(&frame)?;
         match (only_fd(frame)?, no_fd) {
             (None, false) => Err(Refusal("neither a descriptor nor the no-descriptor bit".into())),

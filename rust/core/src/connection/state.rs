@@ -8,7 +8,8 @@ use super::{Action, Offer, Outcome, Refusal, Step, Vring};
 use crate::wire::message::{Answer, Needs, Row};
 use crate::wire::payload::XenMapping;
 use crate::wire::{
-    Flags, Frame, FrontendMessage, MAX_PAYLOAD, Payload, PayloadError, ProtocolFeatures, features,
+    Flags, Frame, FrontendMessage, MAX_PAYLOAD, Payload, PayloadError, ProtocolFeatures,
+    ReceivedFd, features,
 };
 
 /// One connection with a front-end, from its first message to its last.
@@ -343,7 +344,7 @@ pub(super) fn read<P: Payload>(frame: &Frame) -> Result<P, Refusal> {
 }
 
 /// The only descriptor of a message that may have one.
-pub(super) fn only_fd(mut frame: Frame) -> Result<Option<std::os::fd::OwnedFd>, Refusal> {
+pub(super) fn only_fd(mut frame: Frame) -> Result<Option<ReceivedFd>, Refusal> {
     let fd = frame.fds.pop();
     if !frame.fds.is_empty() {
         return Err(Refusal("more than one descriptor".to_owned()));

@@ -1,18 +1,19 @@
 //! Guest memory in a file that the front-end shares.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, FileType, Statx, StatxFlags};
+use rustix::fs::{AtFlags, FileType, StatxFlags, statx};
 
 use super::policy::MemoryPolicy;
 use super::region::{Extent, Hold, Region};
 use super::region_error::RegionError;
 use super::segment::GuestSlice;
 use crate::sys::fd_kind::fd_kind;
-use crate::sys::file_system::{close_elsewhere, remote_file_system};
+use crate::sys::file_system::remote_file_system;
 use crate::sys::mmap::Mapping;
+use crate::sys::received_fd::ReceivedFd;
 
 impl Region {
     /// Maps as many bytes of `fd` from `offset` on as `extent` says. The descriptor goes with the
@@ -21,14 +22,12 @@ impl Region {
         policy: &MemoryPolicy,
         extent: Extent,
         offset: u64,
-        fd: OwnedFd,
+        fd: impl Into<ReceivedFd>,
     ) -> Result<Arc<Self>, RegionError> {
-        let size = extent.size;
-        if !policy.takes_any_file()
-            && let Err(refused) = check_file_system(fd.as_fd())
-        {
-            close_elsewhere(fd);
-            return Err(refused);
+        let (fd, size) = (fd.into(), extent.size);
+        check_kind(&fd)?;
+        if !policy.takes_any_file() {
+            check_file_system(&fd)?;
         }
         let page = check_file(&fd, offset, size)?;
         let lead = offset % page;
@@ -75,17 +74,20 @@ impl Region {
     }
 }
 
+/// Checks that the file can be memory, without asking its file system.
+fn check_kind(fd: &ReceivedFd) -> Result<(), RegionError> {
+    let known = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let stat = statx(fd, c"", known, StatxFlags::TYPE);
+    let stat = stat.map_err(|e| RegionError::System("stat it", e.into()))?;
+    if FileType::from_raw_mode(stat.stx_mode.into()) != FileType::RegularFile {
+        return Err(RegionError::NotAFile(fd_kind(fd.as_fd())));
+    }
+    Ok(())
+}
+
 /// Checks that whoever touches the memory need not wait for another process or host. A file system
 /// that does not say what it is may be any.
-fn check_file_system(fd: BorrowedFd<'_>) -> Result<(), RegionError> {
-    let sync = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-    // Says what it is without asking the file system: an eventfd or a pipe is refused as what it is.
-    let stat = rustix::fs::statx(fd, c"", sync, StatxFlags::TYPE);
-    let is_file =
-        |stat: &Statx| FileType::from_raw_mode(stat.stx_mode.into()) == FileType::RegularFile;
-    if !stat.as_ref().is_ok_and(is_file) {
-        return Ok(());
-    }
+fn check_file_system(fd: &ReceivedFd) -> Result<(), RegionError> {
     match remote_file_system(fd) {
         Ok(None) => Ok(()),
         Ok(Some(name)) => Err(RegionError::FileSystem(name)),
@@ -96,12 +98,9 @@ fn check_file_system(fd: BorrowedFd<'_>) -> Result<(), RegionError> {
     }
 }
 
-/// Checks that the file can be memory and is long enough; returns the size of its pages.
-fn check_file(fd: &OwnedFd, offset: u64, size: u64) -> Result<u64, RegionError> {
+/// Checks that the file is long enough; returns the size of its pages.
+fn check_file(fd: &ReceivedFd, offset: u64, size: u64) -> Result<u64, RegionError> {
     let stat = rustix::fs::fstat(fd).map_err(|e| RegionError::System("stat it", e.into()))?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return Err(RegionError::NotAFile(fd_kind(fd.as_fd())));
-    }
     // Sums at 128 bits cannot wrap.
     let (file, needed) = (stat.st_size as u64, u128::from(offset) + u128::from(size));
     if needed > u128::from(file) {

@@ -14,6 +14,7 @@ use super::listener::{stream_socket, unix_address};
 use super::wait::Ready;
 use super::{ListenOptions, Listener, Next, SocketError, Stream};
 use crate::error::HostError;
+use crate::sys::closer::Closer;
 
 /// The pause between two calls to a front-end that is not there: at first, and at most. Doubles
 /// from one to the other.
@@ -72,6 +73,15 @@ impl Endpoint {
 }
 
 impl Source {
+    /// Has `closer` close what is left of the source.
+    pub fn close_with(&mut self, closer: &Closer) {
+        match self {
+            Self::Listener(listener) => listener.close_with(closer),
+            Self::Given(Some(stream)) => stream.close_with(closer),
+            Self::Dialer(_) | Self::Given(None) => {}
+        }
+    }
+
     /// Waits for the next connection, for ever unless `wake` becomes readable.
     pub fn next(&mut self, wake: BorrowedFd<'_>) -> Result<Next, SocketError> {
         match self {

@@ -23,6 +23,8 @@ use super::backoff::{Backoff, is_shortage};
 use super::wait::{Ready, wait};
 use super::{MAX_PATH, Next, SocketError, Stream};
 use crate::error::HostError;
+use crate::sys::closer::Closer;
+use crate::wire::ReceivedFd;
 
 /// Connections that may wait. One front-end is served at a time; the others queue up here.
 const BACKLOG: i32 = 128;
@@ -55,7 +57,7 @@ impl ListenOptions {
 /// A listening Unix stream socket. Dropping it removes its file if that is still its own.
 #[derive(Debug)]
 pub struct Listener {
-    fd: OwnedFd,
+    fd: ReceivedFd,
     file: Option<BoundFile>,
     backoff: Backoff,
 }
@@ -94,7 +96,7 @@ impl Listener {
         let id = identity(&temporary.path).map_err(cannot)?;
         temporary.move_to(&options.path)?;
         let file = BoundFile { path: options.path.clone(), id, owner: process::id() };
-        Ok(Self { fd, file: Some(file), backoff: Backoff::new(PAUSE.0, PAUSE.1) })
+        Ok(Self { fd: fd.into(), file: Some(file), backoff: Backoff::new(PAUSE.0, PAUSE.1) })
     }
 
     /// Takes a listening socket that somebody else made. It becomes non-blocking (in every
@@ -103,7 +105,7 @@ impl Listener {
     pub fn from_fd(fd: OwnedFd) -> Result<Self, SocketError> {
         rustix::io::ioctl_fionbio(&fd, true)
             .map_err(|e| HostError::new("make a listening socket non-blocking", e))?;
-        Ok(Self { fd, file: None, backoff: Backoff::new(PAUSE.0, PAUSE.1) })
+        Ok(Self { fd: fd.into(), file: None, backoff: Backoff::new(PAUSE.0, PAUSE.1) })
     }
 
     /// Waits for a connection, for ever unless `wake` becomes readable.
@@ -133,6 +135,12 @@ impl Listener {
                 return Ok(Next::Held(described));
             }
         }
+    }
+
+    /// Has `closer` close the socket: what front-ends have sent that wait goes with it, and with it
+    /// the descriptors in there.
+    pub fn close_with(&mut self, closer: &Closer) {
+        self.fd.close_with(closer);
     }
 
     /// The socket's name, if this listener made it.

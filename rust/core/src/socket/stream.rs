@@ -9,26 +9,31 @@
 use std::io::IoSlice;
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
-use rustix::io::{Errno, retry_on_intr};
+use rustix::io::{Errno, ioctl_fionread, retry_on_intr};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
-    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recv, recvmsg,
-    sendmsg, socketpair,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, SocketType,
+    recvmsg, sendmsg, shutdown, socketpair, sockopt::set_socket_oobinline,
 };
 
 use super::SocketError;
 use super::wait::{Ready, wait};
 use crate::error::HostError;
+use crate::sys::closer::Closer;
 use crate::sys::credentials;
-use crate::wire::{Frame, Header, MAX_FDS, MAX_PAYLOAD};
+use crate::wire::{Frame, Header, MAX_FDS, MAX_PAYLOAD, ReceivedFd};
 
 /// How long a message may take from its first byte to its last. A front-end sends one with a
 /// single system call; seconds are for a machine that is short of everything.
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Descriptors that Linux passes with one byte: unix(7), SCM_RIGHTS. What there is no room for is
+/// closed by the call that receives, which then waits.
+const MOST_FDS: usize = 253;
 
 /// What [`Stream::receive`] waited for.
 #[derive(Debug)]
@@ -45,7 +50,9 @@ pub enum Incoming {
 /// A connected Unix stream socket.
 #[derive(Debug)]
 pub struct Stream {
-    fd: OwnedFd,
+    fd: ReceivedFd,
+    /// What closes the descriptors that come.
+    closer: Option<Closer>,
     deadline: Duration,
     partial: Option<Partial>,
 }
@@ -54,7 +61,7 @@ pub struct Stream {
 #[derive(Debug)]
 struct Partial {
     started: Instant,
-    fds: Vec<OwnedFd>,
+    fds: Vec<ReceivedFd>,
     header: [u8; Header::LEN],
     /// Bytes of the header that arrived.
     header_len: usize,
@@ -74,8 +81,16 @@ enum Read {
 impl Stream {
     /// Takes a connected Unix stream socket. Its blocking mode does not matter and is not
     /// changed.
-    pub fn new(fd: OwnedFd) -> Self {
-        Self { fd, deadline: DEFAULT_DEADLINE, partial: None }
+    pub fn new(fd: impl Into<ReceivedFd>) -> Self {
+        Self { fd: fd.into(), closer: None, deadline: DEFAULT_DEADLINE, partial: None }
+    }
+
+    /// Has `closer` close what the peer passes. This may take long, and be it passed with a byte
+    /// that is never read.
+    pub fn close_with(&mut self, closer: &Closer) {
+        // Else an urgent byte is thrown away unread, with its descriptors.
+        let _ = set_socket_oobinline(&self.fd, true);
+        self.closer = Some(closer.clone());
     }
 
     /// Two connected ends.
@@ -181,16 +196,18 @@ impl Stream {
         let Some(partial) = &mut self.partial else {
             return self.read_first();
         };
-        // Descriptors that come with a later byte belong to no message: `recv` has no room for
-        // them and the kernel closes them.
+        // Descriptors that come with a later byte belong to no message, and are closed. The kernel
+        // would do that as well, and wait for it.
         if partial.header_len < Header::LEN {
-            let read = receive_some(self.fd.as_fd(), &mut partial.header[partial.header_len..])?;
+            let rest = &mut partial.header[partial.header_len..];
+            let (read, _, _) = receive_some(&self.fd, self.closer.as_ref(), rest)?;
             if let Read::Bytes(n) = read {
                 partial.header_len += n;
             }
             Ok(read)
         } else {
-            let read = receive_some(self.fd.as_fd(), &mut partial.payload[partial.payload_len..])?;
+            let rest = &mut partial.payload[partial.payload_len..];
+            let (read, _, _) = receive_some(&self.fd, self.closer.as_ref(), rest)?;
             if let Read::Bytes(n) = read {
                 partial.payload_len += n;
             }
@@ -201,34 +218,23 @@ impl Stream {
     /// The first read of a header, with the message's descriptors.
     fn read_first(&mut self) -> Result<Read, SocketError> {
         let mut header = [0; Header::LEN];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
-        let received =
-            match recvmsg(&self.fd, &mut [IoSliceMut::new(&mut header)], &mut control, flags) {
-                Ok(received) => received,
-                Err(error) => return no_bytes(error),
-            };
-        // Owned from here on, so that each error below closes them.
-        let fds = take_fds(&mut control);
-        if received.flags.contains(ReturnFlags::CTRUNC) {
+        let (read, fds, flags) = receive_some(&self.fd, self.closer.as_ref(), &mut header)?;
+        if flags.contains(ReturnFlags::CTRUNC) {
             return Err(SocketError::FdsCutOff);
         }
         if fds.len() > MAX_FDS {
             return Err(SocketError::TooManyFds { got: fds.len() });
         }
-        if received.bytes == 0 {
-            return Ok(Read::End);
-        }
+        let Read::Bytes(header_len) = read else { return Ok(read) };
         self.partial = Some(Partial {
             started: Instant::now(),
             fds,
             header,
-            header_len: received.bytes,
+            header_len,
             payload: Vec::new(),
             payload_len: 0,
         });
-        Ok(Read::Bytes(received.bytes))
+        Ok(read)
     }
 
     /// The message if it is whole now. Makes room for the payload once the header is.
@@ -273,6 +279,19 @@ impl Stream {
     }
 }
 
+impl Drop for Stream {
+    /// Hangs up. What the peer has sent and nobody has read goes with the socket, and with it the
+    /// descriptors in there: who closes that may have to wait.
+    fn drop(&mut self) {
+        let Some(closer) = &self.closer else { return };
+        // Nothing more comes in.
+        let _ = shutdown(&self.fd, Shutdown::Both);
+        if !matches!(ioctl_fionread(&self.fd), Ok(0)) {
+            self.fd.close_with(closer);
+        }
+    }
+}
+
 impl AsFd for Stream {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
@@ -289,12 +308,21 @@ fn whole(frame: &Frame) -> Vec<u8> {
     [&frame.header.to_bytes()[..], &frame.payload].concat()
 }
 
-fn receive_some(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Read, SocketError> {
-    match recv(fd, buffer, RecvFlags::DONTWAIT) {
-        Ok((_, 0)) => Ok(Read::End),
-        Ok((_, n)) => Ok(Read::Bytes(n)),
-        Err(error) => no_bytes(error),
-    }
+/// Reads some bytes, with the descriptors that came with them.
+fn receive_some(
+    fd: &ReceivedFd,
+    closer: Option<&Closer>,
+    buffer: &mut [u8],
+) -> Result<(Read, Vec<ReceivedFd>, ReturnFlags), SocketError> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FDS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    let received = match recvmsg(fd, &mut [IoSliceMut::new(buffer)], &mut control, flags) {
+        Ok(received) => received,
+        Err(error) => return Ok((no_bytes(error)?, Vec::new(), ReturnFlags::empty())),
+    };
+    let read = if received.bytes == 0 { Read::End } else { Read::Bytes(received.bytes) };
+    Ok((read, take_fds(&mut control, closer), received.flags))
 }
 
 /// A failed read. A peer that closes with our replies unread shows as a reset: an end like any
@@ -307,18 +335,18 @@ fn no_bytes(error: Errno) -> Result<Read, SocketError> {
     }
 }
 
-fn take_fds(control: &mut RecvAncillaryBuffer<'_>) -> Vec<OwnedFd> {
+fn take_fds(control: &mut RecvAncillaryBuffer<'_>, closer: Option<&Closer>) -> Vec<ReceivedFd> {
     let mut fds = Vec::new();
     for message in control.drain() {
         if let RecvAncillaryMessage::ScmRights(rights) = message {
-            fds.extend(rights);
+            fds.extend(rights.map(|fd| ReceivedFd::new(fd, closer)));
         }
     }
     fds
 }
 
 /// Bytes sent; 0 when there is no room now.
-fn send_some(fd: BorrowedFd<'_>, bytes: &[u8], fds: &[OwnedFd]) -> Result<usize, SocketError> {
+fn send_some(fd: BorrowedFd<'_>, bytes: &[u8], fds: &[ReceivedFd]) -> Result<usize, SocketError> {
     if fds.len() > MAX_FDS {
         return Err(SocketError::TooManyFds { got: fds.len() });
     }

@@ -2,6 +2,8 @@
 
 use std::os::fd::BorrowedFd;
 
+use rustix::net::{AddressFamily, sockopt};
+
 use super::fd_path;
 
 /// A file that is looked at and written to without waiting for anybody.
@@ -11,7 +13,7 @@ pub enum EventKind {
     EventFd,
     /// A pipe without a name.
     Pipe,
-    /// A socket.
+    /// A Unix socket.
     Socket,
 }
 
@@ -26,9 +28,18 @@ impl EventKind {
         match &*name.to_string_lossy() {
             "anon_inode:[eventfd]" => Ok(Self::EventFd),
             pipe if pipe.starts_with("pipe:[") => Ok(Self::Pipe),
-            socket if socket.starts_with("socket:[") => Ok(Self::Socket),
+            socket if socket.starts_with("socket:[") => unix_only(fd).map(|()| Self::Socket),
             other => Err(other.to_owned()),
         }
+    }
+}
+
+/// Takes Unix sockets alone: those of networks may wait for their peers, be it in `close`.
+fn unix_only(socket: BorrowedFd<'_>) -> Result<(), String> {
+    match sockopt::socket_domain(socket) {
+        Ok(AddressFamily::UNIX) => Ok(()),
+        Ok(other) => Err(format!("a socket of address family {}, not AF_UNIX", other.as_raw())),
+        Err(error) => Err(format!("a socket of unknown address family ({error})")),
     }
 }
 
@@ -51,6 +62,13 @@ mod tests {
         assert_eq!(EventKind::of(reader.as_fd()), Ok(EventKind::Pipe));
         assert_eq!(EventKind::of(writer.as_fd()), Ok(EventKind::Pipe));
         assert_eq!(EventKind::of(socket.as_fd()), Ok(EventKind::Socket));
+    }
+
+    #[test]
+    fn sockets_of_networks_do_not() {
+        let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let why = "a socket of address family 2, not AF_UNIX".to_owned();
+        assert_eq!(EventKind::of(tcp.as_fd()), Err(why));
     }
 
     #[test]

@@ -2,15 +2,18 @@
 
 use std::os::fd::BorrowedFd;
 
-use rustix::fs::{FileType, fstat, major, minor};
+use rustix::fs::{AtFlags, FileType, StatxFlags, statx};
 
-/// Names the kind of an open file with its article, and the numbers of a device: `a regular file`,
+/// Names, without asking its file system, the kind of an open file with its article, and the numbers of a device: `a regular file`,
 /// `a character device (10:58)`.
 pub fn fd_kind(fd: BorrowedFd<'_>) -> String {
-    let Ok(stat) = fstat(fd) else { return "no open file".to_owned() };
+    let known = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let Ok(stat) = statx(fd, c"", known, StatxFlags::TYPE) else {
+        return "no open file".to_owned();
+    };
     let device =
-        |kind| format!("a {kind} device ({}:{})", major(stat.st_rdev), minor(stat.st_rdev));
-    match FileType::from_raw_mode(stat.st_mode) {
+        |kind| format!("a {kind} device ({}:{})", stat.stx_rdev_major, stat.stx_rdev_minor);
+    match FileType::from_raw_mode(stat.stx_mode.into()) {
         FileType::RegularFile => "a regular file".to_owned(),
         FileType::Directory => "a directory".to_owned(),
         FileType::Symlink => "a symbolic link".to_owned(),

@@ -2,13 +2,15 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
 use rustix::fs::{AtFlags, StatxFlags, fcntl_get_seals, fstatfs, statx};
+
+use super::received_fd::ReceivedFd;
 
 /// Longest wait for a file system to say what it is.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
@@ -60,12 +62,12 @@ const REMOTE_TYPES: [&str; 22] = [
 ///
 /// # Errors
 /// The file system does not say what it is.
-pub fn remote_file_system(file: BorrowedFd<'_>) -> io::Result<Option<String>> {
+pub fn remote_file_system(file: &ReceivedFd) -> io::Result<Option<String>> {
     // Nothing else has seals.
     if fcntl_get_seals(file).is_ok() {
         return Ok(None);
     }
-    match mounted_type(file) {
+    match mounted_type(file.as_fd()) {
         Some(kind) => Ok(is_remote_type(&kind).then_some(kind)),
         None => Ok(remote_name(ask(file)?).map(str::to_owned)),
     }
@@ -87,13 +89,6 @@ fn type_of(mounts: &str, device: &str) -> Option<String> {
 
 fn is_remote_type(kind: &str) -> bool {
     kind.contains('.') || REMOTE_TYPES.contains(&kind)
-}
-
-/// Closes a file on a thread of its own: a file system that has stopped to answer is told of it, and
-/// waited for.
-pub fn close_elsewhere(file: OwnedFd) {
-    // Without a thread it is closed here, by the closure that is dropped.
-    let _ = on_a_thread(move || drop(file));
 }
 
 /// Runs `work` on a thread that is left behind if a file system does not answer; there are so many of
@@ -119,9 +114,9 @@ fn on_a_thread(work: impl FnOnce() + Send + 'static) -> io::Result<()> {
 }
 
 /// Asks a file system for its number, on a thread that is left behind if no answer comes.
-fn ask(file: BorrowedFd<'_>) -> io::Result<u32> {
+fn ask(file: &ReceivedFd) -> io::Result<u32> {
     let unanswered = || io::Error::new(io::ErrorKind::TimedOut, "it does not answer");
-    let file = file.try_clone_to_owned()?;
+    let file = file.try_clone()?;
     let (answer, answered) = mpsc::channel();
     on_a_thread(move || {
         // Nobody may be left to hear it.
@@ -138,7 +133,7 @@ fn remote_name(number: u32) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
-    use std::os::fd::AsFd;
+    use std::os::fd::OwnedFd;
 
     use rustix::fs::{MemfdFlags, memfd_create};
 
@@ -173,8 +168,8 @@ mod tests {
     #[test]
     fn memory_files_and_files_of_this_host_are_local() {
         let memory = memfd_create("test", MemfdFlags::CLOEXEC).unwrap();
-        assert_eq!(remote_file_system(memory.as_fd()).unwrap(), None);
+        assert_eq!(remote_file_system(&memory.into()).unwrap(), None);
         let here = File::open(std::env::current_exe().unwrap()).unwrap();
-        assert_eq!(remote_file_system(here.as_fd()).unwrap(), None);
+        assert_eq!(remote_file_system(&OwnedFd::from(here).into()).unwrap(), None);
     }
 }

@@ -3,7 +3,7 @@
 
 use std::ffi::c_void;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr;
 use std::sync::Arc;
 
@@ -11,6 +11,7 @@ use rustix::mm::{self, Advice, MapFlags, ProtFlags};
 
 use super::fault_handlers;
 use super::guard::{Guard, Loss, Owner};
+use super::received_fd::ReceivedFd;
 use super::snapshot;
 pub use super::snapshot::Place;
 
@@ -41,7 +42,7 @@ pub struct Mapping {
     /// The note of the mapping in the table of those whose owner may take the memory away.
     guard: Option<Guard>,
     /// The file behind it and where in it, for a private view of it at the end.
-    file: Option<(OwnedFd, u64)>,
+    file: Option<(ReceivedFd, u64)>,
 }
 
 // SAFETY: a mapping belongs to the process, not to a thread; the pointer is only handed out as a
@@ -160,7 +161,7 @@ impl Mapping {
 
     /// Keeps the file for [`detach`](Self::detach).
     #[must_use]
-    pub fn keep(mut self, file: OwnedFd, offset: u64) -> Self {
+    pub fn keep(mut self, file: ReceivedFd, offset: u64) -> Self {
         self.file = Some((file, offset));
         self
     }

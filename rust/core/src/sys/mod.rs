@@ -1,5 +1,6 @@
 //! Safe wrappers over system calls. Mechanism only: what to do with them is decided elsewhere.
 
+pub mod closer;
 pub mod credentials;
 pub mod event_kind;
 pub mod eventfd;
@@ -14,6 +15,7 @@ pub mod lock;
 mod loss_flag;
 pub mod mmap;
 pub mod no_signal_write;
+pub mod received_fd;
 pub mod scratch;
 pub mod shared;
 pub mod shared_copy;

@@ -6,6 +6,8 @@ use std::os::fd::OwnedFd;
 
 use bitflags::bitflags;
 
+use crate::sys::received_fd::ReceivedFd;
+
 /// Descriptors accepted with one message. The specification speaks of 8, but rust-vmm's and
 /// crosvm's front-ends send up to 32 regions, each with its descriptor.
 pub const MAX_FDS: usize = 32;
@@ -77,13 +79,14 @@ pub struct Frame {
     /// The payload, at most [`MAX_PAYLOAD`] bytes.
     pub payload: Vec<u8>,
     /// The descriptors, at most [`MAX_FDS`].
-    pub fds: Vec<OwnedFd>,
+    pub fds: Vec<ReceivedFd>,
 }
 
 impl Frame {
     /// A frame that is about to be sent.
     pub fn new(request: u32, flags: Flags, payload: Vec<u8>, fds: Vec<OwnedFd>) -> Self {
         let size = payload.len() as u32;
+        let fds = fds.into_iter().map(ReceivedFd::from).collect();
         Self { header: Header { request, flags, size }, payload, fds }
     }
 }

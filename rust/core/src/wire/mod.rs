@@ -13,6 +13,7 @@ pub mod message;
 pub mod payload;
 mod reader;
 
+pub use crate::sys::received_fd::ReceivedFd;
 pub use dialect::{RegionLayout, XenDesigns};
 pub use features::ProtocolFeatures;
 pub use frame::{Flags, Frame, Header, MAX_FDS, MAX_PAYLOAD};

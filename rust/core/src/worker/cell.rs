@@ -9,7 +9,6 @@
 //! A thread that has the lock waits for guest memory alone: for a page that does not come. So the
 //! control plane waits for the lock with a limit.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -24,6 +23,7 @@ use super::stop::{Ended, LateRequests};
 use crate::memory::Memory;
 use crate::request::{CallbackScope, CompletionQueue, Doorbell};
 use crate::ring::StartError;
+use crate::sys::received_fd::ReceivedFd;
 
 /// The longest that the control plane waits for the lock. Only guest memory that does not answer
 /// takes so long.
@@ -158,7 +158,7 @@ impl QueueCell {
     }
 
     /// Replaces the kick descriptor; returns the former one, which the caller has to unwatch.
-    pub(crate) fn set_kick(&self, kick: Option<OwnedFd>) -> Result<Option<OwnedFd>, HeldUp> {
+    pub(crate) fn set_kick(&self, kick: Option<ReceivedFd>) -> Result<Option<ReceivedFd>, HeldUp> {
         let former = self.change(|queue| queue.set_kick(kick))?;
         Ok(former.flatten())
     }

@@ -18,7 +18,7 @@ mod stop;
 mod thread;
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread::{JoinHandle, ThreadId};
@@ -29,6 +29,7 @@ use rustix::event::epoll;
 use crate::device::Device;
 use crate::error::HostError;
 use crate::request::Doorbell;
+use crate::sys::received_fd::ReceivedFd;
 use crate::sys::sigbus;
 pub(crate) use cell::{HeldUp, QueueCell};
 pub(crate) use counters::QueueCounters;
@@ -94,7 +95,7 @@ impl Worker {
 
     /// Takes a kick descriptor back. The front-end holds the same open file, so that closing ours
     /// alone would leave it registered.
-    pub(crate) fn unwatch(&self, kick: Option<OwnedFd>) {
+    pub(crate) fn unwatch(&self, kick: Option<ReceivedFd>) {
         if let Some(kick) = kick {
             let _ = epoll::delete(self.mailbox.epoll(), &kick);
         }

@@ -11,7 +11,7 @@ use rustix::net::SendFlags;
 
 use crate::sys::event_kind::EventKind;
 use crate::sys::eventfd::EventSignaller;
-use crate::sys::file_system::close_elsewhere;
+use crate::sys::received_fd::ReceivedFd;
 use crate::sys::{fd_path, no_signal_write};
 
 /// A descriptor to signal through.
@@ -20,10 +20,10 @@ pub(crate) struct Notifier(Arc<Kind>);
 
 #[derive(Debug)]
 enum Kind {
-    EventFd(OwnedFd, Arc<EventSignaller>),
+    EventFd(ReceivedFd, Arc<EventSignaller>),
     /// An open file of our own of the front-end's pipe, which only we can make block.
     Pipe(OwnedFd),
-    Socket(OwnedFd),
+    Socket(ReceivedFd),
 }
 
 impl Notifier {
@@ -31,7 +31,7 @@ impl Notifier {
     ///
     /// # Errors
     /// What `fd` is, if it is nothing that can be signalled without waiting.
-    pub(crate) fn new(fd: OwnedFd, signaller: &Arc<EventSignaller>) -> Result<Self, String> {
+    pub(crate) fn new(fd: ReceivedFd, signaller: &Arc<EventSignaller>) -> Result<Self, String> {
         let kind = match EventKind::of(fd.as_fd()) {
             Ok(EventKind::EventFd) => Kind::EventFd(fd, Arc::clone(signaller)),
             Ok(EventKind::Socket) => Kind::Socket(fd),
@@ -39,10 +39,7 @@ impl Notifier {
                 let opened = open_again(&fd_path(fd.as_fd()));
                 Kind::Pipe(opened.map_err(|error| format!("a pipe: {error}"))?)
             }
-            Err(name) => {
-                close_elsewhere(fd);
-                return Err(name);
-            }
+            Err(name) => return Err(name),
         };
         Ok(Self(Arc::new(kind)))
     }

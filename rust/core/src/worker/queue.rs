@@ -1,7 +1,6 @@
 //! One running vring: pop a batch, give back what was answered, publish. Each method is called with
 //! the queue's [lock](super::cell) held.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -14,6 +13,7 @@ use crate::memory::Memory;
 use crate::request::{Batch, CompletionQueue, Done, Doorbell, Request, Slot};
 use crate::ring::{RingError, SplitRing, StartError};
 use crate::sys::guard::Loss;
+use crate::sys::received_fd::ReceivedFd;
 
 /// Slots kept for reuse: as many requests as one batch and its neighbours have in flight.
 const SPARE_SLOTS: usize = 256;
@@ -56,7 +56,7 @@ pub(crate) struct QueueParts {
     pub(crate) index: u16,
     pub(crate) ring: SplitRing,
     pub(crate) enabled: bool,
-    pub(crate) kick: Option<OwnedFd>,
+    pub(crate) kick: Option<ReceivedFd>,
     pub(crate) call: Option<Notifier>,
     pub(crate) error: Option<Notifier>,
     pub(crate) device: Arc<dyn Device>,
@@ -73,7 +73,7 @@ pub(super) struct Queue {
     pub(super) device: Arc<dyn Device>,
     pub(super) report: Arc<dyn Report>,
     pub(super) doorbell: Arc<Doorbell>,
-    pub(super) kick: Option<OwnedFd>,
+    pub(super) kick: Option<ReceivedFd>,
     call: Option<Notifier>,
     error: Option<Notifier>,
     enabled: bool,
@@ -466,7 +466,7 @@ impl Queue {
     }
 
     /// Replaces the kick descriptor; returns the former one.
-    pub(super) fn set_kick(&mut self, kick: Option<OwnedFd>) -> Option<OwnedFd> {
+    pub(super) fn set_kick(&mut self, kick: Option<ReceivedFd>) -> Option<ReceivedFd> {
         self.kicked();
         std::mem::replace(&mut self.kick, kick)
     }

@@ -1,12 +1,12 @@
 //! The end of a queue: what the device holds of it goes back to the driver.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::queue::Queue;
 use crate::memory::{Buffers, GuestSlice};
 use crate::request::{Batch, CompletionQueue, Request, Slot};
+use crate::sys::received_fd::ReceivedFd;
 
 /// What is left of a queue that has ended.
 #[derive(Debug)]
@@ -14,7 +14,7 @@ pub(crate) struct Ended {
     /// Its next available index.
     pub(crate) base: u16,
     /// Still registered with the worker.
-    pub(crate) kick: Option<OwnedFd>,
+    pub(crate) kick: Option<ReceivedFd>,
 }
 
 /// Requests that a device did not give back in time.

@@ -14,6 +14,7 @@ use rustix::fs::{Mode, OFlags};
 
 use super::node::device_number;
 use super::{Frames, GrantCopy, GrantRef, XEN_PAGE, XenDevice, XenOps};
+use crate::sys::fd_kind::fd_kind;
 use crate::sys::mmap::{Mapping, Protection};
 
 /// `_IOC(_IOC_NONE, kind, nr, size)`.
@@ -51,6 +52,10 @@ struct CopySegment {
 
 impl XenOps for LinuxXen {
     fn is_device(&self, device: XenDevice, fd: BorrowedFd<'_>) -> bool {
+        // A file system may not answer: it is not asked whether its file is a device.
+        if !fd_kind(fd).starts_with("a character device") {
+            return false;
+        }
         let number = rustix::fs::fstat(fd).ok().and_then(|stat| device_number(&stat));
         number.is_some() && number == device.number(Path::new("/"))
     }

@@ -82,7 +82,7 @@ impl Conversation {
             }
         }
         let fds = words.split_whitespace().filter_map(|word| word.strip_prefix('@'));
-        let fds = fds.map(|name| (known.fd)(name)).collect();
+        let fds = fds.map(|name| (known.fd)(name).into()).collect();
         self.client.raw(&Frame { header, payload, fds }).unwrap();
     }
 

@@ -1,6 +1,6 @@
 //! The vrings of a session: started, changed while they run, and stopped.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use crate::connection::{Refusal, RingSetup};
 use crate::request::CompletionQueue;
 use crate::ring::{SplitLayout, SplitRing};
 use crate::sys::event_kind::EventKind;
-use crate::sys::file_system::close_elsewhere;
+use crate::wire::ReceivedFd;
 use crate::wire::features::{EVENT_IDX, INDIRECT_DESC};
 use crate::worker::{HeldUp, Notifier, QueueCell, QueueParts, ReceiveHandle, Worker};
 
@@ -31,7 +31,7 @@ impl Session<'_> {
     pub(super) fn start_ring(
         &mut self,
         setup: RingSetup,
-        kick: Option<OwnedFd>,
+        kick: Option<ReceivedFd>,
         reset: bool,
     ) -> Result<(), Refusal> {
         let index = setup.index;
@@ -82,7 +82,7 @@ impl Session<'_> {
     pub(super) fn replace_kick(
         &mut self,
         index: u16,
-        kick: Option<OwnedFd>,
+        kick: Option<ReceivedFd>,
     ) -> Result<(), Refusal> {
         let worker = self.worker(index)?;
         let kick = watch(worker, index, kick)?;
@@ -93,14 +93,14 @@ impl Session<'_> {
         Ok(())
     }
 
-    pub(super) fn set_call(&mut self, index: u16, fd: Option<OwnedFd>) -> Result<(), Refusal> {
+    pub(super) fn set_call(&mut self, index: u16, fd: Option<ReceivedFd>) -> Result<(), Refusal> {
         let call = self.notifier("SET_VRING_CALL", index, fd)?;
         self.vrings[usize::from(index)].call = call.clone();
         let changed = self.started(index).map_or(Ok(()), |queue| queue.set_call(call));
         changed.map_err(|HeldUp| held_up("SET_VRING_CALL", index))
     }
 
-    pub(super) fn set_error(&mut self, index: u16, fd: Option<OwnedFd>) -> Result<(), Refusal> {
+    pub(super) fn set_error(&mut self, index: u16, fd: Option<ReceivedFd>) -> Result<(), Refusal> {
         let error = self.notifier("SET_VRING_ERR", index, fd)?;
         self.vrings[usize::from(index)].error = error.clone();
         let changed = self.started(index).map_or(Ok(()), |queue| queue.set_error(error));
@@ -111,7 +111,7 @@ impl Session<'_> {
         &self,
         message: &str,
         index: u16,
-        fd: Option<OwnedFd>,
+        fd: Option<ReceivedFd>,
     ) -> Result<Option<Notifier>, Refusal> {
         let notifier = fd.map(|fd| Notifier::new(fd, &self.shared().signaller(index))).transpose();
         notifier.map_err(|what| {
@@ -307,12 +307,15 @@ fn layout(setup: &RingSetup) -> SplitLayout {
 }
 
 /// Registers a kick descriptor, and gives it back.
-fn watch(worker: &Worker, queue: u16, kick: Option<OwnedFd>) -> Result<Option<OwnedFd>, Refusal> {
+fn watch(
+    worker: &Worker,
+    queue: u16,
+    kick: Option<ReceivedFd>,
+) -> Result<Option<ReceivedFd>, Refusal> {
     let Some(kick) = kick else { return Ok(None) };
     let message = |why| Refusal(format!("SET_VRING_KICK: queue {queue}: its descriptor {why}"));
     // Before its file is asked whether it is readable: a file system may not answer.
     if let Err(name) = EventKind::of(kick.as_fd()) {
-        close_elsewhere(kick);
         return Err(message(format!("is {name}, not an eventfd")));
     }
     let watched = worker.watch(queue, kick.as_fd());

@@ -25,6 +25,10 @@ use crate::worker::Worker;
 /// time than the first.
 pub(super) const RECHECK_INTERVAL: Duration = Duration::from_millis(50);
 
+/// How long the files that a front-end passed may keep it waiting to be closed, when there are too
+/// many of them.
+const CLOSE_LIMIT: Duration = Duration::from_secs(1);
+
 /// One front-end's connection: its protocol state, its memory, its rings and their workers.
 pub(in crate::backend) struct Session<'a> {
     pub(super) context: &'a BackendContext,
@@ -73,7 +77,7 @@ impl<'a> Session<'a> {
     pub(in crate::backend) fn run(mut self) {
         loop {
             let goes_on = match self.stream.receive(self.shared().wake.as_fd()) {
-                Ok(Incoming::Frame(frame)) => self.message(frame),
+                Ok(Incoming::Frame(frame)) => self.message(frame) && self.closes_in_time(),
                 Ok(Incoming::Woken) => self.pending_events(),
                 Ok(Incoming::Closed) => false,
                 Err(error) => {
@@ -109,6 +113,17 @@ impl<'a> Session<'a> {
                 }
             }
         }
+    }
+
+    /// `false`: too much of what was passed cannot be closed, and the connection ends.
+    fn closes_in_time(&self) -> bool {
+        let in_time = self.context.closer.catches_up(CLOSE_LIMIT);
+        if !in_time {
+            let why = "too many descriptors that were passed cannot be closed: \
+                       their files do not answer";
+            self.event(Event::Closed(why.to_owned()));
+        }
+        in_time
     }
 
     fn pending_events(&mut self) -> bool {

@@ -2,6 +2,7 @@
 //! the answers the same way. It shares nothing with the device's side but that file.
 
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -95,7 +96,7 @@ impl Driver {
         let file = File::from(fd);
         file.set_len(RING_REGION + PIECE * PIECES).unwrap();
         let region = |guest: u64, size: u64, offset: u64| {
-            let fd = file.try_clone().unwrap().into();
+            let fd: OwnedFd = file.try_clone().unwrap().into();
             let extent = Extent { guest: GuestAddr(guest), user: UserAddr(guest), size };
             Region::map(&MemoryPolicy::default(), extent, offset, fd).unwrap()
         };

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::{Arc, OnceLock};
 
 use super::areas::Areas;
@@ -10,6 +10,7 @@ use super::retry_budget::RetryBudget;
 use crate::address::GuestAddr;
 use crate::sys::guard::Loss;
 use crate::sys::mmap::{Mapping, Place};
+use crate::sys::received_fd::ReceivedFd;
 use crate::xen::{Frames, XEN_PAGE, XenOps};
 
 /// The most pages of one call: 256 MiB of memory, with less than a megabyte of numbers and results.
@@ -19,7 +20,7 @@ const PAGES_PER_CALL: usize = 1 << 16;
 #[derive(Debug)]
 pub(in crate::memory) struct Foreign {
     ops: Arc<dyn XenOps>,
-    fd: OwnedFd,
+    fd: ReceivedFd,
     domid: u16,
     areas: Areas<Mapping>,
     loss: OnceLock<Arc<Loss>>,
@@ -48,7 +49,7 @@ impl Foreign {
     /// It cannot be restricted: above all since it is, to another domain.
     pub(in crate::memory) fn new(
         ops: Arc<dyn XenOps>,
-        fd: OwnedFd,
+        fd: ReceivedFd,
         domid: u16,
     ) -> io::Result<Self> {
         match ops.restrict(fd.as_fd(), domid) {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -11,13 +11,14 @@ use super::retry_budget::RetryBudget;
 use crate::address::GuestAddr;
 use crate::sys::guard::Loss;
 use crate::sys::mmap::{Mapping, Place, Protection};
+use crate::sys::received_fd::ReceivedFd;
 use crate::xen::{GrantCopy, GrantRef, XEN_PAGE, XenAccess, XenOps};
 
 /// An open grant device, and what is mapped through it.
 #[derive(Debug)]
 pub(in crate::memory) struct Grants {
     ops: Arc<dyn XenOps>,
-    fd: OwnedFd,
+    fd: ReceivedFd,
     copy_below: u64,
     limit: usize,
     areas: Areas<GrantMap>,
@@ -57,7 +58,7 @@ pub(in crate::memory) fn is_paged_out(error: &io::Error) -> bool {
 
 impl Grants {
     /// Takes an open grant device.
-    pub(in crate::memory) fn new(access: &XenAccess, fd: OwnedFd) -> Arc<Self> {
+    pub(in crate::memory) fn new(access: &XenAccess, fd: ReceivedFd) -> Arc<Self> {
         let XenAccess { ops, copy_below } = access.clone();
         // Whoever loads the driver may change it later: the next region knows.
         let limit = ops.max_grants().max(1);

@@ -1,6 +1,6 @@
 //! Regions of a domain's memory.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use super::foreign::Foreign;
@@ -15,6 +15,7 @@ use crate::memory::segment::GuestSlice;
 use crate::sys::fault_handlers;
 use crate::sys::fd_kind::fd_kind;
 use crate::sys::mmap::Protection;
+use crate::sys::received_fd::ReceivedFd;
 use crate::xen::{XEN_PAGE, XenAccess, XenDevice, XenOps};
 
 /// Largest region of a domain: 16 TiB, more than the hypervisor gives a guest, and what 32-bit
@@ -30,12 +31,12 @@ impl Region {
         kind: XenKind,
         domid: u16,
         extent: Extent,
-        fd: OwnedFd,
+        fd: impl Into<ReceivedFd>,
     ) -> Result<Arc<Self>, RegionError> {
         if extent.size > MAX_XEN_SIZE && kind == XenKind::Foreign {
             return Err(RegionError::TooLarge { size: extent.size, most: MAX_XEN_SIZE });
         }
-        let fd = right_device(&*access.ops, device_of(kind), fd)?;
+        let fd = right_device(&*access.ops, device_of(kind), fd.into())?;
         fault_handlers::install()
             .map_err(|error| RegionError::System("answer its faults", error))?;
         let pages = (extent.guest.0 % XEN_PAGE).saturating_add(extent.size).div_ceil(XEN_PAGE);
@@ -70,7 +71,7 @@ impl Region {
         access: &XenAccess,
         kind: XenKind,
         domid: u16,
-        fd: OwnedFd,
+        fd: impl Into<ReceivedFd>,
     ) -> Result<Arc<Self>, RegionError> {
         let (kind, first) = match kind {
             XenKind::Foreign | XenKind::ForeignOnDemand => (XenKind::ForeignOnDemand, 0),
@@ -102,24 +103,28 @@ fn device_of(kind: XenKind) -> XenDevice {
 }
 
 /// Returns the front-end's descriptor, or an own one if that is no such device.
-fn right_device(ops: &dyn XenOps, device: XenDevice, fd: OwnedFd) -> Result<OwnedFd, RegionError> {
+fn right_device(
+    ops: &dyn XenOps,
+    device: XenDevice,
+    fd: ReceivedFd,
+) -> Result<ReceivedFd, RegionError> {
     if ops.is_device(device, fd.as_fd()) {
         return Ok(fd);
     }
     let passed = || fd_kind(fd.as_fd());
     let own = ops.open(device).map_err(|error| RegionError::NoDevice(device, passed(), error))?;
     if ops.is_device(device, own.as_fd()) {
-        return Ok(own);
+        return Ok(own.into());
     }
     Err(RegionError::WrongDevice(device, passed(), fd_kind(own.as_fd())))
 }
 
-fn foreign(access: &XenAccess, fd: OwnedFd, domid: u16) -> Result<Foreign, RegionError> {
+fn foreign(access: &XenAccess, fd: ReceivedFd, domid: u16) -> Result<Foreign, RegionError> {
     let foreign = Foreign::new(Arc::clone(&access.ops), fd, domid);
     foreign.map_err(|error| RegionError::NotRestricted(domid, error))
 }
 
-fn grants(access: &XenAccess, fd: OwnedFd) -> Result<Arc<Grants>, RegionError> {
+fn grants(access: &XenAccess, fd: ReceivedFd) -> Result<Arc<Grants>, RegionError> {
     let bytes = access.ops.host_page();
     if bytes as u64 != XEN_PAGE {
         return Err(RegionError::HostPages(bytes));
