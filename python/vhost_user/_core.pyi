@@ -146,7 +146,8 @@ class Request:
         """
     def complete(self, written: int | None = None) -> None:
         """Gives the request back with ``written`` bytes of ``writable`` filled; all by default.
-        ``StaleRequestError`` if it went back before or its queue has stopped.
+        ``StaleRequestError`` if it went back before or its queue has stopped, ``ValueError`` if
+        ``written`` is negative or more than ``writable`` has.
         """
     def defer(self) -> Self:
         """Keeps the request past ``on_queue``: complete it later, from any thread. Dropped before
@@ -169,7 +170,9 @@ class Queue:
         """Takes the requests that were found, in the driver's order."""
     def __next__(self) -> Request: ...
     def batch(self, max: int = 64) -> list[Request]:
-        """Takes up to ``max`` requests of those that were found."""
+        """Takes up to ``max`` requests of those that were found. ``ValueError`` for a negative
+        number.
+        """
     def take(self) -> Request | None:
         """Takes the next request out of the ring: in any callback and from any thread. It is kept
         until it is completed. None if there is none, or the queue does not run.
@@ -187,8 +190,9 @@ class Queue:
         ``count_at``: where in the data the number of buffers is written, as 2 little-endian bytes.
 
         ``GuestError`` if the data does not fit however long one waits: more bytes than the next
-        ``max_buffers`` buffers have, or than all buffers of a full ring. ``ValueError`` if
-        ``max_buffers`` is 0 or ``count_at`` is past the data.
+        ``max_buffers`` buffers have, or than all buffers of a full ring. ``ValueError`` if there
+        is no part (``b""`` is data of no byte), ``max_buffers`` is not 1 to 65535 or ``count_at``
+        is past the data; ``TypeError`` for a part that is no buffer of bytes.
         """
 
 @final

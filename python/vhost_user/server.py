@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Literal, Self, TypeAlias, final
 
 from . import _core, systemd
-from .devices.base import Device
+from .devices.base import Device, checked_number
 from .devices.block import BlockDevice
 from .errors import VhostUserError
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
+    from .signals import StopSignals
     from .xen import XenOptions
 
 # The thread that imports `threading` first passes for the main thread, and the interpreter waits
@@ -37,6 +38,9 @@ DRAIN = 5.0
 RING_DRAIN = 30.0
 """Seconds that requests in flight have when the front-end stops a queue."""
 
+SOON = 0.2
+"""Seconds in which most stops are over, so that nothing need be said of them."""
+
 MAX_DRAIN = 86400.0
 """The longest of such a wait: a day."""
 
@@ -49,6 +53,8 @@ CALLBACKS = (
     *("read_config", "write_config"),
 )
 """Methods of devices that the core calls. All but ``read_config`` return None."""
+
+DEVICE_ID = "the number of a device type, as 4 for an entropy device"
 
 NETWORK = 1
 """VIRTIO 1.3, "Device Types": a network card."""
@@ -138,6 +144,7 @@ class Backend:
             raise ValueError(f"threads is a positive number or 'per-queue', not {threads}")
         if not 1 <= batch <= 32768:
             raise ValueError(f"batch is 1 to 32768, not {batch}")
+        _check_seconds("drain", drain)
         if not 0 <= drain <= MAX_DRAIN:
             raise ValueError(f"drain is 0 to {MAX_DRAIN:.0f} seconds, not {drain}")
         if poll_us < 0:
@@ -190,9 +197,9 @@ class Backend:
     def run(self) -> None:
         """Serves until SIGTERM or SIGINT, or until it ends by itself.
 
-        At a signal requests in flight have 5 seconds; a second signal ends that. Raises what a
-        callback raised if that ended it. Outside the main thread, where no signal arrives, use
-        ``stop`` from another thread.
+        At a signal requests in flight have 5 seconds, of which a log record tells; a second signal
+        ends that. Raises what a callback raised if that ended it. Outside the main thread, where
+        no signal arrives, use ``stop`` from another thread.
         """
         from .signals import StopSignals
 
@@ -203,7 +210,7 @@ class Backend:
             if signals.wait(core.stopped_fd()):
                 systemd.notify("STOPPING=1")
                 core.request_stop()
-                impatient = signals.wait(core.stopped_fd(), DRAIN + 1)
+                impatient = _end_is_hurried(core, signals)
                 self.stop(drain=0.0 if impatient else DRAIN)
             else:
                 self.stop()
@@ -336,6 +343,7 @@ def _check_device(device: Device) -> None:
         raise TypeError(
             f"{kind.__name__} has no device_id: the number of its type, as 4 for an entropy device"
         )
+    checked_number(f"{kind.__name__}.device_id", device.device_id, DEVICE_ID)
     missing = _missing(device)
     if missing is not None:
         raise TypeError(f"{kind.__name__} has no {missing}")
@@ -380,6 +388,27 @@ def _checked_options(xen: XenOptions | None) -> XenOptions | None:
     from .xen import checked  # Not at the top: it takes longer to load than all the rest.
 
     return checked(xen)
+
+
+def _check_seconds(name: str, value: object) -> None:
+    if not hasattr(value, "__float__"):
+        raise TypeError(f"{name} is a number of seconds, as 5.0, not {value!r}")
+
+
+def _end_is_hurried(core: _core.Backend, signals: StopSignals) -> bool:
+    """Waits for the end, and says so if it does not come soon; true: another signal came."""
+    if signals.wait(core.stopped_fd(), SOON):
+        return True
+    count = core.counters()[-1]
+    if count and core.state != "stopped":
+        import logging  # Not at the top: programs that log nothing need not wait for it.
+
+        noun = "request" if count == 1 else "requests"
+        logging.getLogger("vhost_user.backend").warning(
+            "stopping: %d %s in flight, at most %.0f s; Ctrl-C again leaves at once",
+            *(count, noun, DRAIN),
+        )
+    return signals.wait(core.stopped_fd(), DRAIN + 1)
 
 
 def _checked_flag(name: str, value: bool) -> bool:

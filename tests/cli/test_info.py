@@ -74,6 +74,13 @@ def test_another_device_is_not_read_as_a_disk() -> None:
             assert "CONFIG" not in found["protocol_features"]["names"]
 
 
+def test_queues_of_what_may_be_a_network_device_are_said_to_be_pairs() -> None:
+    with Server("run", "vhost_user.examples.echo", "pairs=2", "--socket-path", "n.sock"):
+        lines = run("info", "n.sock").out.splitlines()
+        assert json.loads(run("info", "n.sock", "--json").out)["num_queues"] == 2
+    assert "queues: 2 (of a network device: pairs)" in lines
+
+
 def test_asking_leaves_the_back_end_as_it_was(ram: str) -> None:
     with Server("run", ram, "size=64K", "--socket-path", "ram.sock") as server:
         for _ in range(3):

@@ -221,7 +221,7 @@ def test_requests_have_as_long_to_come_back_as_asked(tmp_path: Path) -> None:
         assert eventually(lambda: peer.rings[0].used_index == 1)
         assert peer.stop_ring() == 2
         assert disk.result(kept).status == Status.IOERR
-        assert "queue 0: 1 requests did not come back in time" in server.end().err
+        assert "queue 0: 1 request did not come back in time" in server.end().err
 
 
 # The socket.

@@ -254,7 +254,7 @@ def test_a_callback_that_sleeps_holds_up_only_its_queue(
         stopped = run_in_thread(lambda: backend.stop(drain=0.5))
         assert stopped.wait(10)
         bench.check_witness()
-        assert eventually(lambda: "queue 0: 1 requests did not come back" in caplog.text)
+        assert eventually(lambda: "queue 0: 1 request did not come back" in caplog.text)
     finally:
         device.wake.set()
 

@@ -132,6 +132,9 @@ def test_wrong_options_are_refused(vhost_socket: Path) -> None:
     for make in wrong:
         with pytest.raises(ValueError, match=r"not|other|needs|107"):
             make()
+    for drain in ("5", None):
+        with pytest.raises(TypeError, match=f"drain is a number of seconds, as 5.0, not {drain!r}"):
+            vu.Backend(disk, socket=path, drain=drain)  # type: ignore[arg-type]
     with pytest.raises(OSError, match=r"not a socket"):
         vu.Backend(disk, socket="/").start()
     assert disk.served_by is None

@@ -361,6 +361,13 @@ def test_a_write_is_durable_where_no_flush_is_offered(vhost_blk: vu.testing.BlkF
     assert durable == [True]
 
 
+def test_the_driver_for_disks_refuses_other_devices_by_name(
+    vhost_blk: vu.testing.BlkFactory,
+) -> None:
+    with pytest.raises(TypeError, match=r"vhost_blk drives disks; Rng has device_id 4: call its"):
+        vhost_blk(vu.Rng())
+
+
 def test_a_disk_made_without_its_keyword_is_refused_by_a_public_name() -> None:
     for kind in (vu.NullDisk, vu.BlockDevice):
         with pytest.raises(TypeError, match=r"^Disk\.__init__\(\) takes 1 positional argument"):

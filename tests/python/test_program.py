@@ -106,6 +106,32 @@ os._exit(9)
         assert finish(process)[:2] == (9, "ended\n")
 
 
+def test_a_stop_that_waits_for_requests_says_so(vhost_socket: Path, programs: Programs) -> None:
+    process = programs.start(
+        """
+class Disk(vu.BlockDevice):
+    def on_batch(self, batch):
+        kept.extend(request.defer() for request in batch)
+        print("kept", flush=True)
+kept = []
+vu.serve(Disk(size=4096, read_only=True), socket=SOCKET)
+"""
+    )
+    assert eventually(vhost_socket.exists)
+    with open_driver(vhost_socket) as driver:
+        driver.read(0, 512)
+        assert line(process) == "kept"
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        assert process.stderr.readline() == (
+            "stopping: 1 request in flight, at most 5 s; Ctrl-C again leaves at once\n"
+        )
+        process.send_signal(signal.SIGINT)
+        code, _, err = finish(process)
+    assert code == 0
+    assert "queue 0: 1 request did not come back in time" in err
+
+
 @pytest.mark.parametrize(
     ("end", "code"),
     [("", 0), ("sys.exit(7)", 7), ("raise LookupError", 1)],

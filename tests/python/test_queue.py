@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import vhost_user as vu
@@ -234,8 +235,12 @@ def test_more_bytes_than_there_is_room_for_are_refused(vhost_socket: Path) -> No
                     with pytest.raises(ValueError, match="room for 8") as caught:
                         request.complete(written)
                     errors.append(str(caught.value))
-                with pytest.raises(OverflowError):
-                    request.complete(-1)
+                for number in (-1, 1 << 64):
+                    text = f"written is a number of bytes, not {number}"
+                    with pytest.raises(ValueError, match=text):
+                        request.complete(number)
+                with pytest.raises(ValueError, match="max is a number of requests, not -1"):
+                    queue.batch(-1)
                 request.complete(8)
 
     with serving(Boaster(), vhost_socket) as front:
@@ -281,6 +286,42 @@ def test_a_device_needs_its_base_and_sane_numbers() -> None:
     for make in wrong:
         with pytest.raises(ValueError, match=r"not|others"):
             make()
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"num_queues": 2.0}, "num_queues is a number of queues, as 2, not 2.0"),
+        ({"queue_size": "64"}, "queue_size is a number of entries, as 256, not '64'"),
+        ({"features": None}, "features is a number, as 1 << 5, not None"),
+        ({"max_request_bytes": "1M"}, "a number of bytes, as 1 << 20, not '1M'"),
+        ({"receive_queues": 0}, r"a tuple of queue numbers, as \(0,\), not 0"),
+        ({"receive_queues": "0"}, r"a tuple of queue numbers, as \(0,\), not '0'"),
+        ({"receive_queues": (0.0,)}, r"as \(0,\), not \(0.0,\)"),
+        ({"config": "abc"}, "config is bytes, not str"),
+        ({"config": 5}, "config is bytes, not int"),
+    ],
+)
+def test_an_argument_of_a_wrong_type_is_named_with_what_to_write(
+    options: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(TypeError, match=text):
+        vu.Device(**options)
+
+
+def test_a_device_type_that_is_no_number_is_refused(vhost_socket: Path) -> None:
+    class Net(Upper):
+        device_id = "net"  # type: ignore[assignment]
+
+    text = r"Net.device_id is the number of a device type, as 4 .*, not 'net'"
+    with pytest.raises(TypeError, match=text):
+        vu.Backend(Net(), socket=vhost_socket)
+
+
+def test_queues_before_a_back_end_serves_them_are_an_error_that_says_when() -> None:
+    text = "Upper.queues: no back-end serves this device yet; use it in on_start or later"
+    with pytest.raises(vu.VhostUserError, match=text):
+        _ = Upper().queues
 
 
 def test_the_driver_writes_the_configuration_where_the_device_takes_it(

@@ -69,7 +69,7 @@ def test_200_held_buffers_go_back_at_once_and_all_come_again(
         device.holds(200)
         assert front.stop_ring(0) == 0
         assert buffers.ring.used_index == 0
-        with pytest.raises(vu.StaleRequestError, match="went back when its queue stopped"):
+        with pytest.raises(vu.StaleRequestError, match="ended when its queue stopped"):
             device.held[7].complete()
         with pytest.raises(vu.StaleRequestError):
             device.held[7].writable  # noqa: B018  # asked for only to see it refused

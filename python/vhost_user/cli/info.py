@@ -62,10 +62,12 @@ def render(found: dict[str, Any]) -> str:
         *_listing("features", found["features"]),
         *_listing("protocol features", found["protocol_features"]),
     ]
-    for title, name in (("queues", "num_queues"), ("memory slots", "max_mem_slots")):
-        if found[name] is not None:
-            lines.append(f"{title}: {found[name]}")
     block = found.get("block")
+    # What is no disk may be a network device: the protocol does not tell.
+    unit = "" if block else " (of a network device: pairs)"
+    for title, name, of in (("queues", "num_queues", unit), ("memory slots", "max_mem_slots", "")):
+        if found[name] is not None:
+            lines.append(f"{title}: {found[name]}{of}")
     if block:
         lines.append(f"size: {block['size']} bytes ({format_size(block['size'])})")
         lines.append("configuration, read as a block device's:")

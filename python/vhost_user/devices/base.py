@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from ..errors import VhostUserError
@@ -102,7 +103,15 @@ class Device:
         with one. Front-ends are told how many pairs there are. QEMU counts so; Cloud Hypervisor
         and crosvm count queues, and take half of what they are told for the whole: give the
         device twice as many for these.
+
+        ``TypeError`` for an argument of a wrong type, ``ValueError`` for a number out of range.
         """
+        num_queues = checked_number("num_queues", num_queues, "a number of queues, as 2")
+        queue_size = checked_number("queue_size", queue_size, "a number of entries, as 256")
+        features = checked_number("features", features, "a number, as 1 << 5")
+        max_request_bytes = checked_number(
+            "max_request_bytes", max_request_bytes, "a number of bytes, as 1 << 20"
+        )
         if not 1 <= num_queues <= MAX_QUEUES:
             raise ValueError(f"num_queues is 1 to {MAX_QUEUES}, not {num_queues}")
         if not 2 <= queue_size <= MAX_QUEUE_SIZE or queue_size & (queue_size - 1):
@@ -111,7 +120,7 @@ class Device:
             )
         if not 0 <= features < 1 << 64:
             raise ValueError(f"features has 64 bits, {features:#x} has others")
-        receive = sorted(set(receive_queues))
+        receive = _checked_queues(receive_queues)
         if receive and not 0 <= receive[0] <= receive[-1] < num_queues:
             raise ValueError(f"receive_queues are 0 to {num_queues - 1}, not {receive}")
         if not 1 <= max_request_bytes < 1 << 64:
@@ -170,7 +179,10 @@ class Device:
         Raises ``VhostUserError`` if it never was.
         """
         if self._queues is None:
-            raise VhostUserError(f"{type(self).__name__} has queues once a Backend serves it")
+            raise VhostUserError(
+                f"{type(self).__name__}.queues: no back-end serves this device yet; use it in "
+                "on_start or later"
+            )
         return self._queues
 
     def on_buffers(self, queue: Queue, /) -> None:
@@ -249,9 +261,29 @@ class Device:
         self._config = space
 
 
+def checked_number(name: str, value: int, what: str) -> int:
+    """``value`` as a whole number; ``TypeError``, which says ``what`` it is, if it is none."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is {what}, not {value!r}") from None
+
+
+def _checked_queues(numbers: tuple[int, ...]) -> list[int]:
+    """The numbers of receive queues, each once and in order."""
+    try:
+        return sorted({operator.index(number) for number in numbers})
+    except TypeError:
+        what = "a tuple of queue numbers, as (0,)"
+        raise TypeError(f"receive_queues is {what}, not {numbers!r}") from None
+
+
 def _checked_space(config: bytes) -> bytes:
     """A copy of ``config``, which may be anything of bytes, but no number of them."""
-    space = bytes(memoryview(config))
+    try:
+        space = bytes(memoryview(config))
+    except TypeError:
+        raise TypeError(f"config is bytes, not {type(config).__name__}") from None
     if len(space) > MAX_CONFIG:
         raise ValueError(f"config has at most {MAX_CONFIG} bytes, not {len(space)}")
     return space

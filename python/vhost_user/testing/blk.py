@@ -7,15 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .. import Backend, RequestError, VirtioBlkDriver
+from .. import Backend, Device, RequestError, VirtioBlkDriver
+from ..devices.block import Disk
 from .xen import XenGuest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from typing_extensions import Buffer
-
-    from .. import Device
 
 
 class TestedDisk(VirtioBlkDriver):
@@ -91,8 +90,9 @@ def blk(
     ``RequestError``. ``backend``: options of ``Backend``.
     ``guest``: the driver's rings and buffers lie in this guest of Xen, and fill its memory:
     ``ValueError`` if another's do. At the end nothing of it may still be mapped:
-    ``AssertionError``.
+    ``AssertionError``. ``TypeError`` for a device that is no disk.
     """
+    _check_disk(device)
     options = {"on_error": "raise", **backend}
     if guest is not None:
         _check_free(guest)
@@ -109,6 +109,16 @@ def blk(
             yield driver
     if guest is not None:
         guest.assert_released()
+
+
+def _check_disk(device: Device) -> None:
+    """Says that there is no driver for the device; what is no device at all is told by Backend."""
+    number = getattr(device, "device_id", Disk.device_id)
+    if isinstance(device, Device) and number != Disk.device_id:
+        raise TypeError(
+            f"vhost_blk drives disks; {type(device).__name__} has device_id {number}: call its "
+            "methods in the test instead"
+        )
 
 
 def _check_free(guest: XenGuest) -> None:

@@ -25,6 +25,7 @@ mod late;
 mod load;
 mod loan;
 mod log;
+mod number;
 mod object;
 mod origin;
 mod pages;

@@ -3,15 +3,16 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
+use pyo3::types::{PyString, PyTuple};
 use vhost_user_core::device::QueueHandle;
 use vhost_user_core::request::Batch;
 
 use crate::attached_lock::lock;
 use crate::buffer::{LONG_COPY, SourceBuffer};
 use crate::error::{guest, refused};
+use crate::number;
 use crate::object::is_unshared;
 use crate::origin::Origin;
 use crate::request::QueueRequest;
@@ -74,7 +75,11 @@ impl Queue {
 
     /// Up to `max` requests of this batch.
     #[pyo3(signature = (max=64))]
-    fn batch(&self, py: Python<'_>, max: usize) -> PyResult<Vec<Py<QueueRequest>>> {
+    fn batch(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = number::max)] max: usize,
+    ) -> PyResult<Vec<Py<QueueRequest>>> {
         self.check(py)?;
         let mut taken = Vec::new();
         while taken.len() < max
@@ -104,11 +109,10 @@ impl Queue {
         &self,
         py: Python<'_>,
         parts: &Bound<'_, PyTuple>,
-        max_buffers: u16,
-        count_at: Option<u64>,
+        #[pyo3(from_py_with = number::max_buffers)] max_buffers: u16,
+        #[pyo3(from_py_with = number::count_at)] count_at: Option<u64>,
     ) -> PyResult<u16> {
-        let buffers = parts.iter().map(|part| SourceBuffer::of(&part));
-        let buffers = buffers.collect::<PyResult<Vec<_>>>()?;
+        let buffers = source_buffers(parts)?;
         let data = GatheredBytes::new(buffers.iter().map(SourceBuffer::bytes).collect());
         check_send(max_buffers, count_at, data.bytes())?;
         let Some(handle) = self.handle() else { return Ok(0) };
@@ -225,9 +229,31 @@ impl Queue {
     }
 }
 
+/// The bytes of each part of what is sent.
+fn source_buffers(parts: &Bound<'_, PyTuple>) -> PyResult<Vec<SourceBuffer>> {
+    if parts.is_empty() {
+        return Err(PyValueError::new_err("nothing to send: b\"\" stands for data of no byte"));
+    }
+    let buffer = |(at, part): (usize, Bound<'_, PyAny>)| {
+        SourceBuffer::of(&part).map_err(|error| no_bytes(at + 1, &part, error))
+    };
+    parts.iter().enumerate().map(buffer).collect()
+}
+
+/// What is said of a part that has no bytes; other errors say enough.
+fn no_bytes(number: usize, part: &Bound<'_, PyAny>, error: PyErr) -> PyErr {
+    if !error.is_instance_of::<PyTypeError>(part.py()) {
+        return error;
+    }
+    let advice = if part.is_instance_of::<PyString>() { ": encode it" } else { "" };
+    let kind = part.get_type();
+    let name = kind.name().map_or_else(|_| "unknown".to_owned(), |name| name.to_string());
+    PyTypeError::new_err(format!("part {number} is bytes or another buffer, not {name}{advice}"))
+}
+
 fn check_send(max_buffers: u16, count_at: Option<u64>, bytes: u64) -> PyResult<()> {
     if max_buffers == 0 {
-        return Err(PyValueError::new_err("max_buffers is at least 1, not 0"));
+        return Err(PyValueError::new_err("max_buffers is 1 to 65535, not 0"));
     }
     match count_at {
         Some(at) if at.checked_add(2).is_none_or(|end| end > bytes) => {

@@ -9,6 +9,7 @@ use vhost_user_core::request::{Batch, Request, RequestClaim, Stopped};
 
 use crate::exporter;
 use crate::log;
+use crate::number;
 use crate::ticket::Ticket;
 use crate::traits::{Answerable, FlushesFirst, Lendable, Parts, Side};
 
@@ -85,7 +86,11 @@ impl QueueRequest {
     /// Gives the request back. `written`: bytes written to the start of `writable`; all by
     /// default.
     #[pyo3(signature = (written=None))]
-    fn complete(&self, py: Python<'_>, written: Option<u64>) -> PyResult<()> {
+    fn complete(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = number::written)] written: Option<u64>,
+    ) -> PyResult<()> {
         let room = self
             .ticket
             .with(py, |state| state.loan.request().map_or(0, |request| request.writable().len()))?;

@@ -314,8 +314,9 @@ impl<R: Answerable> Ticket<R> {
 /// What a method of an answered request says.
 const ANSWERED: &str = "the request was answered before";
 
-/// What a method says when the request went back as its ring stopped.
-const STOPPED: &str = "the request went back when its queue stopped";
+/// What a method says when the request went back as its ring stopped, or was given up then because
+/// the front-end had left.
+const STOPPED: &str = "the request ended when its queue stopped";
 
 impl<R: Answerable> State<R> {
     /// Whether it can be answered, and its data touched; or why not.

@@ -196,6 +196,7 @@ impl fmt::Display for Event {
 impl fmt::Display for Stuck {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { queue, requests } = self;
-        write!(f, "queue {queue}: {requests} requests did not come back in time")
+        let noun = if *requests == 1 { "request" } else { "requests" };
+        write!(f, "queue {queue}: {requests} {noun} did not come back in time")
     }
 }
