@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::event::{Event, Observer, Stuck};
 use crate::error::HostError;
-use crate::sys::eventfd::{EventFd, EventSignaller};
+use crate::sys::eventfd::{self, EventFd, EventSignaller};
 use crate::worker::{Began, Broken, Failed, QueueCounters, Report};
 
 /// Where a back-end stands.
@@ -101,6 +101,8 @@ impl Shared {
         drain: Duration,
         observer: Arc<dyn Observer>,
     ) -> Result<Arc<Self>, HostError> {
+        // Without it signals are written.
+        let _ = eventfd::nothing();
         let event = || EventFd::new().map_err(|e| HostError::new("make an event descriptor", e));
         let status = Status {
             state: State::Listening,

@@ -65,6 +65,13 @@ impl Region {
         matches!(self.parts().1, Hold::File(_))
     }
 
+    /// Where in the file that is mapped for this region a place lies, if it does.
+    pub(super) fn offset_of(&self, place: GuestSlice) -> Option<usize> {
+        let Hold::File(mapping) = self.parts().1 else { return None };
+        let offset = place.base().addr().checked_sub(mapping.base().addr())?;
+        (offset < mapping.len()).then_some(offset)
+    }
+
     /// Makes these places in private memory of its own, where the memory was
     /// [detached](Self::detach): what the guest writes there later does not show.
     pub fn keep_private(&self, places: &[GuestSlice]) {

@@ -36,9 +36,14 @@ impl Buffers {
         self.memory().is_some_and(|held| Arc::ptr_eq(held, memory))
     }
 
-    /// Whether the memory that it lies in was taken away.
+    /// Whether a file's memory that it may be written to was taken away since. What is a domain's is
+    /// found out where its pages are given back.
     pub fn is_detached(&self) -> bool {
-        self.memory().is_some_and(|memory| memory.has_ended())
+        let Some(memory) = self.memory().filter(|memory| memory.has_ended()) else { return false };
+        let mut ended = memory.regions().iter().filter(|region| region.has_ended());
+        ended.any(|region| {
+            self.writable().parts(0, u64::MAX).any(|place| region.offset_of(place).is_some())
+        })
     }
 
     /// Fails the chain if a buffer for `access` lies in memory that has been taken away since it

@@ -4,6 +4,7 @@
 use std::ffi::{c_long, c_ulong};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
@@ -53,7 +54,19 @@ pub struct EventSignaller {
 #[derive(Debug)]
 struct Context {
     id: c_ulong,
-    nothing: OwnedFd,
+    nothing: BorrowedFd<'static>,
+}
+
+/// A file that has nothing to read, opened once for the process: with its first back-end, and not
+/// with a front-end's first call descriptor.
+pub fn nothing() -> io::Result<BorrowedFd<'static>> {
+    static FILE: OnceLock<OwnedFd> = OnceLock::new();
+    if let Some(file) = FILE.get() {
+        return Ok(file.as_fd());
+    }
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::open("/dev/null", flags, Mode::empty())?;
+    Ok(FILE.get_or_init(|| file).as_fd())
 }
 
 /// Ended calls that a context keeps before they have to be looked at.
@@ -107,8 +120,7 @@ impl EventSignaller {
 
 impl Context {
     fn new() -> io::Result<Self> {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        let nothing = rustix::fs::open("/dev/null", flags, Mode::empty())?;
+        let nothing = nothing()?;
         let mut id: c_ulong = 0;
         // SAFETY: io_setup fills in `id`, which it wants to be zero.
         let made = unsafe { libc::syscall(libc::SYS_io_setup, KEPT as c_long, &raw mut id) };
