@@ -206,21 +206,23 @@ def test_workers_are_tuned_as_asked(image: str) -> None:
 
 def test_requests_have_as_long_to_come_back_as_asked(tmp_path: Path) -> None:
     (tmp_path / "stuck.py").write_text(
+        "import pathlib\n"
         "import vhost_user as vu\n"
         "class Stuck(vu.BlockDevice):\n"
         "    def __init__(self): super().__init__(size=4096, read_only=True); self.kept = []\n"
-        "    def on_batch(self, batch): self.kept += [request.defer() for request in batch[1:]]\n"
+        "    def on_batch(self, batch):\n"
+        "        self.kept += [request.defer() for request in batch]\n"
+        "        pathlib.Path('held').touch()\n"
     )
     words = ["run", f"{tmp_path}/stuck.py:Stuck", "--socket-path", "s.sock", "--drain", "0.1"]
     with Server(*words) as server, FrontEnd.connect("s.sock").start() as peer:
         disk = peer.blk()
-        answered, kept = (disk.prepare(Type.IN, 0, room=SECTOR) for _ in range(2))
-        disk.submit(answered)
-        disk.submit(kept)
+        request = disk.prepare(Type.IN, 0, room=SECTOR)
+        disk.submit(request)
         peer.rings[0].kick()
-        assert eventually(lambda: peer.rings[0].used_index == 1)
-        assert peer.stop_ring() == 2
-        assert disk.result(kept).status == Status.IOERR
+        assert eventually(Path("held").exists)
+        assert peer.stop_ring() == 1
+        assert disk.result(request).status == Status.IOERR
         assert "queue 0: 1 request did not come back in time" in server.end().err
 
 
