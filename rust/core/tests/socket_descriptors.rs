@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::IoSlice;
+use std::iter;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -43,20 +44,18 @@ fn pair() -> (Stream, UnixStream) {
     (Stream::new(OwnedFd::from(ours)), theirs)
 }
 
-/// Leaves room for `spare` more descriptors while `body` runs.
-fn with_room_for<T>(spare: u64, body: impl FnOnce(&dyn Fn()) -> T) -> T {
+/// Leaves room for `spare` more descriptors while `body` runs, whichever numbers were in use.
+fn with_room_for<T>(spare: usize, body: impl FnOnce(&dyn Fn()) -> T) -> T {
     let before = getrlimit(Resource::Nofile);
-    // Reading the directory holds one descriptor more than stay open. Numbers in use are dense
-    // enough here: a lower one that is free would be used first.
     let highest = fs::read_dir("/proc/self/fd")
         .unwrap()
         .map(|entry| entry.unwrap().file_name().to_str().unwrap().parse::<u64>().unwrap())
         .max()
         .unwrap();
-    let free = (0..highest).filter(|n| !fs::exists(format!("/proc/self/fd/{n}")).unwrap());
-    let _fill: Vec<OwnedFd> = free.map(|_| never()).collect();
-    let limit = Rlimit { current: Some(highest + spare), maximum: before.maximum };
+    let limit = Rlimit { current: Some(highest + 1 + spare as u64), maximum: before.maximum };
     setrlimit(Resource::Nofile, limit).unwrap();
+    let mut fill: Vec<OwnedFd> = iter::from_fn(|| eventfd(0, EventfdFlags::CLOEXEC).ok()).collect();
+    fill.truncate(fill.len() - spare);
     let restore = || setrlimit(Resource::Nofile, before).unwrap();
     let result = body(&restore);
     restore();
@@ -103,23 +102,22 @@ fn descriptors_that_do_not_fit_into_the_process_end_the_connection() {
 /// and says once what is short. `wait` runs while the process has room for none, and 400 ms later
 /// for all.
 fn waits_and_recovers(mut wait: impl FnMut() -> Result<Next, SocketError> + Send) {
-    let waited = with_room_for(1, |restore| {
+    let waited = with_room_for(0, |restore| {
         thread::scope(|scope| {
             let waiting = scope.spawn(move || {
-                let told = wait().unwrap();
-                (told, wait().unwrap(), clock_gettime(ClockId::ThreadCPUTime))
+                let Next::Held(why) = wait().unwrap() else { panic!("there was a descriptor") };
+                (why, wait().unwrap(), clock_gettime(ClockId::ThreadCPUTime))
             });
             let until = Instant::now() + Duration::from_millis(400);
             while Instant::now() < until {
-                assert!(!waiting.is_finished(), "there was no descriptor for a connection");
+                assert!(!waiting.is_finished(), "the wait ended without a descriptor");
                 thread::park_timeout(until - Instant::now());
             }
             restore();
             waiting.join().unwrap()
         })
     });
-    let (told, next, busy) = waited;
-    let Next::Held(why) = told else { panic!("{told:?}") };
+    let (why, next, busy) = waited;
     assert!(why.to_string().contains("Too many open files"), "{why}");
     assert!(matches!(next, Next::Stream(_)), "{next:?}");
     assert!(busy.tv_sec == 0 && busy.tv_nsec < 100_000_000, "spun for {busy:?} of 400 ms");
