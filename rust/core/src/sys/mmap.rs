@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::mm::{self, Advice, MapFlags, ProtFlags};
 
@@ -43,6 +44,8 @@ pub struct Mapping {
     guard: Option<Guard>,
     /// The file behind it and where in it, for a private view of it at the end.
     file: Option<(ReceivedFd, u64)>,
+    /// Its pages were taken away.
+    detached: AtomicBool,
 }
 
 // SAFETY: a mapping belongs to the process, not to a thread; the pointer is only handed out as a
@@ -75,7 +78,7 @@ impl Mapping {
         // SAFETY: a null hint lets the kernel choose a free range, so no memory in use changes.
         let base =
             unsafe { mm::mmap(ptr::null_mut(), len, protection.flags(), flags, fd, offset) }?;
-        Ok(Self { base, len, guard: None, file: None })
+        Ok(Self::new(base, len))
     }
 
     /// Returns `len` bytes of zeroes of this process's own. They take no memory before they are
@@ -94,7 +97,11 @@ impl Mapping {
     fn anonymous(len: usize, prot: ProtFlags, flags: MapFlags) -> io::Result<Self> {
         // SAFETY: a null hint lets the kernel choose a free range, so no memory in use changes.
         let base = unsafe { mm::mmap_anonymous(ptr::null_mut(), len, prot, flags) }?;
-        Ok(Self { base, len, guard: None, file: None })
+        Ok(Self::new(base, len))
+    }
+
+    fn new(base: *mut c_void, len: usize) -> Self {
+        Self { base, len, guard: None, file: None, detached: AtomicBool::new(false) }
     }
 
     /// Puts `len` bytes of `fd` from `offset` at `at` of a mapping that nobody uses yet, whole
@@ -172,12 +179,13 @@ impl Mapping {
     /// else what is `needed` of the pages, and zeroes.
     ///
     /// If that cannot be had, nothing can be read there: a system call fails with EFAULT, and an
-    /// access is answered as one to a file that was cut.
+    /// access is answered as one to a file that was cut. Once it is done, further calls change
+    /// nothing: what is shown then stays.
     ///
     /// # Errors
     /// Neither can be done. The pages stay.
     pub fn detach(&self, needed: &[Place]) -> io::Result<()> {
-        if self.len == 0 {
+        if self.len == 0 || self.detached.load(Ordering::SeqCst) {
             return Ok(());
         }
         let shown = match &self.file {
@@ -188,7 +196,9 @@ impl Mapping {
                 copy.and_then(|copy| self.show(copy.as_fd(), 0, MapFlags::PRIVATE))
             }
         };
-        shown.or_else(|_| self.show(snapshot::nothing()?, 0, MapFlags::SHARED))
+        shown.or_else(|_| self.show(snapshot::nothing()?, 0, MapFlags::SHARED))?;
+        self.detached.store(true, Ordering::SeqCst);
+        Ok(())
     }
 
     /// Maps the same bytes of the file that was kept once more, at other addresses. `None`: there
@@ -339,6 +349,19 @@ mod tests {
         let byte = unsafe { mapping.base().read_volatile() };
         assert!(byte == 0 && loss.has_happened(), "and who looks all the same is told");
         mapping.detach(&[all]).unwrap();
+    }
+
+    #[test]
+    fn what_is_kept_of_memory_that_has_gone_stays_when_more_goes() {
+        let file = SharedMemory::new("twice", 4096).unwrap();
+        file.write(0, &[7; 4096]);
+        let again = rustix::io::dup(file.as_fd()).unwrap();
+        let mapping = Mapping::shared(file.as_fd(), 0, 4096).unwrap().keep(again.into(), 0);
+        mapping.detach(&[]).unwrap();
+        mapping.keep_private([(mapping.base(), 4096)].into_iter());
+        file.write(0, &[1; 4096]);
+        mapping.detach(&[]).unwrap();
+        assert!(read(&mapping).unwrap() == [7; 4096]);
     }
 
     /// What a system call finds in a mapping.

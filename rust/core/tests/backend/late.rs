@@ -38,7 +38,10 @@ fn its_buffers_are_the_drivers_alone_once_the_driver_sees_it_used() {
     let request = kept.recv_timeout(LIMIT).unwrap();
     let memory = Arc::clone(&driver.memory);
     let mut rings = std::mem::take(&mut driver.rings);
-    let stop = thread::spawn(move || driver.client.vring_base(0));
+    let stop = thread::spawn(move || {
+        let base = driver.client.vring_base(0);
+        (base, driver)
+    });
     let mut used = None;
     eventually("the request that failed", || {
         used = rings[0].pop().unwrap();
@@ -52,7 +55,15 @@ fn its_buffers_are_the_drivers_alone_once_the_driver_sees_it_used() {
     let mut bytes = [0; 4];
     memory.read(GuestAddr(ANSWER), &mut bytes).unwrap();
     assert_eq!(&bytes, b"MINE");
-    assert_eq!(stop.join().unwrap().unwrap(), 1);
+    let (base, driver) = stop.join().unwrap();
+    assert_eq!(base.unwrap(), 1);
+    request.readable().read_at(0, &mut bytes);
+    assert_eq!(&bytes, b"kept");
+    // That stays so when the front-end leaves.
+    drop(driver);
+    eventually("the end of the connection", || {
+        served.events.any(|event| matches!(event, Event::Disconnected))
+    });
     request.readable().read_at(0, &mut bytes);
     assert_eq!(&bytes, b"kept");
 }
