@@ -311,10 +311,7 @@ impl Queue {
         self.push_done(batch);
         self.publish();
         let error = self.bad.take()?;
-        match self.fail(error) {
-            Next::Broke(error) => Some(error),
-            _ => None,
-        }
+        self.break_with(error)
     }
 
     /// Puts back what the device left: nothing of what is there now is offered before the next kick.
@@ -539,7 +536,16 @@ impl Queue {
         }
     }
 
-    pub(super) fn fail(&mut self, error: RingError) -> Next {
+    /// As [`fail`](Self::fail); returns the error if it is to be reported.
+    pub(super) fn break_with(&mut self, error: RingError) -> Option<RingError> {
+        match self.fail(error) {
+            Next::Broke(error) => Some(error),
+            _ => None,
+        }
+    }
+
+    /// Breaks the ring, unless that has happened before or its memory was lost.
+    fn fail(&mut self, error: RingError) -> Next {
         if self.loss.has_happened() {
             return self.lose();
         }

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use parking_lot::MutexGuard;
+
 use super::cell::QueueCell;
 use super::queue::Queue;
 use super::report::Broken;
@@ -54,11 +56,7 @@ impl QueueHandle for ReceiveHandle {
         match queue.take_one(&self.0) {
             Ok(request) => request,
             Err(error) => {
-                let (report, broke) = (Arc::clone(&queue.report), queue.break_with(error));
-                drop(guard);
-                if let Some(error) = broke {
-                    report.queue_broken(self.0.index(), Broken::Driver(error));
-                }
+                self.0.break_with(guard, error);
                 None
             }
         }
@@ -82,13 +80,22 @@ impl QueueHandle for ReceiveHandle {
             Sent::TooFew => Ok(0),
             Sent::Never(error) => Err(error),
             Sent::Broke(error) => {
-                let (report, broke) = (Arc::clone(&queue.report), queue.break_with(error));
-                drop(guard);
-                if let Some(error) = broke {
-                    report.queue_broken(self.0.index(), Broken::Driver(error));
-                }
+                self.0.break_with(guard, error);
                 Ok(0)
             }
+        }
+    }
+}
+
+impl QueueCell {
+    /// The driver has broken the ring: that is reported, without the lock, if it is news.
+    #[cold]
+    fn break_with(&self, mut guard: MutexGuard<'_, Option<Box<Queue>>>, error: RingError) {
+        let Some(queue) = guard.as_deref_mut() else { return };
+        let (report, broke) = (Arc::clone(&queue.report), queue.break_with(error));
+        drop(guard);
+        if let Some(error) = broke {
+            report.queue_broken(self.index(), Broken::Driver(error));
         }
     }
 }
@@ -270,13 +277,6 @@ impl Queue {
     fn want_more(&mut self, cell: &QueueCell, available: u16) {
         if self.want_more_than(available) {
             cell.doorbell.ring();
-        }
-    }
-
-    fn break_with(&mut self, error: RingError) -> Option<RingError> {
-        match self.fail(error) {
-            super::queue::Next::Broke(error) => Some(error),
-            _ => None,
         }
     }
 }

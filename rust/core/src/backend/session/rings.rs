@@ -162,7 +162,7 @@ impl Session<'_> {
             self.ring_has_stopped(index, base);
             base
         };
-        indices.iter().zip(queues.clone()).map(end).collect()
+        indices.iter().zip(queues).map(end).collect()
     }
 
     /// Waits for the requests of a ring that is stopping; `false`: not all came back. What the
