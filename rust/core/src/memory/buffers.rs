@@ -29,14 +29,9 @@ impl Buffers {
     /// Forgets the former chain and starts one in `memory`.
     #[inline]
     pub fn begin(&mut self, memory: &Arc<Memory>) {
-        self.readable.clear();
-        self.writable.clear();
-        (self.readable_len, self.writable_len) = (0, 0);
-        if let Some(demand) = &mut self.demand {
-            demand.clear();
-        }
+        self.forget();
         // The same table as last time is the rule: no reference is counted then.
-        if !self.memory.as_ref().is_some_and(|held| Arc::ptr_eq(held, memory)) {
+        if !self.is_in(memory) {
             self.memory = Some(Arc::clone(memory));
         }
     }
@@ -167,6 +162,7 @@ impl Buffers {
         self.readable_len = 0;
     }
 
+    #[inline]
     fn forget(&mut self) {
         self.readable.clear();
         self.writable.clear();
@@ -186,7 +182,7 @@ impl Buffers {
                 self.demand = None;
             }
         }
-        if !self.memory.as_ref().is_some_and(|held| Arc::ptr_eq(held, memory)) {
+        if !self.is_in(memory) {
             self.release();
         }
     }

@@ -32,6 +32,7 @@ impl Memory {
 
 impl Buffers {
     /// Returns whether it lies in this table of memory.
+    #[inline]
     pub fn is_in(&self, memory: &Arc<Memory>) -> bool {
         self.memory().is_some_and(|held| Arc::ptr_eq(held, memory))
     }
