@@ -13,16 +13,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
 use std::ptr;
 
-use rustix::fs::FileType;
-
 /// The signals that a write can raise.
 const RAISED: [c_int; 3] = [libc::SIGPIPE, libc::SIGXFSZ, libc::SIGTTOU];
-
-/// Returns whether a write to this can raise a signal. Eventfds have no file type, and raise none.
-pub fn may_raise(fd: BorrowedFd<'_>) -> bool {
-    let kind = rustix::fs::fstat(fd).map(|stat| stat.st_mode & libc::S_IFMT);
-    kind.is_ok_and(|kind| FileType::from_raw_mode(kind) != FileType::Unknown)
-}
 
 /// Writes `bytes`, and raises nothing.
 pub fn write(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
@@ -98,7 +90,6 @@ mod tests {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
     use super::*;
-    use crate::sys::eventfd::EventFd;
 
     /// Says whether a SIGPIPE was delivered in this process.
     fn heard() -> Arc<AtomicBool> {
@@ -116,7 +107,6 @@ mod tests {
                 .unwrap();
         drop((reader, peer));
         for fd in [pipe, socket] {
-            assert!(may_raise(fd.as_fd()));
             let error = write(fd.as_fd(), &[1]).unwrap_err();
             assert_eq!(error.raw_os_error(), Some(libc::EPIPE));
         }
@@ -137,10 +127,5 @@ mod tests {
         let mask = change_mask(libc::SIG_SETMASK, &former);
         let held = [libc::SIGPIPE, libc::SIGUSR2, libc::SIGTTOU].map(|s| holds(&mask, s));
         assert_eq!(held, [true, true, false]);
-    }
-
-    #[test]
-    fn an_eventfd_raises_nothing() {
-        assert!(!may_raise(EventFd::new().unwrap().as_fd()));
     }
 }
