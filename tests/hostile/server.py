@@ -181,8 +181,12 @@ class Server:
         return settles(self.pid, self._before)
 
     def log(self) -> str:
-        """What the process has written to its standard error."""
+        """What the process has written to its standard error so far: a thread of its own does."""
         return self.errors.read_text(encoding="utf-8", errors="replace")
+
+    def assert_logs(self, *texts: str, after: int = 0) -> None:
+        """The log comes to have each of `texts` behind its first `after` characters."""
+        assert eventually(lambda: all(text in self.log()[after:] for text in texts)), self.log()
 
     def close(self) -> int:
         """Ends the process; gives its exit status."""

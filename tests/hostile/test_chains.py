@@ -4,9 +4,11 @@ import contextlib
 import random
 
 import pytest
+from peer import wire
 from peer.blk import Status, Type
 from peer.front_end import FrontEnd
 from peer.memory import GuestMemory, Region
+from peer.numbers import Request
 from peer.process import private_kib
 from peer.ring import INDIRECT, NEXT, WRITE, Segment, Timeout
 
@@ -93,6 +95,10 @@ def test_the_log_says_once_a_start_where_memory_is_missing(server: Server, front
             )
             ring.wait()
             assert front.memory.read(request.status, 1)[0] == Status.IOERR
+        # What comes into the log later shows that nothing of it is still on its way.
+        logged = len(server.log())
+        assert front.is_refused(Request.SET_VRING_NUM, wire.state(9, 64))
+        server.assert_logs("SET_VRING_NUM", after=logged)
         assert server.log().count(said) == before + start
         front.stop_ring()
         ring.reset()

@@ -67,7 +67,7 @@ def test_a_front_end_that_comes_back_waits_for_what_the_kernel_has_begun(
     again.command(Request.GET_FEATURES)
     assert not comes_within(again, PATIENCE)
     assert front.memory.read(data, PAGE) == OLD
-    assert "queue 0: direct I/O of its requests is still under way" in server.log()
+    server.assert_logs("queue 0: direct I/O of its requests is still under way")
     slow_files.release()
     assert again.answer_to(Request.GET_FEATURES)
     assert front.memory.read(data, PAGE) == BYTE * PAGE

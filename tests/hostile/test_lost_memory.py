@@ -45,7 +45,7 @@ def assert_dropped(server: Server, front: FrontEnd) -> None:
     """The connection is closed, for the right reason; others are served, and so is the next."""
     assert front.channel.is_closed()
     server.check_witness()
-    assert "has cut the file behind guest memory" in server.log()
+    server.assert_logs("has cut the file behind guest memory")
     assert server.started().blk().read(0, 512).status == 0
 
 
@@ -73,7 +73,7 @@ def test_memory_that_was_cut_while_nothing_ran_ends_the_connection_at_the_next_k
         assert front.channel.is_closed()
         server.hang_up()
     server.check_witness()
-    assert "has cut the file behind guest memory" in server.log()
+    server.assert_logs("has cut the file behind guest memory")
 
 
 def test_memory_that_is_cut_in_part_ends_the_connection(server: Server) -> None:
@@ -163,7 +163,7 @@ def test_a_view_of_memory_that_is_cut_shows_zeroes(
         server.ask("look_away")
         assert server.ask("release") == ["StaleRequestError"]
         server.hang_up()
-    assert "has cut the file behind guest memory" in server.log()
+    server.assert_logs("has cut the file behind guest memory")
 
 
 @pytest.mark.parametrize("kind", ["ram", "file"])

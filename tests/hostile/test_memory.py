@@ -101,8 +101,7 @@ def test_what_one_front_end_maps_is_bounded_as_a_sum(server: Server) -> None:
     assert front.lives()
     server.check_witness()
     text = f"its {size:#x} bytes and the {most * size:#x} that this front-end already mapped"
-    assert text in server.log()
-    assert f"more than the limit of {most * size:#x}" in server.log()
+    server.assert_logs(text, f"more than the limit of {most * size:#x}")
     front.close()
     assert slots_taken(server.connect(), sparse, size) == most
 

@@ -9,7 +9,6 @@ from peer import wire
 from peer.front_end import FrontEnd
 from peer.memory import PAGE
 from peer.numbers import Request
-from peer.process import eventually
 
 from .conftest import Refused
 from .fuse import SlowFiles
@@ -27,19 +26,14 @@ def is_refused(front: FrontEnd, descriptor: int) -> bool:
     return front.is_refused(Request.SET_MEM_TABLE, whole(descriptor), [descriptor])
 
 
-def is_logged(server: Server, text: str) -> bool:
-    """The log is written by a thread of its own."""
-    return eventually(lambda: text in server.log())
-
-
 def test_memory_on_a_file_system_that_may_stop_to_answer_is_refused(
     server: Server, refused: Refused, slow_files: SlowFiles
 ) -> None:
     memory = server.own(slow_files.cached)
     server.own(slow_files.direct)
     refused(server.connect().negotiate(), Request.SET_MEM_TABLE, whole(memory), [memory])
-    assert is_logged(server, "its file lies on FUSE, and a file system that stops to answer hangs")
-    assert is_logged(server, "allow it with any_memory_file=True (--any-memory-file)")
+    server.assert_logs("its file lies on FUSE, and a file system that stops to answer hangs")
+    server.assert_logs("allow it with any_memory_file=True (--any-memory-file)")
 
 
 def test_a_file_system_that_has_stopped_to_answer_is_not_waited_for(
@@ -52,8 +46,7 @@ def test_a_file_system_that_has_stopped_to_answer_is_not_waited_for(
     try:
         front = server.connect().negotiate()
         assert is_refused(front, memory)
-        text = "a file system that does not say what it is (it does not answer)"
-        assert is_logged(server, text)
+        server.assert_logs("a file system that does not say what it is (it does not answer)")
         # Nor for what comes of its files as other descriptors.
         for message in (Request.SET_VRING_CALL, Request.SET_VRING_ERR):
             assert front.is_refused(message, wire.u64(0), [memory])

@@ -12,7 +12,6 @@ import pytest
 from peer import wire
 from peer.front_end import FrontEnd
 from peer.numbers import Flag, Request
-from peer.process import eventually
 
 from .fuse import SlowFiles
 from .server import Server
@@ -92,7 +91,7 @@ def test_the_text_says_which_sockets_are_taken(server: Server, request_: str) ->
     front = server.started()
     assert is_refused(server, front, Request[request_], wire.u64(0), [lingering(server)])
     text = f"{request_}: queue 0: its descriptor is a socket of address family 2, not AF_UNIX"
-    assert eventually(lambda: text in server.log())
+    server.assert_logs(text)
 
 
 @pytest.mark.parametrize("request_", [one for one, _ in REFUSED[:4]])
@@ -195,9 +194,9 @@ def test_a_front_end_that_leaves_too_many_unclosed_loses_its_connection_and_no_m
     assert front.channel.is_closed()
     server.check_witness()
     text = "too many descriptors that were passed cannot be closed: their files do not answer"
-    assert eventually(lambda: text in server.log())
+    server.assert_logs(text)
     text = "no front-end can be taken for now: the files that former front-ends have passed"
-    assert eventually(lambda: text in server.log())
+    server.assert_logs(text)
     server.hang_up()
     server.check_victim()
 
