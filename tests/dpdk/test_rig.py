@@ -26,7 +26,7 @@ def test_a_driver_that_finds_no_device_is_reported(
 ) -> None:
     driver = Driver(packages, tmp_path, socket_path, [[bytes(60)]])
     try:
-        with pytest.raises(DriverError, match=r"(?s)without the device.*net\.sock"):
+        with pytest.raises(DriverError, match=r"(?s)without the device.*backend\.sock"):
             driver.wait_ready()
     finally:
         driver.close()

@@ -1,17 +1,20 @@
 """Devices that receive, and drivers that give them buffers."""
 
 import queue as fifo
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import vhost_user as vu
 from peer.front_end import FrontEnd
-from peer.ring import Segment, SplitRing, Used
+from peer.ring import WRITE, Segment, SplitRing, Used
 
 SECONDS = 10.0
 """Longest wait for anything."""
+
+NOWHERE = 1 << 40
+"""An address at which no front-end of the tests has memory."""
 
 
 class Port(vu.Device):
@@ -58,14 +61,25 @@ class Buffers:
         """The ring that they are in."""
         return self.front.rings[self.index]
 
-    def give(self, count: int = 1, *, room: int | None = None, readable: int = 0) -> list[int]:
-        """Makes buffers available, all at once, and kicks; gives their heads."""
+    def give(
+        self,
+        count: int = 1,
+        *,
+        room: int | None = None,
+        readable: int = 0,
+        outside: Container[int] = (),
+    ) -> list[int]:
+        """Makes buffers available, all at once, and kicks; gives their heads. Those with the
+        numbers ``outside``, counted from 0, are not in memory.
+        """
         size, heads = self.room if room is None else room, []
-        for _ in range(count):
+        for number in range(count):
             place = self.front.memory.allocate(size)
             out = [Segment(self.front.memory.allocate(readable), readable)] if readable else []
             into = [Segment(place, size, True)] if size else []
             head = self.ring.lay([*out, *into])
+            if number in outside:
+                self.ring.set_descriptor(head, NOWHERE, size, WRITE)
             self.places[head] = place
             heads.append(head)
         self.ring.offer(*heads)

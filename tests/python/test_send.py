@@ -331,11 +331,7 @@ def test_a_frame_goes_around_a_buffer_that_is_not_in_memory(vhost_socket: Path) 
     device = Port()
     with receiving(device, vhost_socket) as front:
         buffers = Buffers(front, room=10)
-        ring = buffers.ring
-        heads = [ring.lay([Segment(front.memory.allocate(10), 10, True)]) for _ in range(3)]
-        ring.set_descriptor(heads[1], 1 << 40, 10, 2)
-        ring.offer(*heads)
-        ring.kick()
+        heads = buffers.give(3, outside=[1])
         device.hears("buffers 0")
         assert device.rx.send(bytes(20), max_buffers=3) == 2
         lengths = [(used.head, used.length) for used in buffers.come(3)]
@@ -349,11 +345,7 @@ def test_too_few_buffers_beside_one_that_is_not_in_memory_go_back_empty(
     device = Port()
     with receiving(device, vhost_socket) as front:
         buffers = Buffers(front, room=10)
-        ring = buffers.ring
-        heads = [ring.lay([Segment(front.memory.allocate(10), 10, True)]) for _ in range(2)]
-        ring.set_descriptor(heads[1], 1 << 40, 10, 2)
-        ring.offer(*heads)
-        ring.kick()
+        heads = buffers.give(2, outside=[1])
         device.hears("buffers 0")
         assert device.rx.send(bytes(20), max_buffers=3) == 0
         back = [(used.head, used.length) for used in buffers.come(2)]
@@ -372,18 +364,14 @@ def test_one_call_gives_back_64_buffers_that_are_not_in_memory_and_another_follo
     """A driver with thousands of them keeps neither the queue nor the interpreter."""
     device = Port()
     with receiving(device, vhost_socket, size=256) as front:
-        ring = Buffers(front, room=10).ring
-        heads = [ring.lay([Segment(front.memory.allocate(10), 10, True)]) for _ in range(200)]
-        for head in heads:
-            ring.set_descriptor(head, 1 << 40, 10, 2)
-        ring.offer(*heads)
-        ring.kick()
+        buffers = Buffers(front, room=10)
+        buffers.give(200, outside=range(200))
         for given_back in (64, 128, 192, 200):
             device.hears("buffers 0")
             assert device.rx.send(b"data") == 0 if name == "send" else device.rx.take() is None
-            assert ring.used_index == given_back
+            assert buffers.ring.used_index == given_back
         device.hears_nothing_more()
-        assert [used.length for used in ring.wait(200)] == [0] * 200
+        assert [used.length for used in buffers.come(200)] == [0] * 200
         assert front.stop_ring(0) == 200
 
 

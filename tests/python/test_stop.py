@@ -55,6 +55,20 @@ class Deferrer(Holder):
             self.enough.release()
 
 
+class Told(Port):
+    """Notes the stops of its queues."""
+
+    def on_queue_stop(self, queue: vu.Queue, /) -> None:
+        self.told.put(f"stop {queue.index}")
+
+    def on_stop(self) -> None:
+        self.told.put("all stopped")
+
+
+class StopHolder(Told, Holder):
+    """Keeps every buffer, and notes the stops."""
+
+
 KINDS = [Holder, Deferrer]
 
 
@@ -126,9 +140,8 @@ def test_the_base_steps_back_over_the_tail_and_what_is_before_is_completed_empty
 def test_a_buffer_with_a_readable_part_is_waited_for(
     vhost_socket: Path, make: Callable[[], Holder]
 ) -> None:
-    class Stopping(make):  # type: ignore[misc, valid-type]
-        def on_queue_stop(self, queue: vu.Queue, /) -> None:
-            self.told.put("stop")
+    class Stopping(Told, make):  # type: ignore[misc, valid-type]
+        """Notes the stops too."""
 
     device = Stopping()
     with receiving(device, vhost_socket, drain=LONG) as front:
@@ -136,7 +149,7 @@ def test_a_buffer_with_a_readable_part_is_waited_for(
         heads = buffers.give(1) + buffers.give(1, readable=4) + buffers.give(1)
         device.holds(3)
         front.channel.command(Request.GET_VRING_BASE, wire.state(0, 0))
-        device.hears("stop")
+        device.hears("stop 0")
         # The last goes back, the first is completed empty, and nobody has heard of the second.
         assert eventually(lambda: buffers.ring.used_index == 1)
         device.held[1].complete(2)
@@ -148,18 +161,14 @@ def test_a_buffer_with_a_readable_part_is_waited_for(
 def test_a_buffer_whose_view_is_held_is_waited_for_until_the_view_is_gone(
     vhost_socket: Path,
 ) -> None:
-    class Stopping(Holder):
-        def on_queue_stop(self, queue: vu.Queue, /) -> None:
-            self.told.put("stop")
-
-    device = Stopping()
+    device = StopHolder()
     with receiving(device, vhost_socket, drain=LONG) as front:
         buffers = Buffers(front)
         buffers.give(2)
         device.holds(2)
         view = device.held[1].writable
         front.channel.command(Request.GET_VRING_BASE, wire.state(0, 0))
-        device.hears("stop")
+        device.hears("stop 0")
         assert eventually(lambda: buffers.ring.used_index == 1), "the first is completed empty"
         view[:4] = b"mine"
         # The buffer is still the device's: it can be completed.
@@ -252,32 +261,17 @@ def test_a_view_that_goes_while_the_queue_stops_lets_the_buffer_go_back(
     vhost_socket: Path,
 ) -> None:
     views: list[memoryview] = []
-
-    class Stopping(Holder):
-        def on_queue_stop(self, queue: vu.Queue, /) -> None:
-            self.told.put("stop")
-
-    device = Stopping()
+    device = StopHolder()
     with receiving(device, vhost_socket, drain=LONG) as front:
         buffers = Buffers(front)
         buffers.give(3)
         device.holds(3)
         views.append(device.held[2].writable)
         front.channel.command(Request.GET_VRING_BASE, wire.state(0, 0))
-        device.hears("stop")
+        device.hears("stop 0")
         assert eventually(lambda: buffers.ring.used_index == 2)
         views.clear()
         assert wire.STATE.unpack(front.channel.receive().payload) == (0, 2)
-
-
-class Told(Port):
-    """Notes the stops of its queues."""
-
-    def on_queue_stop(self, queue: vu.Queue, /) -> None:
-        self.told.put(f"stop {queue.index}")
-
-    def on_stop(self) -> None:
-        self.told.put("all stopped")
 
 
 def test_each_stop_is_told_once_before_the_drain(vhost_socket: Path) -> None:
@@ -297,10 +291,7 @@ def test_each_stop_is_told_once_before_the_drain(vhost_socket: Path) -> None:
 def test_other_ways_to_stop_are_told_as_well_and_give_buffers_back(
     vhost_socket: Path, way: str
 ) -> None:
-    class Both(Told, Holder):
-        pass
-
-    device = Both()
+    device = StopHolder()
     backend = vu.Backend(device, socket=vhost_socket, drain=LONG).start()
     try:
         front = FrontEnd.connect(str(vhost_socket)).start(2)
