@@ -4,7 +4,7 @@
 //! all reads or all writes at once makes no object and enters the interpreter once.
 
 use std::mem;
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pyo3::exceptions::{PyIndexError, PyValueError};
@@ -15,7 +15,7 @@ use vhost_user_core::request::Batch;
 
 use crate::attached_lock::lock;
 use crate::block_command::Command;
-use crate::block_data::fill_read;
+use crate::block_data::{fill_read, move_whole};
 use crate::block_request::BlockRequest;
 use crate::buffer::{LONG_COPY, SourceBuffer, TargetBuffer};
 use crate::descriptor::descriptor;
@@ -231,7 +231,8 @@ impl BlockBatch {
         self.detached(py, |inner| {
             let durable = inner.durable;
             for (request, answer) in inner.plain(op) {
-                let moved = move_file(request, file, start, durable);
+                let at = start.saturating_add(request.offset());
+                let moved = move_whole(request, file, at, durable);
                 *answer = moved.err().map(|error| Status::from(&error)).or(*answer);
             }
         });
@@ -367,21 +368,4 @@ impl Inner {
 fn range(request: &CoreRequest) -> std::ops::Range<usize> {
     let start = usize::try_from(request.offset()).unwrap_or(usize::MAX);
     start..start.saturating_add(usize::try_from(request.length()).unwrap_or(usize::MAX))
-}
-
-/// Moves one request's data from or to a file. What lies past its end reads as zeroes.
-fn move_file(
-    request: &CoreRequest,
-    file: BorrowedFd<'_>,
-    start: u64,
-    durable: bool,
-) -> std::io::Result<()> {
-    let at = start.saturating_add(request.offset());
-    if request.is_writable() {
-        let read = request.preadv(0, u64::MAX, file, at)?;
-        request.fill(read, u64::MAX, 0);
-        return Ok(());
-    }
-    let written = request.pwritev(0, u64::MAX, file, at, durable)?;
-    if written == request.length() { Ok(()) } else { Err(std::io::ErrorKind::WriteZero.into()) }
 }

@@ -83,7 +83,7 @@ pub(crate) fn fill_read(request: &CoreRequest, bytes: RawSource<'_>) -> u64 {
 
 /// Reads a read's data; returns the bytes read, fewer at the end of the file.
 pub(crate) fn read_file(
-    loan: &mut LoanedRequest<CoreRequest>,
+    loan: &LoanedRequest<CoreRequest>,
     fd: BorrowedFd<'_>,
     at: u64,
 ) -> io::Result<u64> {
@@ -113,41 +113,34 @@ fn read_to_copy(copy: RawTarget<'_>, fd: BorrowedFd<'_>, at: u64) -> io::Result<
     Ok(done as u64)
 }
 
-/// Writes a write's data; returns the bytes written.
-pub(crate) fn write_file(
-    loan: &mut LoanedRequest<CoreRequest>,
-    fd: BorrowedFd<'_>,
-    at: u64,
-    durable: bool,
-) -> io::Result<u64> {
-    loan.request().map_or(Ok(0), |request| request.pwritev(0, u64::MAX, fd, at, durable))
-}
-
-/// Reads all of a read's data. What lies past the end of the file reads as zeroes.
-pub(crate) fn read_whole(
-    loan: &mut LoanedRequest<CoreRequest>,
-    fd: BorrowedFd<'_>,
-    at: u64,
-) -> io::Result<()> {
-    read_file(loan, fd, at).map(|read| zero_rest(loan, read))
-}
-
-/// Writes all of a write's data.
-pub(crate) fn write_whole(
-    loan: &mut LoanedRequest<CoreRequest>,
+/// Moves all of a read's or a write's data from or to a file that holds it from `at` on. What lies
+/// past the end of the file reads as zeroes.
+pub(crate) fn move_whole(
+    request: &CoreRequest,
     fd: BorrowedFd<'_>,
     at: u64,
     durable: bool,
 ) -> io::Result<()> {
-    let length = loan.request().map_or(0, CoreRequest::length);
-    let written = write_file(loan, fd, at, durable)?;
-    if written == length { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
-}
-
-fn zero_rest(loan: &mut LoanedRequest<CoreRequest>, from: u64) {
-    if let Some(copy) = loan.copied() {
-        copy.part(from as usize..copy.len()).fill(0);
-    } else if let Some(request) = loan.request() {
-        request.fill(from, u64::MAX, 0);
+    if request.is_writable() {
+        let read = request.preadv(0, u64::MAX, fd, at)?;
+        request.fill(read, u64::MAX, 0);
+        return Ok(());
     }
+    let written = request.pwritev(0, u64::MAX, fd, at, durable)?;
+    if written == request.length() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+}
+
+/// As [`move_whole`], for a request that Python has.
+pub(crate) fn move_whole_loan(
+    loan: &LoanedRequest<CoreRequest>,
+    fd: BorrowedFd<'_>,
+    at: u64,
+    durable: bool,
+) -> io::Result<()> {
+    let Some(copy) = loan.copied() else {
+        return loan.request().map_or(Ok(()), |request| move_whole(request, fd, at, durable));
+    };
+    let read = read_to_copy(copy, fd, at)?;
+    copy.part(read as usize..copy.len()).fill(0);
+    Ok(())
 }

@@ -16,7 +16,7 @@ use vhost_user_core::request::Batch;
 
 use crate::attached_lock::lock;
 use crate::block_command::Command;
-use crate::block_data::{fill_read, read_file, read_whole, write_file, write_whole};
+use crate::block_data::{fill_read, move_whole_loan, read_file};
 use crate::buffer::{LONG_COPY, SourceBuffer, TargetBuffer};
 use crate::descriptor::descriptor;
 use crate::error::stale;
@@ -176,7 +176,10 @@ impl BlockRequest {
         self.expect(BlkOp::Write, "pwritev")?;
         let (fd, at) = (descriptor(fd)?, offset.unwrap_or(self.offset()));
         let durable = self.is_durable();
-        Ok(self.ticket.detached(py, |loan| write_file(loan, fd, at, durable))??)
+        Ok(self.ticket.detached(py, |loan| {
+            let write = |request: &CoreRequest| request.pwritev(0, u64::MAX, fd, at, durable);
+            loan.request().map_or(Ok(0), write)
+        })??)
     }
 
     /// Has the data read from, or written to, a file when the callback has returned, and the
@@ -284,10 +287,8 @@ impl BlockRequest {
             return Ok(());
         }
         let at = start.saturating_add(self.offset());
-        let (read, durable) = (self.operation() == BlkOp::Read, self.is_durable());
-        let moved = self.ticket.detached(py, |loan| {
-            if read { read_whole(loan, file, at) } else { write_whole(loan, file, at, durable) }
-        })?;
+        let durable = self.is_durable();
+        let moved = self.ticket.detached(py, |loan| move_whole_loan(loan, file, at, durable))?;
         moved.or_else(|error| self.ticket.answer(py, Status::from(&error)))
     }
 
@@ -311,11 +312,10 @@ impl BlockRequest {
         let plan = self.plan.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(Plan { fd, at }) = plan else { return };
         let Ok(fd) = descriptor(fd) else { return };
-        let (read, durable) = (self.operation() == BlkOp::Read, self.is_durable());
+        let durable = self.is_durable();
         self.ticket.answer_with(|loan| {
             loan.request()?;
-            let moved =
-                if read { read_whole(loan, fd, at) } else { write_whole(loan, fd, at, durable) };
+            let moved = move_whole_loan(loan, fd, at, durable);
             Some(moved.map_or_else(|error| Status::from(&error), |()| Status::Ok))
         });
     }
