@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use pyo3::prelude::*;
@@ -29,6 +29,7 @@ use crate::origin::Origin;
 use crate::py_device::{PyDevice, Views, run_worker};
 use crate::report::{Context, Fault, Reports, forget_locals};
 use crate::traits::{Answerable, FlushesFirst};
+use crate::worker_state::WorkerState;
 
 /// A block device with Python callbacks.
 pub(crate) struct PyBlock {
@@ -47,9 +48,7 @@ pub(crate) struct PyBlock {
 
 /// What a device has for one queue.
 struct QueueSeat {
-    /// Taken out while the queue's worker is in Python: another worker comes only when the session
-    /// has given that one up, and begins with nothing then.
-    state: Mutex<Option<Box<BlockQueue>>>,
+    state: WorkerState<BlockQueue>,
     batch_size: BatchSize,
     budget: Arc<CopyBudget>,
 }
@@ -490,11 +489,9 @@ impl Device for PyBlock {
             return;
         }
         self.device.enter(|py| {
-            let mut state = seat.take();
             let (requests, begun) = (batch.len(), Instant::now());
-            self.serve(py, &mut state, &seat.budget, batch);
+            seat.state.with(|state| self.serve(py, state, &seat.budget, batch));
             seat.batch_size.took(requests, begun.elapsed());
-            seat.put(state);
         });
     }
 }
@@ -502,18 +499,7 @@ impl Device for PyBlock {
 impl QueueSeat {
     fn new(index: u16, copy_budget: u64) -> Self {
         let budget = CopyBudget::new(index, copy_budget);
-        Self { state: Mutex::default(), batch_size: BatchSize::default(), budget }
-    }
-
-    fn take(&self) -> Box<BlockQueue> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.take().unwrap_or_default()
-    }
-
-    fn put(&self, state: Box<BlockQueue>) {
-        let former = self.state.lock().unwrap_or_else(PoisonError::into_inner).replace(state);
-        // Only now, without the lock: objects may run code when they go.
-        drop(former);
+        Self { state: WorkerState::default(), batch_size: BatchSize::default(), budget }
     }
 }
 

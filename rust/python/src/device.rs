@@ -14,6 +14,7 @@ use crate::copy_budget::CopyBudget;
 use crate::py_device::{PyDevice, Views, run_worker};
 use crate::queue::Queue;
 use crate::report::{Context, Reports, forget_locals};
+use crate::worker_state::WorkerState;
 
 /// A device of any type: `on_queue` gets the requests as they are.
 pub(crate) struct QueueDevice {
@@ -38,9 +39,7 @@ pub(crate) struct QueueDevice {
 /// What a device has for one queue.
 struct QueueSeat {
     queue: Py<Queue>,
-    /// Taken out while the queue's worker is in Python: another worker comes only when the session
-    /// has given that one up, and begins with nothing then.
-    state: Mutex<QueueState>,
+    state: WorkerState<QueueState>,
     budget: Arc<CopyBudget>,
 }
 
@@ -68,7 +67,7 @@ impl QueueDevice {
             let budget = CopyBudget::new(index, views.copy_budget);
             let origin = device.origin("on_queue", &budget, None);
             let queue = Py::new(py, Queue::new(index, queue_size, origin))?;
-            Ok(QueueSeat { queue, state: Mutex::default(), budget })
+            Ok(QueueSeat { queue, state: WorkerState::default(), budget })
         };
         let queues = (0..num_queues).map(seat).collect::<PyResult<Vec<_>>>()?;
         let handles = queues.iter().map(|seat| seat.queue.clone_ref(py));
@@ -319,18 +318,8 @@ impl Device for QueueDevice {
             return;
         }
         self.device.enter(|py| {
-            let mut state = std::mem::take(&mut *seat.lock());
-            self.serve(py, queue, &mut state, batch);
-            let former = std::mem::replace(&mut *seat.lock(), state);
-            // Only now, without the lock: objects may run code when they go.
-            drop(former);
+            seat.state.with(|state| self.serve(py, queue, state, batch));
         });
-    }
-}
-
-impl QueueSeat {
-    fn lock(&self) -> MutexGuard<'_, QueueState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -192,18 +192,16 @@ impl BufferExporter {
         view: *mut ffi::Py_buffer,
         flags: c_int,
     ) -> PyResult<()> {
+        // SAFETY: `view` is to be filled; the protocol wants no object in it on an error.
+        unsafe { (*view).obj = ptr::null_mut() };
         let exporter = slf.get();
         // Counted before the look at `base`: of an export and a concurrent `shut` with its look
         // at the count, at least one sees the other.
         if !exporter.exports.add() {
-            // SAFETY: `view` is to be filled; the protocol wants no object in it on an error.
-            unsafe { (*view).obj = ptr::null_mut() };
             return Err(PyBufferError::new_err("the buffer went back when its queue stopped"));
         }
         let base = exporter.base.load(Ordering::SeqCst);
         let filled = if base.is_null() {
-            // SAFETY: `view` is to be filled; the protocol wants no object in it on an error.
-            unsafe { (*view).obj = ptr::null_mut() };
             Err(PyBufferError::new_err("the request was answered: its data is the driver's again"))
         } else {
             let len = exporter.len.load(Ordering::Relaxed).cast_signed();

@@ -37,6 +37,7 @@ mod request;
 mod send_data;
 mod ticket;
 mod traits;
+mod worker_state;
 mod xen;
 
 use pyo3::prelude::*;
