@@ -12,50 +12,12 @@ set -euo pipefail
 version=1:7.2+dfsg-7+deb12u18+b3
 kernel=6.1.0-57-cloud-amd64
 kernel_version=6.1.192-3
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
 
-unavailable() {
-    echo "unavailable: $*"
-    exit 77
-}
-
-# A private apt that believes nothing is installed: it names the C library too.
-apt_config() {
-    mkdir -p "$work"/apt/{lists,archives}/partial "$work/root"
-    : >"$work/apt/status"
-    cat >"$work/apt/conf" <<END
-Dir::State::lists "$work/apt/lists";
-Dir::State::status "$work/apt/status";
-Dir::Cache "$work/apt";
-APT::Sandbox::User "$(id -un)";
-APT::Install-Recommends "false";
-APT::Update::Error-Mode "any";
-Debug::NoLocking "true";
-END
-    export APT_CONFIG="$work/apt/conf" LC_ALL=C
-}
-
-fetch() {
-    local alone="$work/apt/alone"
-    mkdir "$alone"
-    apt-get -qq update || unavailable "apt reaches no archive"
-    (cd "$alone" && apt-get -qq download "linux-image-$kernel=$kernel_version" busybox-static) ||
-        unavailable "linux-image-$kernel $kernel_version or busybox-static"
-    apt-get -qq --yes --download-only install "qemu-system-x86=$version" >/dev/null ||
-        unavailable "qemu-system-x86 $version"
-    local package
-    for package in "$alone"/*.deb "$work"/apt/archives/*.deb; do
-        dpkg-deb --extract "$package" "$work/root"
-    done
-}
-
-for tool in apt-get dpkg-deb python3; do
-    command -v "$tool" >/dev/null || unavailable "$tool"
-done
-[ "$(uname -m)" = x86_64 ] || unavailable "an x86-64 machine"
-apt_config
-fetch
+source "$(dirname "${BASH_SOURCE[0]}")/lib/debian.sh"
+read_lists
+fetch_alone "linux-image-$kernel=$kernel_version" busybox-static
+fetch "qemu-system-x86=$version"
+unpack
 echo "qemu-system-x86 $version, Linux $kernel_version"
 
 python3 - "$work" "$kernel" <<'END'

@@ -10,47 +10,13 @@
 set -euo pipefail
 
 version=1:7.2+dfsg-7+deb12u18+b3
-work=$(mktemp -d)
+
+source "$(dirname "${BASH_SOURCE[0]}")/lib/debian.sh"
 daemon=
 trap '[ -z "$daemon" ] || kill "$daemon"; rm -rf "$work"' EXIT
-
-unavailable() {
-    echo "unavailable: $*"
-    exit 77
-}
-
-# A private apt that believes nothing is installed: it names the C library too.
-apt_config() {
-    mkdir -p "$work"/apt/{lists,archives}/partial "$work/root"
-    : >"$work/apt/status"
-    cat >"$work/apt/conf" <<END
-Dir::State::lists "$work/apt/lists";
-Dir::State::status "$work/apt/status";
-Dir::Cache "$work/apt";
-APT::Sandbox::User "$(id -un)";
-APT::Install-Recommends "false";
-APT::Update::Error-Mode "any";
-Debug::NoLocking "true";
-END
-    export APT_CONFIG="$work/apt/conf" LC_ALL=C
-}
-
-fetch() {
-    apt-get -qq update || unavailable "apt reaches no archive"
-    apt-get -qq --yes --download-only install "qemu-system-common=$version" >/dev/null ||
-        unavailable "qemu-system-common $version"
-    local package
-    for package in "$work"/apt/archives/*.deb; do
-        dpkg-deb --extract "$package" "$work/root"
-    done
-}
-
-for tool in apt-get dpkg-deb python3; do
-    command -v "$tool" >/dev/null || unavailable "$tool"
-done
-[ "$(uname -m)" = x86_64 ] || unavailable "an x86-64 machine"
-apt_config
-fetch
+read_lists
+fetch "qemu-system-common=$version"
+unpack
 echo "qemu-system-common $version"
 
 system="$work/root/lib/x86_64-linux-gnu"
