@@ -1,7 +1,6 @@
 """In which files guest memory may lie: not in those whose file system may stop to answer."""
 
 import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ from peer import wire
 from peer.front_end import FrontEnd
 from peer.memory import PAGE
 from peer.numbers import Request
+from peer.process import asleep
 
 from .conftest import Refused
 from .fuse import SlowFiles
@@ -42,8 +42,7 @@ def test_a_file_system_that_has_stopped_to_answer_is_not_waited_for(
     """Not even for what it is: this process does not see where it is mounted, and has to ask."""
     memory = server.own(slow_files.cached)
     server.own(slow_files.direct)
-    os.kill(slow_files.process.pid, signal.SIGSTOP)
-    try:
+    with asleep(slow_files.process.pid):
         front = server.connect().negotiate()
         assert is_refused(front, memory)
         server.assert_logs("a file system that does not say what it is (it does not answer)")
@@ -51,8 +50,6 @@ def test_a_file_system_that_has_stopped_to_answer_is_not_waited_for(
         for message in (Request.SET_VRING_CALL, Request.SET_VRING_ERR):
             assert front.is_refused(message, wire.u64(0), [memory])
         server.check_witness()
-    finally:
-        os.kill(slow_files.process.pid, signal.SIGCONT)
 
 
 def test_a_kick_descriptor_on_a_file_system_that_has_stopped_to_answer_is_refused(
@@ -62,16 +59,13 @@ def test_a_kick_descriptor_on_a_file_system_that_has_stopped_to_answer_is_refuse
     file = server.own(slow_files.cached)
     server.own(slow_files.direct)
     front = server.started()
-    os.kill(slow_files.process.pid, signal.SIGSTOP)
-    try:
+    with asleep(slow_files.process.pid):
         assert front.is_refused(Request.SET_VRING_KICK, wire.u64(0), [file])
         assert front.blk().read(0, 512).status == 0
         front.stop_ring()
         # Nor does it start a ring.
         front.configure_ring(base=1)
         assert front.is_refused(Request.SET_VRING_KICK, wire.u64(0), [file])
-    finally:
-        os.kill(slow_files.process.pid, signal.SIGCONT)
 
 
 @ALLOWED

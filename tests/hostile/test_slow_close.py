@@ -2,32 +2,22 @@
 
 import contextlib
 import os
-import signal
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from peer import wire
 from peer.front_end import FrontEnd
 from peer.numbers import Flag, Request
+from peer.process import asleep
 
 from .fuse import SlowFiles
 from .server import Server
 
 MOST_UNCLOSED = 64
 """Descriptors that a front-end may leave unclosed: rust/core/src/sys/closer.rs."""
-
-
-@contextlib.contextmanager
-def asleep(pid: int) -> Iterator[None]:
-    """A process that does nothing meanwhile."""
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 def lingering(server: Server) -> socket.socket:

@@ -1,10 +1,12 @@
 """What a process holds, read from /proc: descriptors, mappings of guest memory, threads, memory."""
 
+import contextlib
 import os
 import re
+import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,6 +86,25 @@ def cpu_seconds(pid: int) -> float:
     """User and system time of all threads so far."""
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def has_stopped(pid: int) -> bool:
+    """Whether a signal has stopped all threads of a process."""
+    stats = Path(f"/proc/{pid}/task").glob("*/stat")
+    states = [stat.read_text(encoding="utf-8").rpartition(")")[2].split()[0] for stat in stats]
+    return set(states) == {"T"}
+
+
+@contextlib.contextmanager
+def asleep(pid: int) -> Iterator[None]:
+    """A process that does nothing meanwhile. On a busy machine its threads run on for a while after
+    the signal: until one of them has taken it."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        assert eventually(lambda: has_stopped(pid)), f"process {pid} does not stop"
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 def eventually(holds: Callable[[], bool], seconds: float = 5.0) -> bool:
