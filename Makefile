@@ -12,6 +12,8 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3,$(shell \
     $(name) -c 'import sys; print(sys.executable) if sys.version_info >= (3, 11) else None' \
     2>/dev/null)))
 PYTEST_ARGS ?=
+# Ends a test program that hangs, which takes minutes otherwise. Cargo names the test before.
+LIMIT := timeout --verbose --kill-after=10 20m
 
 # One target directory for everything, the peers' own workspace too, whoever sets it.
 export CARGO_TARGET_DIR := $(abspath $(or $(CARGO_TARGET_DIR),target))
@@ -55,10 +57,10 @@ lint: $(TOOLS) ## Checks format, lints and types, with warnings as errors.
 	$(BIN)/mypy
 
 test-rust: deps ## Runs the core's own tests.
-	MODEL_SEQUENCES=1000000 $(CARGO) test --locked -p vhost-user-core -p vhost-user-python
+	MODEL_SEQUENCES=1000000 $(LIMIT) $(CARGO) test --locked -p vhost-user-core -p vhost-user-python
 
 test-peers: ## Drives the core with the front-end of another project.
-	$(foreach peer,$(PEERS),$(CARGO) test --locked --manifest-path $(peer)/Cargo.toml &&) true
+	$(foreach peer,$(PEERS),$(LIMIT) $(CARGO) test --locked --manifest-path $(peer)/Cargo.toml &&) true
 
 test-python: deps build ## Runs the Python suites but for those that start a machine.
 	$(BIN)/pytest -n 2 --dist loadgroup $(PYTEST_ARGS) --ignore tests/guest --ignore tests/dpdk \
