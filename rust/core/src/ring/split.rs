@@ -134,7 +134,8 @@ impl SplitRing {
     /// The used index is read from the ring. If it differs from the base that the front-end named
     /// the ring goes on from it, as long as the driver's index fits it. Cloud Hypervisor names the
     /// driver's index as base on the first start, which would skip what the driver made available
-    /// early; DPDK's virtio-user names 0 at each reconnection, wherever the ring stands.
+    /// early; DPDK's virtio-user names 0 at each reconnection, wherever the ring stands; QEMU names
+    /// the used index itself after a back-end that did not tell where it stopped.
     pub fn begin(&mut self) -> u16 {
         let used = self.parts.used.load_u16(2, Ordering::Relaxed);
         let available = self.parts.available.load_u16(2, Ordering::Acquire);
