@@ -46,7 +46,7 @@ def test_people_get_a_table(image: str) -> None:
 
 
 def test_more_queues_than_there_are_is_an_error_with_both_numbers(image: str) -> None:
-    with Server("blk", "--blk-file", image, "--socket-path", "d.sock"):
+    with Server("blk", "--blk-file", image, "--num-queues", "1", "--socket-path", "d.sock"):
         result = run("bench", "d.sock", "--numjobs", "2", "--runtime", "0.1")
     assert (result.status, result.out) == (1, "")
     assert "2" in result.err

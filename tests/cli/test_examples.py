@@ -37,7 +37,7 @@ def test_a_ram_disk_keeps_what_was_written(name: str) -> None:
 
 def test_the_numbered_disk_tells_where_it_was_read() -> None:
     with Server("run", f"{REPOSITORY}/numbered.py", "--socket-path", "e.sock") as server:
-        assert server.first_line == "listening on e.sock  blk 1 TiB 1 queue"
+        assert server.first_line == "listening on e.sock  blk 1 TiB 16 queues"
         with FrontEnd.connect("e.sock").start() as peer:
             sector = (1 << 31) - 1
             words = range(sector * 512, (sector + 1) * 512, 8)

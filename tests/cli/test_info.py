@@ -48,7 +48,7 @@ def test_people_get_the_same_in_lines(image: str) -> None:
     assert (result.status, result.err) == (0, "")
     lines = result.out.splitlines()
     assert lines[0] == "d.sock"
-    assert "queues: 1" in lines
+    assert "queues: 16" in lines
     assert "memory slots: 509" in lines
     assert "size: 1048576 bytes (1 MiB)" in lines
     assert "  capacity_sectors: 2048" in lines

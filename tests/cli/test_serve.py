@@ -32,7 +32,7 @@ def check_data(peer: FrontEnd) -> None:
 
 def test_a_device_class_is_served(ram: str) -> None:
     with Server("run", ram, "size=64K", "--socket-path", "ram.sock") as server:
-        assert server.first_line == "listening on ram.sock  blk 64 KiB 1 queue"
+        assert server.first_line == "listening on ram.sock  blk 64 KiB 16 queues"
         write_and_read("ram.sock")
         assert server.end() == (0, "", "")
     assert not Path("ram.sock").exists()
@@ -286,7 +286,7 @@ def test_a_front_end_that_listens_is_dialled(ram: str) -> None:
         listener.listen()
         listener.settimeout(LIMIT)
         with Server("run", ram, "size=64K", "--socket-path", "vmm.sock", "--connect") as server:
-            assert server.first_line == "calling vmm.sock  blk 64 KiB 1 queue"
+            assert server.first_line == "calling vmm.sock  blk 64 KiB 16 queues"
             connected, _ = listener.accept()
             with FrontEnd(Channel(connected)).start() as peer:
                 check_data(peer)
@@ -302,7 +302,7 @@ def test_a_listening_socket_is_inherited(ram: str) -> None:
         listener.listen()
         fd = listener.fileno()
         with Server("run", ram, "size=64K", "--fd", str(fd), pass_fds=[fd]) as server:
-            assert server.first_line == f"serving descriptor {fd}  blk 64 KiB 1 queue"
+            assert server.first_line == f"serving descriptor {fd}  blk 64 KiB 16 queues"
             write_and_read("given.sock")
             write_and_read("given.sock")
             assert server.end() == (0, "", "")
@@ -334,7 +334,7 @@ def test_a_service_managers_socket_is_served(ram: str) -> None:
             process.terminate()
             _, said = process.communicate(timeout=LIMIT)
     assert process.returncode == 0
-    assert said == "listening where the service manager does  blk 64 KiB 1 queue\n"
+    assert said == "listening where the service manager does  blk 64 KiB 16 queues\n"
 
 
 def test_a_descriptor_that_is_not_open_is_an_error(ram: str) -> None:

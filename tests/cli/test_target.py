@@ -51,7 +51,7 @@ def test_a_file_may_have_the_name_of_a_module_in_use(ram: str, name: str) -> Non
     Path("device").mkdir()
     path = Path(ram).rename(f"device/{name}")
     with Server("run", f"{path}:Ram", "size=64K", "--socket-path", "s.sock") as server:
-        assert server.first_line == "listening on s.sock  blk 64 KiB 1 queue"
+        assert server.first_line == "listening on s.sock  blk 64 KiB 16 queues"
 
 
 def test_a_file_can_import_what_lies_beside_it(ram: str) -> None:
@@ -66,13 +66,13 @@ def test_a_function_that_makes_a_device_is_a_target(ram: str) -> None:
     with Path(ram).open("a") as file:
         file.write("\n\ndef small(serial: str = ''):\n    return Ram(512, serial=serial)\n")
     with Server("run", "ram.py:small", "--socket-path", "s.sock") as server:
-        assert server.first_line == "listening on s.sock  blk 512 bytes 1 queue"
+        assert server.first_line == "listening on s.sock  blk 512 bytes 16 queues"
 
 
 def test_settings_may_stand_before_and_after_options(ram: str) -> None:
     words = ["run", "--socket-path", "s.sock", "ram.py", "serial=x", "--once", "size=64K"]
     with Server(*words) as server:
-        assert server.first_line == "listening on s.sock  blk 64 KiB 1 queue"
+        assert server.first_line == "listening on s.sock  blk 64 KiB 16 queues"
 
 
 UNREADY = """

@@ -44,7 +44,7 @@ def test_xen_is_offered_when_asked_for_and_ordinary_front_ends_are_served(
 
 def test_the_start_line_has_what_is_served(image: str) -> None:
     with Server(*BLK, "--xen=merged", "--xen-domain=3") as server:
-        begin = "listening on disk.sock  blk 1 MiB 1 queue  xen merged domain 3"
+        begin = "listening on disk.sock  blk 1 MiB 16 queues  xen merged domain 3"
         assert server.first_line.startswith(begin)
 
 

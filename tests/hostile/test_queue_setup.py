@@ -33,6 +33,16 @@ def test_an_impossible_ring_size_is_refused(server: Server, refused: Refused, si
     refused(server.connect().negotiate(), Request.SET_VRING_NUM, wire.state(0, size))
 
 
+@pytest.mark.parametrize("size", [1, 64, 512, 1024, 32_768])
+def test_a_ring_is_as_long_as_the_front_end_says(server: Server, size: int) -> None:
+    """QEMU's users set queue-size=, and its entropy and clock devices have sizes of their own."""
+    front = server.connect().negotiate().share_memory()
+    front.start_ring(0, size)
+    if size > 1:
+        assert front.blk().read(0, 512).status == 0
+    assert front.stop_ring() == (1 if size > 1 else 0)
+
+
 @pytest.mark.parametrize("index", [QUEUES, 0x1_0000, 0xFFFF_FFFF])
 @pytest.mark.parametrize(
     "message",

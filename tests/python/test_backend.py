@@ -169,6 +169,28 @@ def test_nothing_is_left_behind(vhost_socket: Path) -> None:
     assert settles(os.getpid(), before) == ""
 
 
+def test_a_disk_offers_a_queue_for_each_of_16_processors_and_has_a_thread_for_those_in_use(
+    vhost_socket: Path,
+) -> None:
+    class Ram(RamDisk):
+        def __init__(self) -> None:
+            vu.BlockDevice.__init__(self, size=4096)
+            self.mem = memoryview(bytearray(4096))
+
+    def workers() -> set[str]:
+        names = (path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm"))
+        return {name for name in names if name.startswith("vhost-user q")}
+
+    with vu.Backend(Ram(), socket=vhost_socket):
+        with vu.VirtioBlkDriver(vhost_socket) as one:
+            assert one.num_queues == 16
+            one.pread(512, 0)
+            assert workers() == {"vhost-user q0"}
+        with vu.VirtioBlkDriver(vhost_socket, num_queues=16) as all_:
+            all_.pread(512, 0)
+            assert workers() == {f"vhost-user q{number}" for number in range(16)}
+
+
 def test_callbacks_of_a_device_do_not_overlap_unless_it_says_so(vhost_socket: Path) -> None:
     class Overlapping(RamDisk):
         inside = 0

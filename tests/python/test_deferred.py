@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 import vhost_user as vu
+from peer.blk import Type
+from peer.front_end import FrontEnd
+from peer.process import eventually
+from peer.ring import INDIRECT, Segment
 
 from .disks import RamDisk
 from .driver import open_driver
@@ -257,3 +261,36 @@ def test_an_object_that_is_still_known_is_not_used_for_another_request(
     for sector in range(5):
         disk.pread(512, sector * 512)
     assert [request.offset for request in device.seen] == [0, 512, 1024, 1536, 2048]
+
+
+def test_chains_in_flight_have_a_limit_together_and_the_rest_waits_in_the_ring(
+    vhost_socket: Path,
+) -> None:
+    """4096 reads of 1024 pieces each, all by one table, so that they cost the guest nothing: the
+    lists of their pieces would take 64 MiB here, and those of a longer ring more."""
+    device = Deferring()
+    device.num_queues = 2
+    with (
+        vu.Backend(device, socket=vhost_socket, threads=1),
+        FrontEnd.connect(str(vhost_socket)) as front,
+    ):
+        front.negotiate().share_memory()
+        ring = front.start_ring(0, 4096)
+        front.start_ring(1)
+        request = front.blk(0).prepare(Type.IN, 0, room=512)
+        data = [Segment(request.data, 512, True)] * 1022
+        chain = [Segment(request.header, 16), *data, Segment(request.status, 1, True)]
+        table = front.memory.allocate(16 * len(chain))
+        ring.write_table(table, chain)
+        for head in range(4096):
+            ring.set_descriptor(head, table, 16 * len(chain), INDIRECT)
+        ring.offer(*range(4096))
+        ring.kick()
+        # The one worker looks at each queue in turns, so that it has looked at the first 100 times.
+        for _ in range(100):
+            assert front.blk(1).get_id().status == 0
+        assert len(device.kept) == 256
+        for _ in range(4096):
+            device.take().complete()
+        assert eventually(lambda: ring.used_index == 4096)
+        assert (device.kept, front.memory.read(request.status, 1)) == ([], b"\0")

@@ -116,6 +116,32 @@ def test_a_queue_gives_what_was_found_and_no_more(vhost_socket: Path) -> None:
             device.queue.batch()
 
 
+@pytest.mark.parametrize("size", [256, 512, 1024, 32_768])
+def test_a_device_takes_rings_of_any_length_unless_it_says_less(
+    vhost_socket: Path, size: int
+) -> None:
+    class AnyLength(Upper):
+        def __init__(self) -> None:
+            vu.Device.__init__(self)
+
+    with vu.Backend(AnyLength(), socket=vhost_socket), FrontEnd.connect(str(vhost_socket)) as front:
+        front.negotiate().share_memory().start_ring(0, size)
+        chain = Chain(front, b"x", 1)
+        front.rings[0].kick()
+        front.rings[0].wait()
+        assert chain.answer == b"X"
+
+
+def test_a_ring_that_is_longer_than_the_device_says_is_refused(vhost_socket: Path) -> None:
+    with (
+        vu.Backend(Upper(), socket=vhost_socket),
+        FrontEnd.connect(str(vhost_socket)) as front,
+    ):
+        front.negotiate().share_memory()
+        assert not front.is_refused(Request.SET_VRING_NUM, wire.state(0, 64))
+        assert front.is_refused(Request.SET_VRING_NUM, wire.state(0, 128))
+
+
 def test_what_is_not_taken_stays_until_the_next_kick(vhost_socket: Path) -> None:
     class OneByOne(Upper):
         def on_queue(self, queue: vu.Queue, /) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import vhost_user as vu
 from peer.numbers import Feature
-from peer.ring import Segment
+from peer.process import eventually
+from peer.ring import INDIRECT, Segment
 
 from .receivers import SECONDS, Buffers, Port, receiving
 
@@ -169,3 +170,29 @@ def test_buffers_are_taken_by_two_threads_each_once(vhost_socket: Path) -> None:
         for request in found[0] + found[1]:
             request.complete(0)
         assert sorted(u.head for u in buffers.come(250)) == sorted(heads)
+
+
+def test_a_device_that_has_all_the_pieces_it_may_is_told_when_there_are_more(
+    vhost_socket: Path,
+) -> None:
+    """The chains in flight of a queue have 262144 pieces of memory at most: 256 chains of 1024."""
+    device = Port(512)
+    with receiving(device, vhost_socket, size=512) as front:
+        ring = front.rings[0]
+        table, place = front.memory.allocate(16 * 1024), front.memory.allocate(8)
+        ring.write_table(table, [Segment(place, 8, True)] * 1024)
+        for head in range(300):
+            ring.set_descriptor(head, table, 16 * 1024, INDIRECT)
+        ring.offer(*range(300))
+        ring.kick()
+        device.hears("buffers 0")
+        requests = [taken(device.rx) for _ in range(256)]
+        assert device.rx.take() is None
+        assert device.rx.send(b"late") == 0
+        device.hears_nothing_more()
+        requests.pop().complete(0)
+        device.hears("buffers 0")
+        assert device.rx.send(b"more") == 1
+        for request in requests:
+            request.complete(0)
+        assert eventually(lambda: ring.used_index == 257)

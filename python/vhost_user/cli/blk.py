@@ -16,6 +16,9 @@ HINTS: dict[type[Exception], str] = {
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Says what the command takes."""
+    from vhost_user.devices.base import MAX_QUEUE_SIZE
+    from vhost_user.devices.block import NUM_QUEUES
+
     add_options(parser)
     disk = parser.add_argument_group("the disk")
     disk.add_argument(
@@ -31,14 +34,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--direct", action="store_true", help="move data past the host's page cache (O_DIRECT)"
     )
     disk.add_argument(
-        "--num-queues", type=checked(parse_size), default=1, metavar="N", help="request queues (1)"
+        "--num-queues",
+        type=checked(parse_size),
+        default=NUM_QUEUES,
+        metavar="N",
+        help=f"most queues that the guest may use ({NUM_QUEUES})",
     )
     disk.add_argument(
         "--queue-size",
         type=checked(parse_size),
-        default=256,
+        default=MAX_QUEUE_SIZE,
         metavar="N",
-        help="entries of the largest queue, a power of two (256)",
+        help=f"entries of the longest queue that is taken, a power of two ({MAX_QUEUE_SIZE})",
     )
     disk.add_argument("--serial", default="", metavar="TEXT", help="up to 20 bytes")
 

@@ -80,7 +80,7 @@ class Device:
         self,
         *,
         num_queues: int = 1,
-        queue_size: int = 256,
+        queue_size: int = MAX_QUEUE_SIZE,
         features: int = 0,
         config: bytes = b"",
         receive_queues: tuple[int, ...] = (),
@@ -88,6 +88,8 @@ class Device:
     ) -> None:
         """A device with ``num_queues`` rings of at most ``queue_size`` entries, a power of two.
 
+        The front-end decides how long a ring is, and gives a device up that refuses it: a lower
+        ``queue_size`` is for those who want that.
         ``features``: the device type's own feature bits; those of rings and transport are added.
         ``config``: the configuration space, as the driver reads it, at most 256 bytes. With none
         the front-end is offered none; a network device (``device_id`` 1) is best without, as QEMU

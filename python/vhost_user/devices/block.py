@@ -6,7 +6,7 @@ import operator
 import os
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
-from .base import MAX_REQUEST, Device
+from .base import MAX_QUEUE_SIZE, MAX_REQUEST, Device
 
 if TYPE_CHECKING:
     from .. import BlockBatch
@@ -18,6 +18,10 @@ SECTOR = 512
 
 LIFE = ("on_start", "on_stop", "on_reset", "on_disconnect")
 """What a device in Python may hear besides requests."""
+
+NUM_QUEUES = 16
+"""Virtqueues that a disk offers: QEMU and libvirt want one for each processor of the guest, and
+give up a disk that has fewer. One that the driver does not use costs nothing."""
 
 MAX_SERIAL = 20
 """Bytes of a serial number."""
@@ -34,8 +38,8 @@ class Disk(Device):
         size: int,
         block_size: int = 512,
         read_only: bool = False,
-        num_queues: int = 1,
-        queue_size: int = 256,
+        num_queues: int = NUM_QUEUES,
+        queue_size: int = MAX_QUEUE_SIZE,
         serial: str = "",
         max_request_bytes: int = MAX_REQUEST,
     ) -> None:
@@ -43,8 +47,10 @@ class Disk(Device):
 
         ``block_size``: bytes of a logical block, as the guest is told: a power of two.
         ``read_only``: the guest cannot write; the core refuses it if it tries.
-        ``num_queues``: the most virtqueues that the driver may use.
-        ``queue_size``: the most entries of each, a power of two.
+        ``num_queues``: the most virtqueues that the driver may use. It uses one for each of its
+        processors, most of the time; one that is not used has no thread and costs nothing.
+        ``queue_size``: the most entries of each that are taken, a power of two. The front-end
+        decides how many they are.
         ``serial``: at most 20 bytes that the guest can ask for.
         ``max_request_bytes``: most bytes of data of one request. A longer one fails with an I/O
         error and a log record, see ``Device``.
@@ -165,8 +171,8 @@ class FileDisk(_RustDisk):
         *,
         read_only: bool = False,
         direct: bool = False,
-        num_queues: int = 1,
-        queue_size: int = 256,
+        num_queues: int = NUM_QUEUES,
+        queue_size: int = MAX_QUEUE_SIZE,
         serial: str = "",
         max_request_bytes: int = MAX_REQUEST,
     ) -> None:

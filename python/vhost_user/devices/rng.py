@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, ClassVar
 
-from .base import Device
+from .base import MAX_QUEUE_SIZE, Device
 
 if TYPE_CHECKING:
     from .. import Queue
@@ -28,7 +28,9 @@ class Rng(Device):
 
     device_id: ClassVar[int] = 4
 
-    def __init__(self, *, queue_size: int = 256, max_request_bytes: int = MAX_REQUEST) -> None:
+    def __init__(
+        self, *, queue_size: int = MAX_QUEUE_SIZE, max_request_bytes: int = MAX_REQUEST
+    ) -> None:
         """``queue_size``, ``max_request_bytes``: as ``Device`` takes them."""
         super().__init__(queue_size=queue_size, max_request_bytes=max_request_bytes)
 

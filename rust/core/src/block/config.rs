@@ -26,6 +26,10 @@ const MAX_DATA_SEGMENTS: u32 = 126;
 /// Queues of a device. vhost-user counts rings in 8 bits.
 const MAX_QUEUES: u16 = 256;
 
+/// Queues that are offered if nothing is said: QEMU and libvirt want one for each processor of the
+/// guest, and give up a device that has fewer.
+const USUAL_QUEUES: u16 = 16;
+
 /// The largest ring: VIRTIO 1.3, "Split Virtqueues".
 const MAX_RING: u16 = 32768;
 
@@ -67,9 +71,10 @@ impl Geometry {
 /// How a disk is presented.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlockOptions {
-    /// Queues, 1 to 256.
+    /// The most queues that the driver may use, 1 to 256. One that it does not use costs nothing.
     pub num_queues: u16,
-    /// The largest ring, a power of two from 2 to 32768.
+    /// The largest ring that is taken, a power of two from 2 to 32768. The front-end decides how long
+    /// a ring is.
     pub queue_size: u16,
     /// What the driver reads as serial number: at most 20 bytes.
     pub serial: String,
@@ -81,7 +86,12 @@ pub struct BlockOptions {
 
 impl Default for BlockOptions {
     fn default() -> Self {
-        Self { num_queues: 1, queue_size: 256, serial: String::new(), max_request_bytes: u64::MAX }
+        Self {
+            num_queues: USUAL_QUEUES,
+            queue_size: MAX_RING,
+            serial: String::new(),
+            max_request_bytes: u64::MAX,
+        }
     }
 }
 

@@ -200,6 +200,17 @@ impl Buffers {
         self.readable_len + self.writable_len
     }
 
+    /// Returns the number of pieces of memory that it lies in.
+    #[inline]
+    pub(crate) fn pieces(&self) -> usize {
+        self.readable.len() + self.writable.len()
+    }
+
+    /// Returns how many pieces a chain may have without an allocation.
+    pub(crate) fn capacity(&self) -> usize {
+        self.readable.capacity() + self.writable.capacity()
+    }
+
     /// Returns what the driver wrote.
     #[inline]
     pub fn readable(&self) -> Readable<'_> {

@@ -107,7 +107,12 @@ impl Batch {
 
     /// The heads and the buffers of the requests that were not taken.
     pub(crate) fn chains_mut(&mut self) -> impl Iterator<Item = (u16, &mut Buffers)> {
-        self.pending.iter_mut().filter_map(Request::buffers_mut)
+        self.slots_mut().map(|slot| (slot.head, &mut slot.buffers))
+    }
+
+    /// The slots of the requests that were not taken.
+    pub(crate) fn slots_mut(&mut self) -> impl Iterator<Item = &mut Slot> {
+        self.pending.iter_mut().filter_map(Request::slot_mut)
     }
 
     /// The slots of the requests that were not taken, from the one numbered `first` on, last

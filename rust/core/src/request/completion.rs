@@ -17,6 +17,8 @@ use crate::sys::fork;
 pub(crate) struct Slot {
     pub(crate) buffers: Buffers,
     pub(crate) head: u16,
+    /// Pieces of its chain, as they count for what its queue may have in flight.
+    pub(crate) pieces: u32,
     pub(super) queue: u16,
     pub(super) completions: Arc<CompletionQueue>,
 }
@@ -42,7 +44,7 @@ impl std::error::Error for Stopped {}
 
 impl Slot {
     pub(crate) fn new(queue: u16, completions: Arc<CompletionQueue>) -> Box<Self> {
-        Box::new(Self { buffers: Buffers::default(), head: 0, queue, completions })
+        Box::new(Self { buffers: Buffers::default(), head: 0, pieces: 0, queue, completions })
     }
 
     /// The device never reports more than it could have written.

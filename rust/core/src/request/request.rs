@@ -134,8 +134,12 @@ impl Request {
         Done { written: slot.limit(written), slot }
     }
 
+    pub(super) fn slot_mut(&mut self) -> Option<&mut Slot> {
+        self.slot.as_deref_mut()
+    }
+
     pub(crate) fn buffers_mut(&mut self) -> Option<(u16, &mut Buffers)> {
-        self.slot.as_deref_mut().map(|slot| (slot.head, &mut slot.buffers))
+        self.slot_mut().map(|slot| (slot.head, &mut slot.buffers))
     }
 
     pub(super) fn into_slot(mut self) -> Box<Slot> {

@@ -18,6 +18,16 @@ use crate::sys::received_fd::ReceivedFd;
 /// Slots kept for reuse: as many requests as one batch and its neighbours have in flight.
 const SPARE_SLOTS: usize = 256;
 
+/// The pieces of memory that the chains in flight may have together: more are left in the ring until
+/// some have gone back. A guest can describe a thousand pieces and more for each entry of its ring, all
+/// by the same few bytes, and each takes 16 bytes here. 2048 of the longest requests that a disk asks
+/// for have as many.
+const MOST_PIECES: u32 = 1 << 18;
+
+/// Slots that have had a longer chain than this are not kept for reuse: for memory that a few chains
+/// of a hostile guest took does not stay. No honest chain is as long.
+const KEPT_PIECES: usize = 2048;
+
 /// Slots that wait for a chain. A request moves as the pointer to its slot.
 #[allow(clippy::vec_box)]
 type Spare = Vec<Box<Slot>>;
@@ -103,6 +113,8 @@ pub(super) struct Queue {
     /// Such a request was reported since the ring started.
     pub(super) told_too_long: bool,
     pub(super) in_flight: u32,
+    /// The pieces of memory that the chains in flight have.
+    pieces: u32,
     pub(super) completions: Arc<CompletionQueue>,
     collected: Vec<Done>,
     /// The chains of a `take` or `send` while it runs; empty between two calls.
@@ -148,6 +160,7 @@ impl Queue {
             too_long: false,
             told_too_long: false,
             in_flight: 0,
+            pieces: 0,
             collected: Vec::new(),
             own_batch: Batch::default(),
             single: Batch::default(),
@@ -171,6 +184,9 @@ impl Queue {
             Ok(available) => available,
             Err(error) => return self.fail(error),
         };
+        if self.is_full() {
+            return Next::Idle;
+        }
         if self.receives {
             return self.offer_buffers(available);
         }
@@ -241,11 +257,16 @@ impl Queue {
     /// Pops up to `limit` chains. On a bad chain those before it are good.
     pub(super) fn pop_batch(&mut self, limit: u16, batch: &mut Batch) -> Option<RingError> {
         for _ in 0..limit {
+            if self.is_full() {
+                return None;
+            }
             let mut slot = self.spare_slot();
             match self.ring.pop(&mut slot.buffers) {
                 Ok(Some(head)) => {
                     self.faulty |= slot.buffers.fault().is_some();
                     slot.head = head;
+                    slot.pieces = slot.buffers.pieces() as u32;
+                    self.pieces += slot.pieces;
                     self.in_flight += 1;
                     self.too_long |= slot.buffers.bytes() > self.max_bytes;
                     batch.push(Request::new(slot));
@@ -255,6 +276,13 @@ impl Queue {
             }
         }
         None
+    }
+
+    /// Whether the chains in flight have all the pieces that they may have together: nothing is
+    /// popped before some of them have gone back.
+    #[inline]
+    fn is_full(&self) -> bool {
+        self.pieces >= MOST_PIECES
     }
 
     fn spare_slot(&mut self) -> Box<Slot> {
@@ -276,7 +304,13 @@ impl Queue {
     /// it are good.
     #[cold]
     pub(super) fn finish_walks(&mut self, batch: &mut Batch) -> Option<RingError> {
-        let (good, error) = self.ring.finish_walks(batch.chains_mut()).err()?;
+        let walked = self.ring.finish_walks(batch.chains_mut());
+        for slot in batch.slots_mut() {
+            let pieces = slot.buffers.pieces() as u32;
+            self.pieces -= std::mem::replace(&mut slot.pieces, pieces);
+            self.pieces += pieces;
+        }
+        let (good, error) = walked.err()?;
         for slot in batch.take_left(good) {
             self.put_back(slot);
         }
@@ -287,6 +321,7 @@ impl Queue {
     pub(super) fn put_back(&mut self, slot: Box<Slot>) {
         self.ring.unpop(slot.head);
         self.in_flight -= 1;
+        self.pieces -= slot.pieces;
         keep(&mut self.spare, &self.ring, slot);
     }
 
@@ -354,11 +389,12 @@ impl Queue {
     /// Writes the used element of one answer.
     #[inline]
     fn push(&mut self, mut done: Done) {
-        let Slot { head, ref buffers, .. } = *done.slot;
+        let Slot { head, ref buffers, pieces, .. } = *done.slot;
         if !buffers.is_in(self.ring.memory()) && buffers.is_detached() {
             self.answer_anew(&mut done);
         }
         self.in_flight -= 1;
+        self.pieces -= pieces;
         self.ring.push(head, done.written);
         keep(&mut self.spare, &self.ring, done.slot);
     }
@@ -413,7 +449,7 @@ impl Queue {
 
     /// Asks the driver for kicks; `true` if there is work already.
     pub(super) fn enable_kicks(&mut self) -> bool {
-        if !self.is_served() {
+        if !self.is_served() || self.is_full() {
             return self.phase == Phase::New;
         }
         let left = if self.receives { self.wanted } else { Some(self.left) };
@@ -568,7 +604,7 @@ impl Queue {
 /// a region that was removed is unmapped with its last request.
 fn keep(spare: &mut Spare, ring: &SplitRing, mut slot: Box<Slot>) {
     slot.buffers.hold_only(ring.memory());
-    if spare.len() < SPARE_SLOTS {
+    if spare.len() < SPARE_SLOTS && slot.buffers.capacity() <= KEPT_PIECES {
         spare.push(slot);
     }
 }

@@ -76,17 +76,28 @@ fn features_follow_from_what_the_disk_can() {
     assert_eq!(core().features(), 0x7e44);
     let options = BlockOptions::default();
     let features = |disk| BlockCore::new(&disk, &options).unwrap().features();
-    // SEG_MAX, BLK_SIZE, FLUSH, TOPOLOGY, CONFIG_WCE.
-    assert_eq!(features(Geometry::new(512)), 0x0e44);
-    assert_eq!(features(Geometry { flush: false, ..Geometry::new(512) }), 0x0444);
+    // SEG_MAX, BLK_SIZE, FLUSH, TOPOLOGY, CONFIG_WCE, MQ.
+    assert_eq!(features(Geometry::new(512)), 0x1e44);
+    assert_eq!(features(Geometry { flush: false, ..Geometry::new(512) }), 0x1444);
     // With RO, without what changes the disk.
-    assert_eq!(features(Geometry { read_only: true, ..geometry() }), 0x0e64);
+    assert_eq!(features(Geometry { read_only: true, ..geometry() }), 0x1e64);
+    // Without MQ.
+    let one = BlockOptions { num_queues: 1, ..BlockOptions::default() };
+    let core = BlockCore::new(&Geometry::new(512), &one).unwrap();
+    assert_eq!(core.features(), 0x0e44);
 }
 
 #[test]
 fn fields_of_features_that_are_not_offered_are_zero() {
     let core = BlockCore::new(&Geometry::new(1024), &BlockOptions::default()).unwrap();
     assert_eq!(read(&core, 36, 60), [0; 60]);
+}
+
+#[test]
+fn a_disk_has_16_queues_of_any_length_if_nothing_is_said() {
+    let core = BlockCore::new(&Geometry::new(512), &BlockOptions::default()).unwrap();
+    assert_eq!((core.num_queues(), core.max_queue_size()), (16, 32768));
+    assert_eq!(read(&core, 34, 2), [16, 0]);
 }
 
 #[test]
