@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import vhost_user as vu
+from peer.front_end import FrontEnd
 
 from .disks import RamDisk
 from .driver import open_driver
@@ -41,6 +42,33 @@ def test_features_are_logged_by_name(vhost_socket: Path, caplog: pytest.LogCaptu
     assert "SEG_MAX, BLK_SIZE, " in said
     assert ", VERSION_1)" in said
     assert "bit " not in said
+
+
+@pytest.mark.parametrize(
+    ("number", "bits", "names"),
+    [
+        (1, 1 << 0 | 1 << 15 | 1 << 17, "CSUM, MRG_RXBUF, CTRL_VQ"),
+        (3, 1 << 0 | 1 << 2, "SIZE, EMERG_WRITE"),
+        (8, 1 << 2 | 1 << 20, "CHANGE, bit 20"),
+        (42, 1 << 2, "bit 2"),
+    ],
+)
+def test_bits_have_the_names_of_their_device_type(
+    vhost_socket: Path, caplog: pytest.LogCaptureFixture, number: int, bits: int, names: str
+) -> None:
+    class Some(vu.Device):
+        device_id = number
+
+        def on_queue(self, queue: vu.Queue, /) -> None:
+            pass
+
+    caplog.set_level(logging.DEBUG, "vhost_user")
+    device = Some(num_queues=2, features=bits)
+    with vu.Backend(device, socket=vhost_socket), FrontEnd.connect(str(vhost_socket)) as front:
+        front.negotiate().share_memory().start_ring()
+        front.stop_ring()
+    [said] = [r.getMessage() for r in caplog.records if "negotiated" in r.getMessage()]
+    assert f"({names}, INDIRECT_DESC, " in said
 
 
 def test_reports_of_callbacks_stand_where_they_happened(

@@ -86,12 +86,6 @@ pub trait Device: Send + Sync + 'static {
     /// The device type's feature bits. The core adds the ring's and the transport's own.
     fn features(&self) -> u64;
 
-    /// The standard's name of one bit of them, for the log.
-    fn feature_name(&self, bit: u64) -> Option<&'static str> {
-        let _ = bit;
-        None
-    }
-
     /// How many virtqueues the device has.
     fn num_queues(&self) -> u16;
 

@@ -10,7 +10,7 @@ use pyo3::types::PyBool;
 use vhost_user_core::batch_size::{BatchSize, half};
 use vhost_user_core::block::{
     BlkOp, BlockCore, BlockOptions, BlockRequest as CoreRequest, ByteRange, Geometry, InvalidBlock,
-    Status, VIRTIO_ID, feature,
+    Status, VIRTIO_ID,
 };
 use vhost_user_core::device::{ConfigRefused, Device};
 use vhost_user_core::request::{Batch, Request};
@@ -398,10 +398,6 @@ impl Device for PyBlock {
 
     fn features(&self) -> u64 {
         self.core.features()
-    }
-
-    fn feature_name(&self, bit: u64) -> Option<&'static str> {
-        feature::name(bit)
     }
 
     fn num_queues(&self) -> u16 {

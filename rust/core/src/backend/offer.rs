@@ -12,9 +12,6 @@ const MEMORY_SLOTS: u64 = 509;
 /// The feature bits that belong to device types: VIRTIO 1.3, "Feature Bits".
 const DEVICE_BITS: u64 = ((1 << 24) - 1) | !((1 << 50) - 1);
 
-/// The device type whose queues are counted in pairs: VIRTIO 1.3, "Network Device".
-const NETWORK: u32 = 1;
-
 /// What is offered to a front-end.
 pub(super) fn offer(device: &dyn Device, xen: Option<&XenOptions>) -> Offer {
     let mut protocol_features = Offer::CARRIED_OUT;
@@ -25,7 +22,7 @@ pub(super) fn offer(device: &dyn Device, xen: Option<&XenOptions>) -> Offer {
         required_features: VERSION_1,
         protocol_features,
         num_queues: device.num_queues(),
-        counts_pairs: device.virtio_id() == NETWORK,
+        device_type: device.virtio_id(),
         max_queue_size: device.max_queue_size(),
         max_memory_slots: MEMORY_SLOTS,
         config_len: device.config_len(),

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::config::{BlockOptions, Geometry, InvalidBlock};
 use super::core::BlockCore;
-use super::numbers::{BlkOp, ByteRange, Status, VIRTIO_ID, feature};
+use super::numbers::{BlkOp, ByteRange, Status, VIRTIO_ID};
 use super::request::BlockRequest;
 use crate::batch_size::{BatchSize, half};
 use crate::device::{ConfigRefused, Device};
@@ -135,10 +135,6 @@ impl<D: Disk> Device for BlockDevice<D> {
 
     fn features(&self) -> u64 {
         self.core.features()
-    }
-
-    fn feature_name(&self, bit: u64) -> Option<&'static str> {
-        feature::name(bit)
     }
 
     fn num_queues(&self) -> u16 {

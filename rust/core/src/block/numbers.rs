@@ -32,22 +32,6 @@ pub mod feature {
     pub const DISCARD: u64 = 1 << 13;
     /// The device takes write zeroes requests.
     pub const WRITE_ZEROES: u64 = 1 << 14;
-
-    /// Returns the standard's name of a bit above.
-    pub fn name(bit: u64) -> Option<&'static str> {
-        Some(match bit {
-            SEG_MAX => "SEG_MAX",
-            RO => "RO",
-            BLK_SIZE => "BLK_SIZE",
-            FLUSH => "FLUSH",
-            TOPOLOGY => "TOPOLOGY",
-            CONFIG_WCE => "CONFIG_WCE",
-            MQ => "MQ",
-            DISCARD => "DISCARD",
-            WRITE_ZEROES => "WRITE_ZEROES",
-            _ => return None,
-        })
-    }
 }
 
 /// The operation that a request asks for.

@@ -29,7 +29,7 @@ impl Connection {
         let features: u64 = read(frame)?;
         let surplus = features & !self.offer.features;
         if surplus != 0 {
-            return Err(Refusal(format!("not offered: {}", describe(surplus))));
+            return Err(Refusal(format!("not offered: {}", self.describe(surplus))));
         }
         if self.is_first_half(features, frame.header.flags) {
             return Ok(Verdict::Done);
@@ -39,11 +39,11 @@ impl Connection {
         }
         let missing = self.offer.required_features & !features;
         if missing != 0 {
-            return Err(Refusal(format!("required: {}", describe(missing))));
+            return Err(Refusal(format!("required: {}", self.describe(missing))));
         }
         let changed = (features ^ self.features) & !LOG_ALL;
         if changed != 0 && self.vrings.iter().any(|vring| vring.is_started()) {
-            let changed = describe(changed);
+            let changed = self.describe(changed);
             return Err(Refusal(format!("changed while a vring is started: {changed}")));
         }
         let enable_all = features & PROTOCOL_FEATURES == 0;
@@ -73,6 +73,11 @@ impl Connection {
     /// Whether the driver has accepted all that the device cannot do without.
     pub(super) fn has_required_features(&self) -> bool {
         self.features & self.offer.required_features == self.offer.required_features
+    }
+
+    /// Feature bits in words, with the names of the device type.
+    pub(super) fn describe(&self, features: u64) -> String {
+        describe(features, Some(self.offer.device_type))
     }
 
     pub(super) fn set_protocol_features(&mut self, frame: &Frame) -> Handled {

@@ -18,9 +18,8 @@ pub struct Offer {
     pub protocol_features: ProtocolFeatures,
     /// Virtqueues of the device.
     pub num_queues: u16,
-    /// GET_QUEUE_NUM answers how many pairs of virtqueues there are, as front-ends of network
-    /// devices take it.
-    pub counts_pairs: bool,
+    /// The device type's number: VIRTIO 1.3, "Device Types".
+    pub device_type: u32,
     /// Entries of the largest ring that is taken, a power of two of at most 32768.
     pub max_queue_size: u16,
     /// Memory regions that fit at the same time. QEMU refuses a device whose number shrinks
@@ -75,7 +74,7 @@ mod tests {
             required_features: 0,
             protocol_features: ProtocolFeatures::from_bits_retain(u64::MAX),
             num_queues: 1,
-            counts_pairs: false,
+            device_type: 2,
             max_queue_size: 256,
             max_memory_slots: 8,
             config_len: 0,
@@ -93,7 +92,7 @@ mod tests {
             required_features: 0,
             protocol_features: ProtocolFeatures::empty(),
             num_queues: 1,
-            counts_pairs: false,
+            device_type: 2,
             max_queue_size: 256,
             max_memory_slots: 8,
             config_len: 0,
@@ -109,7 +108,7 @@ mod tests {
             required_features: 0,
             protocol_features: ProtocolFeatures::all(),
             num_queues: 1,
-            counts_pairs: false,
+            device_type: 2,
             max_queue_size: 256,
             max_memory_slots: 8,
             config_len: 0,
@@ -128,7 +127,7 @@ mod tests {
             required_features: 0,
             protocol_features: ProtocolFeatures::SHARED_OBJECT,
             num_queues: 1,
-            counts_pairs: false,
+            device_type: 2,
             max_queue_size: 256,
             max_memory_slots: 8,
             config_len: 0,

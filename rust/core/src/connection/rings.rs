@@ -3,16 +3,19 @@
 use super::device_state::Driver;
 use super::state::{Commit, Connection, Handled, Verdict, only_fd, read};
 use super::{Action, Refusal, Vring};
-use crate::wire::features::{LOG_ALL, PROTOCOL_FEATURES, describe};
+use crate::wire::features::{LOG_ALL, PROTOCOL_FEATURES};
 use crate::wire::payload::{VringAddress, VringFd, VringState};
 use crate::wire::{Frame, Payload, ReceivedFd};
+
+/// The device type whose queues are counted in pairs: VIRTIO 1.3, "Network Device".
+const NETWORK: u32 = 1;
 
 impl Connection {
     /// Virtqueues; of a network device pairs of them, where a control queue makes no pair. QEMU
     /// holds the number against the pairs that its user asked for, and so does DPDK.
     pub(super) fn get_queue_num(&self) -> Handled {
         let queues = self.offer.num_queues;
-        let number = if self.offer.counts_pairs { queues / 2 } else { queues };
+        let number = if self.offer.device_type == NETWORK { queues / 2 } else { queues };
         Ok(Verdict::Answer(u64::from(number).to_bytes()))
     }
 
@@ -66,7 +69,7 @@ impl Connection {
             return Err(Refusal(format!("vring {index} cannot start without memory")));
         }
         if !self.has_required_features() {
-            let required = describe(self.offer.required_features);
+            let required = self.describe(self.offer.required_features);
             return Err(Refusal(format!("vring {index} cannot start without {required}")));
         }
         let driver = self.device_state.driver_of(vring.left(), &setup);

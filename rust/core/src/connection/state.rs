@@ -8,8 +8,7 @@ use super::{Action, Offer, Outcome, Refusal, Step, Vring};
 use crate::wire::message::{Answer, Needs, Row};
 use crate::wire::payload::XenMapping;
 use crate::wire::{
-    Flags, Frame, FrontendMessage, MAX_PAYLOAD, Payload, PayloadError, ProtocolFeatures,
-    ReceivedFd, features,
+    Flags, Frame, FrontendMessage, MAX_PAYLOAD, Payload, PayloadError, ProtocolFeatures, ReceivedFd,
 };
 
 /// One connection with a front-end, from its first message to its last.
@@ -199,8 +198,8 @@ impl Connection {
     fn missing(&self, needs: Needs) -> Option<String> {
         let (met, what) = match needs {
             Needs::Nothing => return None,
-            Needs::Offered(bit) => (self.offer.features & bit != 0, features::describe(bit)),
-            Needs::Accepted(bit) => (self.features & bit != 0, features::describe(bit)),
+            Needs::Offered(bit) => (self.offer.features & bit != 0, self.describe(bit)),
+            Needs::Accepted(bit) => (self.features & bit != 0, self.describe(bit)),
             Needs::Protocol(bits) => (self.protocol_features.contains(bits), bits.describe()),
             Needs::DeviceType(id) => (false, format!("device type {id}")),
         };

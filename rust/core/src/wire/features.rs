@@ -5,6 +5,8 @@
 
 use bitflags::bitflags;
 
+use super::device_features;
+
 bitflags! {
     /// Protocol features: QEMU "Vhost-user Protocol", "Protocol features".
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -86,9 +88,12 @@ pub const NOTIF_CONFIG_DATA: u64 = 1 << 39;
 /// Rings can be reset one by one.
 pub const RING_RESET: u64 = 1 << 40;
 
-/// Names of the bits above, for messages: VIRTIO 1.3, "Reserved Feature Bits", and vhost's two.
-const NAMES: [(u64, &str); 13] = [
+/// Names of the bits that belong to no device type, for messages: VIRTIO 1.3, "Reserved Feature Bits"
+/// and "Legacy Interface: Reserved Feature Bits", and vhost's two.
+const NAMES: [(u64, &str); 15] = [
+    (1 << 24, "NOTIFY_ON_EMPTY"),
     (LOG_ALL, "LOG_ALL"),
+    (1 << 27, "ANY_LAYOUT"),
     (INDIRECT_DESC, "INDIRECT_DESC"),
     (EVENT_IDX, "EVENT_IDX"),
     (PROTOCOL_FEATURES, "PROTOCOL_FEATURES"),
@@ -103,37 +108,40 @@ const NAMES: [(u64, &str); 13] = [
     (RING_RESET, "RING_RESET"),
 ];
 
-/// The bits of `features` in words: names where the bit belongs to every device type, `bit N`
-/// where its meaning depends on the device. `none` for 0.
-pub fn describe(features: u64) -> String {
-    describe_of(features, |_| None)
+/// The names of the bits of `features`, lowest first: with those of a device type, by its number, if
+/// it is known. `bit N` for one without a name.
+pub fn names(features: u64, device_type: Option<u32>) -> Vec<String> {
+    named(features, |bit| {
+        let common = NAMES.iter().find(|(mask, _)| *mask == bit).map(|(_, name)| *name);
+        common.or_else(|| device_features::name(device_type?, bit))
+    })
 }
 
-/// The same of a device whose own bits `of_type` knows.
-pub fn describe_of(features: u64, of_type: impl Fn(u64) -> Option<&'static str>) -> String {
-    words((0..64).map(|n| 1 << n).filter(|bit| features & bit != 0).map(|bit: u64| {
-        let named = NAMES.iter().find(|(mask, _)| *mask == bit).map(|(_, name)| *name);
-        let name = named.or_else(|| of_type(bit));
-        name.map_or_else(|| format!("bit {}", bit.trailing_zeros()), str::to_owned)
-    }))
+/// The same in words; `none` for 0.
+pub fn describe(features: u64, device_type: Option<u32>) -> String {
+    words(&names(features, device_type))
 }
 
 impl ProtocolFeatures {
-    /// The set in words: names, and `bit N` for bits that no specification names.
+    /// The names of the bits, lowest first; `bit N` for one that no specification names.
+    pub fn names(self) -> Vec<String> {
+        named(self.bits(), |bit| Some(Self::from_bits_retain(bit).iter_names().next()?.0))
+    }
+
+    /// The same in words; `none` for the empty set.
     pub fn describe(self) -> String {
-        words(
-            (0..64).map(|n| Self::from_bits_retain(1 << n)).filter(|&bit| self.contains(bit)).map(
-                |bit| match bit.iter_names().next() {
-                    Some((name, _)) => name.to_owned(),
-                    None => format!("bit {}", bit.bits().trailing_zeros()),
-                },
-            ),
-        )
+        words(&self.names())
     }
 }
 
-fn words(names: impl Iterator<Item = String>) -> String {
-    let names: Vec<String> = names.collect();
+fn named(bits: u64, name: impl Fn(u64) -> Option<&'static str>) -> Vec<String> {
+    (0..64)
+        .filter(|n| bits >> n & 1 != 0)
+        .map(|n| name(1 << n).map_or_else(|| format!("bit {n}"), str::to_owned))
+        .collect()
+}
+
+fn words(names: &[String]) -> String {
     if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }
 
@@ -159,10 +167,11 @@ mod tests {
 
     #[test]
     fn bits_are_described_by_name_or_number() {
-        assert_eq!(describe(0), "none");
-        assert_eq!(describe(VERSION_1 | 0x20), "bit 5, VERSION_1");
-        let of_type = |bit| (bit == 0x20).then_some("RO");
-        assert_eq!(describe_of(VERSION_1 | 0x60, of_type), "RO, bit 6, VERSION_1");
+        assert_eq!(describe(0, None), "none");
+        assert_eq!(describe(VERSION_1 | 0x20, None), "bit 5, VERSION_1");
+        assert_eq!(describe(VERSION_1 | 0x28, Some(2)), "bit 3, RO, VERSION_1");
+        assert_eq!(describe(1 << 27 | 1 << 24 | 0x20, Some(1)), "MAC, NOTIFY_ON_EMPTY, ANY_LAYOUT");
+        assert_eq!(names(1 << 63 | 1, Some(3)), ["SIZE", "bit 63"]);
         let odd = ProtocolFeatures::MQ | ProtocolFeatures::from_bits_retain(1 << 63);
         assert_eq!(odd.describe(), "MQ, bit 63");
     }

@@ -6,6 +6,7 @@
 //! into its type by a [`Reader`] that only shrinks, where left-over bytes are an error; then the
 //! connection judges what the values mean. A payload that exists is therefore well formed.
 
+pub mod device_features;
 mod dialect;
 pub mod features;
 mod frame;

@@ -188,7 +188,7 @@ fn ownership_may_be_taken_and_given_back_any_number_of_times() {
 fn a_network_device_answers_how_many_pairs_of_queues_it_has() {
     for (queues, pairs) in [(2, 1), (3, 1), (4, 2), (5, 2), (256, 128)] {
         let mut peer =
-            Peer::new(vhost_user_core::connection::Offer { counts_pairs: true, ..offer(queues) });
+            Peer::new(vhost_user_core::connection::Offer { device_type: 1, ..offer(queues) });
         assert_eq!(peer.ask(SET_PROTOCOL_FEATURES, word(PROTOCOL)), ack());
         assert_eq!(peer.ask(GET_QUEUE_NUM, vec![]), Said::Reply(word(pairs)));
         assert!(peer.connection.ring(queues - 1).is_some());

@@ -55,7 +55,7 @@ pub(crate) fn offer(num_queues: u16) -> Offer {
         required_features: 1 << 32,
         protocol_features: ProtocolFeatures::from_bits_retain(PROTOCOL),
         num_queues,
-        counts_pairs: false,
+        device_type: 2,
         max_queue_size: MAX_QUEUE_SIZE,
         max_memory_slots: 509,
         config_len: CONFIG_LEN,

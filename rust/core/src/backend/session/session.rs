@@ -189,7 +189,7 @@ impl<'a> Session<'a> {
     fn set_features(&mut self, features: u64, enable_all: bool) -> Result<(), Refusal> {
         self.device().negotiated(features);
         let protocol = self.connection.protocol_features();
-        let names = features::describe_of(features, |bit| self.device().feature_name(bit));
+        let names = features::describe(features, Some(self.device().virtio_id()));
         self.event(Event::Negotiated { features, names, protocol });
         if enable_all {
             for index in 0..self.device().num_queues() {
