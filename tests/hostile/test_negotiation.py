@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 from peer import wire
+from peer.blk import Status
 from peer.front_end import FrontEnd
 from peer.numbers import Feature, ProtocolFeature, Request
 
@@ -13,17 +14,37 @@ from .server import Server
 QUEUES = 2
 """Queues of the default victim."""
 
+OF_DISKS = 0x3_FEF7
+"""VIRTIO 1.3, "Block Device", "Feature bits", and its legacy ones."""
+
+ZONED = 1 << 17
+ZONE_APPEND = 15
+
 
 def bits_not_in(offered: int) -> list[int]:
     return [1 << bit for bit in range(64) if not offered & 1 << bit]
 
 
 def test_each_feature_that_was_not_offered_is_refused_alone(server: Server) -> None:
+    """But for those that the standard has for disks: they do no harm."""
     front = server.connect().negotiate()
-    for bit in bits_not_in(front.offered):
+    for bit in bits_not_in(front.offered | OF_DISKS):
         assert front.is_refused(Request.SET_FEATURES, wire.u64(front.features | bit)), hex(bit)
     front.share_memory().start_ring()
     assert front.blk().read(0, 512).status == 0
+
+
+def test_harmless_features_that_were_not_offered_change_nothing(server: Server) -> None:
+    """The zeroes of a zoned disk's configuration, and a request that only such a disk has."""
+    front = server.connect().negotiate()
+    surplus = OF_DISKS & ~front.offered
+    assert surplus & ZONED
+    assert not front.is_refused(Request.SET_FEATURES, wire.u64(front.features | surplus))
+    server.assert_logs("SET_FEATURES: 0x", "ZONED) was not offered, and is ignored")
+    front.share_memory().start_ring()
+    disk = front.blk()
+    assert disk.run(disk.prepare(ZONE_APPEND, 0, b"\1" * 512)).status == Status.UNSUPP
+    assert disk.read(0, 512).data == bytes(512)
 
 
 def test_each_protocol_feature_that_was_not_offered_is_refused_alone(server: Server) -> None:

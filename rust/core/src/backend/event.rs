@@ -41,6 +41,14 @@ pub enum Event {
         /// Protocol features.
         protocol: ProtocolFeatures,
     },
+    /// The front-end has set bits of the device type that were not offered. They are harmless, and
+    /// do not count as accepted.
+    FeaturesIgnored {
+        /// These bits.
+        features: u64,
+        /// Their names.
+        names: String,
+    },
     /// A vring was started.
     QueueStarted {
         /// The vring's number.
@@ -121,7 +129,9 @@ impl Event {
     /// How much it matters.
     pub fn level(&self) -> Level {
         match self {
-            Self::QueueStarted { instead_of: Some(_), .. } => Level::Info,
+            Self::QueueStarted { instead_of: Some(_), .. } | Self::FeaturesIgnored { .. } => {
+                Level::Info
+            }
             Self::QueueStarted { .. } | Self::QueueStopped { .. } | Self::Negotiated { .. } => {
                 Level::Debug
             }
@@ -152,6 +162,11 @@ impl fmt::Display for Event {
                 "negotiated features {features:#x} ({names}), protocol features {:#x} ({})",
                 protocol.bits(),
                 protocol.describe()
+            ),
+            Self::FeaturesIgnored { features, names } => write!(
+                f,
+                "SET_FEATURES: {features:#x} ({names}) was not offered, and is ignored: the \
+                 front-end answers the driver for it"
             ),
             Self::QueueStarted { queue, size, base, instead_of: None } => {
                 write!(f, "queue {queue} started: {size} entries, base {base}")

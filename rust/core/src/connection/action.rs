@@ -96,6 +96,9 @@ pub enum Action {
         features: u64,
         /// Enable every ring.
         enable_all: bool,
+        /// Bits that the front-end set besides, though they were not offered: harmless ones of the
+        /// device type. Nobody but the log need know of them.
+        ignored: u64,
     },
     /// Replace all of guest memory. Overlaps, descriptor kinds and file sizes are the back-end's
     /// to check.

@@ -2,6 +2,7 @@
 
 use super::state::{Commit, Connection, Handled, Verdict, read};
 use super::{Action, Refusal};
+use crate::wire::device_features::harmless;
 use crate::wire::features::{LOG_ALL, PROTOCOL_FEATURES, describe};
 use crate::wire::{Flags, Frame, Payload, ProtocolFeatures};
 
@@ -26,7 +27,9 @@ impl Connection {
     }
 
     pub(super) fn set_features(&mut self, frame: &Frame) -> Handled {
-        let features: u64 = read(frame)?;
+        let accepted: u64 = read(frame)?;
+        let ignored = accepted & !self.offer.features & harmless(self.offer.device_type);
+        let features = accepted & !ignored;
         let surplus = features & !self.offer.features;
         if surplus != 0 {
             return Err(Refusal(format!("not offered: {}", self.describe(surplus))));
@@ -47,7 +50,7 @@ impl Connection {
             return Err(Refusal(format!("changed while a vring is started: {changed}")));
         }
         let enable_all = features & PROTOCOL_FEATURES == 0;
-        let action = Action::Features { features, enable_all };
+        let action = Action::Features { features, enable_all, ignored };
         Ok(Verdict::Act(action, Commit::Features { features, enable_all }))
     }
 

@@ -266,6 +266,8 @@ impl Model {
     }
 
     fn features(&mut self, features: u64, flags: u32) -> Option<Effect> {
+        let ignored = features & NOT_OFFERED_AND_HARMLESS;
+        let features = features - ignored;
         if features & !OFFERED != 0 {
             return None;
         }
@@ -282,7 +284,7 @@ impl Model {
         if enable_all {
             self.rings.iter_mut().for_each(|ring| ring.enabled = true);
         }
-        deed(Deed::Features { features, enable_all })
+        deed(Deed::Features { features, enable_all, ignored })
     }
 
     fn table(&mut self, payload: &[u8], fds: usize) -> Option<Effect> {

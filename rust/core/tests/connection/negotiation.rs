@@ -1,5 +1,7 @@
 //! Features, protocol features and ownership: one rule, one test.
 
+use vhost_user_core::connection::Offer;
+
 use super::support::*;
 
 #[test]
@@ -11,13 +13,56 @@ fn protocol_features_are_readable_before_anything_else() {
 
 #[test]
 fn features_that_were_not_offered_are_refused_and_the_earlier_ones_stay() {
-    for bit in (0..64).filter(|bit| OFFERED & (1 << bit) == 0) {
+    let ours = OFFERED | NOT_OFFERED_AND_HARMLESS;
+    for bit in (0..64).filter(|bit| ours & (1 << bit) == 0) {
         let mut peer = Peer::negotiated();
         peer.deeds.clear();
         assert_eq!(peer.ask(SET_FEATURES, word(OFFERED | 1 << bit)), nack(), "bit {bit}");
         assert_eq!((peer.connection.features(), peer.deeds.len()), (OFFERED, 0));
     }
     assert_eq!(Peer::negotiated().ask(SET_FEATURES, word(u64::MAX)), nack());
+}
+
+/// QEMU's SCSI controller accepts VIRTIO_SCSI_F_CHANGE from its driver by itself, and passes it on.
+#[test]
+fn a_bit_of_the_device_type_that_does_no_harm_is_ignored_without_an_offer() {
+    for bit in (0..64).filter(|bit| NOT_OFFERED_AND_HARMLESS & (1 << bit) != 0) {
+        let mut peer = Peer::started();
+        peer.deeds.clear();
+        // That ring runs: features may not change now, and they do not.
+        assert_eq!(peer.ask(SET_FEATURES, word(OFFERED | 1 << bit)), ack(), "bit {bit}");
+        let (features, ignored) = (OFFERED, 1 << bit);
+        assert_eq!(peer.take_deeds(), [Deed::Features { features, enable_all: false, ignored }]);
+        assert_eq!(peer.connection.features(), OFFERED);
+    }
+}
+
+#[test]
+fn a_bit_that_changes_queues_or_what_lies_in_them_is_refused_without_an_offer() {
+    // (device type, bits that are ignored, bits that are refused)
+    let cases: [(u32, u64, u64); 4] = [
+        // A network device: the control queue is its front-end's, a checksum is not.
+        (1, 0xfe_0000, 1 << 0 | 1 << 15 | 1 << 57),
+        // A SCSI controller: HOTPLUG and CHANGE; INOUT and T10_PI.
+        (8, 1 << 1 | 1 << 2, 1 << 0 | 1 << 3),
+        // A file system: a queue of notifications.
+        (26, 0, 1 << 0),
+        // A type that no table knows.
+        (0xffff, 0, 1 << 0 | 1 << 12),
+    ];
+    for (device_type, ignored, refused) in cases {
+        let mut peer = Peer::new(Offer { device_type, features: 1 << 32, ..offer(2) });
+        let base = 1 << 32 | 1 << 30;
+        assert_eq!(peer.ask(SET_FEATURES, word(base | ignored)), ack(), "{device_type}");
+        assert_eq!(peer.connection.features(), base);
+        for bit in (0..64).filter(|bit| refused >> bit & 1 != 0) {
+            assert_eq!(
+                peer.ask(SET_FEATURES, word(base | 1 << bit)),
+                nack(),
+                "{device_type} {bit}"
+            );
+        }
+    }
 }
 
 #[test]
@@ -48,7 +93,7 @@ fn without_bit_30_all_rings_are_enabled_now_and_at_each_start() {
     assert_eq!(peer.ask(SET_FEATURES, word(DEVICE_FEATURES)), ack());
     assert!(peer.connection.ring(0).unwrap().is_enabled());
     assert!(peer.connection.ring(1).unwrap().is_enabled());
-    let enable = Deed::Features { features: DEVICE_FEATURES, enable_all: true };
+    let enable = Deed::Features { features: DEVICE_FEATURES, enable_all: true, ignored: 0 };
     assert_eq!(peer.take_deeds(), [enable]);
 
     assert_eq!(peer.ask(RESET_DEVICE, vec![]), ack());
@@ -187,8 +232,7 @@ fn ownership_may_be_taken_and_given_back_any_number_of_times() {
 #[test]
 fn a_network_device_answers_how_many_pairs_of_queues_it_has() {
     for (queues, pairs) in [(2, 1), (3, 1), (4, 2), (5, 2), (256, 128)] {
-        let mut peer =
-            Peer::new(vhost_user_core::connection::Offer { device_type: 1, ..offer(queues) });
+        let mut peer = Peer::new(Offer { device_type: 1, ..offer(queues) });
         assert_eq!(peer.ask(SET_PROTOCOL_FEATURES, word(PROTOCOL)), ack());
         assert_eq!(peer.ask(GET_QUEUE_NUM, vec![]), Said::Reply(word(pairs)));
         assert!(peer.connection.ring(queues - 1).is_some());

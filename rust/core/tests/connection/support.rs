@@ -42,6 +42,9 @@ pub(crate) const NEED_REPLY: u32 = 0x9;
 pub(crate) const DEVICE_FEATURES: u64 = 0x1_3000_1200;
 /// The same with PROTOCOL_FEATURES (30), as the front-end sees it.
 pub(crate) const OFFERED: u64 = 0x1_7000_1200;
+/// The features of a block device that are not offered here: any that the standard names, and no one
+/// else's.
+pub(crate) const NOT_OFFERED_AND_HARMLESS: u64 = 0x3_ecf7;
 /// MQ, REPLY_ACK, BACKEND_REQ, CONFIG, RESET_DEVICE, CONFIGURE_MEM_SLOTS, STATUS.
 pub(crate) const PROTOCOL: u64 = 0x1_a229;
 
@@ -112,6 +115,7 @@ pub(crate) enum Deed {
     Features {
         features: u64,
         enable_all: bool,
+        ignored: u64,
     },
     SetMemory(Vec<RawRegion>),
     AddRegion(RawRegion),
@@ -162,8 +166,8 @@ pub(crate) enum Deed {
 impl From<&Action> for Deed {
     fn from(action: &Action) -> Self {
         match action {
-            Action::Features { features, enable_all } => {
-                Self::Features { features: *features, enable_all: *enable_all }
+            Action::Features { features, enable_all, ignored } => {
+                Self::Features { features: *features, enable_all: *enable_all, ignored: *ignored }
             }
             Action::SetMemory(offers) => Self::SetMemory(
                 offers

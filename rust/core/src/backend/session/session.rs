@@ -45,6 +45,8 @@ pub(in crate::backend) struct Session<'a> {
     pub(super) completions: Vec<Weak<CompletionQueue>>,
     pub(super) workers: Vec<Option<Worker>>,
     pub(super) channel: Channel,
+    /// The bits without an offer that the log has been told of.
+    told_ignored: u64,
     /// A ring could not be stopped, so that the front-end and this session do not agree about it:
     /// the connection ends.
     pub(super) has_lost_a_ring: bool,
@@ -69,6 +71,7 @@ impl<'a> Session<'a> {
             completions: Vec::new(),
             workers: (0..workers).map(|_| None).collect(),
             channel: Channel::default(),
+            told_ignored: 0,
             has_lost_a_ring: false,
         }
     }
@@ -162,7 +165,10 @@ impl<'a> Session<'a> {
 
     fn carry_out(&mut self, action: Action) -> Result<Outcome, Refusal> {
         match action {
-            Action::Features { features, enable_all } => self.set_features(features, enable_all)?,
+            Action::Features { features, enable_all, ignored } => {
+                self.set_features(features, enable_all)?;
+                self.tell_ignored(ignored);
+            }
             Action::SetMemory(regions) => self.set_memory(regions)?,
             Action::AddRegion(region) => self.add_region(region)?,
             Action::RemoveRegion(range) => self.remove_region(range)?,
@@ -197,6 +203,15 @@ impl<'a> Session<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Says which bits the front-end has set without an offer, once for each set of them: front-ends
+    /// send their features again and again.
+    fn tell_ignored(&mut self, ignored: u64) {
+        if ignored != 0 && std::mem::replace(&mut self.told_ignored, ignored) != ignored {
+            let names = features::describe(ignored, Some(self.device().virtio_id()));
+            self.event(Event::FeaturesIgnored { features: ignored, names });
+        }
     }
 
     fn read_config(&self, offset: u32, size: u32) -> Vec<u8> {
