@@ -142,6 +142,82 @@ def test_a_ring_that_is_longer_than_the_device_says_is_refused(vhost_socket: Pat
         assert front.is_refused(Request.SET_VRING_NUM, wire.state(0, 128))
 
 
+REQUIRED = (
+    "refused: SET_FEATURES: required: VERSION_1: the driver uses the legacy interface, which this "
+    "device does not have (give QEMU's device disable-legacy=on)"
+)
+
+
+def test_a_driver_of_the_legacy_interface_is_refused_and_the_log_says_what_to_change(
+    vhost_socket: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        vu.Backend(Upper(), socket=vhost_socket),
+        FrontEnd.connect(str(vhost_socket)) as front,
+    ):
+        legacy = front.channel.ask_u64(Request.GET_FEATURES) & ~(1 << 32)
+        assert front.is_refused(Request.SET_FEATURES, wire.u64(legacy))
+        front.negotiate()
+    assert [r.getMessage().split(": ", 1)[1] for r in caplog.records] == [REQUIRED]
+
+
+def test_a_transitional_device_serves_a_driver_of_the_legacy_interface(
+    vhost_socket: Path,
+) -> None:
+    class Both(Upper):
+        transitional = True
+
+        def on_start(self) -> None:
+            self.accepted = self.negotiated_features
+
+    device = Both()
+    with vu.Backend(device, socket=vhost_socket), FrontEnd.connect(str(vhost_socket)) as front:
+        front.negotiate(never=1 << 32).share_memory().start_ring()
+        chain = Chain(front, b"x", 1)
+        front.rings[0].kick()
+        front.rings[0].wait()
+        assert chain.answer == b"X"
+    assert not device.accepted & 1 << 32
+
+
+@pytest.mark.parametrize("device", [vu.Rng(), vu.NullDisk(size=512)], ids=["rng", "disk"])
+def test_entropy_devices_and_disks_are_transitional(vhost_socket: Path, device: vu.Device) -> None:
+    with vu.Backend(device, socket=vhost_socket), FrontEnd.connect(str(vhost_socket)) as front:
+        front.negotiate(never=1 << 32).share_memory().start_ring()
+        front.rings[0].add([Segment(front.memory.allocate(16), 16, False)])
+        front.rings[0].kick()
+        assert front.rings[0].wait()[0].length == 0
+
+
+@pytest.mark.parametrize(
+    ("number", "bit", "name"), [(8, 1 << 2, "CHANGE"), (1, 1 << 18, "CTRL_RX")]
+)
+def test_a_harmless_bit_without_an_offer_is_ignored_and_that_is_said_once(
+    vhost_socket: Path, caplog: pytest.LogCaptureFixture, number: int, bit: int, name: str
+) -> None:
+    class Some(Upper):
+        device_id = number
+
+        def on_start(self) -> None:
+            self.accepted = self.negotiated_features
+
+    caplog.set_level("INFO", "vhost_user")
+    device = Some(num_queues=3)
+    with vu.Backend(device, socket=vhost_socket), FrontEnd.connect(str(vhost_socket)) as front:
+        front.negotiate()
+        for _ in range(3):
+            assert not front.is_refused(Request.SET_FEATURES, wire.u64(front.features | bit))
+        assert front.is_refused(Request.SET_FEATURES, wire.u64(front.features | 1 << 37))
+        front.share_memory().start_ring()
+        front.stop_ring()
+    assert not device.accepted & bit
+    said = [r.getMessage().split(": ", 1)[1] for r in caplog.records if "ignored" in r.getMessage()]
+    text = f"SET_FEATURES: {bit:#x} ({name}) was not offered, and is ignored: "
+    assert said == [text + "the front-end answers the driver for it"]
+    refused = [r.getMessage() for r in caplog.records if "not offered: " in r.getMessage()]
+    assert [text.rpartition(": ")[2] for text in refused] == ["SR_IOV"]
+
+
 def test_what_is_not_taken_stays_until_the_next_kick(vhost_socket: Path) -> None:
     class OneByOne(Upper):
         def on_queue(self, queue: vu.Queue, /) -> None:

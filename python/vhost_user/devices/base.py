@@ -64,6 +64,12 @@ class Device:
     thread_safe: ClassVar[bool] = False
     """False: the callbacks of one device never overlap. True: each queue calls when it likes."""
 
+    transitional: ClassVar[bool] = False
+    """False: a driver without VERSION_1, which uses the legacy interface, is refused. True: it is
+    served as well, on little-endian hosts. That is right only if the requests of the device type
+    are the same for both (VIRTIO 1.3, the notes "Legacy Interface" with each type): those of disks
+    and of entropy devices are, a network device's have a shorter header."""
+
     served_as: ClassVar[Literal["queue", "block", "file", "null"]] = "queue"
     """Who moves the data; set by the classes of this package."""
 

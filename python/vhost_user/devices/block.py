@@ -32,6 +32,8 @@ class Disk(Device):
 
     device_id: ClassVar[int] = 2
 
+    transitional: ClassVar[bool] = True
+
     def __init__(
         self,
         *,

@@ -28,6 +28,8 @@ class Rng(Device):
 
     device_id: ClassVar[int] = 4
 
+    transitional: ClassVar[bool] = True
+
     def __init__(
         self, *, queue_size: int = MAX_QUEUE_SIZE, max_request_bytes: int = MAX_REQUEST
     ) -> None:

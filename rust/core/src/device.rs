@@ -86,6 +86,15 @@ pub trait Device: Send + Sync + 'static {
     /// The device type's feature bits. The core adds the ring's and the transport's own.
     fn features(&self) -> u64;
 
+    /// Whether the device is a transitional one, which serves drivers without VERSION_1 too: VIRTIO
+    /// 1.3, "Legacy Interface: A Note on Feature Negotiation" and the notes on the legacy interface
+    /// with the device type. Its requests and its configuration space must then be the same for
+    /// both, but for the order of bytes, which is the guest's own: such drivers are served on
+    /// little-endian hosts only.
+    fn is_transitional(&self) -> bool {
+        false
+    }
+
     /// How many virtqueues the device has.
     fn num_queues(&self) -> u16;
 

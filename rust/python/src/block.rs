@@ -400,6 +400,10 @@ impl Device for PyBlock {
         self.core.features()
     }
 
+    fn is_transitional(&self) -> bool {
+        true
+    }
+
     fn num_queues(&self) -> u16 {
         self.core.num_queues()
     }

@@ -21,6 +21,7 @@ pub(crate) struct QueueDevice {
     device: PyDevice,
     virtio_id: u32,
     features: u64,
+    transitional: bool,
     queue_size: u16,
     max_request_bytes: u64,
     /// There is a `write_config` to call.
@@ -75,6 +76,7 @@ impl QueueDevice {
         Ok(Self {
             virtio_id: object.getattr("device_id")?.extract()?,
             features: object.getattr("features")?.extract()?,
+            transitional: object.getattr("transitional")?.is_truthy()?,
             queue_size,
             max_request_bytes: object.getattr("max_request_bytes")?.extract()?,
             takes_config: has("write_config"),
@@ -202,6 +204,10 @@ impl Device for QueueDevice {
 
     fn features(&self) -> u64 {
         self.features
+    }
+
+    fn is_transitional(&self) -> bool {
+        self.transitional
     }
 
     fn num_queues(&self) -> u16 {

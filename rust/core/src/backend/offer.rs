@@ -12,6 +12,13 @@ const MEMORY_SLOTS: u64 = 509;
 /// The feature bits that belong to device types: VIRTIO 1.3, "Feature Bits".
 const DEVICE_BITS: u64 = ((1 << 24) - 1) | !((1 << 50) - 1);
 
+/// Whether a driver without VERSION_1 is served. It takes and gives numbers in the order of bytes of
+/// its guest, which is taken to be little endian as the host is: a front-end whose guest is not has to
+/// say so by SET_VRING_ENDIAN, for which CROSS_ENDIAN is not offered.
+fn serves_legacy_drivers(device: &dyn Device) -> bool {
+    cfg!(target_endian = "little") && device.is_transitional()
+}
+
 /// What is offered to a front-end.
 pub(super) fn offer(device: &dyn Device, xen: Option<&XenOptions>) -> Offer {
     let mut protocol_features = Offer::CARRIED_OUT;
@@ -19,7 +26,7 @@ pub(super) fn offer(device: &dyn Device, xen: Option<&XenOptions>) -> Offer {
     protocol_features.set(ProtocolFeatures::CONFIG, device.config_len() > 0);
     Offer {
         features: device.features() & DEVICE_BITS | VERSION_1 | INDIRECT_DESC | EVENT_IDX,
-        required_features: VERSION_1,
+        required_features: if serves_legacy_drivers(device) { 0 } else { VERSION_1 },
         protocol_features,
         num_queues: device.num_queues(),
         device_type: device.virtio_id(),

@@ -145,7 +145,8 @@ impl BlockConfig {
         self.offered
     }
 
-    /// Returns the features that the driver accepted, 0 before.
+    /// Returns the features that the driver accepted, and whether VERSION_1 is one of them; 0
+    /// before.
     #[inline]
     pub fn accepted(&self) -> u64 {
         self.accepted.load(Ordering::Relaxed)
@@ -182,8 +183,10 @@ impl BlockConfig {
     pub fn read(&self, offset: usize, out: &mut [u8]) {
         let mut image = self.image;
         image[..8].copy_from_slice(&self.capacity_sectors().to_le_bytes());
-        // VIRTIO 1.3, "Block Device", "Device Initialization": no cache without flushes.
-        let no_flush = self.accepted() != 0 && self.accepted() & feature::FLUSH == 0;
+        // VIRTIO 1.3, "Block Device", "Device Initialization": no cache without flushes. By the
+        // legacy interface the features that a driver accepts do not change the field.
+        let accepted = self.accepted();
+        let no_flush = accepted & feature::VERSION_1 != 0 && accepted & feature::FLUSH == 0;
         image[WRITEBACK] = (self.writeback.load(Ordering::Relaxed) && !no_flush).into();
         for (to, from) in out.iter_mut().zip(image.iter().skip(offset)) {
             *to = *from;
@@ -205,7 +208,10 @@ impl BlockConfig {
         if offset != WRITEBACK {
             return Err(read_only(offset, 1));
         }
-        if self.accepted() & feature::CONFIG_WCE == 0 {
+        // VIRTIO 1.3, "Block Device", "Legacy Interface: Device Initialization": it may be written
+        // before the features are known.
+        let accepted = self.accepted();
+        if accepted != 0 && accepted & feature::CONFIG_WCE == 0 {
             return Err(ConfigRefused("writeback: CONFIG_WCE was not negotiated".into()));
         }
         match mode {
@@ -221,7 +227,8 @@ impl BlockConfig {
     /// The driver accepted `features`. The cache mode stays as it is: a front-end negotiates anew
     /// when its machine pauses or it reconnects, and the driver relies on the mode that it set.
     pub fn negotiated(&self, features: u64) {
-        self.accepted.store(features & self.offered, Ordering::Relaxed);
+        let ours = self.offered | feature::VERSION_1;
+        self.accepted.store(features & ours, Ordering::Relaxed);
         self.set_mode(self.writeback.load(Ordering::Relaxed));
     }
 

@@ -137,6 +137,10 @@ impl<D: Disk> Device for BlockDevice<D> {
         self.core.features()
     }
 
+    fn is_transitional(&self) -> bool {
+        true
+    }
+
     fn num_queues(&self) -> u16 {
         self.core.num_queues()
     }

@@ -32,6 +32,9 @@ pub mod feature {
     pub const DISCARD: u64 = 1 << 13;
     /// The device takes write zeroes requests.
     pub const WRITE_ZEROES: u64 = 1 << 14;
+    /// The driver complies with VIRTIO 1.0 or later; else it uses the legacy interface. No bit of
+    /// block devices alone.
+    pub(in crate::block) const VERSION_1: u64 = 1 << 32;
 }
 
 /// The operation that a request asks for.
@@ -64,6 +67,13 @@ impl BlkOp {
             13 => Self::WriteZeroes,
             _ => return None,
         })
+    }
+
+    /// Returns the operation of a type field that only drivers of the legacy interface write: VIRTIO
+    /// 1.3, "Block Device", "Legacy Interface: Device Operation". VIRTIO_BLK_T_FLUSH_OUT is a flush.
+    #[cold]
+    pub(super) fn from_legacy_type(number: u32) -> Option<Self> {
+        (number == 5).then_some(Self::Flush)
     }
 
     /// Returns whether it changes the disk.

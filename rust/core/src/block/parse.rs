@@ -7,7 +7,7 @@
 //! | case | answer |
 //! |---|---|
 //! | fewer than 16 readable bytes, no writable byte | given back empty |
-//! | unknown type, type of a feature not accepted | UNSUPP |
+//! | unknown type, type of a feature not accepted, VIRTIO_BLK_T_FLUSH_OUT with VERSION_1 | UNSUPP |
 //! | change to a read-only disk | IOERR |
 //! | data of 0 bytes, or no multiple of 512; range past the end | IOERR |
 //! | segments: none, a broken one, too many, one too long | IOERR |
@@ -117,7 +117,11 @@ pub(super) fn parse(request: Request, limits: Limits) -> Parsed {
 
 #[inline]
 fn check(request: &Request, kind: u32, sector: u64, limits: Limits) -> Result<Task, Status> {
-    let op = BlkOp::from_type(kind).ok_or(Status::Unsupported)?;
+    let legacy = || {
+        let is_legacy = limits.features & feature::VERSION_1 == 0;
+        is_legacy.then(|| BlkOp::from_legacy_type(kind)).flatten()
+    };
+    let op = BlkOp::from_type(kind).or_else(legacy).ok_or(Status::Unsupported)?;
     if limits.read_only && op.modifies() {
         return Err(Status::IoErr);
     }

@@ -3,7 +3,7 @@
 use super::state::{Commit, Connection, Handled, Verdict, read};
 use super::{Action, Refusal};
 use crate::wire::device_features::harmless;
-use crate::wire::features::{LOG_ALL, PROTOCOL_FEATURES, describe};
+use crate::wire::features::{LOG_ALL, PROTOCOL_FEATURES, VERSION_1, describe};
 use crate::wire::{Flags, Frame, Payload, ProtocolFeatures};
 
 /// Protocol features that mean nothing without others.
@@ -42,7 +42,7 @@ impl Connection {
         }
         let missing = self.offer.required_features & !features;
         if missing != 0 {
-            return Err(Refusal(format!("required: {}", self.describe(missing))));
+            return Err(Refusal(format!("required: {}", self.requirement(missing))));
         }
         let changed = (features ^ self.features) & !LOG_ALL;
         if changed != 0 && self.vrings.iter().any(|vring| vring.is_started()) {
@@ -76,6 +76,18 @@ impl Connection {
     /// Whether the driver has accepted all that the device cannot do without.
     pub(super) fn has_required_features(&self) -> bool {
         self.features & self.offer.required_features == self.offer.required_features
+    }
+
+    /// Required features that are missing, in words, with what to do about it.
+    pub(super) fn requirement(&self, missing: u64) -> String {
+        let names = self.describe(missing);
+        if missing & VERSION_1 == 0 {
+            return names;
+        }
+        format!(
+            "{names}: the driver uses the legacy interface, which this device does not have (give \
+             QEMU's device disable-legacy=on)"
+        )
     }
 
     /// Feature bits in words, with the names of the device type.

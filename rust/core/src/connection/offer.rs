@@ -12,7 +12,8 @@ pub struct Offer {
     ///
     /// [`Connection::new`]: super::Connection::new
     pub features: u64,
-    /// Virtio feature bits without which no ring is run, in general VERSION_1.
+    /// Virtio feature bits without which no ring is run: VERSION_1, or none for a device that serves
+    /// drivers of the legacy interface too.
     pub required_features: u64,
     /// Protocol features; those outside [`Offer::CARRIED_OUT`] are dropped.
     pub protocol_features: ProtocolFeatures,

@@ -68,8 +68,9 @@ impl Connection {
         if self.regions == 0 {
             return Err(Refusal(format!("vring {index} cannot start without memory")));
         }
-        if !self.has_required_features() {
-            let required = self.describe(self.offer.required_features);
+        let missing = self.offer.required_features & !self.features;
+        if missing != 0 {
+            let required = self.requirement(missing);
             return Err(Refusal(format!("vring {index} cannot start without {required}")));
         }
         let driver = self.device_state.driver_of(vring.left(), &setup);

@@ -75,6 +75,51 @@ fn features_without_version_1_are_refused() {
 }
 
 #[test]
+fn a_refusal_for_want_of_version_1_says_what_to_change() {
+    let mut peer = Peer::ready();
+    assert_eq!(peer.why(SET_FEATURES, NEED_REPLY, word(0x4000_0000)), LEGACY);
+    // Its lower half alone is taken for the first of two; the ring is refused then.
+    let mut peer = Peer::new(offer(1));
+    peer.say(SET_FEATURES, PLAIN, word(0x4000_0000), 0);
+    peer.say(SET_MEM_TABLE, PLAIN, table(&[REGION]), 1);
+    peer.say(SET_VRING_NUM, PLAIN, state(0, 16), 0);
+    peer.say(SET_VRING_ADDR, PLAIN, address(0, 0, PARTS), 0);
+    let why = peer.why(SET_VRING_KICK, NEED_REPLY, word(0x100));
+    assert_eq!(
+        why,
+        LEGACY.replace("SET_FEATURES: required:", "SET_VRING_KICK: vring 0 cannot start without")
+    );
+}
+
+const LEGACY: &str = "SET_FEATURES: required: VERSION_1: the driver uses the legacy interface, which \
+                      this device does not have (give QEMU's device disable-legacy=on)";
+
+/// A transitional device serves a driver of the legacy interface; one that passes the features on in
+/// halves has both in the end.
+#[test]
+fn a_transitional_device_needs_no_version_1() {
+    for flags in [PLAIN, NEED_REPLY] {
+        let mut peer = Peer::new(Offer { required_features: 0, ..offer(1) });
+        peer.say(SET_FEATURES, flags, word(0x7000_1200), 0);
+        assert_eq!(peer.connection.features(), 0x7000_1200);
+        peer.say(SET_MEM_TABLE, PLAIN, table(&[REGION]), 1);
+        peer.say(SET_VRING_NUM, PLAIN, state(0, 16), 0);
+        peer.say(SET_VRING_ADDR, PLAIN, address(0, 0, PARTS), 0);
+        peer.deeds.clear();
+        assert_eq!(peer.say(SET_VRING_KICK, NEED_REPLY, word(0), 1), ack());
+        assert!(
+            matches!(peer.deeds[..], [Deed::Start { features: 0x3000_1200, .. }]),
+            "{:?}",
+            peer.deeds
+        );
+    }
+    let mut peer = Peer::new(Offer { required_features: 0, ..offer(1) });
+    peer.say(SET_FEATURES, PLAIN, word(0x7000_1200), 0);
+    peer.say(SET_FEATURES, PLAIN, word(OFFERED), 0);
+    assert_eq!(peer.connection.features(), OFFERED);
+}
+
+#[test]
 fn a_lower_half_of_the_features_has_no_effect_and_no_ring_starts_on_it() {
     let mut peer = Peer::new(offer(1));
     assert_eq!(peer.say(SET_FEATURES, PLAIN, word(0x7000_1200), 0), Said::Nothing);

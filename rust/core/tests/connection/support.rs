@@ -303,6 +303,14 @@ impl Peer {
         said(step, number)
     }
 
+    /// Why a message without descriptors is refused.
+    pub(crate) fn why(&mut self, number: u32, flags: u32, payload: Vec<u8>) -> String {
+        match self.connection.handle(bare_frame(number, flags, payload)) {
+            Step::Refuse { why, .. } => why.0,
+            step => panic!("not refused: {step:?}"),
+        }
+    }
+
     fn outcome(&mut self, deed: &Deed) -> Outcome {
         if std::mem::take(&mut self.fails) {
             return Outcome::Failed(Refusal("the back-end failed".to_owned()));

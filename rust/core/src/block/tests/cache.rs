@@ -38,7 +38,7 @@ impl Cached {
         let image = Scripted { image: HostImage::new(image.into()), script: script.clone() };
         let disk = FileDisk::new(image, false).unwrap();
         let device = Arc::new(BlockDevice::new(disk, &BlockOptions::default()).unwrap());
-        device.negotiated(features);
+        device.negotiated(features | VERSION_1);
         Self { device, script, driver: Driver::new() }
     }
 

@@ -6,6 +6,7 @@ mod driver;
 mod files;
 mod image;
 mod layout;
+mod legacy;
 mod refusals;
 mod space;
 mod switch;
@@ -35,6 +36,8 @@ const F_FLUSH: u64 = 1 << 9;
 const F_CONFIG_WCE: u64 = 1 << 11;
 const F_DISCARD: u64 = 1 << 13;
 const F_WRITE_ZEROES: u64 = 1 << 14;
+/// The driver does not use the legacy interface.
+const VERSION_1: u64 = 1 << 32;
 
 /// The flag of a segment.
 const UNMAP: u32 = 1;
@@ -93,7 +96,7 @@ impl Rig {
         let disk = FileDisk::new(host, read_only).unwrap();
         let options = BlockOptions { serial: "disk-7".into(), ..BlockOptions::default() };
         let device = BlockDevice::new(disk, &options).unwrap();
-        device.negotiated(device.features() & features);
+        device.negotiated(device.features() & features | VERSION_1);
         Self { device, image, driver: Driver::new() }
     }
 
