@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 import vhost_user as vu
+from peer import wire
 from peer.front_end import FrontEnd
+from peer.numbers import Request
+from peer.process import eventually
 
 from .disks import RamDisk
 from .driver import open_driver
@@ -42,6 +45,40 @@ def test_features_are_logged_by_name(vhost_socket: Path, caplog: pytest.LogCaptu
     assert "SEG_MAX, BLK_SIZE, " in said
     assert ", VERSION_1)" in said
     assert "bit " not in said
+
+
+def test_what_was_negotiated_is_said_when_the_first_ring_starts(
+    vhost_socket: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """libblkio sets the features before the protocol features. Another ring, and another start with
+    the same, are no news."""
+    caplog.set_level(logging.DEBUG, "vhost_user")
+
+    def said() -> list[str]:
+        texts = [r.getMessage() for r in caplog.records]
+        return [
+            text.rpartition(", protocol features ")[2] for text in texts if "negotiated" in text
+        ]
+
+    with (
+        vu.Backend(RamDisk(num_queues=2), socket=vhost_socket),
+        FrontEnd.connect(str(vhost_socket)) as front,
+    ):
+        features = front.channel.ask_u64(Request.GET_FEATURES) & ~(1 << 29)
+        front.channel.command(Request.SET_FEATURES, wire.u64(features))
+        front.channel.command(Request.SET_PROTOCOL_FEATURES, wire.u64(0x1))
+        front.channel.command(Request.SET_PROTOCOL_FEATURES, wire.u64(0x9))
+        front.share_memory()
+        for _ in range(2):
+            front.start_ring(0)
+            front.start_ring(1)
+            front.stop_ring(0)
+            front.stop_ring(1)
+        assert eventually(lambda: said() == ["0x9 (MQ, REPLY_ACK)"])
+        front.channel.command(Request.SET_PROTOCOL_FEATURES, wire.u64(0x8))
+        front.start_ring(0)
+        front.stop_ring(0)
+    assert eventually(lambda: said() == ["0x9 (MQ, REPLY_ACK)", "0x8 (REPLY_ACK)"])
 
 
 @pytest.mark.parametrize(

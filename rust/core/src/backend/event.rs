@@ -32,7 +32,7 @@ pub enum Event {
     Listening(String),
     /// A front-end has connected: the process at its end, as far as the system tells.
     Connected(String),
-    /// The front-end has accepted these features.
+    /// The front-end has accepted these features, and the first ring starts with them.
     Negotiated {
         /// Virtio and vhost feature bits.
         features: u64,

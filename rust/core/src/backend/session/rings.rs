@@ -70,6 +70,7 @@ impl Session<'_> {
         vring.enabled = enabled;
         vring.queue = Some(Arc::clone(&queue));
         if first {
+            self.tell_negotiated();
             self.device().started();
         }
         self.device().queue_started(index, Arc::new(ReceiveHandle(Arc::clone(&queue))));

@@ -17,8 +17,7 @@ use crate::memory::{Memory, MemoryPolicy, Region};
 use crate::request::CompletionQueue;
 use crate::socket::{Incoming, Stream};
 use crate::sys::guard::Loss;
-use crate::wire::Frame;
-use crate::wire::features;
+use crate::wire::{Frame, ProtocolFeatures, features};
 use crate::worker::Worker;
 
 /// How often a wait for requests in flight asks whether it may go on: a second stop may allow less
@@ -45,6 +44,8 @@ pub(in crate::backend) struct Session<'a> {
     pub(super) completions: Vec<Weak<CompletionQueue>>,
     pub(super) workers: Vec<Option<Worker>>,
     pub(super) channel: Channel,
+    /// The features and protocol features that the log has been told of.
+    told_negotiated: Option<(u64, ProtocolFeatures)>,
     /// The bits without an offer that the log has been told of.
     told_ignored: u64,
     /// A ring could not be stopped, so that the front-end and this session do not agree about it:
@@ -71,6 +72,7 @@ impl<'a> Session<'a> {
             completions: Vec::new(),
             workers: (0..workers).map(|_| None).collect(),
             channel: Channel::default(),
+            told_negotiated: None,
             told_ignored: 0,
             has_lost_a_ring: false,
         }
@@ -194,15 +196,24 @@ impl<'a> Session<'a> {
 
     fn set_features(&mut self, features: u64, enable_all: bool) -> Result<(), Refusal> {
         self.device().negotiated(features);
-        let protocol = self.connection.protocol_features();
-        let names = features::describe(features, Some(self.device().virtio_id()));
-        self.event(Event::Negotiated { features, names, protocol });
         if enable_all {
             for index in 0..self.device().num_queues() {
                 self.enable(index, true)?;
             }
         }
         Ok(())
+    }
+
+    /// Says what was negotiated, when the first ring starts: only then is it all known, as some
+    /// front-ends set the features before the protocol features, or both again. Once for each
+    /// outcome: firmware and kernel may accept the same.
+    pub(super) fn tell_negotiated(&mut self) {
+        let features = self.connection.features();
+        let protocol = self.connection.protocol_features();
+        if self.told_negotiated.replace((features, protocol)) != Some((features, protocol)) {
+            let names = features::describe(features, Some(self.device().virtio_id()));
+            self.event(Event::Negotiated { features, names, protocol });
+        }
     }
 
     /// Says which bits the front-end has set without an offer, once for each set of them: front-ends
