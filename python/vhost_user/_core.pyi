@@ -269,6 +269,16 @@ class Frontend:
     @property
     def offered_protocol_features(self) -> int:
         """The protocol feature bits that the back-end offers."""
+    @staticmethod
+    def feature_names(bits: int, device_id: int | None = None) -> list[str]:
+        """The standard's names of feature bits, lowest first: with those of a device type (VIRTIO
+        1.3, "Device Types") if its number is given. ``bit N`` for one without a name.
+
+        ``OverflowError`` for a negative number or one of more than 64 bits.
+        """
+    @staticmethod
+    def protocol_feature_names(bits: int) -> list[str]:
+        """The same of protocol feature bits: QEMU "Vhost-user Protocol", "Protocol features"."""
     @property
     def num_queues(self) -> int | None:
         """Virtqueues of the device; None if the back-end does not tell. Of a network device most

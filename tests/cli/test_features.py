@@ -1,30 +1,69 @@
-"""Names of feature bits, and the fields of a block device's configuration space."""
+"""Names of feature bits, what they tell of a device's type, and the fields of a block device's
+configuration space."""
 
-import re
-from pathlib import Path
-
-from vhost_user.cli import features
+import pytest
+from vhost_user import Frontend
 from vhost_user.cli.block_config import LENGTH, decode
+from vhost_user.cli.device_types import type_number
+from vhost_user.cli.type_guess import guess_type
 
-SOURCE = Path(__file__).parents[2] / "rust/core/src/wire/features.rs"
-
-
-def test_protocol_features_have_the_cores_names() -> None:
-    found = re.findall(r"^        const ([A-Z]\w+) = 1 << (\d+);", SOURCE.read_text(), re.MULTILINE)
-    assert {int(bit): name for name, bit in found} == features.PROTOCOL
-
-
-def test_features_have_the_cores_names() -> None:
-    found = re.findall(r"^pub const (\w+): u64 = 1 << (\d+);", SOURCE.read_text(), re.MULTILINE)
-    assert {int(bit): name for name, bit in found}.items() <= features.COMMON.items()
+NET, BLOCK = 1, 2
 
 
 def test_bits_are_named_from_the_lowest_and_numbered_where_they_have_no_name() -> None:
     bits = 1 << 63 | 1 << 32 | 1 << 9 | 1 << 3
-    assert features.feature_names(bits, block=True) == ["bit 3", "FLUSH", "VERSION_1", "bit 63"]
-    assert features.feature_names(1 << 9, block=False) == ["bit 9"]
-    assert features.protocol_names(0x8009) == ["MQ", "REPLY_ACK", "CONFIGURE_MEM_SLOTS"]
-    assert features.protocol_names(0) == []
+    assert Frontend.feature_names(bits, BLOCK) == ["bit 3", "FLUSH", "VERSION_1", "bit 63"]
+    assert Frontend.feature_names(bits, NET) == ["MTU", "GUEST_ECN", "VERSION_1", "SPEED_DUPLEX"]
+    assert Frontend.feature_names(1 << 9) == ["bit 9"]
+    assert Frontend.feature_names(0, 0xFFFF_FFFF) == []
+    assert Frontend.protocol_feature_names(0x8009) == ["MQ", "REPLY_ACK", "CONFIGURE_MEM_SLOTS"]
+    assert Frontend.protocol_feature_names(1 << 63) == ["bit 63"]
+    assert Frontend.protocol_feature_names(0) == []
+    for bits in (-1, 1 << 64):
+        with pytest.raises(OverflowError):
+            Frontend.feature_names(bits)
+
+
+RINGS = 1 << 28 | 1 << 29 | 1 << 30 | 1 << 32
+
+
+@pytest.mark.parametrize(
+    ("bits", "has_config", "number"),
+    [
+        # Ours, and qemu-storage-daemon's with GEOMETRY, SIZE_MAX and RO.
+        (0x7E44, True, BLOCK),
+        (0x7E76, True, BLOCK),
+        # A zoned one.
+        (0x2_7E44, True, BLOCK),
+        # One with all offloads and a control queue, one with one bit, ours, one that has a
+        # configuration space.
+        (0x26_FDAB, False, NET),
+        (1 << 15, False, NET),
+        (1 << 0 | 1 << 15 | 1 << 17, False, NET),
+        (1 << 0 | 1 << 3 | 1 << 7 | 1 << 11 | 1 << 22, True, NET),
+        # A SCSI controller, a balloon, an IOMMU, a card without bits, an entropy device.
+        (1 << 1 | 1 << 2, True, None),
+        (0x3F, True, None),
+        (0x4F, True, None),
+        (0, False, None),
+        # Bits of nobody's.
+        (1 << 20 | 1 << 58, False, None),
+    ],
+)
+def test_disks_and_network_devices_are_recognised_by_their_bits(
+    bits: int, has_config: bool, number: int | None
+) -> None:
+    for more in (0, RINGS):
+        found = guess_type(bits | more, has_config=has_config, names=Frontend.feature_names)
+        assert found == number
+
+
+def test_types_are_told_by_name() -> None:
+    assert [type_number(name) for name in ("net", "blk", "block", "gpio", "other")] == [
+        *(1, 2, 2, 41, 0)
+    ]
+    with pytest.raises(ValueError, match="no device type 'vsok'; did you mean vsock"):
+        type_number("vsok")
 
 
 def test_fields_stand_where_the_standard_puts_them() -> None:

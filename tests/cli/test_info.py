@@ -29,7 +29,7 @@ def test_a_disk_tells_features_queues_limits_and_configuration(image: str) -> No
         result = run("info", "d.sock", "--json")
         assert (result.status, result.err) == (0, "")
         found = json.loads(result.out)
-    assert found["socket"] == "d.sock"
+    assert (found["socket"], found["type"], found["type_is_guessed"]) == ("d.sock", "block", True)
     features = {"SEG_MAX", "BLK_SIZE", "FLUSH", "TOPOLOGY", "CONFIG_WCE", "MQ", "VERSION_1"}
     assert features <= set(found["features"]["names"])
     assert "RO" not in found["features"]["names"]
@@ -72,13 +72,31 @@ def test_another_device_is_not_read_as_a_disk() -> None:
             found = json.loads(run("info", "r.sock", "--json", *also).out)
             assert "block" not in found
             assert "CONFIG" not in found["protocol_features"]["names"]
+            assert (found["type"], found["type_is_guessed"]) == (None, False)
+        lines = run("info", "r.sock").out.splitlines()
+        assert lines[1] == "type: not known (--type TYPE tells it)"
+        assert run("info", "r.sock", "--type", "rng").out.splitlines()[1] == "type: rng"
 
 
-def test_queues_of_what_may_be_a_network_device_are_said_to_be_pairs() -> None:
+def test_a_network_device_is_recognised_and_its_bits_have_its_names() -> None:
     with Server("run", "vhost_user.examples.echo", "pairs=2", "--socket-path", "n.sock"):
         lines = run("info", "n.sock").out.splitlines()
-        assert json.loads(run("info", "n.sock", "--json").out)["num_queues"] == 2
-    assert "queues: 2 (of a network device: pairs)" in lines
+        found = json.loads(run("info", "n.sock", "--json").out)
+        told = run("info", "n.sock", "--type", "net").out.splitlines()
+        other = run("info", "n.sock", "--type", "other").out.splitlines()
+    assert (found["type"], found["type_is_guessed"], found["num_queues"]) == ("net", True, 2)
+    assert {"MRG_RXBUF", "MQ"} <= set(found["features"]["names"])
+    assert lines[1] == "type: net (guessed)"
+    assert "queues: 2 pairs" in lines
+    assert [told[1], *told[2:]] == ["type: net", *lines[2:]]
+    assert "queues: 2 (of a network device: pairs)" in other
+    assert any("bit 15" in line for line in other)
+
+
+def test_a_type_that_there_is_not_is_a_wrong_command_line() -> None:
+    result = run("info", "n.sock", "--type", "nett")
+    assert (result.status, result.out) == (2, "")
+    assert "no device type 'nett'; did you mean net?" in result.err
 
 
 def test_asking_leaves_the_back_end_as_it_was(ram: str) -> None:

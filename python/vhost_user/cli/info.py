@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from . import block_config
 from .client import add_options, connected
+from .device_types import BLOCK, NET, type_name, type_number
 from .exits import Exit
-from .features import feature_names, protocol_names
+from .parser import checked
 from .sizes import format_size
 from .streams import out
+from .type_guess import guess_type
 
 if TYPE_CHECKING:
     from vhost_user import Frontend
@@ -22,9 +24,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_options(parser)
     parser.add_argument(
         "--type",
-        choices=("block", "other"),
-        default="block",
-        help="the device's type, which the protocol does not tell (block)",
+        type=checked(type_number),
+        metavar="TYPE",
+        help="the device's type, which the protocol does not tell: net, blk, rng, ... or other "
+        "(a disk and a network device are recognised)",
     )
 
 
@@ -34,22 +37,30 @@ def run(options: argparse.Namespace) -> int:
 
     path, timeout = options.socket, options.timeout
     with connected(path, timeout) as fd, Frontend(fd=fd, timeout=timeout) as peer:
-        found = {"socket": path, **ask(peer, block=options.type == "block")}
+        found = {"socket": path, **ask(peer, options.type)}
     out(json.dumps(found, indent=2) if options.json else render(found))
     return Exit.OK
 
 
-def ask(peer: "Frontend", *, block: bool) -> dict[str, Any]:
-    """All that can be asked without starting a queue."""
-    features = feature_names(peer.offered_features, block=block)
-    protocol = protocol_names(peer.offered_protocol_features)
+def ask(peer: "Frontend", device_id: int | None) -> dict[str, Any]:
+    """All that can be asked without starting a queue. ``device_id``: the type, if it is known."""
+    protocol = peer.protocol_feature_names(peer.offered_protocol_features)
+    has_config = "CONFIG" in protocol
+    is_told = device_id is not None
+    if device_id is None:
+        device_id = guess_type(
+            peer.offered_features, has_config=has_config, names=peer.feature_names
+        )
+    features = peer.feature_names(peer.offered_features, device_id)
     found: dict[str, Any] = {
+        "type": type_name(device_id) if device_id else None,
+        "type_is_guessed": device_id is not None and not is_told,
         "features": _bits(peer.offered_features, features),
         "protocol_features": _bits(peer.offered_protocol_features, protocol),
         "num_queues": peer.num_queues,
         "max_mem_slots": peer.max_mem_slots,
     }
-    if block and "CONFIG" in protocol:
+    if device_id == BLOCK and has_config:
         config = bytes(peer.config(0, block_config.LENGTH))
         found["block"] = block_config.decode(config, features)
     return found
@@ -59,12 +70,13 @@ def render(found: dict[str, Any]) -> str:
     """The findings for people."""
     lines = [
         found["socket"],
+        _type(found),
         *_listing("features", found["features"]),
         *_listing("protocol features", found["protocol_features"]),
     ]
     block = found.get("block")
-    # What is no disk may be a network device: the protocol does not tell.
-    unit = "" if block else " (of a network device: pairs)"
+    pairs = {type_name(NET): " pairs", None: " (of a network device: pairs)"}
+    unit = pairs.get(found["type"], "")
     for title, name, of in (("queues", "num_queues", unit), ("memory slots", "max_mem_slots", "")):
         if found[name] is not None:
             lines.append(f"{title}: {found[name]}{of}")
@@ -73,6 +85,12 @@ def render(found: dict[str, Any]) -> str:
         lines.append("configuration, read as a block device's:")
         lines += [f"  {name}: {value}" for name, value in block.items() if name != "size"]
     return "\n".join(lines)
+
+
+def _type(found: dict[str, Any]) -> str:
+    if found["type"] is None:
+        return "type: not known (--type TYPE tells it)"
+    return f"type: {found['type']}" + (" (guessed)" if found["type_is_guessed"] else "")
 
 
 def _bits(value: int, names: list[str]) -> dict[str, Any]:

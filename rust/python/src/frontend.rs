@@ -11,7 +11,9 @@ use std::time::Duration;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyType};
-use vhost_user_core::frontend::{BlockDriver, Client, FrontendError, Negotiated, Wanted};
+use vhost_user_core::frontend::{
+    BlockDriver, Client, FrontendError, Negotiated, ProtocolFeatures, Wanted, feature_names,
+};
 use vhost_user_core::socket::Stream;
 
 use crate::descriptor::descriptor;
@@ -112,6 +114,21 @@ impl Frontend {
     #[getter]
     fn peer(&self, py: Python<'_>) -> PyResult<String> {
         self.client(py, |client| Ok(client.peer()))
+    }
+
+    /// The names of feature bits, lowest first: with those of a device type, by its number, if it is
+    /// known. `bit N` for one without a name.
+    #[staticmethod]
+    #[pyo3(name = "feature_names", signature = (bits, device_id=None))]
+    fn names_of_features(bits: u64, device_id: Option<u32>) -> Vec<String> {
+        feature_names(bits, device_id)
+    }
+
+    /// The same of protocol features.
+    #[staticmethod]
+    #[pyo3(name = "protocol_feature_names")]
+    fn names_of_protocol_features(bits: u64) -> Vec<String> {
+        ProtocolFeatures::from_bits_retain(bits).names()
     }
 
     /// Reads `length` bytes of the device's configuration space.
