@@ -282,6 +282,20 @@ mod tests {
     }
 
     #[test]
+    fn what_a_thread_drops_as_it_panics_is_not_answered() {
+        let (queue, _) = queue();
+        let (one, other) = (request(&queue, 3), request(&queue, 4));
+        let panicking = thread::spawn(move || {
+            let _one = one;
+            panic!("as the test wants");
+        });
+        assert!(panicking.join().is_err());
+        assert_eq!(collected(&queue), []);
+        drop(other);
+        assert_eq!(collected(&queue), [4]);
+    }
+
+    #[test]
     fn what_went_back_is_neither_claimed_nor_parked_nor_completed() {
         let (queue, _) = queue();
         let kept = request(&queue, 3);

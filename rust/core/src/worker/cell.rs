@@ -225,8 +225,10 @@ impl QueueCell {
         Ok(queue.map_or(Ended { base: 0, kick: None }, |queue| queue.end()))
     }
 
-    /// Notes that the worker has ended: what the device had then never comes back.
+    /// Notes that the worker has ended: what the device had then never comes back, and is not given
+    /// to the driver as if it had been answered.
     pub(super) fn orphan(&self) {
+        self.completions.close();
         self.with(Queue::orphan);
         self.came_back.notify_all();
     }

@@ -56,6 +56,7 @@ impl Device for Told {
             Then::Answer
         };
         if let Then::Panic = then {
+            let _taken = batch.next();
             panic!("as the test wants");
         }
         while let Some(request) = batch.next() {
@@ -144,15 +145,18 @@ fn nobody_waits_for_requests_whose_worker_has_panicked() {
     let observer = Arc::clone(&events) as Arc<dyn Observer>;
     let backend = Backend::start(Arc::new(device), options, observer).unwrap();
     let mut driver = Driver::new(&directory.join("device.sock"), 2);
-    driver.rings[0].set_descriptor(0, writable(MIB / 2));
-    driver.rings[0].push(0);
+    for head in [0, 1] {
+        driver.rings[0].set_descriptor(head, writable(MIB / 2));
+        driver.rings[0].push(head);
+    }
     driver.rings[0].publish();
     in_callback.recv_timeout(LIMIT).unwrap();
     let (stopped, heard) = mpsc::channel();
     let stopper = thread::spawn(move || stopped.send(backend.stop(LONG)).unwrap());
     go.send(Then::Panic).unwrap();
-    assert_eq!(heard.recv_timeout(LIMIT).unwrap(), [Stuck { queue: 0, requests: 1 }]);
+    assert_eq!(heard.recv_timeout(LIMIT).unwrap(), [Stuck { queue: 0, requests: 2 }]);
     stopper.join().unwrap();
+    assert_eq!(driver.rings[0].used_index(), 0, "nothing was answered, and nothing comes back");
     assert!(events.any(|event| matches!(event, Event::WorkerPanicked(_))));
 }
 
