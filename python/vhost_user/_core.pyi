@@ -238,7 +238,15 @@ class Backend:
 
 @disjoint_base
 class Frontend:
-    """A connection to a back-end, negotiated and with no ring."""
+    """A connection to a back-end, negotiated and with no ring.
+
+    One thread uses it at a time; others wait. In the main thread every call hears signals while it
+    waits: what a handler raises, as that of Ctrl-C does, ends the call. A constructor leaves
+    nothing then, and ``reconnect`` a connection that is closed. After any other call the
+    connection can be used on: what the call has asked of the back-end may be carried out or not,
+    and is waited for before anything else is asked. A handler that uses the connection itself gets
+    a ``VhostUserError``.
+    """
 
     def __new__(
         cls,
@@ -313,7 +321,9 @@ class Frontend:
     def reconnect(self) -> Self:
         """Closes the connection and makes a new one to the same socket, with fresh rings."""
     def close(self) -> None:
-        """Stops the rings and closes the connection."""
+        """Stops the rings and closes the connection. If a call was interrupted and the back-end is
+        not done with it, the rings are not stopped: the connection closes at once.
+        """
     def __enter__(self) -> Self: ...
     def __exit__(self, *_exception: object) -> None: ...
 

@@ -222,7 +222,8 @@ class Backend:
         """Stops: requests in flight have ``drain`` seconds, then the memory is unmapped.
 
         Returns when it is done; called from a callback, it only asks. What did not finish in time
-        is logged. Stopping twice, or what never started, does nothing.
+        is logged. Stopping twice, or what never started, does nothing. What the handler of a
+        signal raises, as that of Ctrl-C does, ends the waiting; the back-end ends without it.
         """
         core = self._core
         if core is None:

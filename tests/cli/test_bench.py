@@ -107,6 +107,29 @@ def test_an_interrupted_measurement_is_status_130_and_the_back_end_lives(image: 
         assert run("info", "d.sock").status == 0
 
 
+STUCK = """
+import sys, threading, vhost_user as vu
+class Stuck(vu.BlockDevice):
+    def __init__(self):
+        super().__init__(size=1 << 20, read_only=True)
+    def read(self, offset, buf):
+        print("reading", file=sys.stderr, flush=True)
+        threading.Event().wait()
+"""
+
+
+def test_ctrl_c_ends_a_measurement_of_a_disk_that_does_not_answer(tmp_path: Path) -> None:
+    (tmp_path / "stuck.py").write_text(STUCK)
+    with Server("run", "stuck.py", "--socket-path", "stuck.sock") as server:
+        bench = subprocess.Popen(command("bench", "stuck.sock", "--timeout", "3600"))
+        assert server.process.stderr is not None
+        while "reading" not in server.process.stderr.readline():
+            pass
+        bench.send_signal(signal.SIGINT)
+        assert bench.wait(LIMIT) == 130
+        server.process.kill()
+
+
 def test_a_back_end_that_goes_away_is_status_3(ram: str) -> None:
     words = ["run", ram, "size=64K", "--socket-path", "ram.sock", "--log-level", "info"]
     with Server(*words) as server:

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import socket
 import struct
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 from peer.front_end import FrontEnd
 
-from .command import Server, run
+from .command import LIMIT, Server, command, run
 
 CONFIG_OF_A_MIB = {
     "size": 1 << 20,
@@ -134,6 +136,23 @@ def test_a_back_end_that_is_taken_is_status_5_with_a_hint(ram: str) -> None:
     assert result.status == 5
     assert result.err.startswith("vhost-user: ram.sock: GET_")
     assert "is another front-end connected?" in result.err
+
+
+@pytest.mark.parametrize("words", [["info"], ["bench"]])
+def test_ctrl_c_ends_the_wait_for_an_answer(words: list[str]) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("silent.sock")
+        listener.listen()
+        asker = subprocess.Popen(
+            command(*words, "silent.sock", "--timeout", "3600"), stderr=subprocess.PIPE, text=True
+        )
+        connected, _ = listener.accept()
+        with connected:
+            assert len(connected.recv(4096)) == 12  # GET_FEATURES: from now on it waits.
+            asker.send_signal(signal.SIGINT)
+            assert asker.communicate(timeout=LIMIT)[1] == ""
+            assert asker.returncode == 130
+            assert connected.recv(1) == b""
 
 
 @contextmanager

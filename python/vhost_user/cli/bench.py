@@ -4,7 +4,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from .client import add_options, connected, interruptible
+from .client import add_options, connected
 from .exits import Exit, Failure
 from .parser import checked
 from .sizes import about, format_size, parse_size
@@ -47,7 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs the command."""
     _check(options)
-    with connected(options.socket, options.timeout) as fd, interruptible():
+    with connected(options.socket, options.timeout) as fd:
         report = measure(fd, options)
     result = summary(options, report)
     out(json.dumps(result, indent=2) if options.json else _for_people(options, result))

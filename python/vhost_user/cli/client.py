@@ -1,9 +1,6 @@
 """What all commands that talk to a back-end have in common."""
 
 import argparse
-import os
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -56,27 +53,3 @@ def connected(path: str, timeout: float) -> Iterator[int]:
             raise Failure(f"{path}: {one_line(error)}", status=Exit.PROTOCOL) from error
         except (OSError, ValueError) as error:
             raise Failure(f"{path}: {one_line(error)}") from error
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Lets Ctrl-C end the process while its main thread is away in the core.
-
-    The interpreter would see the signal only when the core returns. Nothing is lost by leaving at
-    once: the kernel closes the connection, and the back-end takes the next one.
-    """
-    receive, send = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    os.set_blocking(receive, True)
-
-    def watch() -> None:
-        with open(receive, "rb", buffering=0) as signals:
-            if signal.SIGINT in signals.read(1):
-                os._exit(Exit.INTERRUPTED)
-
-    threading.Thread(target=watch, daemon=True).start()
-    before = signal.set_wakeup_fd(send, warn_on_full_buffer=False)
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(before)
-        os.close(send)

@@ -19,13 +19,11 @@ use crate::block::{PyBlock, options};
 use crate::descriptor::descriptor;
 use crate::device::QueueDevice;
 use crate::error;
+use crate::interrupt::{SIGNAL_CHECK, has_raised, interruptible};
 use crate::log::{self, Level, Logger, Record};
 use crate::py_device::{Views, in_callback};
 use crate::report::{OnError, Reports};
 use crate::xen::XenGuest;
-
-/// How long a wait goes on before it looks for signals, as every wait of Python does.
-const SIGNAL_CHECK: Duration = Duration::from_millis(50);
 
 const FORKED: &str = "this process was forked after the back-end had started: its threads are in \
                       the parent. Fork first, or start a new process (multiprocessing: \"spawn\")";
@@ -147,7 +145,8 @@ impl Backend {
         }
     }
 
-    /// Ends the back-end; returns what did not finish in `drain` seconds, as (queue, requests).
+    /// Ends the back-end; returns what did not finish in `drain` seconds, as (queue, requests). If
+    /// the handler of a signal raises meanwhile, the end goes on without the caller.
     fn stop(&self, py: Python<'_>, drain: f64) -> PyResult<Vec<(u16, u32)>> {
         let (core, drain) = (self.core(py)?, seconds(drain)?);
         if in_callback() {
@@ -155,12 +154,12 @@ impl Backend {
             py.detach(|| core.request_stop());
             return Ok(Vec::new());
         }
-        let stuck = py.detach(|| {
-            let stuck = core.stop(drain);
+        let stuck = interruptible(py, || {
+            let stuck = core.stop_unless(drain, has_raised).unwrap_or_default();
             self.reports.sum_up();
-            log::flush();
+            log::flush(has_raised);
             stuck
-        });
+        })?;
         Ok(stuck.into_iter().map(|Stuck { queue, requests }| (queue, requests)).collect())
     }
 

@@ -11,6 +11,7 @@ use crate::backend::seconds as seconds_of;
 use crate::buffer::SourceBuffer;
 use crate::error;
 use crate::frontend::{Frontend, Target};
+use crate::interrupt::interruptible;
 use crate::load::{self, LoadReport};
 use crate::xen::XenGuest;
 
@@ -42,14 +43,14 @@ impl VirtioBlkDriver {
             BlockOptions { memory, num_queues, queue_size, timeout, ..BlockOptions::default() };
         let target = Target::new(socket.clone(), fd)?;
         let guest = guest.map(|guest| guest.told(py)).transpose()?;
-        let driver = py.detach(|| match (target, guest) {
+        let driver = interruptible(py, || match (target, guest) {
             (Target::Path(path), None) => BlockDriver::connect(&path, options),
             (Target::Path(path), Some(guest)) => BlockDriver::connect_xen(&path, options, guest),
             (Target::Stream(stream), None) => BlockDriver::from_stream(stream, options),
             (Target::Stream(stream), Some(guest)) => {
                 BlockDriver::xen_from_stream(stream, options, guest)
             }
-        });
+        })?;
         let driver = driver.map_err(|e| error::frontend(py, &e))?;
         let base = Frontend::block(driver, socket, timeout);
         Ok(PyClassInitializer::from(base).add_subclass(Self))

@@ -1,11 +1,10 @@
 //! `Frontend`: the other end of the socket.
 //!
-//! All waiting happens detached from the interpreter, and the lock of the one connection is only
-//! waited for detached.
+//! All waiting happens detached from the interpreter, and hears signals. The connection is used by
+//! one thread at a time; the others wait.
 
 use std::os::fd::RawFd;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use pyo3::exceptions::PyValueError;
@@ -18,12 +17,17 @@ use vhost_user_core::socket::Stream;
 
 use crate::descriptor::descriptor;
 use crate::error;
+use crate::interrupt::interruptible;
+use crate::seat::{NotTaken, Seat};
 use crate::xen;
+
+const REENTERED: &str = "the connection is used by the very call that this signal handler interrupts: \
+                         raise an exception to end that";
 
 /// A connection to a back-end, negotiated and with no ring.
 #[pyclass(frozen, subclass, module = "vhost_user")]
 pub(crate) struct Frontend {
-    end: Mutex<End>,
+    end: Seat<End>,
     path: Option<PathBuf>,
     timeout: Duration,
     /// XEN_MMAP is to be accepted.
@@ -58,8 +62,9 @@ impl Frontend {
     ) -> PyResult<Self> {
         let timeout = crate::backend::seconds(timeout)?;
         let target = Target::new(socket.clone(), fd)?;
-        let end = py.detach(|| plain(target, timeout, xen)).map_err(|e| error::frontend(py, &e))?;
-        Ok(Self { end: Mutex::new(end), path: socket, timeout, xen })
+        let end = interruptible(py, || plain(target, timeout, xen))?;
+        let end = end.map_err(|e| error::frontend(py, &e))?;
+        Ok(Self { end: Seat::new(end), path: socket, timeout, xen })
     }
 
     /// Connects to `socket`; options as the class takes them.
@@ -165,35 +170,33 @@ impl Frontend {
 
     /// Closes the connection and makes a new one.
     fn reconnect(slf: Bound<'_, Self>) -> PyResult<Bound<'_, Self>> {
-        let (py, this) = (slf.py(), slf.get());
-        let done = py.detach(|| {
-            let mut end = this.end.lock().unwrap_or_else(PoisonError::into_inner);
-            match &mut *end {
-                End::Block(driver) => driver.reconnect(),
-                _ => {
-                    // The back-end takes one front-end at a time: the old one leaves first.
-                    *end = End::Closed;
-                    let target = Target::new(this.path.clone(), None).map_err(|_| no_path())?;
-                    *end = plain(target, this.timeout, this.xen)?;
-                    Ok(())
-                }
+        let this = slf.get();
+        this.with(slf.py(), |end| match end {
+            End::Block(driver) => driver.reconnect(),
+            _ => {
+                // The back-end takes one front-end at a time: the old one leaves first.
+                *end = End::Closed;
+                let target = Target::new(this.path.clone(), None).map_err(|_| no_path())?;
+                *end = plain(target, this.timeout, this.xen)?;
+                Ok(())
             }
-        });
-        done.map_err(|e| error::frontend(py, &e))?;
+        })?;
         Ok(slf)
     }
 
     /// Closes the connection. Closing twice does nothing.
-    fn close(&self, py: Python<'_>) {
-        py.detach(|| {
-            let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
-            let old = std::mem::replace(&mut *end, End::Closed);
-            if let End::Block(mut driver) = old {
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        self.with(py, |end| {
+            let old = std::mem::replace(end, End::Closed);
+            if let End::Block(mut driver) = old
+                && driver.is_settled()
+            {
                 // A ring that is stopped in good order leaves no request behind. If the back-end
                 // is gone there is nothing to stop.
                 let _ = driver.stop();
             }
-        });
+            Ok(())
+        })
     }
 
     fn __enter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
@@ -201,31 +204,41 @@ impl Frontend {
     }
 
     #[pyo3(signature = (*_exception))]
-    fn __exit__(&self, py: Python<'_>, _exception: &Bound<'_, PyAny>) {
-        self.close(py);
+    fn __exit__(&self, py: Python<'_>, _exception: &Bound<'_, PyAny>) -> PyResult<()> {
+        self.close(py)
     }
 }
 
 impl Frontend {
     /// A connection with a block driver on it.
     pub(crate) fn block(driver: BlockDriver, path: Option<PathBuf>, timeout: Duration) -> Self {
-        Self { end: Mutex::new(End::Block(Box::new(driver))), path, timeout, xen: false }
+        Self { end: Seat::new(End::Block(Box::new(driver))), path, timeout, xen: false }
     }
 
-    /// Uses the connection, detached.
+    /// Uses what holds the connection, detached.
     fn with<T: Send>(
         &self,
         py: Python<'_>,
         work: impl FnOnce(&mut End) -> Result<T, FrontendError> + Send,
     ) -> PyResult<T> {
-        let done = py.detach(|| {
-            let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
-            if matches!(*end, End::Closed) { None } else { Some(work(&mut end)) }
-        });
-        match done {
-            Some(done) => done.map_err(|e| error::frontend(py, &e)),
-            None => Err(PyValueError::new_err("the connection is closed")),
+        match interruptible(py, || self.end.take().map(|mut end| work(&mut end)))? {
+            Ok(done) => done.map_err(|e| error::frontend(py, &e)),
+            // What the handler has raised was raised already.
+            Err(NotTaken::Reentered | NotTaken::Interrupted) => Err(error::refused(py, REENTERED)),
         }
+    }
+
+    /// Uses the connection.
+    fn with_open<T: Send>(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&mut End) -> Result<T, FrontendError> + Send,
+    ) -> PyResult<T> {
+        let done = self.with(py, |end| match end {
+            End::Closed => Ok(None),
+            end => work(end).map(Some),
+        })?;
+        done.ok_or_else(|| PyValueError::new_err("the connection is closed"))
     }
 
     fn client<T: Send>(
@@ -233,7 +246,7 @@ impl Frontend {
         py: Python<'_>,
         work: impl FnOnce(&mut Client) -> Result<T, FrontendError> + Send,
     ) -> PyResult<T> {
-        self.with(py, |end| match end {
+        self.with_open(py, |end| match end {
             End::Plain(client, _) => work(client),
             End::Block(driver) => work(driver.client()),
             End::Closed => Err(no_path()),
@@ -254,7 +267,7 @@ impl Frontend {
         py: Python<'_>,
         look: impl FnOnce(&Negotiated) -> T + Send,
     ) -> PyResult<T> {
-        self.with(py, |end| match end {
+        self.with_open(py, |end| match end {
             End::Plain(_, negotiated) => Ok(look(negotiated)),
             End::Block(driver) => Ok(look(driver.negotiated())),
             End::Closed => Err(no_path()),
@@ -267,7 +280,7 @@ impl Frontend {
         py: Python<'_>,
         work: impl FnOnce(&mut BlockDriver) -> Result<T, FrontendError> + Send,
     ) -> PyResult<T> {
-        self.with(py, |end| match end {
+        self.with_open(py, |end| match end {
             End::Block(driver) => work(driver),
             _ => Err(no_path()),
         })

@@ -17,6 +17,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::call::call_with;
+use crate::interrupt::SIGNAL_CHECK;
 use crate::traits::{HeldReports, Watched};
 
 const THREAD_NAME: &str = "vhost-user-log";
@@ -133,8 +134,9 @@ pub(crate) fn watch(what: Arc<dyn Watched>, callback: String, reports: Arc<dyn H
     }
 }
 
-/// Waits, within a limit, until everything queued so far was handed over. To be called detached.
-pub(crate) fn flush() {
+/// Waits, within a limit and unless the caller `gives_up`, until everything queued so far was
+/// handed over. To be called detached.
+pub(crate) fn flush(gives_up: impl Fn() -> bool) {
     let deadline = Instant::now() + FLUSH_LIMIT;
     if is_fork() {
         return;
@@ -142,11 +144,16 @@ pub(crate) fn flush() {
     let mut guard = lock();
     let Some(until) = guard.as_ref().map(|queue| queue.put) else { return };
     while guard.as_ref().is_some_and(|queue| queue.running && queue.handed < until) {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return;
+        let left = deadline.saturating_duration_since(Instant::now()).min(SIGNAL_CHECK);
+        let waited = DRAINED.wait_timeout(guard, left).unwrap_or_else(PoisonError::into_inner);
+        guard = waited.0;
+        if waited.1.timed_out() {
+            drop(guard);
+            if gives_up() || Instant::now() >= deadline {
+                return;
+            }
+            guard = lock();
         }
-        guard = DRAINED.wait_timeout(guard, left).unwrap_or_else(PoisonError::into_inner).0;
     }
 }
 

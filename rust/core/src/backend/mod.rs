@@ -15,6 +15,7 @@ mod shared;
 mod start_failed;
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -37,12 +38,24 @@ const STOP_DRAIN: Duration = Duration::from_secs(5);
 /// that does not answer, are waited for with limits of their own.
 const STOP_GRACE: Duration = Duration::from_secs(10);
 
+/// How long a wait for the end goes on before it is asked whether to give it up.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
+
 /// A back-end that runs until it is stopped or dropped.
 #[derive(Debug)]
 pub struct Backend {
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
     drain: Duration,
+    /// Somebody has waited for the end and given that up.
+    left_alone: AtomicBool,
+}
+
+/// What came of a wait for the end.
+enum Wait {
+    Stopped,
+    Late,
+    GivenUp,
 }
 
 impl Backend {
@@ -65,7 +78,8 @@ impl Backend {
             .spawn(move || control.run())
             .map_err(|e| HostError::new("start the control thread", e))?;
         shared.adopt(thread.thread().id());
-        Ok(Self { shared, thread: Mutex::new(Some(thread)), drain })
+        let left_alone = AtomicBool::new(false);
+        Ok(Self { shared, thread: Mutex::new(Some(thread)), drain, left_alone })
     }
 
     /// Where it stands.
@@ -101,20 +115,54 @@ impl Backend {
     /// From one of the back-end's own threads (a device's callback) it only asks. A control thread
     /// that something outside this process holds up is left behind.
     pub fn stop(&self, drain: Duration) -> Vec<Stuck> {
+        self.stop_unless(drain, || false).unwrap_or_default()
+    }
+
+    /// As [`stop`](Self::stop), for a caller that may not be able to wait for the end: asked
+    /// several times a second, `gives_up` says so. `None`: it did; the back-end ends by itself.
+    pub fn stop_unless(
+        &self,
+        drain: Duration,
+        gives_up: impl FnMut() -> bool,
+    ) -> Option<Vec<Stuck>> {
         self.shared.request_stop(drain);
         if self.shared.is_own_thread() {
-            return Vec::new();
+            return Some(Vec::new());
         }
-        if !self.wait_stopped(Some(drain.saturating_add(STOP_GRACE))) {
-            self.shared.event(Event::NotStopped);
-            return self.shared.take_stuck();
+        match self.wait_stopped_unless(drain.saturating_add(STOP_GRACE), gives_up) {
+            Wait::Stopped => {}
+            Wait::GivenUp => {
+                self.left_alone.store(true, Ordering::Relaxed);
+                return None;
+            }
+            Wait::Late => {
+                self.shared.event(Event::NotStopped);
+                return Some(self.shared.take_stuck());
+            }
         }
         let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(thread) = thread.take() {
             // The control thread reports its own failure as an event; there is none to add.
             let _ = thread.join();
         }
-        self.shared.take_stuck()
+        Some(self.shared.take_stuck())
+    }
+
+    fn wait_stopped_unless(&self, limit: Duration, mut gives_up: impl FnMut() -> bool) -> Wait {
+        // A limit past the end of the clock is none.
+        let until = Instant::now().checked_add(limit);
+        loop {
+            let left = until.map_or(ASK_AGAIN, |t| t.saturating_duration_since(Instant::now()));
+            if self.wait_stopped(Some(left.min(ASK_AGAIN))) {
+                return Wait::Stopped;
+            }
+            if left.is_zero() {
+                return Wait::Late;
+            }
+            if gives_up() {
+                return Wait::GivenUp;
+            }
+        }
     }
 
     /// The device's configuration space changed: tells the front-end, if there is one that can be
@@ -137,7 +185,10 @@ impl Backend {
 
 impl Drop for Backend {
     fn drop(&mut self) {
-        self.stop(self.drain);
+        // Who could not wait for the end before cannot now.
+        if !*self.left_alone.get_mut() {
+            self.stop(self.drain);
+        }
     }
 }
 

@@ -29,6 +29,8 @@ pub struct Client {
     pub(super) offered: u64,
     /// What the last SET_XEN_MMAP said.
     pub(super) xen_said: XenFields,
+    /// Replies that are still to come to messages which were given up.
+    owed: u32,
 }
 
 impl Client {
@@ -44,7 +46,7 @@ impl Client {
     pub fn from_stream(stream: Stream, timeout: Duration) -> Self {
         let protocol = ProtocolFeatures::empty();
         let (channel, xen_said) = (Channel::closed(), XenFields::default());
-        Self { stream, timeout, channel, protocol, offered: 0, xen_said }
+        Self { stream, timeout, channel, protocol, offered: 0, xen_said, owed: 0 }
     }
 
     /// Sends a frame as it is. What the protocol says of it is not checked.
@@ -135,6 +137,7 @@ impl Client {
         ask: bool,
     ) -> Result<()> {
         self.check_needs(message)?;
+        self.settle(message.name())?;
         let flags = if ask { Flags::VERSION | Flags::NEED_REPLY } else { Flags::VERSION };
         let frame = Frame::new(message.number(), flags, payload, fds);
         self.stream.send(&frame).map_err(|source| self.failed(message.name(), source))
@@ -150,9 +153,25 @@ impl Client {
         if met { Ok(()) } else { Err(FrontendError::NotOffered { what: message.name() }) }
     }
 
+    /// Reads the replies to messages that nobody waited for to the end.
+    fn settle(&mut self, message: &'static str) -> Result<()> {
+        while self.owed > 0 {
+            self.next_frame(message)?;
+            self.owed -= 1;
+        }
+        Ok(())
+    }
+
+    /// Whether each message has its reply.
+    pub(super) fn is_settled(&self) -> bool {
+        self.owed == 0
+    }
+
     fn reply(&mut self, message: FrontendMessage) -> Result<Frame> {
         let name = message.name();
+        self.owed += 1;
         let reply = self.next_frame(name)?;
+        self.owed -= 1;
         let bad = |why: String| Err(FrontendError::BadReply { message: name, why });
         let header = reply.header;
         if header.request != message.number() {

@@ -30,6 +30,7 @@ pub use messages::{IMPLEMENTED, Negotiated, Wanted};
 pub use split::{Descriptor, INDIRECT, NEXT, RingLayout, SplitRing, Used, WRITE};
 pub use xen::{XenMemory, XenRegion};
 
+pub use crate::sys::interrupt::asking;
 pub use crate::wire::features::names as feature_names;
 pub use crate::wire::payload::{Region as RegionDescription, XenFields};
 pub use crate::wire::{ProtocolFeatures, RegionLayout};

@@ -25,6 +25,7 @@ use super::window::Window;
 use crate::address::{GuestAddr, UserAddr};
 use crate::error::HostError;
 use crate::sys::eventfd::EventFd;
+use crate::sys::interrupt;
 
 /// Descriptor flag: another descriptor follows.
 pub const NEXT: u16 = 0x1;
@@ -225,7 +226,8 @@ impl SplitRing {
                 return Ok(true);
             }
             let left = until.saturating_duration_since(Instant::now());
-            let [called, failed, gone] = self.sleep(left, alive)?;
+            let timeout = interrupt::slice(Some(left)).unwrap_or(left);
+            let [called, failed, gone] = self.sleep(timeout, alive)?;
             if called {
                 self.call.clear();
                 self.calls += 1;
@@ -242,6 +244,7 @@ impl SplitRing {
             if left.is_zero() {
                 return Ok(false);
             }
+            interrupt::ask().map_err(|e| HostError::new("wait for a call", e))?;
         }
     }
 

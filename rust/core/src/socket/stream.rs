@@ -24,7 +24,7 @@ use super::SocketError;
 use super::wait::{Ready, wait};
 use crate::error::HostError;
 use crate::sys::closer::Closer;
-use crate::sys::credentials;
+use crate::sys::{credentials, interrupt};
 use crate::wire::{Frame, Header, MAX_FDS, MAX_PAYLOAD, ReceivedFd};
 
 /// How long a message may take from its first byte to its last. A front-end sends one with a
@@ -150,7 +150,7 @@ impl Stream {
         }
         while let Some(rest) = bytes.get(sent..).filter(|rest| !rest.is_empty()) {
             match send_some(self.fd.as_fd(), rest, &[])? {
-                0 => self.wait_for_room(sent, until)?,
+                0 => interrupt::whole(|| self.wait_for_room(sent, until))?,
                 n => sent += n,
             }
         }

@@ -7,6 +7,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::error::HostError;
+use crate::sys::interrupt;
 
 /// Why a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +23,7 @@ pub(super) enum Ready {
 
 /// Waits until `fd` shows one of `events`, `wake` is readable or `until` is past. Both
 /// descriptors are optional; `None` for `until` waits for ever. Interruptions by signals are
-/// not seen outside.
+/// not seen outside, unless the thread is [asked](interrupt) to give up.
 pub(super) fn wait(
     fd: Option<(BorrowedFd<'_>, PollFlags)>,
     wake: Option<BorrowedFd<'_>>,
@@ -32,11 +33,13 @@ pub(super) fn wait(
     fds.extend(wake.map(|wake| PollFd::from_borrowed_fd(wake, PollFlags::IN)));
     fds.extend(fd.map(|(fd, events)| PollFd::from_borrowed_fd(fd, events)));
     loop {
-        let timeout = until.map(|at| timespec(at.saturating_duration_since(Instant::now())));
-        match poll(&mut fds, timeout.as_ref()) {
-            Ok(0) => return Ok(Ready::Time),
+        let left = until.map(|at| at.saturating_duration_since(Instant::now()));
+        match poll(&mut fds, interrupt::slice(left).map(timespec).as_ref()) {
+            Ok(0) if until.is_some_and(|at| at <= Instant::now()) => return Ok(Ready::Time),
+            Ok(0) | Err(Errno::INTR) => {
+                interrupt::ask().map_err(|e| HostError::new("wait for a socket", e))?;
+            }
             Ok(_) => break,
-            Err(Errno::INTR) => {}
             Err(error) => return Err(HostError::new("poll a socket", error)),
         }
     }

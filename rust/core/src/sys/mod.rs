@@ -10,6 +10,7 @@ pub mod file_system;
 pub mod fork;
 pub mod guard;
 mod guard_table;
+pub mod interrupt;
 pub mod io;
 pub mod lock;
 mod loss_flag;

@@ -1,6 +1,6 @@
 //! A disk at the other end of a socket.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,7 +14,9 @@ use super::super::xen::XenMemory;
 use super::queue::QueueLayout;
 use super::{BlockConfig, BlockQueue, BlockRequest, Completion, Op, SECTOR, feature};
 use crate::address::GuestAddr;
+use crate::error::HostError;
 use crate::socket::Stream;
+use crate::sys::interrupt;
 use crate::wire::{ProtocolFeatures, features};
 
 /// Offset of the `writeback` field in the configuration space.
@@ -241,6 +243,23 @@ impl BlockDriver {
         Ok(())
     }
 
+    /// Whether nothing is left over of a call that was given up: a request in flight, or a message
+    /// without its reply. Such a driver is used on as any other, but does not [stop](Self::stop)
+    /// before the back-end is done with that.
+    pub fn is_settled(&self) -> bool {
+        self.client.is_settled() && self.queues.iter().all(|queue| queue.in_flight() == 0)
+    }
+
+    /// Waits for the requests that were in flight when a call was given up. Those that came after
+    /// them could otherwise be carried out first.
+    ///
+    /// # Errors
+    /// The device does not answer.
+    pub fn settle(&mut self) -> Result<()> {
+        let (timeout, alive) = (self.options.timeout, self.client.as_fd());
+        self.queues.iter_mut().try_for_each(|queue| settle(queue, timeout, alive))
+    }
+
     /// Disables and stops all queues, as a driver does before it goes away. Returns where each
     /// of them stood.
     pub fn stop(&mut self) -> Result<Vec<u32>> {
@@ -365,13 +384,15 @@ impl BlockDriver {
     /// `drain` after each has succeeded. Each call takes the next queue.
     ///
     /// After a request that failed no more are submitted; those in flight are waited for, so that
-    /// the driver stays usable. The first failure is returned.
+    /// the driver stays usable. The first failure is returned. A call that is given up leaves them
+    /// in flight.
     fn run(
         &mut self,
         pieces: impl IntoIterator<Item = Piece>,
         mut fill: impl FnMut(&BlockQueue, u16, &Piece),
         mut drain: impl FnMut(&BlockQueue, u16, &Piece),
     ) -> Result<()> {
+        self.settle()?;
         let queue = self.next_queue;
         self.next_queue = (queue + 1) % self.queues.len();
         let queue = &mut self.queues[queue];
@@ -390,10 +411,8 @@ impl BlockDriver {
             if queue.in_flight() == 0 {
                 return failure.map_or(Ok(()), Err);
             }
-            if !queue.ring_mut().wait(self.options.timeout, self.client.as_fd())? {
-                let timeout = self.options.timeout;
-                return Err(FrontendError::TimedOut { message: "requests", timeout });
-            }
+            wait(queue, self.options.timeout, self.client.as_fd())?;
+            interrupt::ask_at_times().map_err(|e| HostError::new("wait for a call", e))?;
             while let Some(done) = queue.completed()? {
                 let piece = placed[usize::from(done.slot)].take();
                 match (judge(&done), piece) {
@@ -462,6 +481,24 @@ impl BlockDriver {
         let met = self.negotiated.features & feature != 0;
         if met { Ok(()) } else { Err(FrontendError::NotOffered { what }) }
     }
+}
+
+/// Waits for an answer.
+fn wait(queue: &mut BlockQueue, timeout: Duration, alive: BorrowedFd<'_>) -> Result<()> {
+    if queue.ring_mut().wait(timeout, alive)? {
+        return Ok(());
+    }
+    Err(FrontendError::TimedOut { message: "requests", timeout })
+}
+
+/// Waits until nothing is in flight on a queue. What the answers say concerns nobody any more.
+fn settle(queue: &mut BlockQueue, timeout: Duration, alive: BorrowedFd<'_>) -> Result<()> {
+    while queue.in_flight() != 0 {
+        if queue.completed()?.is_none() {
+            wait(queue, timeout, alive)?;
+        }
+    }
+    Ok(())
 }
 
 fn judge(done: &Completion) -> Result<()> {

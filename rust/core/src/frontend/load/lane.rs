@@ -1,7 +1,9 @@
 //! One queue under load, on one thread: a closed loop in which each answer makes the next request.
 
 use std::hint::spin_loop;
+use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -10,11 +12,13 @@ use super::super::block::{BlockQueue, BlockRequest, Completion, Op, SECTOR};
 use super::super::error::{FrontendError, Result};
 use super::histogram::Histogram;
 use super::{Access, Limit, LoadOptions, Pattern, Verify};
+use crate::error::HostError;
 
 /// Looks at an unchanged ring between two looks at the clock, for a driver that polls.
 const SPINS: u32 = 1 << 12;
 
-/// How long a polling driver sees nothing happen before it asks whether the back-end lives.
+/// How long a driver sees nothing happen before it asks whether the back-end lives, if it polls,
+/// and whether to give up.
 const QUIET: Duration = Duration::from_millis(100);
 
 /// What one queue did.
@@ -46,6 +50,7 @@ pub(super) struct Lane<'a> {
     alive: BorrowedFd<'a>,
     timeout: Duration,
     options: &'a LoadOptions,
+    given_up: &'a AtomicBool,
     pattern: Pattern,
     places: Places,
     /// When each slot's request was made available.
@@ -69,15 +74,16 @@ impl<'a> Lane<'a> {
         timeout: Duration,
         options: &'a LoadOptions,
         places: Places,
+        given_up: &'a AtomicBool,
     ) -> Self {
         let made = vec![Instant::now(); queue.slots().into()].into_boxed_slice();
         let pattern = Pattern { seed: options.seed };
         let tally = Tally::new();
-        Self { queue, alive, timeout, options, pattern, places, made, tally, reads: 0 }
+        Self { queue, alive, timeout, options, given_up, pattern, places, made, tally, reads: 0 }
     }
 
-    /// Runs to the limit and collects everything in flight. `share`: operations to do if the limit
-    /// is a number of them.
+    /// Runs to the limit and collects everything in flight, unless the load is given up. `share`:
+    /// operations to do if the limit is a number of them.
     pub(super) fn run(mut self, share: u64) -> Result<Tally> {
         if self.options.polling {
             self.queue.ring_mut().suppress_calls(true);
@@ -91,6 +97,7 @@ impl<'a> Lane<'a> {
                 measured_from = Instant::now();
                 self.tally.restart(self.queue);
             }
+            self.check_given_up()?;
             let now = self.collect(phase)?;
             let over = match self.options.limit {
                 Limit::Time(time) => now - measured_from >= time,
@@ -178,13 +185,20 @@ impl<'a> Lane<'a> {
     }
 
     fn wait_asleep(&mut self) -> Result<Completion> {
+        let mut quiet = Duration::ZERO;
         loop {
             if let Some(done) = self.queue.completed()? {
                 return Ok(done);
             }
-            if !self.queue.ring_mut().wait(self.timeout, self.alive)? {
+            let wait = QUIET.min(self.timeout - quiet);
+            if self.queue.ring_mut().wait(wait, self.alive)? {
+                continue;
+            }
+            quiet += wait;
+            if quiet >= self.timeout {
                 return Err(self.stuck());
             }
+            self.check_given_up()?;
         }
     }
 
@@ -197,6 +211,7 @@ impl<'a> Lane<'a> {
                 }
                 spin_loop();
             }
+            self.check_given_up()?;
             let quiet = quiet_since.get_or_insert_with(Instant::now).elapsed();
             if quiet >= QUIET {
                 self.check_alive()?;
@@ -205,6 +220,13 @@ impl<'a> Lane<'a> {
                 return Err(self.stuck());
             }
         }
+    }
+
+    fn check_given_up(&self) -> Result<()> {
+        if !self.given_up.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        Err(HostError::new("run a load to its end", io::ErrorKind::Interrupted).into())
     }
 
     fn check_alive(&self) -> Result<()> {

@@ -10,7 +10,10 @@ mod lane;
 mod options;
 mod pattern;
 
+use std::io;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::Duration;
 
@@ -19,6 +22,7 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 use super::block::{BlockDriver, BlockQueue, SECTOR};
 use super::error::{FrontendError, Result};
 use crate::error::HostError;
+use crate::sys::interrupt;
 use histogram::Histogram;
 use lane::{Lane, Places, Tally};
 pub use options::{Access, Limit, LoadOptions, Verify};
@@ -84,6 +88,7 @@ impl LoadReport {
 /// Answers with an error status and wrong data are counted, not returned as errors; a back-end
 /// that hangs up, breaks a ring or does not answer for the driver's timeout is an error.
 pub fn run(driver: &mut BlockDriver, options: &LoadOptions) -> Result<LoadReport> {
+    driver.settle()?;
     let (disk, timeout) = (driver.size(), driver.options().timeout);
     let (queues, client) = driver.queues();
     queues.iter().try_for_each(|queue| check(queue, disk, options))?;
@@ -92,24 +97,48 @@ pub fn run(driver: &mut BlockDriver, options: &LoadOptions) -> Result<LoadReport
         Limit::Ops(ops) => ops.div_ceil(count),
         Limit::Time(_) => 0,
     };
+    let given_up = AtomicBool::new(false);
     let lanes = queues.iter_mut().zip(0..).map(|(queue, index)| {
         let places = Places::new(options, disk, index, count);
-        Lane::new(queue, client.as_fd(), timeout, options, places)
+        Lane::new(queue, client.as_fd(), timeout, options, places, &given_up)
     });
     let tallies = thread::scope(|scope| {
+        let (end, ended) = mpsc::channel();
         let threads: Vec<_> = lanes
             .enumerate()
             .map(|(index, lane)| {
-                scope.spawn(move || pin(&options.cpus, index).and_then(|()| lane.run(share)))
+                let end: Sender<()> = end.clone();
+                scope.spawn(move || {
+                    let _end = end;
+                    pin(&options.cpus, index).and_then(|()| lane.run(share))
+                })
             })
             .collect();
+        drop(end);
+        let asked = wait_for_all(&ended);
+        given_up.store(asked.is_err(), Ordering::Relaxed);
         let join = |thread: thread::ScopedJoinHandle<'_, _>| match thread.join() {
             Ok(result) => result,
             Err(panic) => std::panic::resume_unwind(panic),
         };
-        threads.into_iter().map(join).collect::<Result<Vec<Tally>>>()
+        let tallies = threads.into_iter().map(join).collect::<Result<Vec<Tally>>>();
+        asked.map_err(|e| HostError::new("wait for the end of a load", e).into()).and(tallies)
     })?;
     Ok(LoadReport::new(&tallies, options.block_bytes))
+}
+
+/// Waits until no thread has its sending end any more, or this one is to give up.
+fn wait_for_all(ended: &Receiver<()>) -> io::Result<()> {
+    loop {
+        let Some(slice) = interrupt::slice(None) else {
+            let _ = ended.recv();
+            return Ok(());
+        };
+        match ended.recv_timeout(slice) {
+            Err(RecvTimeoutError::Timeout) => interrupt::ask()?,
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
+        }
+    }
 }
 
 fn check(queue: &BlockQueue, disk: u64, options: &LoadOptions) -> Result<()> {
