@@ -62,6 +62,26 @@ def test_run_works_in_any_thread_and_ends_with_stop(vhost_socket: Path) -> None:
     assert not thread.is_alive()
 
 
+@pytest.mark.parametrize("by_itself", [True, False], ids=["by itself", "by stop"])
+def test_a_back_end_that_has_ended_lets_go_of_its_image(
+    vhost_socket: Path, tmp_path: Path, by_itself: bool
+) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(bytes(1 << 20))
+    disk = vu.FileDisk(image)
+    ended = vu.Backend(disk, socket=vhost_socket, keep_listening=not by_itself).start()
+    with open_driver(vhost_socket) as driver:
+        driver.read(0, 512)
+        driver.wait()
+    if by_itself:
+        assert eventually(lambda: ended.state == "stopped")
+    else:
+        ended.stop()
+    disk.resize(512)
+    with vu.Backend(vu.FileDisk(image), socket=vhost_socket) as other:
+        assert (ended.state, other.state) == ("stopped", "listening")
+
+
 def test_a_callback_may_stop_its_own_back_end(vhost_socket: Path) -> None:
     class Suicidal(RamDisk):
         def read(self, offset: int, buf: memoryview, /) -> None:

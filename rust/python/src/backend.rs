@@ -3,7 +3,7 @@
 use std::num::NonZeroU16;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use pyo3::exceptions::{PyOverflowError, PyValueError};
@@ -45,8 +45,9 @@ enum Served {
     Queue(Arc<QueueDevice>),
     /// Python callbacks.
     Block(Arc<PyBlock>),
-    /// A file or a block device of the host.
-    File(Arc<BlockDevice<FileDisk>>),
+    /// A file or a block device of the host. It goes, and with it the lock, when the back-end has
+    /// stopped.
+    File(Weak<BlockDevice<FileDisk>>),
     /// Nothing: there is none.
     Null(Arc<BlockDevice<NullDisk>>),
 }
@@ -107,10 +108,9 @@ impl Backend {
         let class = device.get_type().name()?.to_string();
         let reports = Arc::new(Reports::new(label.clone(), class, on_error_of(on_error)?));
         let views = Views { raw: raw_views, copy_budget };
-        let served = Served::new(device, kind, &overrides, views, &reports)?;
+        let (served, device) = Served::new(device, kind, &overrides, views, &reports)?;
         log::start()?;
         let observer = Arc::new(Listener { label });
-        let device = served.device();
         let core = py.detach(|| backend::Backend::start(device, options, observer));
         let core = Arc::new(core.map_err(|error| error::start(py, &error))?);
         let weak = Arc::downgrade(&core);
@@ -181,7 +181,11 @@ impl Backend {
         let core = self.core(py)?;
         let done = match &self.served {
             Served::Block(device) => device.resize(size),
-            Served::File(device) => device.resize(size),
+            Served::File(device) => match device.upgrade() {
+                Some(device) => device.resize(size),
+                // The end has come: there is nobody to tell.
+                None => return Ok(()),
+            },
             Served::Null(device) => device.resize(size),
             Served::Queue(_) => return Err(error::refused(py, "only a disk has a size")),
         };
@@ -246,41 +250,43 @@ impl Drop for Backend {
 }
 
 impl Served {
+    /// What is kept of a device, and the device.
     fn new(
         device: &Bound<'_, PyAny>,
         kind: &str,
         overrides: &[String],
         views: Views,
         reports: &Arc<Reports>,
-    ) -> PyResult<Self> {
+    ) -> PyResult<(Self, Arc<dyn Device>)> {
         let reports = Arc::clone(reports);
         let invalid = |error| error::block(&error);
         Ok(match kind {
-            "queue" => Self::Queue(Arc::new(QueueDevice::new(device, overrides, views, reports)?)),
-            "block" => Self::Block(Arc::new(PyBlock::new(device, overrides, views, reports)?)),
+            "queue" => {
+                let device = Arc::new(QueueDevice::new(device, overrides, views, reports)?);
+                (Self::Queue(Arc::clone(&device)), device)
+            }
+            "block" => {
+                let device = Arc::new(PyBlock::new(device, overrides, views, reports)?);
+                (Self::Block(Arc::clone(&device)), device)
+            }
             "file" => {
                 let path: PathBuf = device.getattr("path")?.extract()?;
                 let read_only = device.getattr("read_only")?.extract()?;
                 let direct = device.getattr("direct")?.extract()?;
                 let open = if direct { FileDisk::open_direct } else { FileDisk::open };
                 let disk = open(&path, read_only).map_err(|e| error::host(&e))?;
-                Self::File(Arc::new(BlockDevice::new(disk, &options(device)?).map_err(invalid)?))
+                let device = BlockDevice::new(disk, &options(device)?).map_err(invalid)?;
+                let device = Arc::new(device);
+                (Self::File(Arc::downgrade(&device)), device)
             }
             "null" => {
                 let disk = NullDisk::new(device.getattr("size")?.extract()?);
-                Self::Null(Arc::new(BlockDevice::new(disk, &options(device)?).map_err(invalid)?))
+                let device = BlockDevice::new(disk, &options(device)?).map_err(invalid)?;
+                let device = Arc::new(device);
+                (Self::Null(Arc::clone(&device)), device)
             }
             _ => return Err(PyValueError::new_err(format!("no such kind of device: {kind}"))),
         })
-    }
-
-    fn device(&self) -> Arc<dyn Device> {
-        match self {
-            Self::Queue(device) => Arc::clone(device) as Arc<dyn Device>,
-            Self::Block(device) => Arc::clone(device) as Arc<dyn Device>,
-            Self::File(device) => Arc::clone(device) as Arc<dyn Device>,
-            Self::Null(device) => Arc::clone(device) as Arc<dyn Device>,
-        }
     }
 }
 

@@ -49,8 +49,9 @@ impl Control {
             }
             self.context.shared.set_state(State::Listening);
         }
-        let Self { source, context: BackendContext { shared, closer, .. } } = self;
-        drop(source);
+        let Self { source, context: BackendContext { device, options, shared, closer } } = self;
+        // Whoever hears of the end may open what the device had open.
+        drop((source, options, device));
         // What does not answer is left behind.
         closer.finishes(CLOSE_LIMIT);
         shared.event(Event::Stopped);
