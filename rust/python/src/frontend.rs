@@ -5,6 +5,7 @@
 
 use std::os::fd::RawFd;
 use std::path::PathBuf;
+use std::process;
 use std::time::Duration;
 
 use pyo3::exceptions::PyValueError;
@@ -21,6 +22,8 @@ use crate::interrupt::interruptible;
 use crate::seat::{NotTaken, Seat};
 use crate::xen;
 
+const FORKED: &str = "this process was forked after the connection was made: it is the parent's. \
+                      Connect in the child";
 const REENTERED: &str = "the connection is used by the very call that this signal handler interrupts: \
                          raise an exception to end that";
 
@@ -32,6 +35,8 @@ pub(crate) struct Frontend {
     timeout: Duration,
     /// XEN_MMAP is to be accepted.
     xen: bool,
+    /// The process that has the connection.
+    process: u32,
 }
 
 /// What holds the connection.
@@ -64,7 +69,7 @@ impl Frontend {
         let target = Target::new(socket.clone(), fd)?;
         let end = interruptible(py, || plain(target, timeout, xen))?;
         let end = end.map_err(|e| error::frontend(py, &e))?;
-        Ok(Self { end: Seat::new(end), path: socket, timeout, xen })
+        Ok(Self { end: Seat::new(end), path: socket, timeout, xen, process: process::id() })
     }
 
     /// Connects to `socket`; options as the class takes them.
@@ -212,7 +217,8 @@ impl Frontend {
 impl Frontend {
     /// A connection with a block driver on it.
     pub(crate) fn block(driver: BlockDriver, path: Option<PathBuf>, timeout: Duration) -> Self {
-        Self { end: Seat::new(End::Block(Box::new(driver))), path, timeout, xen: false }
+        let end = Seat::new(End::Block(Box::new(driver)));
+        Self { end, path, timeout, xen: false, process: process::id() }
     }
 
     /// Uses what holds the connection, detached.
@@ -221,6 +227,9 @@ impl Frontend {
         py: Python<'_>,
         work: impl FnOnce(&mut End) -> Result<T, FrontendError> + Send,
     ) -> PyResult<T> {
+        if self.process != process::id() {
+            return Err(error::refused(py, FORKED));
+        }
         match interruptible(py, || self.end.take().map(|mut end| work(&mut end)))? {
             Ok(done) => done.map_err(|e| error::frontend(py, &e)),
             // What the handler has raised was raised already.

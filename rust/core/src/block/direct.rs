@@ -13,12 +13,13 @@
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::io::ReadWriteFlags;
 
 use crate::memory::{Parts, Readable, Writable};
+use crate::sys::private_fd::PrivateFd;
 
 /// The alignment in bytes of this process's own memory, and what is assumed of a file that does not
 /// tell its own.
@@ -30,7 +31,7 @@ const BOUNCE: usize = 256 << 10;
 /// A file or block device, open for direct I/O.
 #[derive(Debug)]
 pub(super) struct DirectFile {
-    fd: OwnedFd,
+    fd: PrivateFd,
     alignment: Alignment,
 }
 
@@ -58,7 +59,8 @@ impl DirectFile {
         let access = if read_only { OFlags::RDONLY } else { OFlags::RDWR };
         let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
         let flags = access | OFlags::CLOEXEC | OFlags::DIRECT;
-        let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| match error {
+        let fd = PrivateFd::make(|| rustix::fs::open(path, flags, Mode::empty()));
+        let fd = fd.map_err(|error| match error {
             rustix::io::Errno::INVAL => unsupported(),
             error => error.into(),
         })?;

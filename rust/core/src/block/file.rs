@@ -15,7 +15,7 @@
 //! failure is final: no flush and no durable write succeeds until the image is opened anew.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -29,6 +29,7 @@ use super::numbers::{ByteRange, SECTOR};
 use super::request::BlockRequest;
 use crate::error::HostError;
 use crate::sys::lock::{Hold, lock_description};
+use crate::sys::private_fd::PrivateFd;
 
 /// The number of bytes that most file systems and disks change at once. Smaller writes are read,
 /// changed and written back by the host.
@@ -73,14 +74,15 @@ impl FileDisk {
     fn open_as(
         path: &Path,
         read_only: bool,
-        image: impl FnOnce(OwnedFd) -> io::Result<HostImage>,
+        image: impl FnOnce(PrivateFd) -> io::Result<HostImage>,
     ) -> Result<Self, HostError> {
         let shown = path.display();
         let opening = |e| HostError::new(format!("open disk image {shown}"), e);
         let access = if read_only { OFlags::RDONLY } else { OFlags::RDWR };
         // Non-blocking: a FIFO must become an error and not a wait. Files do not mind.
         let flags = access | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| opening(e.into()))?;
+        let fd = PrivateFd::make(|| rustix::fs::open(path, flags, Mode::empty()));
+        let fd = fd.map_err(|e| opening(e.into()))?;
         let stat = rustix::fs::fstat(&fd).map_err(|e| opening(e.into()))?;
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile | FileType::BlockDevice => {}
@@ -105,7 +107,7 @@ impl FileDisk {
         let fd = rustix::fs::memfd_create("disk", MemfdFlags::CLOEXEC);
         let fd = fd.map_err(|e| making(e.into()))?;
         rustix::fs::ftruncate(&fd, size).map_err(|e| making(e.into()))?;
-        Self::new(HostImage::new(fd), false).map_err(making)
+        Self::new(HostImage::new(fd.into()), false).map_err(making)
     }
 }
 

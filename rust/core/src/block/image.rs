@@ -3,13 +3,14 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::FallocateFlags;
 
 use super::direct::DirectFile;
 use super::numbers::ByteRange;
 use super::request::BlockRequest;
+use crate::sys::private_fd::PrivateFd;
 
 /// An open disk image. Offsets and lengths are bytes; lengths are not 0.
 pub trait Image: Send + Sync + fmt::Debug + 'static {
@@ -39,14 +40,14 @@ pub trait Image: Send + Sync + fmt::Debug + 'static {
 /// A regular file or a block device of the host, through its page cache or past it.
 #[derive(Debug)]
 pub struct HostImage {
-    fd: OwnedFd,
+    fd: PrivateFd,
     direct: Option<DirectFile>,
 }
 
 impl HostImage {
     /// Returns an image that is used through the page cache. `fd` is open for what will be asked of
     /// it.
-    pub fn new(fd: OwnedFd) -> Self {
+    pub fn new(fd: PrivateFd) -> Self {
         Self { fd, direct: None }
     }
 
@@ -55,7 +56,7 @@ impl HostImage {
     /// # Errors
     /// [`Unsupported`](io::ErrorKind::Unsupported) if the file system has no direct I/O; the
     /// system's.
-    pub fn direct(fd: OwnedFd, read_only: bool) -> io::Result<Self> {
+    pub fn direct(fd: PrivateFd, read_only: bool) -> io::Result<Self> {
         let direct = Some(DirectFile::reopen(fd.as_fd(), read_only)?);
         Ok(Self { fd, direct })
     }

@@ -40,7 +40,8 @@ fn a_descriptor_that_is_no_unix_stream_socket_is_refused_by_its_kind() {
     assert!(why(UnixDatagram::unbound().unwrap()).ends_with("socket type 2"));
     let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     assert!(why(tcp).ends_with("address family 2"));
-    let idle = stream_socket(SocketFlags::empty()).unwrap();
+    let (family, kind) = (AddressFamily::UNIX, SocketType::STREAM);
+    let idle = rustix::net::socket(family, kind, None).unwrap();
     assert!(why(idle).ends_with("it neither listens nor is connected"));
 }
 

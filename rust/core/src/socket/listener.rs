@@ -24,6 +24,7 @@ use super::wait::{Ready, wait};
 use super::{MAX_PATH, Next, SocketError, Stream};
 use crate::error::HostError;
 use crate::sys::closer::Closer;
+use crate::sys::private_fd::PrivateFd;
 use crate::wire::ReceivedFd;
 
 /// Connections that may wait. One front-end is served at a time; the others queue up here.
@@ -118,7 +119,7 @@ impl Listener {
             {
                 return Ok(Next::Woken);
             }
-            let error = match accept_with(&self.fd, SocketFlags::CLOEXEC) {
+            let error = match PrivateFd::make(|| accept_with(&self.fd, SocketFlags::CLOEXEC)) {
                 Ok(fd) => {
                     self.backoff.succeeded();
                     return Ok(Next::Stream(Stream::new(fd)));
@@ -308,8 +309,9 @@ pub(super) fn unix_address(path: &Path) -> Result<SocketAddrUnix, SocketError> {
     Ok(SocketAddrUnix::new(path).map_err(|e| HostError::new(look_at(path), e))?)
 }
 
-pub(super) fn stream_socket(flags: SocketFlags) -> Result<OwnedFd, Errno> {
-    socket_with(AddressFamily::UNIX, SocketType::STREAM, flags | SocketFlags::CLOEXEC, None)
+pub(super) fn stream_socket(flags: SocketFlags) -> Result<PrivateFd, Errno> {
+    let flags = flags | SocketFlags::CLOEXEC;
+    PrivateFd::make(|| socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None))
 }
 
 fn identity(path: &Path) -> io::Result<(u64, u64)> {

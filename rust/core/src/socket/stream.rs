@@ -24,6 +24,7 @@ use super::SocketError;
 use super::wait::{Ready, wait};
 use crate::error::HostError;
 use crate::sys::closer::Closer;
+use crate::sys::private_fd::making;
 use crate::sys::{credentials, interrupt};
 use crate::wire::{Frame, Header, MAX_FDS, MAX_PAYLOAD, ReceivedFd};
 
@@ -317,12 +318,15 @@ fn receive_some(
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
-    let received = match recvmsg(fd, &mut [IoSliceMut::new(buffer)], &mut control, flags) {
-        Ok(received) => received,
-        Err(error) => return Ok((no_bytes(error)?, Vec::new(), ReturnFlags::empty())),
-    };
-    let read = if received.bytes == 0 { Read::End } else { Read::Bytes(received.bytes) };
-    Ok((read, take_fds(&mut control, closer), received.flags))
+    let received = making(|| {
+        let received = recvmsg(fd, &mut [IoSliceMut::new(buffer)], &mut control, flags)?;
+        Ok((received.bytes, take_fds(&mut control, closer), received.flags))
+    });
+    match received {
+        Ok((0, fds, flags)) => Ok((Read::End, fds, flags)),
+        Ok((bytes, fds, flags)) => Ok((Read::Bytes(bytes), fds, flags)),
+        Err(error) => Ok((no_bytes(error)?, Vec::new(), ReturnFlags::empty())),
+    }
 }
 
 /// A failed read. A peer that closes with our replies unread shows as a reset: an end like any

@@ -1,11 +1,12 @@
 //! Closing files that may keep a thread waiting in `close`.
 
 use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
 use std::process;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
+
+use super::private_fd::PrivateFd;
 
 /// The most threads that wait in `close` for the files of one device.
 const MOST_THREADS: usize = 8;
@@ -30,7 +31,7 @@ struct Inner {
 
 #[derive(Debug, Default)]
 struct State {
-    waiting: VecDeque<OwnedFd>,
+    waiting: VecDeque<PrivateFd>,
     /// Each of them has taken one descriptor, or looks for the next.
     threads: usize,
 }
@@ -43,10 +44,11 @@ impl Default for Inner {
 
 impl Closer {
     /// Has a descriptor closed, and does not wait for that.
-    pub fn close(&self, file: OwnedFd) {
+    pub fn close(&self, file: impl Into<PrivateFd>) {
+        let file = file.into();
         if self.0.process != process::id() {
-            // The parent has the file as well, whose last descriptor this is not.
-            return drop(file);
+            // It is the parent's.
+            return;
         }
         let mut state = self.0.lock();
         state.waiting.push_back(file);
@@ -98,7 +100,7 @@ impl Inner {
     }
 
     /// The next descriptor to close; with `None` the calling thread is not counted any more.
-    fn next(&self) -> Option<OwnedFd> {
+    fn next(&self) -> Option<PrivateFd> {
         let mut state = self.lock();
         let next = state.waiting.pop_front();
         if next.is_none() {
@@ -119,6 +121,7 @@ impl State {
 mod tests {
     use std::io::{ErrorKind, Read, Write};
     use std::net::{TcpListener, TcpStream};
+    use std::os::fd::OwnedFd;
     use std::time::Instant;
 
     use rustix::net::sockopt::set_socket_linger;
@@ -160,7 +163,7 @@ mod tests {
         assert!(!closer.catches_up(MOMENT));
         // Another device is not concerned.
         let other = Closer::default();
-        other.close(std::fs::File::open("/dev/null").unwrap().into());
+        other.close(OwnedFd::from(std::fs::File::open("/dev/null").unwrap()));
         assert!(other.finishes(LONG));
         assert!(begun.elapsed() < LONG);
         drop(peers);
@@ -173,7 +176,7 @@ mod tests {
         let (files, peers): (Vec<_>, Vec<_>) = (0..MOST_THREADS).map(|_| lingering()).unzip();
         files.into_iter().for_each(|file| closer.close(file));
         let (mut reader, writer) = std::io::pipe().unwrap();
-        closer.close(writer.into());
+        closer.close(OwnedFd::from(writer));
         drop(peers);
         // The end of the file comes with the last close.
         assert_eq!(reader.read(&mut [0]).unwrap(), 0);

@@ -7,21 +7,25 @@ use rustix::fs::fcntl_get_seals;
 
 use super::closer::Closer;
 use super::event_kind::EventKind;
+use super::private_fd::PrivateFd;
 
-/// An owned descriptor of a file that a front-end chose. Dropping it never waits: what may wait in
+const THERE: &str = "it is there until it is dropped";
+
+/// An owned descriptor of a file that a front-end chose, [private](PrivateFd) to this process.
+/// Dropping it never waits: what may wait in
 /// `close` is given to the device's [`Closer`].
 #[derive(Debug)]
 pub struct ReceivedFd {
     /// `None` only while it is being dropped.
-    fd: Option<OwnedFd>,
+    fd: Option<PrivateFd>,
     /// `None`: it is our own.
     closer: Option<Closer>,
 }
 
 impl ReceivedFd {
     /// Takes a descriptor, to be closed by `closer`; without one it is closed where it is dropped.
-    pub fn new(fd: OwnedFd, closer: Option<&Closer>) -> Self {
-        Self { fd: Some(fd), closer: closer.cloned() }
+    pub fn new(fd: impl Into<PrivateFd>, closer: Option<&Closer>) -> Self {
+        Self { fd: Some(fd.into()), closer: closer.cloned() }
     }
 
     /// Duplicates the descriptor.
@@ -29,7 +33,8 @@ impl ReceivedFd {
     /// # Errors
     /// There are no descriptors left.
     pub fn try_clone(&self) -> io::Result<Self> {
-        Ok(Self { fd: Some(self.as_fd().try_clone_to_owned()?), closer: self.closer.clone() })
+        let fd = self.fd.as_ref().expect(THERE).try_clone()?;
+        Ok(Self { fd: Some(fd), closer: self.closer.clone() })
     }
 
     /// Has `closer` close it when it is dropped.
@@ -44,9 +49,15 @@ impl From<OwnedFd> for ReceivedFd {
     }
 }
 
+impl From<PrivateFd> for ReceivedFd {
+    fn from(fd: PrivateFd) -> Self {
+        Self::new(fd, None)
+    }
+}
+
 impl AsFd for ReceivedFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_ref().expect("it is there until it is dropped").as_fd()
+        self.fd.as_ref().expect(THERE).as_fd()
     }
 }
 

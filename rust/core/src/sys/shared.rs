@@ -9,17 +9,18 @@
 //!   offset that came from outside must be checked by the caller first.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
 use super::mmap::Mapping;
+use super::private_fd::PrivateFd;
 
 /// A memfd and its mapping.
 #[derive(Debug)]
 pub struct SharedMemory {
-    fd: OwnedFd,
+    fd: PrivateFd,
     mapping: Mapping,
 }
 
@@ -48,7 +49,8 @@ macro_rules! number {
 impl SharedMemory {
     /// Returns `len` bytes of zeroes that another process can be given. `name` shows in `/proc`.
     pub fn new(name: &str, len: usize) -> io::Result<Self> {
-        let fd = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let fd = PrivateFd::make(|| memfd_create(name, flags))?;
         ftruncate(&fd, len as u64)?;
         let mapping = Mapping::shared(fd.as_fd(), 0, len)?;
         Ok(Self { fd, mapping })

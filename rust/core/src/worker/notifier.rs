@@ -3,7 +3,7 @@
 //! The protocol says that they are eventfds. The front-end has them too, and may fill them, or
 //! change the flags of the open file, at any time: nothing here waits for it all the same.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
@@ -11,6 +11,7 @@ use rustix::net::SendFlags;
 
 use crate::sys::event_kind::EventKind;
 use crate::sys::eventfd::EventSignaller;
+use crate::sys::private_fd::PrivateFd;
 use crate::sys::received_fd::ReceivedFd;
 use crate::sys::{fd_path, no_signal_write};
 
@@ -22,7 +23,7 @@ pub(crate) struct Notifier(Arc<Kind>);
 enum Kind {
     EventFd(ReceivedFd, Arc<EventSignaller>),
     /// An open file of our own of the front-end's pipe, which only we can make block.
-    Pipe(OwnedFd),
+    Pipe(PrivateFd),
     Socket(ReceivedFd),
 }
 
@@ -60,7 +61,7 @@ impl Notifier {
 }
 
 /// Opens a pipe once more, for writing and never waiting.
-fn open_again(path: &str) -> rustix::io::Result<OwnedFd> {
+fn open_again(path: &str) -> rustix::io::Result<PrivateFd> {
     let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    rustix::fs::open(path, flags, Mode::empty())
+    PrivateFd::make(|| rustix::fs::open(path, flags, Mode::empty()))
 }

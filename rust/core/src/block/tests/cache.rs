@@ -91,7 +91,7 @@ fn without_flush_each_write_is_durable() {
 fn before_negotiation_each_write_is_durable() {
     let fd = rustix::fs::memfd_create("image", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
     rustix::fs::ftruncate(&fd, 512).unwrap();
-    let disk = FileDisk::new(HostImage::new(fd), false).unwrap();
+    let disk = FileDisk::new(HostImage::new(fd.into()), false).unwrap();
     let device = BlockDevice::new(disk, &BlockOptions::default()).unwrap();
     assert!(device.core().write_through());
 }
