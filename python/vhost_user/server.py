@@ -41,6 +41,12 @@ RING_DRAIN = 30.0
 SOON = 0.2
 """Seconds in which most stops are over, so that nothing need be said of them."""
 
+FLUSH = 2.0
+"""Seconds that the readers of the log have when a back-end has stopped."""
+
+HURRIED_FLUSH = 0.1
+"""The same after a second signal."""
+
 MAX_DRAIN = 86400.0
 """The longest of such a wait: a day."""
 
@@ -70,7 +76,7 @@ LAZY_FUNCTIONS = {
 }
 """By the code flags of ``inspect``, whose import takes longer than all of this package's."""
 
-_running: set[Backend] = set()
+_running: set[_core.Backend] = set()
 _hooks_set = False
 
 
@@ -190,7 +196,7 @@ class Backend:
         _set_hooks()
         core = self._make()
         self._core = self.device.served_by = core
-        _running.add(self)
+        _running.add(core)
         systemd.notify("READY=1")
         return self
 
@@ -201,19 +207,22 @@ class Backend:
         ends that. Raises what a callback raised if that ended it. Outside the main thread, where
         no signal arrives, use ``stop`` from another thread.
         """
-        from .signals import StopSignals
+        from .signals import Hurried, StopSignals
 
         with StopSignals() as signals:
             if self._core is None:
                 self.start()
             core = self._required()
+            impatient = False
             if signals.wait(core.stopped_fd()):
                 systemd.notify("STOPPING=1")
                 core.request_stop()
                 impatient = _end_is_hurried(core, signals)
-                self.stop(drain=0.0 if impatient else DRAIN)
-            else:
-                self.stop()
+            try:
+                with signals.raised():
+                    self._end(*((0.0, HURRIED_FLUSH) if impatient else (DRAIN, FLUSH)))
+            except Hurried:
+                _running.discard(core)  # Nor is it waited for when the interpreter exits.
         failure = core.take_failure() if self._on_error != "raise" else None
         if failure is not None and not isinstance(failure, KeyboardInterrupt):
             raise failure
@@ -225,12 +234,15 @@ class Backend:
         is logged. Stopping twice, or what never started, does nothing. What the handler of a
         signal raises, as that of Ctrl-C does, ends the waiting; the back-end ends without it.
         """
+        self._end(drain, FLUSH)
+
+    def _end(self, drain: float, flush: float) -> None:
         core = self._core
         if core is None:
             return
-        core.stop(drain)
+        core.stop(drain, flush=flush)
         if core.state == "stopped":
-            _running.discard(self)
+            _running.discard(core)
             if self.device.served_by is core:
                 self.device.served_by = None
 
@@ -402,13 +414,10 @@ def _end_is_hurried(core: _core.Backend, signals: StopSignals) -> bool:
         return True
     count = core.counters()[-1]
     if count and core.state != "stopped":
-        import logging  # Not at the top: programs that log nothing need not wait for it.
-
         noun = "request" if count == 1 else "requests"
-        logging.getLogger("vhost_user.backend").warning(
-            "stopping: %d %s in flight, at most %.0f s; Ctrl-C again leaves at once",
-            *(count, noun, DRAIN),
-        )
+        # Who reads the log may keep it waiting, and must not keep this thread.
+        text = f"stopping: {count} {noun} in flight, at most {DRAIN:.0f} s"
+        _core.log_warning(f"{text}; Ctrl-C again leaves at once")
     return signals.wait(core.stopped_fd(), DRAIN + 1)
 
 
@@ -482,6 +491,6 @@ def _set_hooks() -> None:
 def _stop_all() -> None:
     """At exit, with the interpreter still alive: stops what still runs."""
     deadline = time.monotonic() + EXIT_LIMIT
-    for backend in list(_running):
-        backend.stop(drain=max(0.0, deadline - time.monotonic()))
+    for core in list(_running):
+        core.stop(max(0.0, deadline - time.monotonic()))
     _core.end_logging()

@@ -7,12 +7,18 @@ import select
 import signal
 import threading
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import FrameType, TracebackType
 
 STOP = (signal.SIGTERM, signal.SIGINT)
+
+
+class Hurried(BaseException):
+    """Another signal came: nothing more is to be waited for."""
 
 
 class StopSignals:
@@ -24,12 +30,13 @@ class StopSignals:
 
     def __init__(self) -> None:
         self._main = threading.current_thread() is threading.main_thread()
+        self._raises = False
 
     def __enter__(self) -> Self:
         self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         if self._main:
             self._former_fd = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-            self._former = {number: signal.signal(number, _nothing) for number in STOP}
+            self._former = {number: signal.signal(number, self._heard) for number in STOP}
         return self
 
     def __exit__(
@@ -62,6 +69,17 @@ class StopSignals:
             if fd in ready or not ready:
                 return False
 
+    @contextmanager
+    def raised(self) -> Iterator[None]:
+        """While entered, a signal raises ``Hurried``, in what waits for something else."""
+        self._raises = True
+        try:
+            yield
+        finally:
+            self._raises = False
 
-def _nothing(number: int, frame: FrameType | None) -> None:
-    """The wake-up descriptor has it already."""
+    def _heard(self, number: int, frame: FrameType | None) -> None:
+        """The wake-up descriptor has it already."""
+        if self._raises:
+            self._raises = False
+            raise Hurried

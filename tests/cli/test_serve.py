@@ -1,5 +1,6 @@
 """What holds for every command that serves a device."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -421,6 +422,73 @@ def test_nobody_reading_standard_error_is_no_reason_to_end(ram: str) -> None:
         server.send(signal.SIGTERM)
         assert server.process.wait(LIMIT) == 0
         server.process.stderr = None
+
+
+SAYS = """
+import logging, sys, vhost_user as vu
+class Says(vu.BlockDevice):
+    def __init__(self, how: str):
+        super().__init__(size=1 << 20, read_only=True)
+        self.how = how
+    def read(self, offset, buf):
+        if self.how == "print":
+            print("x" * 8192, file=sys.stderr, flush=True)
+        elif self.how == "log":
+            logging.warning("x" * 8192)
+        else:
+            raise ValueError("x" * 8192)
+"""
+
+
+PATIENT = """
+import vhost_user.server
+vhost_user.server.DRAIN = 3600.0  # who waits for that has failed
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "signals"), [("raise", 1), ("log", 1), ("raise", 2), ("log", 2), ("print", 2)]
+)
+def test_a_reader_of_the_log_that_stalls_does_not_keep_a_server_from_its_end(
+    tmp_path: Path, how: str, signals: int
+) -> None:
+    (tmp_path / "says.py").write_text(SAYS + (PATIENT if signals > 1 else ""))
+    with (
+        Server("run", "says.py", f"how={how}", "--socket-path", "says.sock") as server,
+        FrontEnd.connect("says.sock").start() as front,
+    ):
+        assert server.process.stderr is not None
+        fill(server.process.pid)
+        driver = front.blk()
+        for _ in range(8):
+            driver.submit(driver.prepare(0, 0, room=512))
+        driver.ring.kick()
+        assert eventually(lambda: waits_for_the_reader(server.process.pid))
+        for _ in range(signals):
+            server.send(signal.SIGINT)
+            assert eventually(lambda: not has_signal_to_come(server.process.pid))
+        # 5 s for a request that waits, and moments for its last words.
+        assert server.process.wait(20) == 0
+
+
+def waits_for_the_reader(pid: int) -> bool:
+    """Whether a thread is in a system call about standard error, as /proc/PID/syscall shows it."""
+    calls = (task.read_text().split() for task in Path(f"/proc/{pid}/task").glob("*/syscall"))
+    return any(call[1:2] == ["0x2"] for call in calls)
+
+
+def has_signal_to_come(pid: int) -> bool:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return any(line.startswith("ShdPnd:") and line.strip("ShdPn:\t0") for line in lines)
+
+
+def fill(pid: int) -> None:
+    """Fills the pipe that a process has for its standard error."""
+    pipe = os.open(f"/proc/{pid}/fd/2", os.O_WRONLY | os.O_NONBLOCK)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(pipe, bytes(4096))
+    os.close(pipe)
 
 
 def test_no_descriptor_leaks_to_what_a_device_starts(image: str) -> None:

@@ -5,6 +5,7 @@ is asked for is imported.
 """
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -29,6 +30,13 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
+    status = _status(arguments)
+    if not forget_unread_notes():
+        os._exit(status)
+    return status
+
+
+def _status(arguments: Sequence[str] | None) -> int:
     keep_standard_descriptors()
     show_any_name()
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -45,8 +53,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return Exit.FAILED
     except KeyboardInterrupt:
         return Exit.INTERRUPTED
-    finally:
-        forget_unread_notes()
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -1,8 +1,11 @@
 """Log records on standard error, as plain lines."""
 
 import logging
+import os
 import sys
 import warnings
+
+STDERR = 2
 
 
 class Plain(logging.Formatter):
@@ -13,12 +16,47 @@ class Plain(logging.Formatter):
         return f"{record.levelname.lower()}: {super().format(record)}"
 
 
+class Stderr(logging.Handler):
+    """Writes straight to standard error, and holds no lock meanwhile.
+
+    Whoever reads it may stall, for ever: then the thread that hands over records waits. Nothing
+    that the process needs for its end may be in the hands of that thread.
+    """
+
+    def __init__(self, encoding: str) -> None:
+        super().__init__()
+        self._encoding = encoding
+
+    def createLock(self) -> None:  # noqa: N802 - the base's name
+        """There is none: a record is one write, and few are so long that the kernel mixes them."""
+        self.lock = None
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """As its base, without a lock."""
+        passed = self.filter(record)
+        if passed:
+            # From CPython 3.12 on a filter may give another record.
+            self.emit(passed if isinstance(passed, logging.LogRecord) else record)
+        return bool(passed)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes the record, unless nobody reads any more."""
+        try:
+            left = f"{self.format(record)}\n".encode(self._encoding, "backslashreplace")
+            while left:
+                left = left[os.write(STDERR, left) :]
+        except OSError:
+            pass
+        except Exception:
+            self.handleError(record)
+
+
 def to_stderr(level: str) -> None:
     """Shows records of ``level`` and above, of the package and of devices, and warnings that a
     device holds on to a request's data."""
     handler: logging.Handler = logging.NullHandler()
     if sys.stderr is not None:
-        handler = logging.StreamHandler(sys.stderr)
+        handler = Stderr(sys.stderr.encoding)
     handler.setFormatter(Plain("%(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler])
     logging.captureWarnings(True)

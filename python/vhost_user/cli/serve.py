@@ -170,10 +170,12 @@ def serve(device: Any, options: argparse.Namespace) -> int:
         note(f"{where}  {'  '.join(words)}")
         backend.run()
     except Exception as error:
+        backend.stop()
         what = f"{type(error).__name__}: {one_line(error)}"
         raise Failure(f"{type(device).__name__} failed: {what}") from error
-    finally:
+    except BaseException:
         backend.stop()
+        raise
     return Exit.OK
 
 

@@ -3,10 +3,14 @@
 import io
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from .exits import Failure, Unread
+
+FLUSH_LIMIT = 1.0
+"""Seconds that a reader of standard error has at the end."""
 
 
 def keep_standard_descriptors() -> None:
@@ -53,12 +57,20 @@ def note(line: str) -> None:
         pass
 
 
-def forget_unread_notes() -> None:
+def forget_unread_notes() -> bool:
     """Drops what standard error holds and nobody takes.
 
     Else the interpreter would try to write it at its very end, fail, and turn that into the exit
-    status.
+    status. False: somebody reads it, but takes nothing, and a thread waits for that with a lock
+    that the interpreter needs for its end.
     """
+    flushing = threading.Thread(target=_flush_notes, daemon=True)
+    flushing.start()
+    flushing.join(FLUSH_LIMIT)
+    return not flushing.is_alive()
+
+
+def _flush_notes() -> None:
     try:
         if sys.stderr is not None:
             sys.stderr.flush()

@@ -146,9 +146,11 @@ impl Backend {
     }
 
     /// Ends the back-end; returns what did not finish in `drain` seconds, as (queue, requests). If
-    /// the handler of a signal raises meanwhile, the end goes on without the caller.
-    fn stop(&self, py: Python<'_>, drain: f64) -> PyResult<Vec<(u16, u32)>> {
-        let (core, drain) = (self.core(py)?, seconds(drain)?);
+    /// the handler of a signal raises meanwhile, the end goes on without the caller. What is to be
+    /// logged has `flush` seconds.
+    #[pyo3(signature = (drain, *, flush=2.0))]
+    fn stop(&self, py: Python<'_>, drain: f64, flush: f64) -> PyResult<Vec<(u16, u32)>> {
+        let (core, drain, flush) = (self.core(py)?, seconds(drain)?, seconds(flush)?);
         if in_callback() {
             // The stop waits for this very callback.
             py.detach(|| core.request_stop());
@@ -157,7 +159,7 @@ impl Backend {
         let stuck = interruptible(py, || {
             let stuck = core.stop_unless(drain, has_raised).unwrap_or_default();
             self.reports.sum_up();
-            log::flush(has_raised);
+            log::flush(flush);
             stuck
         })?;
         Ok(stuck.into_iter().map(|Stuck { queue, requests }| (queue, requests)).collect())

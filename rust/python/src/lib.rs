@@ -81,9 +81,17 @@ mod _core {
         super::copy_budget::set_total(size)
     }
 
+    /// Puts a warning in line with the core's records. Does not wait for its reader.
+    #[pyfunction]
+    #[pyo3(signature = (text, /))]
+    fn log_warning(text: String) {
+        let (logger, level) = (super::log::Logger::Backend, super::log::Level::Warning);
+        super::log::record(super::log::Record { logger, level, text, exception: None });
+    }
+
     /// Hands over the log records that wait, and ends the thread that does so.
     #[pyfunction]
-    fn end_logging(py: Python<'_>) {
-        py.detach(super::log::end);
+    fn end_logging(py: Python<'_>) -> PyResult<()> {
+        super::interrupt::interruptible(py, super::log::end)
     }
 }

@@ -17,7 +17,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::call::call_with;
-use crate::interrupt::SIGNAL_CHECK;
+use crate::interrupt::{SIGNAL_CHECK, has_raised};
 use crate::traits::{HeldReports, Watched};
 
 const THREAD_NAME: &str = "vhost-user-log";
@@ -28,8 +28,8 @@ const CAPACITY: usize = 1024;
 /// How long a view may keep its request from the driver before a warning is given.
 const HELD_LIMIT: Duration = Duration::from_secs(1);
 
-/// How long [`flush`] waits for the records before it.
-const FLUSH_LIMIT: Duration = Duration::from_secs(2);
+/// How long [`end`] waits for the records before it.
+const END_LIMIT: Duration = Duration::from_secs(2);
 
 /// The levels of Python's `logging`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +80,9 @@ struct Queue {
     handed: u64,
     running: bool,
     ending: bool,
+    /// What had been handed over when somebody gave up waiting for the rest. Until that changes
+    /// nobody waits again: whoever reads the log has stalled.
+    stalled_at: Option<u64>,
 }
 
 static QUEUE: Mutex<Option<Queue>> = Mutex::new(None);
@@ -134,32 +137,20 @@ pub(crate) fn watch(what: Arc<dyn Watched>, callback: String, reports: Arc<dyn H
     }
 }
 
-/// Waits, within a limit and unless the caller `gives_up`, until everything queued so far was
-/// handed over. To be called detached.
-pub(crate) fn flush(gives_up: impl Fn() -> bool) {
-    let deadline = Instant::now() + FLUSH_LIMIT;
+/// Waits until everything queued so far was handed over: as long as `limit`, unless the handler of
+/// a signal raises or the reader of the log has stalled before. To be called detached.
+pub(crate) fn flush(limit: Duration) {
     if is_fork() {
         return;
     }
-    let mut guard = lock();
-    let Some(until) = guard.as_ref().map(|queue| queue.put) else { return };
-    while guard.as_ref().is_some_and(|queue| queue.running && queue.handed < until) {
-        let left = deadline.saturating_duration_since(Instant::now()).min(SIGNAL_CHECK);
-        let waited = DRAINED.wait_timeout(guard, left).unwrap_or_else(PoisonError::into_inner);
-        guard = waited.0;
-        if waited.1.timed_out() {
-            drop(guard);
-            if gives_up() || Instant::now() >= deadline {
-                return;
-            }
-            guard = lock();
-        }
-    }
+    let guard = lock();
+    let until = guard.as_ref().map_or(0, |queue| queue.put);
+    wait_while(guard, limit, |queue| queue.running && queue.handed < until);
 }
 
-/// Hands over what waits and ends the thread, within a limit. To be called detached.
+/// Hands over what waits and ends the thread, within a limit and otherwise as [`flush`]. To be
+/// called detached.
 pub(crate) fn end() {
-    let deadline = Instant::now() + FLUSH_LIMIT;
     if is_fork() {
         return;
     }
@@ -168,12 +159,33 @@ pub(crate) fn end() {
         queue.ending = true;
     }
     FILLED.notify_all();
-    while guard.as_ref().is_some_and(|queue| queue.running) {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
+    wait_while(guard, END_LIMIT, |queue| queue.running);
+}
+
+fn wait_while(
+    mut guard: MutexGuard<'_, Option<Queue>>,
+    limit: Duration,
+    lasts: impl Fn(&Queue) -> bool,
+) {
+    let begun = Instant::now();
+    loop {
+        let Some(queue) = guard.as_mut().filter(|queue| lasts(queue)) else { return };
+        let left = limit.saturating_sub(begun.elapsed());
+        if left.is_zero() || queue.stalled_at == Some(queue.handed) {
+            queue.stalled_at = Some(queue.handed);
             return;
         }
-        guard = DRAINED.wait_timeout(guard, left).unwrap_or_else(PoisonError::into_inner).0;
+        let waited = DRAINED.wait_timeout(guard, left.min(SIGNAL_CHECK));
+        let (held, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+        guard = held;
+        if timeout.timed_out() {
+            drop(guard);
+            let gives_up = has_raised();
+            guard = lock();
+            if let Some(queue) = guard.as_mut().filter(|_| gives_up) {
+                queue.stalled_at = Some(queue.handed);
+            }
+        }
     }
 }
 
