@@ -82,6 +82,51 @@ def test_a_back_end_that_has_ended_lets_go_of_its_image(
         assert (ended.state, other.state) == ("stopped", "listening")
 
 
+def test_a_relative_path_stays_what_it_was_when_the_directory_changes(
+    vhost_socket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(vhost_socket.parent)
+    backend = vu.Backend(RamDisk(), socket=vhost_socket.name).start()
+    driver = vu.VirtioBlkDriver.connect(vhost_socket.name)
+    monkeypatch.chdir("/")
+    assert driver.reconnect().pread(512, 0) == bytes(512)
+    driver.close()
+    monkeypatch.chdir(vhost_socket.parent)
+    front = vu.Frontend.connect(vhost_socket.name)
+    monkeypatch.chdir("/")
+    front.reconnect().close()
+    backend.stop()
+    assert not vhost_socket.exists()
+
+
+def test_a_socket_is_removed_where_it_was_made_though_its_directory_has_moved(
+    vhost_socket: Path,
+) -> None:
+    before, after = vhost_socket.parent / "before", vhost_socket.parent / "after"
+    before.mkdir()
+    with vu.Backend(RamDisk(), socket=before / "disk.sock"):
+        before.rename(after)
+        before.mkdir()
+        (before / "disk.sock").touch()
+    assert not (after / "disk.sock").exists()
+    assert (before / "disk.sock").is_file(), "another's"
+
+
+def test_a_back_end_that_calls_a_relative_path_calls_the_same_after_a_change_of_directory(
+    vhost_socket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(vhost_socket.parent)
+    with vu.Backend(RamDisk(), socket=vhost_socket.name, connect=True):
+        monkeypatch.chdir("/")
+        with sockets.socket(sockets.AF_UNIX) as listener:
+            listener.bind(str(vhost_socket))
+            listener.listen()
+            listener.settimeout(10)
+            connection, _ = listener.accept()
+            with connection, vu.VirtioBlkDriver(fd=connection.fileno()) as disk:
+                assert disk.pread(512, 0) == bytes(512)
+
+
 def test_a_callback_may_stop_its_own_back_end(vhost_socket: Path) -> None:
     class Suicidal(RamDisk):
         def read(self, offset: int, buf: memoryview, /) -> None:

@@ -14,7 +14,7 @@ use pyo3::types::{PyDict, PyType};
 use vhost_user_core::frontend::{
     BlockDriver, Client, FrontendError, Negotiated, ProtocolFeatures, Wanted, feature_names,
 };
-use vhost_user_core::socket::Stream;
+use vhost_user_core::socket::{Stream, settled};
 
 use crate::descriptor::descriptor;
 use crate::error;
@@ -69,7 +69,8 @@ impl Frontend {
         let target = Target::new(socket.clone(), fd)?;
         let end = interruptible(py, || plain(target, timeout, xen))?;
         let end = end.map_err(|e| error::frontend(py, &e))?;
-        Ok(Self { end: Seat::new(end), path: socket, timeout, xen, process: process::id() })
+        let path = socket.as_deref().map(settled);
+        Ok(Self { end: Seat::new(end), path, timeout, xen, process: process::id() })
     }
 
     /// Connects to `socket`; options as the class takes them.

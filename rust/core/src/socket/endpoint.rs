@@ -10,9 +10,9 @@ use rustix::net::{
 };
 
 use super::backoff::{Backoff, is_shortage};
-use super::listener::{stream_socket, unix_address};
+use super::listener::{check_path, stream_socket, unix_address};
 use super::wait::Ready;
-use super::{ListenOptions, Listener, Next, SocketError, Stream};
+use super::{ListenOptions, Listener, MAX_PATH, Next, SocketError, Stream};
 use crate::error::HostError;
 use crate::sys::closer::Closer;
 
@@ -108,9 +108,18 @@ impl Stream {
     }
 }
 
+/// Returns a path that still leads to the same place when the process has changed its directory: an
+/// absolute one, unless no socket's address has room for that.
+pub fn settled(path: &Path) -> PathBuf {
+    let absolute = std::path::absolute(path).ok();
+    let fits = |path: &PathBuf| path.as_os_str().len() <= MAX_PATH;
+    absolute.filter(fits).unwrap_or_else(|| path.to_owned())
+}
+
 impl Dialer {
     fn new(path: PathBuf) -> Result<Self, SocketError> {
-        let address = unix_address(&path)?;
+        check_path(&path)?;
+        let address = unix_address(&settled(&path))?;
         Ok(Self { address, path, backoff: Backoff::new(PAUSE.0, PAUSE.1) })
     }
 

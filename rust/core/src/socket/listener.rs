@@ -6,13 +6,13 @@
 //! what is in the way is looked at first (see [`make_way`]).
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, lchown};
+use std::os::unix::fs::{FileTypeExt, lchown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{fs, io, process};
 
 use rustix::event::PollFlags;
-use rustix::fs::{CWD, Mode, RenameFlags, chmod, fchmod, renameat_with};
+use rustix::fs::{AtFlags, CWD, Mode, RenameFlags, chmod, fchmod, renameat_with, statat, unlinkat};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen,
@@ -24,6 +24,7 @@ use super::wait::{Ready, wait};
 use super::{MAX_PATH, Next, SocketError, Stream};
 use crate::error::HostError;
 use crate::sys::closer::Closer;
+use crate::sys::fd_path;
 use crate::sys::private_fd::PrivateFd;
 use crate::wire::ReceivedFd;
 
@@ -66,7 +67,10 @@ pub struct Listener {
 /// The name that we made, and how to know it again.
 #[derive(Debug)]
 struct BoundFile {
+    /// As it was given. It may lead elsewhere by now: a relative one does, once the process has
+    /// changed its directory.
     path: PathBuf,
+    directory: PrivateFd,
     id: (u64, u64),
     owner: u32,
 }
@@ -94,9 +98,11 @@ impl Listener {
         }
         chmod(&temporary.path, Mode::from_raw_mode(options.mode)).map_err(|e| cannot(e.into()))?;
         listen(&fd, BACKLOG).map_err(|e| cannot(e.into()))?;
-        let id = identity(&temporary.path).map_err(cannot)?;
+        let id = identity(CWD, &temporary.path).map_err(|e| cannot(e.into()))?;
+        let directory = temporary.directory.try_clone().map_err(cannot)?;
         temporary.move_to(&options.path)?;
-        let file = BoundFile { path: options.path.clone(), id, owner: process::id() };
+        let (path, owner) = (options.path.clone(), process::id());
+        let file = BoundFile { path, directory, id, owner };
         Ok(Self { fd: fd.into(), file: Some(file), backoff: Backoff::new(PAUSE.0, PAUSE.1) })
     }
 
@@ -158,11 +164,12 @@ impl AsFd for Listener {
 
 impl Drop for BoundFile {
     fn drop(&mut self) {
+        let Some(name) = self.path.file_name() else { return };
         // A forked child owns a copy of this value, but not the name.
-        let ours =
-            self.owner == process::id() && identity(&self.path).is_ok_and(|found| found == self.id);
+        let ours = self.owner == process::id()
+            && identity(&self.directory, name).is_ok_and(|found| found == self.id);
         if ours {
-            let _ = fs::remove_file(&self.path);
+            let _ = unlinkat(&self.directory, name, AtFlags::empty());
         }
     }
 }
@@ -170,7 +177,7 @@ impl Drop for BoundFile {
 /// A name beside the socket's own, removed on drop unless it was moved.
 struct Temporary {
     path: PathBuf,
-    directory: OwnedFd,
+    directory: PrivateFd,
     name: String,
 }
 
@@ -181,7 +188,8 @@ impl Temporary {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
-        let fd = open(directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = PrivateFd::make(|| open(directory, flags, Mode::empty()))
             .map_err(|e| HostError::new(format!("open {}", directory.display()), e))?;
         let name = unused_name();
         Ok(Self { path: directory.join(&name), directory: fd, name })
@@ -190,11 +198,10 @@ impl Temporary {
     /// Where to bind. The temporary name may be longer than the socket's own and no longer fit;
     /// then the way to it leads through the directory's descriptor.
     fn address(&self) -> Result<SocketAddrUnix, SocketError> {
-        use std::os::fd::AsRawFd;
         let short = if self.path.as_os_str().len() <= MAX_PATH {
             self.path.clone()
         } else {
-            Path::new("/proc/self/fd").join(self.directory.as_raw_fd().to_string()).join(&self.name)
+            Path::new(&fd_path(self.directory.as_fd())).join(&self.name)
         };
         unix_address(&short)
     }
@@ -314,8 +321,10 @@ pub(super) fn stream_socket(flags: SocketFlags) -> Result<PrivateFd, Errno> {
     PrivateFd::make(|| socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None))
 }
 
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()))
+/// What tells the file at `path`, seen from `directory`, from all others.
+fn identity(directory: impl AsFd, path: impl rustix::path::Arg) -> Result<(u64, u64), Errno> {
+    let found = statat(directory, path, AtFlags::SYMLINK_NOFOLLOW)?;
+    Ok((found.st_dev, found.st_ino))
 }
 
 fn look_at(path: &Path) -> String {

@@ -1,4 +1,4 @@
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread;
 
@@ -99,10 +99,10 @@ fn a_socket_where_somebody_answers_is_not_stolen() {
     let directory = Directory::new();
     let path = directory.join("s");
     let other = UnixListener::bind(&path).unwrap();
-    let before = identity(&path).unwrap();
+    let before = identity(CWD, &path).unwrap();
     let error = bind_at(&path).unwrap_err();
     assert!(matches!(error, SocketError::InUse { .. }), "{error}");
-    assert_eq!(identity(&path).unwrap(), before);
+    assert_eq!(identity(CWD, &path).unwrap(), before);
     assert_eq!(directory.names(), ["s"]);
     drop(other);
 }

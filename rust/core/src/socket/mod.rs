@@ -18,7 +18,7 @@ mod next;
 mod stream;
 mod wait;
 
-pub use endpoint::{Endpoint, Source};
+pub use endpoint::{Endpoint, Source, settled};
 pub use error::SocketError;
 pub use listener::{ListenOptions, Listener};
 pub use next::Next;

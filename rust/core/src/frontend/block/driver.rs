@@ -15,7 +15,7 @@ use super::queue::QueueLayout;
 use super::{BlockConfig, BlockQueue, BlockRequest, Completion, Op, SECTOR, feature};
 use crate::address::GuestAddr;
 use crate::error::HostError;
-use crate::socket::Stream;
+use crate::socket::{Stream, settled};
 use crate::sys::interrupt;
 use crate::wire::{ProtocolFeatures, features};
 
@@ -316,7 +316,7 @@ impl BlockDriver {
 
     fn dial(path: &Path, options: BlockOptions, xen: Option<Arc<XenMemory>>) -> Result<Self> {
         let client = Client::connect(path, options.timeout)?;
-        Ok(Self { path: Some(path.to_owned()), ..Self::start(client, options, xen)? })
+        Ok(Self { path: Some(settled(path)), ..Self::start(client, options, xen)? })
     }
 
     fn start(
