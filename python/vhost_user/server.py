@@ -84,7 +84,9 @@ _hooks_set = False
 class Backend:
     """Serves one device to one front-end at a time.
 
-    A context manager that starts and stops it; or ``run()``, which does it all::
+    One that has started serves until it is stopped, though nobody keeps the object: then it gives a
+    ``ResourceWarning``. A context manager that starts and stops it; or ``run()``, which does it
+    all::
 
         with vu.Backend(disk, socket="disk.sock") as backend:
             backend.wait_running()
@@ -267,6 +269,19 @@ class Backend:
         /,
     ) -> None:
         self.stop()
+
+    def __del__(self) -> None:
+        # Not there if the constructor has raised.
+        core: _core.Backend | None = getattr(self, "_core", None)
+        if core is not None and core in _running and core.state != "stopped":
+            import warnings
+
+            warnings.warn(
+                f"{self!r} was dropped without stop(), and serves on",
+                ResourceWarning,
+                source=self,
+                stacklevel=1,
+            )
 
     def __repr__(self) -> str:
         where = self._socket or (f"fd {self._fd}" if self._fd is not None else "LISTEN_FDS")

@@ -1,5 +1,6 @@
 """The life of a back-end in a process."""
 
+import gc
 import os
 import socket as sockets
 import stat
@@ -125,6 +126,39 @@ def test_a_back_end_that_calls_a_relative_path_calls_the_same_after_a_change_of_
             connection, _ = listener.accept()
             with connection, vu.VirtioBlkDriver(fd=connection.fileno()) as disk:
                 assert disk.pread(512, 0) == bytes(512)
+
+
+def test_a_started_back_end_that_is_dropped_warns_and_serves_on(vhost_socket: Path) -> None:
+    device = RamDisk()
+    backend = vu.Backend(device, socket=vhost_socket).start()
+    with pytest.warns(ResourceWarning, match=r"was dropped without stop\(\), and serves on"):
+        del backend
+    with open_driver(vhost_socket) as driver:
+        driver.read(0, 512)
+        driver.wait()
+    with pytest.raises(vu.VhostUserError, match="served by another"):
+        vu.Backend(device, socket=vhost_socket).start()
+    core = device.served_by
+    assert isinstance(core, vu._core.Backend)
+    core.stop(5.0)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_back_end_that_does_not_serve_is_dropped_without_a_word(vhost_socket: Path) -> None:
+    vu.Backend(RamDisk(), socket=vhost_socket)
+    with vu.Backend(RamDisk(), socket=vhost_socket):
+        pass
+    with pytest.raises(ValueError, match="threads"):
+        vu.Backend(RamDisk(), socket=vhost_socket, threads=0)
+
+    def ends_by_itself() -> None:
+        backend = vu.Backend(RamDisk(), socket=vhost_socket, keep_listening=False).start()
+        with open_driver(vhost_socket):
+            pass
+        assert eventually(lambda: backend.state == "stopped")
+
+    ends_by_itself()
+    gc.collect()
 
 
 def test_a_callback_may_stop_its_own_back_end(vhost_socket: Path) -> None:
