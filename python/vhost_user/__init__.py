@@ -70,6 +70,29 @@ __all__ = [
 
 __version__ = "0.1.0"
 
+
+def _check_interpreter() -> None:
+    """Refuses a subinterpreter: the core's threads call devices in the main interpreter.
+
+    The extension module does that as well, when it is loaded, which may be much later.
+    """
+    import sys
+
+    name = "_interpreters" if sys.version_info >= (3, 13) else "_xxsubinterpreters"
+    try:
+        interpreters = __import__(name)
+        is_main = interpreters.get_current() == interpreters.get_main()
+    except (ImportError, AttributeError):
+        return
+    if not is_main:
+        raise ImportError(
+            "vhost_user works in the main interpreter of a process only, where its threads call "
+            "devices, and not in a subinterpreter. Serve devices from a process of their own"
+        )
+
+
+_check_interpreter()
+
 _HOMES = {
     "Backend": "server",
     "BlkOp": "devices.block",

@@ -60,7 +60,9 @@ DEVICES_KNOW_NOTHING_OF = {
 """What no device class imports, be it Python's or the package's."""
 
 UNSAFE_CORE = re.compile(r"sys/\w+\.rs|memory/(segment|window|span|reads)\.rs|xen/linux\.rs")
-UNSAFE_PYTHON = re.compile(r"(buffer|call|descriptor|exporter|object|pages|raw_bytes)\.rs")
+UNSAFE_PYTHON = re.compile(
+    r"(buffer|call|descriptor|exporter|interpreter|object|pages|raw_bytes)\.rs"
+)
 """The files of each crate in which `unsafe` may stand, relative to `src`."""
 
 FOREIGN = ("pyo3", "PyO3")

@@ -21,6 +21,7 @@ mod driver;
 mod error;
 mod exporter;
 mod frontend;
+mod interpreter;
 mod interrupt;
 mod late;
 mod load;
@@ -70,6 +71,7 @@ mod _core {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        super::interpreter::check_main(module.py())?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 
