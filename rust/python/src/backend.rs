@@ -22,6 +22,7 @@ use crate::error;
 use crate::interrupt::{SIGNAL_CHECK, has_raised, interruptible};
 use crate::log::{self, Level, Logger, Record};
 use crate::py_device::{Views, in_callback};
+use crate::python_thread;
 use crate::report::{OnError, Reports};
 use crate::xen::XenGuest;
 
@@ -109,6 +110,7 @@ impl Backend {
         let reports = Arc::new(Reports::new(label.clone(), class, on_error_of(on_error)?));
         let views = Views { raw: raw_views, copy_budget };
         let (served, device) = Served::new(device, kind, &overrides, views, &reports)?;
+        python_thread::prepare(py)?;
         log::start()?;
         let observer = Arc::new(Listener { label });
         let core = py.detach(|| backend::Backend::start(device, options, observer));

@@ -32,6 +32,7 @@ mod object;
 mod origin;
 mod pages;
 mod py_device;
+mod python_thread;
 mod queue;
 mod raw_bytes;
 mod report;

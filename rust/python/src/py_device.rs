@@ -16,6 +16,7 @@ use crate::copy_budget::CopyBudget;
 use crate::device_lock::DeviceLock;
 use crate::log::Level;
 use crate::origin::Origin;
+use crate::python_thread;
 use crate::report::{Context, Reports};
 use crate::traits::FlushesFirst;
 
@@ -77,7 +78,7 @@ impl PyDevice {
         let _scope = CallbackScope::enter();
         let _guard = self.lock.take();
         let _mark = CallbackMark::set();
-        Python::try_attach(body)
+        Python::try_attach(|py| python_thread::known(py, body))
     }
 
     /// Runs `body` attached to the interpreter, when no other callback runs.
@@ -85,7 +86,7 @@ impl PyDevice {
         let _scope = CallbackScope::enter();
         let _guard = self.lock.take();
         let _mark = CallbackMark::set();
-        Python::attach(body)
+        Python::attach(|py| python_thread::known(py, body))
     }
 
     /// The number of the present start.
@@ -150,7 +151,8 @@ impl PyDevice {
         let attached = || {
             Python::try_attach(|py| {
                 let context = Context { callback: name, request };
-                call(py).map_err(|error| self.reports.raised(py, error, &context)).ok()
+                let called = python_thread::known(py, call);
+                called.map_err(|error| self.reports.raised(py, error, &context)).ok()
             })
         };
         // The control plane has one thread, which must outlive a bug here.
@@ -192,7 +194,7 @@ impl PyDevice {
 /// of it but the callbacks: attaching again is cheap then, since the thread has its state.
 pub(crate) fn run_worker(body: &mut (dyn FnMut() + Send)) {
     // `None`: the interpreter is on its way out, and no queue is served any more.
-    let _ = Python::try_attach(|py| py.detach(body));
+    let _ = Python::try_attach(|py| python_thread::stay(py, body));
 }
 
 /// Says that a callback runs on this thread.
