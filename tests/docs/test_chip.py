@@ -16,6 +16,8 @@ from .document import blocks
 PAGE = Path(__file__).parents[2] / "docs/xen-host.md"
 READ = 2
 ZERO_LENGTH_REQUEST = 1
+RING = 1024
+"""Entries of the ring that xen-vhost-frontend has for an I2C adapter."""
 
 
 @pytest.fixture
@@ -31,7 +33,7 @@ def adapter(tmp_path: Path, vhost_socket: Path) -> Iterator[FrontEnd]:
     spec.loader.exec_module(module)
     with (
         vu.Backend(module.Chip(), socket=vhost_socket),
-        FrontEnd.connect(str(vhost_socket)).start() as front,
+        FrontEnd.connect(str(vhost_socket)).start(size=RING) as front,
     ):
         yield front
 
@@ -62,6 +64,14 @@ def test_what_was_written_is_read_back(adapter: FrontEnd) -> None:
     assert transfer(adapter, 0x50, write=b"\xff") == b"\0"
     assert transfer(adapter, 0x50, read=2) == b"\x12\x34\0"
     assert transfer(adapter, 0x50, read=1) == b"\0\0"
+
+
+def test_every_entry_of_the_front_ends_long_ring_is_used(adapter: FrontEnd) -> None:
+    for turn in range(RING // 2 + 1):
+        content = bytes([turn % 251, turn % 7])
+        assert transfer(adapter, 0x50, write=b"\x10" + content) == b"\0"
+        assert transfer(adapter, 0x50, write=b"\x10") == b"\0"
+        assert transfer(adapter, 0x50, read=2) == content + b"\0"
 
 
 def test_a_chip_that_is_not_there_fails_its_message(adapter: FrontEnd) -> None:

@@ -13,6 +13,9 @@ from typing import Self
 from peer.process import eventually
 
 DISK_BYTES = 1 << 20
+IMAGES = ("file", "map", "long")
+"""Sockets with an image behind them."""
+
 END_SECONDS = 20.0
 
 
@@ -79,7 +82,7 @@ class BackendProcess(Process):
         self.directory = directory
         self.device = device
         self.content = random.Random(1).randbytes(DISK_BYTES)
-        for socket in ("direct",) if device else ("file", "map"):
+        for socket in ("direct",) if device else IMAGES:
             self.image(socket).write_bytes(self.content)
             os.chown(self.image(socket), user, -1)
         os.chown(directory, user, -1)

@@ -53,7 +53,7 @@ class Workload:
     """Rounds of ``depth`` requests; ``content`` is what the disk must hold.
 
     A request has at most ``data_pages`` of data. ``in_tables`` is the share of chains that lie in
-    indirect tables.
+    indirect tables. ``ring`` is the one that they go through.
     """
 
     def __init__(
@@ -64,10 +64,11 @@ class Workload:
         depth: int = DEPTH,
         data_pages: int = DATA_PAGES,
         in_tables: float = 0.5,
+        ring: int = 0,
     ) -> None:
         self.front = front
         self.memory = front.domain_memory
-        self.ring: SplitRing = front.rings[0]
+        self.ring: SplitRing = front.rings[ring]
         self.content = bytearray(content)
         self.slots = [Slot.allocate(self.memory, number, data_pages) for number in range(depth)]
         self.done = 0

@@ -3,7 +3,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use vhost_user_core::address::GuestAddr;
@@ -12,6 +12,7 @@ use vhost_user_core::device::Device;
 use vhost_user_core::frontend::{
     Descriptor, GuestMemory, NEXT, RegionSpec, RingLayout, SplitRing, WRITE,
 };
+use vhost_user_core::request::{Batch, Request};
 use vhost_user_core::xen::FakeXen;
 
 use super::conversation::{Conversation, Known};
@@ -19,6 +20,7 @@ use super::guest::*;
 use super::raw::{READ, WRITE_OUT};
 
 const XEN_VHOST_FRONTEND: &str = include_str!("conversations/xen_vhost_frontend.txt");
+const XEN_VHOST_FRONTEND_I2C: &str = include_str!("conversations/xen_vhost_frontend_i2c.txt");
 const QEMU_SERIES: &str = include_str!("conversations/qemu_series.txt");
 
 /// Where the rings are, from the start of memory.
@@ -52,8 +54,10 @@ impl<'a> Replay<'a> {
         self.rings.clear();
         for place in places {
             let base = GuestAddr(self.guest.base() + place);
-            self.guest.memory.fill(base, 0x3000, 0).unwrap();
-            self.rings.push(SplitRing::new(&self.guest.memory, layout(base), true).unwrap());
+            let layout = layout(base);
+            let bytes = (layout.end().0 - base.0) as usize;
+            self.guest.memory.fill(base, bytes, 0).unwrap();
+            self.rings.push(SplitRing::new(&self.guest.memory, layout, true).unwrap());
         }
     }
 
@@ -110,19 +114,25 @@ impl<'a> Replay<'a> {
         memory.write(GuestAddr(status), &[0xff]).unwrap();
         let direction = if kind == READ { WRITE } else { 0 };
         let chain = [(header, 16, NEXT), (data, LEN, direction | NEXT), (status, 1, WRITE)];
-        let this = &mut self.rings[ring];
-        for ((addr, len, flags), next) in chain.into_iter().zip(1..) {
-            this.set_descriptor(next - 1, Descriptor { addr, len, flags, next });
-        }
-        this.set_used_event(this.used_index());
-        this.push(0);
-        this.publish();
-        self.wait_called();
-        let used = self.rings[ring].pop().unwrap().expect("a request that is used");
-        assert_eq!(used.len, if kind == READ { LEN + 1 } else { 1 });
+        assert_eq!(self.run(ring, 0, &chain), if kind == READ { LEN + 1 } else { 1 });
         let mut byte = [0xff];
         self.guest.memory.read(GuestAddr(status), &mut byte).unwrap();
         assert_eq!(byte, [0]);
+    }
+
+    /// One chain of (address, bytes, flags) in the descriptors from `head` on; what was written.
+    fn run(&mut self, ring: usize, head: u16, chain: &[(u64, u32, u16)]) -> u32 {
+        let this = &mut self.rings[ring];
+        for (&(addr, len, flags), index) in chain.iter().zip(head..) {
+            this.set_descriptor(index, Descriptor { addr, len, flags, next: index + 1 });
+        }
+        this.set_used_event(this.used_index());
+        this.push(head);
+        this.publish();
+        self.wait_called();
+        let used = self.rings[ring].pop().unwrap().expect("a request that is used");
+        assert_eq!(used.head, head);
+        used.len
     }
 
     /// Sleeps on the one call descriptor until it is signalled.
@@ -139,16 +149,13 @@ fn copy(fd: impl AsFd) -> OwnedFd {
     fd.as_fd().try_clone_to_owned().unwrap()
 }
 
-/// On virtio-mmio Linux has each part of a ring of 256 entries in a page of its own.
-fn apart(descriptors: GuestAddr) -> RingLayout {
-    let [available, used] = [0x1000, 0x2000].map(|offset| GuestAddr(descriptors.0 + offset));
-    RingLayout { size: 256, descriptors, available, used }
-}
-
-/// And one of 128 has its used part alone in one.
-fn together(descriptors: GuestAddr) -> RingLayout {
-    let [available, used] = [0x800, 0x1000].map(|offset| GuestAddr(descriptors.0 + offset));
-    RingLayout { size: 128, descriptors, available, used }
+/// Where Linux has the parts of a ring on virtio-mmio: the used part begins on a page of its own.
+fn on_mmio(size: u16) -> impl Fn(GuestAddr) -> RingLayout {
+    move |descriptors| {
+        let available = descriptors.0 + 16 * u64::from(size);
+        let used = (available + 6 + 2 * u64::from(size)).next_multiple_of(PAGE);
+        RingLayout { size, descriptors, available: GuestAddr(available), used: GuestAddr(used) }
+    }
 }
 
 /// The parts that xen-vhost-frontend plays until the rings run.
@@ -157,7 +164,7 @@ fn start<'a>(served: &Served, guest: &'a Guest, mapping: &str) -> Replay<'a> {
     replay.play("connect");
     replay.play("the driver accepts features");
     replay.play("the driver asks for the number of queues");
-    replay.lay_out(&RINGS, apart);
+    replay.lay_out(&RINGS, on_mmio(256));
     replay.play(&format!("{mapping}: the rings are set up"));
     replay.play("the driver asks for the size");
     replay
@@ -224,6 +231,117 @@ fn xen_vhost_frontend_that_is_killed() {
     replay.end(&served);
 }
 
+/// The memory behind a chip's address on an I2C bus: VIRTIO 1.3, "I2C Adapter Device".
+struct Chip(Mutex<Vec<u8>>);
+
+/// Entries of the ring that the front-end has for an I2C adapter.
+const I2C_RING: u16 = 1024;
+/// An address on the bus, as it stands in a request.
+const CHIP: u16 = 0x50 << 1;
+/// Bit of a request's flags.
+const I2C_READ: u32 = 1 << 1;
+
+impl Device for Chip {
+    fn virtio_id(&self) -> u32 {
+        34
+    }
+    fn features(&self) -> u64 {
+        1 // ZERO_LENGTH_REQUEST
+    }
+    fn num_queues(&self) -> u16 {
+        1
+    }
+    fn max_queue_size(&self) -> u16 {
+        I2C_RING
+    }
+    fn config_len(&self) -> usize {
+        0
+    }
+    fn read_config(&self, _offset: usize, _out: &mut [u8]) {}
+    fn handle(&self, _queue: u16, batch: &mut Batch) {
+        while let Some(request) = batch.next() {
+            let written = self.transfer(&request);
+            batch.complete(request, written);
+        }
+    }
+}
+
+impl Chip {
+    fn transfer(&self, request: &Request) -> u32 {
+        let mut bytes = vec![0; request.readable().len() as usize];
+        assert_eq!(request.readable().read_at(0, &mut bytes), bytes.len());
+        let (header, data) = bytes.split_at(8);
+        assert_eq!(u16::from_le_bytes([header[0], header[1]]), CHIP);
+        let mut memory = self.0.lock().unwrap();
+        if header[4] & I2C_READ as u8 == 0 {
+            memory.clear();
+            memory.extend_from_slice(data);
+        }
+        let back = request.writable().len() as usize - 1;
+        let answer: Vec<u8> = memory.iter().copied().take(back).chain([0]).collect();
+        request.writable().write_at(0, &answer) as u32
+    }
+}
+
+/// A transfer to the chip or from it: header, data and status, each in memory of its own.
+fn transfer(replay: &mut Replay<'_>, head: u16, flags: u32, data: u64, len: u32) {
+    let (memory, base) = (&replay.guest.memory, replay.guest.base());
+    let (header, status) = (base + HEADER, base + STATUS);
+    let request = u64::from(CHIP) | u64::from(flags) << 32;
+    memory.write(GuestAddr(header), &request.to_le_bytes()).unwrap();
+    memory.write(GuestAddr(status), &[0xff]).unwrap();
+    let (direction, written) = if flags & I2C_READ == 0 { (0, 1) } else { (WRITE, len + 1) };
+    let chain = [(header, 8, NEXT), (data, len, direction | NEXT), (status, 1, WRITE)];
+    assert_eq!(replay.run(0, head, &chain), written);
+    let mut byte = [0xff];
+    replay.guest.memory.read(GuestAddr(status), &mut byte).unwrap();
+    assert_eq!(byte, [0]);
+}
+
+/// Writes and reads until each entry of each part of the ring was used.
+fn go_round_the_i2c_ring(replay: &mut Replay<'_>, data: u64) {
+    let memory = Arc::clone(&replay.guest.memory);
+    for turn in 0..I2C_RING / 2 + 3 {
+        let content = pattern(32, turn.into());
+        memory.write(GuestAddr(data), &content).unwrap();
+        let head = 6 * turn % (I2C_RING - 5);
+        transfer(replay, head, 0, data, 32);
+        memory.fill(GuestAddr(data), 32, 0).unwrap();
+        transfer(replay, head + 3, I2C_READ, data, 32);
+        let mut bytes = [0; 32];
+        memory.read(GuestAddr(data), &mut bytes).unwrap();
+        assert_eq!(bytes, *content, "turn {turn}");
+    }
+}
+
+/// What xen-vhost-frontend says for an I2C adapter, with transfers through its ring.
+fn i2c(guest: &Guest, mapping: &str, data: u64) {
+    let served = Served::new(Arc::new(Chip(Mutex::default())), guest, 0);
+    let mut replay = Replay::new(&served, guest, XEN_VHOST_FRONTEND_I2C);
+    replay.play("connect");
+    replay.play("the driver accepts features");
+    replay.lay_out(&RINGS[..1], on_mmio(I2C_RING));
+    replay.play(&format!("{mapping}: the rings are set up"));
+    go_round_the_i2c_ring(&mut replay, data);
+    if mapping == "grants" {
+        assert_eq!(guest.xen.in_use(DOMID), [32, 33, 34, 35, 36, 37, 38, 39], "the ring's pages");
+    }
+    replay.play("the device is removed");
+    replay.end(&served);
+}
+
+#[test]
+fn xen_vhost_frontend_with_the_long_ring_of_an_i2c_adapter_by_foreign_mapping() {
+    let guest = Guest::at(0x4000_0000, |memory| memory);
+    show_frames(&guest);
+    i2c(&guest, "foreign", 0x4000_4ff0);
+}
+
+#[test]
+fn xen_vhost_frontend_with_the_long_ring_of_an_i2c_adapter_by_grants() {
+    i2c(&Guest::granting(), "grants", GRANT | 0x1_4ff0);
+}
+
 /// RAM below 4 GiB and above it, as guests of Xen on Arm64 have it.
 fn guest_of_qemu() -> Guest {
     let sections = [0x4000_0000, 0x2_0000_0000];
@@ -246,7 +364,7 @@ fn qemu_with_foreign_mapping() {
     // Two drivers, one after the other.
     for data in [0x4000_4a00, 0x2_0000_0e00] {
         replay.play("the driver resets the device");
-        replay.lay_out(&RINGS[..1], together);
+        replay.lay_out(&RINGS[..1], on_mmio(128));
         replay.play("the driver is ready");
         replay.write_and_read(0, data);
         replay.play("the device is stopped");

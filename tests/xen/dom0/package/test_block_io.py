@@ -65,6 +65,22 @@ def test_thousands_of_requests_move_the_right_bytes_and_leave_nothing_mapped(
     moves_the_right_bytes(backend, connect, layout, design, "file")
 
 
+@pytest.mark.once
+@pytest.mark.parametrize("layout", [FOREIGN_LAYOUT, on_demand(NO_ADVANCE_RUST_VMM)], ids=str)
+def test_rings_of_1024_entries_are_used_to_their_ends(
+    backend: BackendProcess, connect: Connect, layout: Layout
+) -> None:
+    """As many as xen-vhost-frontend has for vsock, and as long: each takes eight pages."""
+    image = backend.image("long")
+    with connect(layout, socket="long") as front:
+        front.start(queues=3, size=1024)
+        for index in front.rings:
+            work = Workload(front, image.read_bytes(), depth=8, data_pages=2, ring=index)
+            work.run(1030)
+            work.flush()
+            assert image.read_bytes() == work.content
+
+
 def test_memory_behind_4_gib_is_reached(backend: BackendProcess, connect: Connect) -> None:
     """All of it: the rings, too."""
     assert HIGH_FRAMES[0] * PAGE >= 4 << 30
