@@ -59,7 +59,7 @@ lint: $(TOOLS) ## Checks format, lints and types, with warnings as errors.
 test-rust: deps ## Runs the core's own tests.
 	MODEL_SEQUENCES=1000000 $(LIMIT) $(CARGO) test --locked -p vhost-user-core -p vhost-user-python
 
-test-peers: ## Drives the core with the front-end of another project.
+test-peers: ## Drives the core with front-ends of another project, and its back-end with the core.
 	$(foreach peer,$(PEERS),$(LIMIT) $(CARGO) test --locked --manifest-path $(peer)/Cargo.toml &&) true
 
 test-python: deps build ## Runs the Python suites but for those that start a machine.
