@@ -12,6 +12,7 @@ import pytest
 from peer import wire
 from peer.front_end import FrontEnd
 from peer.numbers import Flag, ProtocolFeature, Request
+from peer.patience import PATIENCE
 from peer.process import cpu_seconds, eventually, private_kib
 
 from .conftest import Refused
@@ -267,7 +268,7 @@ def test_a_replaced_back_end_channel_is_closed(
         front.change(Request.SET_BACKEND_REQ_FD, b"", [theirs.fileno()])
         theirs.close()
         if former:
-            former.settimeout(wire.ANSWER_SECONDS)
+            former.settimeout(PATIENCE)
             assert former.recv(1) == b""
             former.close()
         former = server.track(ours)

@@ -8,6 +8,7 @@ from enum import IntEnum, IntFlag
 from typing import NamedTuple
 
 from .memory import GuestMemory
+from .patience import PATIENCE
 from .ring import Segment, SplitRing
 
 SECTOR = 512
@@ -111,7 +112,7 @@ class BlkDriver:
         data = self.memory.read(request.data, request.length) if request.writable else b""
         return Result(self.memory.read(request.status, 1)[0], data, used)
 
-    def run(self, request: Request, seconds: float = 5.0) -> Result:
+    def run(self, request: Request, seconds: float = PATIENCE) -> Result:
         """Submits, kicks, and waits for the end."""
         head = self.submit(request)
         self.ring.kick()
@@ -119,11 +120,11 @@ class BlkDriver:
         assert used.head == head, f"used entry for head {used.head}, submitted {head}"
         return self.result(request, used.length)
 
-    def read(self, sector: int, length: int, seconds: float = 5.0) -> Result:
+    def read(self, sector: int, length: int, seconds: float = PATIENCE) -> Result:
         """Reads `length` bytes at `sector`."""
         return self.run(self.prepare(Type.IN, sector, room=length), seconds)
 
-    def write(self, sector: int, data: bytes, seconds: float = 5.0) -> Result:
+    def write(self, sector: int, data: bytes, seconds: float = PATIENCE) -> Result:
         """Writes `data` at `sector`."""
         return self.run(self.prepare(Type.OUT, sector, data), seconds)
 

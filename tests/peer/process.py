@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .memory import NAME
+from .patience import PATIENCE
 
 PF_EXITING = 0x4
 """Set among a thread's flags in /proc (see proc(5)) before anybody who joins it is told."""
@@ -107,7 +108,7 @@ def asleep(pid: int) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-def eventually(holds: Callable[[], bool], seconds: float = 5.0) -> bool:
+def eventually(holds: Callable[[], bool], seconds: float = PATIENCE) -> bool:
     """Polls until something holds; False when it does not in time."""
     deadline = time.monotonic() + seconds
     pause = 0.001
@@ -119,7 +120,7 @@ def eventually(holds: Callable[[], bool], seconds: float = 5.0) -> bool:
     return True
 
 
-def settles(pid: int, before: Holdings, seconds: float = 5.0) -> str:
+def settles(pid: int, before: Holdings, seconds: float = PATIENCE) -> str:
     """Waits until a process holds what it held before; otherwise says what differs."""
     if eventually(lambda: Holdings.of(pid) == before, seconds):
         return ""

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from .memory import GuestMemory
+from .patience import PATIENCE
 
 NEXT, WRITE, INDIRECT = 1, 2, 4
 DESCRIPTOR = struct.Struct("<QIHH")
@@ -184,7 +185,7 @@ class SplitRing:
         """Tells the device to look."""
         os.eventfd_write(self.kick_fd, 1)
 
-    def wait(self, count: int = 1, seconds: float = 5.0) -> list[Used]:
+    def wait(self, count: int = 1, seconds: float = PATIENCE) -> list[Used]:
         """Waits, from call to call, until `count` more chains are used; takes them back."""
         deadline = time.monotonic() + seconds
         poll = select.poll()
@@ -213,7 +214,7 @@ class SplitRing:
         self._free = list(range(self.size))
         self._chains.clear()
 
-    def is_broken(self, seconds: float = 5.0) -> bool:
+    def is_broken(self, seconds: float = PATIENCE) -> bool:
         """Waits for the device to signal the error descriptor."""
         return signalled(self.error_fd, seconds)
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from .numbers import Flag
+from .patience import PATIENCE
 
 HEADER = struct.Struct("=III")
 U32 = struct.Struct("=I")
@@ -24,9 +25,6 @@ VRING_ADDR = struct.Struct("=IIQQQQ")
 REGION = struct.Struct("=QQQQ")
 CONFIG = struct.Struct("=III")
 INFLIGHT = struct.Struct("=QQHHI")
-
-ANSWER_SECONDS = 5.0
-"""How long any answer may take before the test fails."""
 
 
 class Closed(Exception):
@@ -93,7 +91,7 @@ class Channel:
 
     def __init__(self, connected: socket.socket) -> None:
         self.socket = connected
-        self.socket.settimeout(ANSWER_SECONDS)
+        self.socket.settimeout(PATIENCE)
         self.descriptors: list[int] = []
 
     @classmethod
@@ -101,7 +99,7 @@ class Channel:
         """Dials a listening back-end."""
         dialled = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         # A socket with a timeout of Python's would not wait for a place in the listen queue.
-        limit = struct.pack("@ll", int(ANSWER_SECONDS), 0)
+        limit = struct.pack("@ll", int(PATIENCE), 0)
         dialled.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         try:
             dialled.connect(path)
@@ -199,7 +197,7 @@ class Channel:
         poll.register(self.socket, select.POLLRDHUP)
         return not poll.poll(0)
 
-    def is_closed(self, seconds: float = ANSWER_SECONDS) -> bool:
+    def is_closed(self, seconds: float = PATIENCE) -> bool:
         """Waits for the back-end to close. Any frame that arrives instead is an error."""
         deadline = time.monotonic() + seconds
         poll = select.poll()

@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
+from peer.patience import PATIENCE
 from peer.process import eventually
 
 DISK_BYTES = 1 << 20
 IMAGES = ("file", "map", "long")
 """Sockets with an image behind them."""
-
-END_SECONDS = 20.0
 
 
 class Process:
@@ -43,7 +42,7 @@ class Process:
     def kill(self) -> None:
         """End it as a crash would; returns when the kernel has taken all it had."""
         self.process.kill()
-        self.process.wait(END_SECONDS)
+        self.process.wait(PATIENCE)
 
     def ask_to_end(self) -> None:
         """End it by SIGTERM."""
@@ -55,7 +54,7 @@ class Process:
         assert self.process.stdout is not None
         self.ask_to_end()
         self.process.stdin.close()
-        status = self.process.wait(END_SECONDS)
+        status = self.process.wait(PATIENCE)
         self.process.stdout.close()
         assert status == 0, f"the back-end ended with {status}:\n{self.log()}"
 
@@ -90,7 +89,7 @@ class BackendProcess(Process):
         super().__init__(directory, [*without(hidden), *command], user=user)
         assert self.process.stdout is not None
         if self.process.stdout.readline() != b"ready\n":
-            self.process.wait(END_SECONDS)
+            self.process.wait(PATIENCE)
             raise RuntimeError(f"the back-end did not start:\n{self.log()}")
 
     def image(self, socket: str) -> Path:
@@ -108,7 +107,7 @@ class Command(Process):
         self.directory = directory
         where = ["--socket-path", self.socket(socket)]
         super().__init__(directory, [sys.executable, "-m", "vhost_user", *words, *where])
-        if not eventually(lambda: "listening" in self.log(), END_SECONDS):
+        if not eventually(lambda: "listening" in self.log()):
             self.kill()
             raise RuntimeError(f"the command does not listen:\n{self.log()}")
 

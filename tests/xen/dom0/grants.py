@@ -11,6 +11,7 @@ import struct
 from collections.abc import Iterable
 from mmap import mmap
 
+from peer.patience import PATIENCE
 from peer.process import eventually
 
 ENTRY = struct.Struct("<HHI")
@@ -39,13 +40,13 @@ class GrantTable:
         for reference in references:
             ENTRY.pack_into(self._area, reference * ENTRY.size, 0, 0, 0)
 
-    def revoke_all(self, seconds: float = 10.0) -> None:
+    def revoke_all(self) -> None:
         """End all grants, once a back-end that was left or told to stop has let go of the pages.
 
         ``TimeoutError`` when it does not.
         """
-        if not eventually(lambda: not self.in_use(), seconds):
-            raise TimeoutError(f"still in use after {seconds} s: {self.in_use()}")
+        if not eventually(lambda: not self.in_use()):
+            raise TimeoutError(f"still in use after {PATIENCE} s: {self.in_use()}")
         self._area[:] = bytes(len(self._area))
 
     def in_use(self, references: Iterable[int] | None = None) -> list[int]:

@@ -22,7 +22,6 @@ from .memory import DomainMemory
 DEPTH = 16
 DATA_OFFSET = 0x200
 DATA_PAGES = 5
-SECONDS = 20.0
 
 
 class Slot(NamedTuple):
@@ -97,7 +96,7 @@ class Workload:
 
     def finish(self) -> None:
         """Wait for the round and check all of it."""
-        for used in self.ring.wait(len(self.slots), SECONDS):
+        for used in self.ring.wait(len(self.slots)):
             slot, job = self._jobs.pop(used.head)
             self.memory.domain.grants.revoke(*self._granted.pop(used.head))
             self._check(slot, job, used.length)
@@ -116,7 +115,7 @@ class Workload:
         granted = self._grant(slot, Job(0, 0, b"", False))
         self.ring.add(chain)
         self.ring.kick()
-        self.ring.wait(1, SECONDS)
+        self.ring.wait()
         self.memory.domain.grants.revoke(*granted)
         return self.memory.read(slot.status, 1)[0]
 

@@ -33,7 +33,7 @@ def test_requests_of_a_guest_that_is_destroyed_end_and_its_memory_is_freed(
         mortal.destroy()
         process.send_signal(signal.SIGCONT)
         if layout.on_demand:
-            assert len(work.ring.wait(len(work.slots), 20.0)) == len(work.slots)
+            assert len(work.ring.wait(len(work.slots))) == len(work.slots)
             states = [work.memory.read(slot.status, 1)[0] for slot in work.slots]
             assert Status.OK not in states
             assert image.read_bytes() == work.content
