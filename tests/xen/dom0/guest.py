@@ -12,15 +12,17 @@ import platform
 import struct
 from collections.abc import Sequence
 from mmap import mmap
+from pathlib import Path
 from typing import Self
 
 from .grants import GrantTable
 from .ioctl import PAGE, device
 from .privcmd import map_frames, map_grant_table
 
-CREATE = struct.Struct("<I16sIIIIiiIII")
-"""``xen_domctl_createdomain`` of Xen 4.17 up to ``arch``: ssid, handle, flags, IOMMU options,
-processors, event channels, grant frames, maptrack frames, grant options, trace size, pool."""
+CREATE = {17: struct.Struct("<I16sIIIIiiIII"), 20: struct.Struct("<I16sIIIIiiI4xII")}
+"""``xen_domctl_createdomain`` of Xen 4.17 and 4.20 up to ``arch``: ssid, handle, flags, IOMMU
+options, processors, event channels, grant frames, maptrack frames, grant options, trace size, pool.
+Behind the grant options 4.20 has one more word, for altp2m."""
 
 HARDWARE_ASSISTED = 1 << 0 | 1 << 1  # hvm, hap
 EVENT_CHANNELS, MAPTRACK_FRAMES, GRANT_VERSION = 1023, 64, 1
@@ -28,7 +30,7 @@ PAGING_BYTES = 8 << 20
 SPARE_KIB = 4096
 
 DOMAIN_INFO_BYTES = 4096
-"""More than ``xc_dominfo_t`` has, which starts with the domain."""
+"""More than ``xc_domaininfo_t`` has, which starts with the domain, in 16 bits."""
 
 GRANT_FRAMES = 4
 FRAMES = tuple(range(0x100, 0x900)) + tuple(range(0x10_0000, 0x10_0010))
@@ -36,7 +38,10 @@ FRAMES = tuple(range(0x100, 0x900)) + tuple(range(0x10_0000, 0x10_0010))
 
 HIGH_FRAMES = FRAMES[-16:]
 
-LIBRARY = ctypes.CDLL("libxenctrl.so.4.17", use_errno=True)
+RELEASE = int(Path("/sys/hypervisor/version/minor").read_text())
+"""Of Xen 4: its interface for toolstacks, and the library, belong to one release."""
+
+LIBRARY = ctypes.CDLL(f"libxenctrl.so.4.{RELEASE}", use_errno=True)
 LIBRARY.xc_interface_open.restype = ctypes.c_void_p
 
 
@@ -104,9 +109,9 @@ class Guest:
         handle = interface()
         found = ctypes.create_string_buffer(DOMAIN_INFO_BYTES)
         first, most = ctypes.c_uint32(self.domain), ctypes.c_uint(1)
-        count = LIBRARY.xc_domain_getinfo(handle, first, most, found)
+        count = LIBRARY.xc_domain_getinfolist(handle, first, most, found)
         LIBRARY.xc_interface_close(handle)
-        return count < 1 or ctypes.c_uint32.from_buffer(found).value != self.domain
+        return count < 1 or ctypes.c_uint16.from_buffer(found).value != self.domain
 
     def __enter__(self) -> Self:
         return self
@@ -119,7 +124,7 @@ class Guest:
         # Arm: the host's own interrupt controller, no TEE, no interrupt lines. x86: a local APIC
         architecture = struct.pack("<B3xHxxI", 0, 0, 0) if arm else struct.pack("<II", 1, 0)
         limits = (1, EVENT_CHANNELS, GRANT_FRAMES, MAPTRACK_FRAMES, GRANT_VERSION, 0, 0)
-        head = CREATE.pack(0, os.urandom(16), HARDWARE_ASSISTED, 0, *limits)
+        head = CREATE[RELEASE].pack(0, os.urandom(16), HARDWARE_ASSISTED, 0, *limits)
         configuration = ctypes.create_string_buffer(head + architecture, len(head + architecture))
         domain = ctypes.c_uint32(0)
         if LIBRARY.xc_domain_create(self._handle, ctypes.byref(domain), configuration):

@@ -1,4 +1,4 @@
-"""``fetch`` fills the cache before the tests run."""
+"""``fetch`` fills the cache before the tests run: with what they boot, or with ``all`` kinds."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ import sys
 
 from rig.archive import ArchiveError
 
+from .machine import KINDS, MORE_KINDS
 from .packages import emulator, fetch
-
-ARCHITECTURES = ("amd64", "arm64")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python3 -m xen.rig", description=__doc__)
     parser.add_argument("command", choices=["fetch"])
-    parser.parse_args()
+    parser.add_argument("which", choices=["all"], nargs="?")
+    kinds = KINDS + (MORE_KINDS if parser.parse_args().which else ())
     try:
-        for architecture in ARCHITECTURES:
-            packages = fetch(architecture)
+        for release, architecture in dict.fromkeys((k.release, k.architecture) for k in kinds):
+            packages = fetch(release, architecture)
             emulator(architecture)
-            print(f"xen: {packages.directory}: {packages.hypervisor.name}, {packages.kernel.name}")
+            linux = packages.module_directory.parent.name
+            print(f"xen: {packages.directory}: {packages.hypervisor.name}, Linux {linux}")
     except ArchiveError as error:
         print(f"xen: {error}", file=sys.stderr)
         return 1

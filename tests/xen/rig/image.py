@@ -17,8 +17,9 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 from rig.cpio import Cpio
+from rig.unpack import unpacked
 
-from .packages import Packages, fetch
+from .packages import Packages, Release, programs
 
 TESTS = Path(__file__).resolve().parents[2]
 INIT = Path(__file__).with_name("init.sh")
@@ -38,11 +39,16 @@ DISTRIBUTIONS = ("pytest", "pluggy", "iniconfig", "packaging", "Pygments")
 SHARED = ("peer", "xen/dom0")
 """What of the tests goes into dom0."""
 
-FOLDERS = ("lib", "lib64", "usr/lib", "usr/bin/python3.11", "etc/python3.11")
+FOLDERS = ("lib", "lib64", "usr/lib", "usr/lib64")
+BUSYBOX = ("bin/busybox", "usr/bin/busybox")
+JOINED = ("lib", "lib64")
+"""Folders that newer releases have below ``/usr`` alone, with a link in the old place."""
+
 LEFT_OUT = frozenset(
     [
         *("modules", "systemd", "gconv", "krb5", "engines-3", "ossl-modules", "binfmt.d", "mime"),
-        *("xen-4.17", "test", "lib2to3", "distutils", "idlelib", "ensurepip", "pydoc_data"),
+        *("xen-4.17", "xen-4.20", "test", "lib2to3", "distutils", "idlelib", "ensurepip"),
+        *("pydoc_data", "sysimage", "tmpfiles.d"),
     ]
 )
 """Folders that no test needs: each megabyte is unpacked under emulation."""
@@ -60,7 +66,7 @@ def build(packages: Packages, directory: Path, run: str, wheel: Path | None) -> 
         (stage / "tests/xen/__init__.py").touch()
         if wheel is not None:
             zipfile.ZipFile(wheel).extractall(stage / "site")
-        compile_ahead(stage, "/opt")
+        compile_ahead(packages.release, stage, "/opt")
         add_folder(overlay, stage, "opt")
     overlay.file("opt/run", run.encode())
     image = directory / "initramfs.cpio"
@@ -71,7 +77,7 @@ def build(packages: Packages, directory: Path, run: str, wheel: Path | None) -> 
 def _base(packages: Packages) -> Path:
     """The part that depends on the packages alone; made again when its recipe is newer."""
     image = packages.directory / "base.cpio"
-    recipe = [*Path(__file__).parent.iterdir(), packages.directory / "manifest.json"]
+    recipe = [*Path(__file__).parent.iterdir(), *packages.manifests]
     if image.exists() and all(image.stat().st_mtime > path.stat().st_mtime for path in recipe):
         return image
     archive = Cpio()
@@ -79,19 +85,27 @@ def _base(packages: Packages) -> Path:
         archive.directory(path)
     archive.character_device("dev/console", 5, 1)
     archive.file("init", INIT.read_bytes(), mode=0o755)
-    root = packages.tree.root
-    archive.file("bin/busybox", (root / "bin/busybox").read_bytes(), mode=0o755)
-    archive.link("usr/bin/python3", "python3.11")
-    compile_ahead(root / "usr/lib/python3.11", "/usr/lib/python3.11")
-    for name in FOLDERS:
-        if (root / name).exists():
-            add_folder(archive, root / name, name)
+    _add_programs(archive, packages)
     _add_modules(archive, packages)
-    _add_pytest(archive, packages.directory)
+    _add_pytest(archive, packages)
     partial = image.with_suffix(f".{os.getpid()}")
     partial.write_bytes(archive.finish())
     os.replace(partial, image)
     return image
+
+
+def _add_programs(archive: Cpio, packages: Packages) -> None:
+    root = packages.programs.root
+    python = f"python{packages.release.python}"
+    busybox = next(path for path in map(root.joinpath, BUSYBOX) if path.exists())
+    archive.file("bin/busybox", busybox.read_bytes(), mode=0o755)
+    archive.link("usr/bin/python3", python)
+    compile_ahead(packages.release, root / f"usr/lib/{python}", f"/usr/lib/{python}")
+    for name in (*FOLDERS, f"usr/bin/{python}", f"etc/{python}"):
+        if (root / name).exists():
+            add_folder(archive, root / name, name)
+        elif name in JOINED and (root / "usr" / name).exists():
+            archive.link(name, f"usr/{name}")
 
 
 def _add_modules(archive: Cpio, packages: Packages) -> None:
@@ -99,31 +113,32 @@ def _add_modules(archive: Cpio, packages: Packages) -> None:
     lines = [f"{names[path]} {parameters}\n" for path, parameters in MODULES.items()]
     archive.file("etc/modules", "".join(lines).encode())
     for path, name in names.items():
-        module = packages.module_directory / f"drivers/{path}.ko"
-        archive.file(f"lib/modules/{name}.ko", module.read_bytes())
+        [module] = packages.module_directory.glob(f"drivers/{path}.ko*")
+        archive.file(f"modules/{name}.ko", unpacked(module.read_bytes()))
 
 
-def _add_pytest(archive: Cpio, directory: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=directory) as stage:
+def _add_pytest(archive: Cpio, packages: Packages) -> None:
+    with tempfile.TemporaryDirectory(dir=packages.directory) as stage:
         for name in DISTRIBUTIONS:
             for path in distribution(name).files or ():
                 if ".." not in path.parts and path.suffix != ".pyc":
                     target = Path(stage, path)
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.write_bytes(path.read_binary())
-        compile_ahead(Path(stage), "/usr/lib/python3/dist-packages")
+        compile_ahead(packages.release, Path(stage), "/usr/lib/python3/dist-packages")
         add_folder(archive, Path(stage), "usr/lib/python3/dist-packages")
 
 
-def compile_ahead(directory: Path, place: str) -> None:
+def compile_ahead(release: Release, directory: Path, place: str) -> None:
     """Byte-compile ``directory``, which will be at ``place``, with dom0's version of CPython.
 
     Without this dom0 would compile each module that it imports, under emulation.
     """
-    tree = fetch("amd64").tree
+    tree = programs(release, "amd64")
+    python = tree.program(f"usr/bin/python{release.python}")
     flags = ["-q", "--invalidation-mode", "unchecked-hash", "-s", str(directory), "-p", place]
     subprocess.run(
-        [*tree.program("usr/bin/python3.11"), "-m", "compileall", *flags, str(directory)],
+        [*python, "-m", "compileall", *flags, str(directory)],
         env=dict(os.environ, PYTHONHOME=str(tree.root / "usr")),
         check=True,
     )

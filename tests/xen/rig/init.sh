@@ -11,7 +11,7 @@ mount -t tmpfs tmpfs /dev/shm
 exec </dev/console >/dev/console 2>&1
 while read -r module parameters; do
     # shellcheck disable=SC2086
-    insmod "/lib/modules/$module.ko" $parameters
+    insmod "/modules/$module.ko" $parameters
 done </etc/modules
 ip link set lo up 2>/dev/null
 

@@ -6,8 +6,9 @@ Source: Linux kernel documentation, "The Linux/x86 Boot Protocol".
 
 from __future__ import annotations
 
-import lzma
 import struct
+
+from rig.unpack import unpacked
 
 SECTOR = 512
 SETUP_SECTORS = 0x1F1
@@ -16,11 +17,10 @@ PAYLOAD_FIELD = 0x248
 
 
 def extract(image: bytes) -> bytes:
-    """The kernel that the bzImage ``image`` holds, which must be packed with xz as Debian's is."""
+    """The kernel that the bzImage ``image`` holds."""
     setup = (image[SETUP_SECTORS] + 1) * SECTOR
     offset, length = PAYLOAD.unpack_from(image, PAYLOAD_FIELD)
-    payload = image[setup + offset :][:length]
-    kernel = lzma.LZMADecompressor(lzma.FORMAT_XZ).decompress(payload)  # its size stands behind it
+    kernel = unpacked(image[setup + offset :][:length])  # its size stands behind it
     if not kernel.startswith(b"\x7fELF"):
         raise ValueError("the kernel image holds no ELF file")
     return kernel

@@ -17,8 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rig.unpack import unpacked
+
 from .kernel import extract
-from .packages import Emulator, Packages
+from .packages import NEW, OLD, STABLE, Emulator, Packages, Release
 
 MEMORY_MIB = 1024
 DOM0_MEMORY = "dom0_mem=512M,max:512M"
@@ -27,6 +29,9 @@ TRANSLATOR = "tcg,thread=multi,tb-size=256"
 PROCESSOR = "EPYC,-smap,-smep,-rdtscp,-monitor"
 """What QEMU 7.2 emulates wrongly for Xen is left out: SMAP makes the IRET of a PV kernel fault,
 RDTSCP is reported to the hypervisor as RDTSC, and MWAIT refuses the hints of Xen's idle loop."""
+
+WITHOUT_XSAVE = f"{PROCESSOR},-xsave"
+"""Linux 7.3 as PVH dom0 does not start with it."""
 
 KERNEL_ARGUMENTS = "console=hvc0 quiet panic=-1"
 KERNEL_ADDRESS = 0x4A00_0000
@@ -53,6 +58,7 @@ class Kind:
     """A kind of dom0. A PVH dom0 needs an IOMMU, so it has another board."""
 
     name: str
+    release: Release
     architecture: str
     board: tuple[str, ...]
     hypervisor_arguments: str
@@ -81,24 +87,46 @@ class Kind:
         return ["-kernel", str(path), "-append", f"{self.hypervisor_arguments} {DOM0_MEMORY}"]
 
 
-PV = Kind(
-    name="pv",
-    architecture="amd64",
-    board=("-machine", "pc", "-cpu", PROCESSOR),
-    hypervisor_arguments="com1=115200,8n1 console=com1",
-)
-PVH = Kind(
-    name="pvh",
-    architecture="amd64",
-    board=("-machine", "q35", "-cpu", PROCESSOR, "-device", "intel-iommu"),
-    hypervisor_arguments="com1=115200,8n1 console=com1 dom0=pvh",
-)
+def _paravirtual(name: str, release: Release) -> Kind:
+    return Kind(
+        name=name,
+        release=release,
+        architecture="amd64",
+        board=("-machine", "pc", "-cpu", PROCESSOR),
+        hypervisor_arguments="com1=115200,8n1 console=com1",
+    )
+
+
+def _hardware_assisted(name: str, release: Release, processor: str = PROCESSOR) -> Kind:
+    return Kind(
+        name=name,
+        release=release,
+        architecture="amd64",
+        board=("-machine", "q35", "-cpu", processor, "-device", "intel-iommu"),
+        hypervisor_arguments="com1=115200,8n1 console=com1 dom0=pvh",
+    )
+
+
+PV = _paravirtual("4.17-pv", OLD)
+PVH = _hardware_assisted("4.17-pvh", OLD)
 ARM = Kind(
-    name="arm",
+    name="4.17-arm",
+    release=OLD,
     architecture="arm64",
     board=("-machine", "virt,virtualization=on,gic-version=2", "-cpu", "cortex-a53"),
     hypervisor_arguments="console=dtuart dtuart=/pl011@9000000",
 )
+STABLE_PV = _paravirtual("4.20-stable-pv", STABLE)
+STABLE_PVH = _hardware_assisted("4.20-stable-pvh", STABLE)
+NEW_PV = _paravirtual("4.20-pv", NEW)
+NEW_PVH = _hardware_assisted("4.20-pvh", NEW, WITHOUT_XSAVE)
+
+KINDS = (PV, NEW_PVH, ARM)
+"""Booted by ``make test-xen``: the oldest and the newest, and each of what the kernel's drivers
+tell apart."""
+
+MORE_KINDS = (PVH, NEW_PV, STABLE_PV, STABLE_PVH)
+"""Booted by ``make test-xen-all`` too."""
 
 
 def run(
@@ -151,16 +179,21 @@ def _unpacked(packages: Packages) -> tuple[Path, Path]:
     """The hypervisor and dom0's kernel as QEMU and Xen load them fastest; made once."""
     made = []
     for name, source, unpack in (
-        ("xen", packages.hypervisor, gzip.decompress),
+        ("xen", packages.hypervisor, unpacked),
         ("vmlinux", packages.kernel, extract),
     ):
-        path = packages.directory / f"{name}-{source.name}"
-        if not path.exists():
+        path = packages.directory / name
+        if not _is_newer(path, packages.manifests):
             partial = path.with_suffix(f".{os.getpid()}")
             partial.write_bytes(unpack(source.read_bytes()))
             os.replace(partial, path)
         made.append(path)
     return made[0], made[1]
+
+
+def _is_newer(path: Path, others: Sequence[Path]) -> bool:
+    """Whether ``path`` is there, and was made after ``others``."""
+    return path.exists() and all(path.stat().st_mtime > o.stat().st_mtime for o in others)
 
 
 def _unpack(text: str) -> dict[str, bytes]:
