@@ -75,7 +75,7 @@ test-dpdk: dpdk-deps build ## Runs DPDK's driver of network devices on devices o
 test-xen: xen-deps build build-arm64 ## Runs the tests of dom0 on Xen 4.17 (PV, Arm64) and 4.20 (PVH) in QEMU: 4 minutes.
 	$(BIN)/pytest -n 2 $(PYTEST_ARGS) tests/xen
 
-test-xen-all: build build-arm64 ## The same with more kinds of dom0, seven in all: 8 minutes.
+test-xen-all: build build-arm64 ## The same with more kinds of dom0, eight in all: 10 minutes.
 	PYTHONPATH=tests $(BIN)/python -m xen.rig fetch all
 	XEN_KINDS=all $(BIN)/pytest -n 2 $(PYTEST_ARGS) tests/xen
 

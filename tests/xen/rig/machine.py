@@ -107,17 +107,22 @@ def _hardware_assisted(name: str, release: Release, processor: str = PROCESSOR) 
     )
 
 
+def _arm(name: str, release: Release) -> Kind:
+    return Kind(
+        name=name,
+        release=release,
+        architecture="arm64",
+        board=("-machine", "virt,virtualization=on,gic-version=2", "-cpu", "cortex-a53"),
+        hypervisor_arguments="console=dtuart dtuart=/pl011@9000000",
+    )
+
+
 PV = _paravirtual("4.17-pv", OLD)
 PVH = _hardware_assisted("4.17-pvh", OLD)
-ARM = Kind(
-    name="4.17-arm",
-    release=OLD,
-    architecture="arm64",
-    board=("-machine", "virt,virtualization=on,gic-version=2", "-cpu", "cortex-a53"),
-    hypervisor_arguments="console=dtuart dtuart=/pl011@9000000",
-)
+ARM = _arm("4.17-arm", OLD)
 STABLE_PV = _paravirtual("4.20-stable-pv", STABLE)
 STABLE_PVH = _hardware_assisted("4.20-stable-pvh", STABLE)
+STABLE_ARM = _arm("4.20-stable-arm", STABLE)
 NEW_PV = _paravirtual("4.20-pv", NEW)
 NEW_PVH = _hardware_assisted("4.20-pvh", NEW, WITHOUT_XSAVE)
 
@@ -125,7 +130,7 @@ KINDS = (PV, NEW_PVH, ARM)
 """Booted by ``make test-xen``: the oldest and the newest, and each of what the kernel's drivers
 tell apart."""
 
-MORE_KINDS = (PVH, NEW_PV, STABLE_PV, STABLE_PVH)
+MORE_KINDS = (PVH, NEW_PV, STABLE_PV, STABLE_PVH, STABLE_ARM)
 """Booted by ``make test-xen-all`` too."""
 
 
