@@ -96,11 +96,19 @@ class BlockRequest:
         """
     def complete(self) -> None:
         """Answers: done. ``StaleRequestError`` if it was answered or its queue has stopped."""
-    def fail(self, errno: int = 5) -> None:
-        """Answers: failed; EOPNOTSUPP and ENOSYS as unsupported, all else as an I/O error."""
+    def fail(self, error: int | BaseException = 5) -> None:
+        """Answers: failed, for this reason: an errno, or an exception. Each kind is logged as a
+        WARNING once, then with a number for its repeats, and is the ``__cause__`` in tests.
+
+        The driver hears of EOPNOTSUPP, ENOSYS and ``NotImplementedError`` as "unsupported", of all
+        else as an I/O error. An exception that is given while views of the data are there loses
+        its ``__traceback__``, whose frames would keep them. ``StaleRequestError`` if the request
+        was answered or its queue has stopped; ``TypeError`` for anything else, and the request
+        stays open.
+        """
     def defer(self) -> Self:
         """Keeps the request past ``on_batch``: answer it later, from any thread. Dropped without
-        an answer it fails, with a ``ResourceWarning``.
+        an answer it fails, which is logged as a WARNING.
         """
 
 @final
@@ -153,7 +161,7 @@ class Request:
         """
     def defer(self) -> Self:
         """Keeps the request past ``on_queue``: complete it later, from any thread. Dropped before
-        that it goes back with no byte written, with a ``ResourceWarning``.
+        that it goes back with no byte written, which is logged as a WARNING.
         """
 
 @final

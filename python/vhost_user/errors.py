@@ -18,7 +18,9 @@ class ProtocolError(VhostUserError):
 
 
 class GuestError(VhostUserError):
-    """The driver broke a ring: a bad chain, an address outside its memory."""
+    """The driver broke a ring (a bad chain, an address outside its memory) or asked for what cannot
+    be: a change of a read-only disk, a range past its end.
+    """
 
 
 class RequestError(VhostUserError, OSError):

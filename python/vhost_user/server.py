@@ -136,7 +136,8 @@ class Backend:
         by default; memory files, hugetlbfs and file systems of this host are always taken.
         ``on_error``: what an exception in a callback does besides failing its request: it is
         logged ("report"), also kept for a front-end in this process to raise ("raise"), or the
-        back-end stops and ``run()`` raises it ("stop").
+        back-end stops and ``run()`` raises it ("stop"). With "raise" the reasons of requests that
+        fail without an exception are kept too.
         ``xen``: serve front-ends on Xen too. What a guest grants reaches Python by a copy, unless
         ``XenOptions(raw_views=True)`` asks for views of the granted pages themselves.
 
@@ -255,7 +256,9 @@ class Backend:
         return self._required().wait_running(timeout)
 
     def take_failure(self) -> BaseException | None:
-        """Takes the exception that a callback left with ``on_error="raise"``, if one did."""
+        """Takes what the last request to fail has left with ``on_error="raise"``: the exception of
+        its callback, or one that says why it failed. None if there is nothing.
+        """
         return self._required().take_failure()
 
     def __enter__(self) -> Self:

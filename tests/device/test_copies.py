@@ -229,7 +229,6 @@ def test_nor_does_it_when_the_last_view_goes_after_the_answer(bench: Bench) -> N
     assert transfer.pieces.data() == bytes([CANARY]) * 2048
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_of_a_request_that_was_dropped_the_driver_gets_nothing(bench: Bench) -> None:
     device = FailingLate()
     transfer = Transfer(bench.drive(device), Type.IN, 2048)

@@ -2,10 +2,8 @@
 
 import gc
 import threading
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from peer.ring import INDIRECT, Segment
 
 from .disks import RamDisk
 from .driver import open_driver
+from .repeats import repeats
 
 
 class Deferring(RamDisk):
@@ -36,21 +35,6 @@ class Deferring(RamDisk):
     def take(self) -> vu.BlockRequest:
         assert self.some.acquire(timeout=5)
         return self.kept.pop()
-
-
-@contextmanager
-def resource_warnings() -> Iterator[list[str]]:
-    """The messages of the `ResourceWarning`s that come from any thread."""
-    messages: list[str] = []
-
-    def note(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-        if category is ResourceWarning:
-            messages.append(str(message))
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        warnings.showwarning = note
-        yield messages
 
 
 def test_a_deferred_request_is_answered_later_from_another_thread(vhost_socket: Path) -> None:
@@ -93,40 +77,41 @@ def test_views_of_a_deferred_request_hold_its_answer(vhost_socket: Path) -> None
             assert read.data == b"v" * 512
 
 
-def test_a_deferred_request_that_is_dropped_fails_and_warns(vhost_socket: Path) -> None:
+def test_deferred_requests_that_are_dropped_fail_and_are_a_line_and_a_number(
+    vhost_socket: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     device = Deferring()
-    with (
-        resource_warnings() as messages,
-        vu.Backend(device, socket=vhost_socket),
-        open_driver(vhost_socket) as driver,
-    ):
+    with vu.Backend(device, socket=vhost_socket), open_driver(vhost_socket) as driver:
         for _ in range(66):  # more than the ring has entries
             read = driver.read(0, 512)
             device.take()
             gc.collect()
             driver.wait()
             assert read.status == 1
-    assert len(messages) == 66
-    assert "Deferring.on_batch: a deferred read of 512 bytes at 0" in messages[0]
+    said = "Deferring.on_batch: a deferred request was dropped"
+    first, *numbers = [r.getMessage().removeprefix(f"{vhost_socket}: ") for r in caplog.records]
+    place = "read of 512 bytes at offset 0, queue 0"
+    assert first == f"{said} without an answer: it fails ({place})"
+    assert repeats(numbers, said) == 65
 
 
-def test_a_request_that_is_deferred_and_not_kept_fails_and_warns(vhost_socket: Path) -> None:
+def test_a_request_that_is_deferred_and_not_kept_fails_and_is_told(
+    vhost_socket: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     class Forgetful(RamDisk):
         def on_batch(self, batch: Sequence[vu.BlockRequest], /) -> None:
             for request in batch:
                 request.defer()
 
-    with (
-        resource_warnings() as messages,
-        vu.Backend(Forgetful(), socket=vhost_socket),
-        open_driver(vhost_socket) as driver,
-    ):
+    with vu.Backend(Forgetful(), socket=vhost_socket), open_driver(vhost_socket) as driver:
         for _ in range(3):
             read = driver.read(0, 512)
             assert driver.wait().head == read.head
             assert read.status == 1
-    assert len(messages) == 3
-    assert "Forgetful.on_batch: a deferred read of 512 bytes at 0" in messages[0]
+    first, *numbers = [record.getMessage() for record in caplog.records]
+    said = "Forgetful.on_batch: a deferred request was dropped"
+    assert f"{said} without an answer" in first
+    assert repeats(numbers, said) == 2
 
 
 def test_a_request_is_answered_once(vhost_socket: Path) -> None:

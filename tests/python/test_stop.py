@@ -351,7 +351,6 @@ def test_an_error_when_the_stop_is_told_is_logged_and_the_queue_stops(
     assert len(told) >= 1
 
 
-@pytest.mark.filterwarnings("ignore:.*dropped without an answer:ResourceWarning")
 def test_a_buffer_that_is_dropped_unanswered_goes_back_empty(vhost_socket: Path) -> None:
     device = Holder()
     with receiving(device, vhost_socket, drain=LONG) as front:

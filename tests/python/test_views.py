@@ -6,6 +6,7 @@ or overwrites memory that the guest has taken back.
 
 import ctypes
 import gc
+import logging
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -15,9 +16,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import vhost_user as vu
+from peer.process import eventually
 
 from .disks import SIZE, Keeper
 from .driver import OpenDriver, OpenRequest, open_driver
+from .repeats import repeats
 
 Keep = Callable[[memoryview], object]
 HERE, THERE = 4096, 8192
@@ -198,29 +201,46 @@ def test_the_front_end_may_leave_while_a_view_is_held(vhost_socket: Path) -> Non
             assert driver.ring.used_index == 1
 
 
-def test_a_view_held_for_long_is_warned_of_by_the_callback_s_name(vhost_socket: Path) -> None:
+def test_a_view_held_for_long_is_told_whatever_the_warning_filters_say(
+    vhost_socket: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     device = Kept(slice_of)
-    warned = threading.Event()
-    messages: list[str] = []
-
-    def note(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-        if category is ResourceWarning:
-            messages.append(str(message))
-            warned.set()
-
     with (
         warnings.catch_warnings(),
         vu.Backend(device, socket=vhost_socket),
         open_driver(vhost_socket) as driver,
     ):
-        warnings.simplefilter("always")
-        warnings.showwarning = note
+        warnings.simplefilter("ignore")
         held = hold_one(driver, 512)
-        assert warned.wait(5)
+        assert eventually(lambda: bool(caplog.records))
         device.kept.clear()
         assert driver.wait().head == held.head
-    assert len(messages) == 1
-    assert "Kept.read" in messages[0]
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "Kept.read: a view of the request's data is still held 1 s after" in record.getMessage()
+
+
+def test_many_views_held_for_long_are_a_line_and_a_number(
+    vhost_socket: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Writes(Kept):
+        def write(self, offset: int, buf: memoryview, /) -> None:
+            self.kept.append(self.keep(buf))
+
+    device = Writes(slice_of)
+    with vu.Backend(device, socket=vhost_socket), open_driver(vhost_socket) as driver:
+        for _ in range(5):
+            driver.read(HERE, 512)
+        driver.write(HERE, bytes(512))
+        # They are looked at in their order: when the last is told, all were seen.
+        assert eventually(lambda: "Writes.write: a view" in caplog.text)
+        device.kept.clear()
+        driver.ring.wait(6)
+    told = [record.getMessage().removeprefix(f"{vhost_socket}: ") for record in caplog.records]
+    still_held = "a view of the request's data is still held"
+    assert told[0].startswith(f"Writes.read: {still_held} 1 s after it was answered; the driver")
+    assert told[1].startswith(f"Writes.write: {still_held} 1 s after it was answered; the driver")
+    assert repeats(told[2:], f"Writes.read: {still_held}") == 4
 
 
 def test_a_view_held_for_long_is_an_error_in_tests(vhost_blk: vu.testing.BlkFactory) -> None:

@@ -52,8 +52,8 @@ class Stderr(logging.Handler):
 
 
 def to_stderr(level: str) -> None:
-    """Shows records of ``level`` and above, of the package and of devices, and warnings that a
-    device holds on to a request's data."""
+    """Shows records of ``level`` and above, of the package and of devices, and Python's warnings of
+    what was not let go."""
     handler: logging.Handler = logging.NullHandler()
     if sys.stderr is not None:
         handler = Stderr(sys.stderr.encoding)

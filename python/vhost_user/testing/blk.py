@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
+import traceback
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -54,7 +56,10 @@ class TestedDisk(VirtioBlkDriver):
         try:
             yield
         except (RequestError, TimeoutError) as error:
-            raise error from self.backend.take_failure()
+            cause = self.backend.take_failure()
+            if cause is None and isinstance(error, TimeoutError):
+                cause = _stuck(self.backend.device)
+            raise error from cause
 
 
 class BlkFactory(Protocol):
@@ -87,7 +92,8 @@ def blk(
     """Serves ``device`` on a socket of its own and gives a driver that is connected to it.
 
     What a callback raises is raised by the driver's method, as the ``__cause__`` of its
-    ``RequestError``. ``backend``: options of ``Backend``.
+    ``RequestError``; so is what else a request failed for. The cause of a ``TimeoutError`` shows
+    where a callback is that does not return. ``backend``: options of ``Backend``.
     ``guest``: the driver's rings and buffers lie in this guest of Xen, and fill its memory:
     ``ValueError`` if another's do. At the end nothing of it may still be mapped:
     ``AssertionError``. ``TypeError`` for a device that is no disk.
@@ -109,6 +115,19 @@ def blk(
             yield driver
     if guest is not None:
         guest.assert_released()
+
+
+def _stuck(device: Device) -> BaseException | None:
+    """An error that shows where a callback of the device is at this moment, if it is in one."""
+    for frame in sys._current_frames().values():  # noqa: SLF001 - there is no other way to ask
+        first = frame
+        while first.f_back is not None:
+            first = first.f_back
+        if first.f_code.co_argcount and first.f_locals.get(first.f_code.co_varnames[0]) is device:
+            name = f"{type(device).__name__}.{first.f_code.co_name}"
+            stack = "".join(traceback.format_stack(frame)).rstrip()
+            return RuntimeError(f"{name} has not returned. It is here:\n{stack}")
+    return None
 
 
 def _check_disk(device: Device) -> None:

@@ -112,7 +112,7 @@ impl Backend {
         let (served, device) = Served::new(device, kind, &overrides, views, &reports)?;
         python_thread::prepare(py)?;
         log::start()?;
-        let observer = Arc::new(Listener { label });
+        let observer = Arc::new(Listener { label, reports: Arc::clone(&reports) });
         let core = py.detach(|| backend::Backend::start(device, options, observer));
         let core = Arc::new(core.map_err(|error| error::start(py, &error))?);
         let weak = Arc::downgrade(&core);
@@ -220,7 +220,7 @@ impl Backend {
 
     /// Takes the exception that a callback has left for `run()` or a front-end to raise.
     fn take_failure(&self, py: Python<'_>) -> Option<Py<PyAny>> {
-        self.reports.take_failure().map(|error| error.into_value(py).into_any())
+        self.reports.take_failure(py).map(|error| error.into_value(py).into_any())
     }
 
     /// Requests, batches, kicks, calls, sessions, in flight: so far.
@@ -262,7 +262,7 @@ impl Served {
         views: Views,
         reports: &Arc<Reports>,
     ) -> PyResult<(Self, Arc<dyn Device>)> {
-        let reports = Arc::clone(reports);
+        let (reports, observer) = (Arc::clone(reports), Arc::clone(reports));
         let invalid = |error| error::block(&error);
         Ok(match kind {
             "queue" => {
@@ -280,13 +280,14 @@ impl Served {
                 let open = if direct { FileDisk::open_direct } else { FileDisk::open };
                 let disk = open(&path, read_only).map_err(|e| error::host(&e))?;
                 let device = BlockDevice::new(disk, &options(device)?).map_err(invalid)?;
-                let device = Arc::new(device);
+                let device = Arc::new(device.observed_by(observer));
                 (Self::File(Arc::downgrade(&device)), device)
             }
             "null" => {
-                let disk = NullDisk::new(device.getattr("size")?.extract()?);
+                let read_only = device.getattr("read_only")?.extract()?;
+                let disk = NullDisk::new(device.getattr("size")?.extract()?).read_only(read_only);
                 let device = BlockDevice::new(disk, &options(device)?).map_err(invalid)?;
-                let device = Arc::new(device);
+                let device = Arc::new(device.observed_by(observer));
                 (Self::Null(Arc::clone(&device)), device)
             }
             _ => return Err(PyValueError::new_err(format!("no such kind of device: {kind}"))),
@@ -298,6 +299,7 @@ impl Served {
 #[derive(Debug)]
 struct Listener {
     label: String,
+    reports: Arc<Reports>,
 }
 
 impl Observer for Listener {
@@ -308,6 +310,9 @@ impl Observer for Listener {
             backend::Level::Warning => Level::Warning,
             backend::Level::Error => Level::Error,
         };
+        if matches!(event, Event::RequestFailed { .. }) {
+            self.reports.keep_guest_error(&event);
+        }
         let text = format!("{}: {event}", self.label);
         log::record(Record { logger: Logger::Backend, level, text, exception: None });
     }

@@ -9,8 +9,8 @@ use pyo3::prelude::*;
 use pyo3::types::PyBool;
 use vhost_user_core::batch_size::{BatchSize, half};
 use vhost_user_core::block::{
-    BlkOp, BlockCore, BlockOptions, BlockRequest as CoreRequest, ByteRange, Geometry, InvalidBlock,
-    Status, VIRTIO_ID,
+    BlkOp, BlockCore, BlockOptions, BlockRequest as CoreRequest, ByteRange, FailureObserver,
+    Geometry, InvalidBlock, Status, VIRTIO_ID,
 };
 use vhost_user_core::device::{ConfigRefused, Device};
 use vhost_user_core::request::{Batch, Request};
@@ -28,6 +28,7 @@ use crate::object::is_unshared;
 use crate::origin::Origin;
 use crate::py_device::{PyDevice, Views, run_worker};
 use crate::report::{Context, Fault, Reports, forget_locals};
+use crate::shown_request::ShownRequest;
 use crate::traits::{Answerable, FlushesFirst};
 use crate::worker_state::WorkerState;
 
@@ -75,15 +76,6 @@ struct Calls {
     origins: [Arc<Origin>; 3],
 }
 
-/// A request as a message shows it.
-#[derive(Clone, Copy)]
-struct Shown {
-    op: BlkOp,
-    offset: u64,
-    length: u64,
-    queue: u16,
-}
-
 impl PyBlock {
     /// Reads what it is from the Python object. `overrides`: the callbacks that its class has.
     pub(crate) fn new(
@@ -105,6 +97,7 @@ impl PyBlock {
             ..Geometry::new(object.getattr("size")?.extract()?)
         };
         let core = BlockCore::new(&geometry, &options(object)?).map_err(|e| error::block(&e))?;
+        let core = core.observed_by(Arc::clone(&reports) as Arc<dyn FailureObserver>);
         let count = core.num_queues();
         let (device, core) = (Arc::new(PyDevice::new(object, views.raw, reports)?), Arc::new(core));
         Ok(Self {
@@ -185,7 +178,7 @@ impl PyBlock {
         request: CoreRequest,
         batch: &mut Batch,
     ) {
-        let shown = Shown::new(&request);
+        let shown = ShownRequest::new(&request);
         let result = match shown.op {
             BlkOp::GetId => return self.core.finish_id(request, batch),
             BlkOp::Read => return self.transfer(py, calls, loan, request, batch),
@@ -234,7 +227,7 @@ impl PyBlock {
         request: CoreRequest,
         batch: &mut Batch,
     ) {
-        let (shown, side) = (Shown::new(&request), side_of(&request));
+        let (shown, side) = (ShownRequest::new(&request), side_of(&request));
         let is_write = shown.op == BlkOp::Write;
         let (method, origin) = match is_write {
             true => (&calls.write, &calls.origins[1]),
@@ -276,7 +269,13 @@ impl PyBlock {
 
     /// A request of which Python gets nothing to see.
     #[cold]
-    fn not_lent(&self, py: Python<'_>, origin: &Origin, why: NotLent, shown: &Shown) -> Status {
+    fn not_lent(
+        &self,
+        py: Python<'_>,
+        origin: &Origin,
+        why: NotLent,
+        shown: &ShownRequest,
+    ) -> Status {
         let is_told = matches!(why, NotLent::Refused(_));
         let error = origin.not_lent(py, why);
         if is_told { Status::IoErr } else { self.status(py, Err(error), shown.op.name(), shown) }
@@ -503,27 +502,13 @@ impl QueueSeat {
     }
 }
 
-impl Shown {
-    fn new(request: &CoreRequest) -> Self {
-        let (op, queue) = (request.op(), request.queue());
-        Self { op, queue, offset: request.offset(), length: request.length() }
-    }
-}
-
-impl fmt::Display for Shown {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { op, offset, length, queue } = self;
-        write!(f, "{op} of {length} bytes at offset {offset}, queue {queue}")
-    }
-}
-
 /// Gives a callback a view of a request's data, and ends the view when it returns.
 fn hand_over(
     py: Python<'_>,
     loan: &LoanedRequest<CoreRequest>,
     exporter: &Py<BufferExporter>,
     method: &Py<PyAny>,
-    shown: &Shown,
+    shown: &ShownRequest,
 ) -> PyResult<()> {
     let view = exporter::view(py, exporter)?;
     let result = call(py, shown.op.name(), method, [&number(py, shown.offset), view.as_any()]);

@@ -21,6 +21,7 @@ use crate::buffer::{LONG_COPY, SourceBuffer, TargetBuffer};
 use crate::descriptor::descriptor;
 use crate::object::is_unshared;
 use crate::origin::Origin;
+use crate::shown_request::ShownRequest;
 use crate::ticket::Settled;
 use crate::traits::Answerable;
 
@@ -141,12 +142,15 @@ impl BlockBatch {
         origin: &Arc<Origin>,
         next: impl FnMut() -> Option<CoreRequest>,
     ) {
+        let mut entries = mem::take(&mut self.lock(py).entries);
+        // Without the lock: what is refused on the way is reported.
+        entries.extend(std::iter::from_fn(next).map(|request| Entry::Plain(request, None)));
         let mut inner = self.lock(py);
+        inner.entries = entries;
         inner.durable = durable;
         if !inner.origin.as_ref().is_some_and(|known| Arc::ptr_eq(known, origin)) {
             inner.origin = Some(Arc::clone(origin));
         }
-        inner.entries.extend(std::iter::from_fn(next).map(|request| Entry::Plain(request, None)));
     }
 
     /// Whether views of a request's data are left.
@@ -229,10 +233,13 @@ impl BlockBatch {
     fn transfer(&self, py: Python<'_>, op: BlkOp, fd: RawFd, start: u64) -> PyResult<()> {
         let file = descriptor(fd)?;
         self.detached(py, |inner| {
-            let durable = inner.durable;
+            let (durable, origin) = (inner.durable, inner.origin.clone());
             for (request, answer) in inner.plain(op) {
                 let at = start.saturating_add(request.offset());
                 let moved = move_whole(request, file, at, durable);
+                if let (Err(error), Some(origin)) = (&moved, &origin) {
+                    origin.failed(error, &ShownRequest::new(request));
+                }
                 *answer = moved.err().map(|error| Status::from(&error)).or(*answer);
             }
         });

@@ -1,6 +1,5 @@
 //! `BlockRequest`: a checked block request in the hands of `on_batch`.
 
-use std::io;
 use std::ops::Range;
 use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::Arc;
@@ -22,9 +21,11 @@ use crate::descriptor::descriptor;
 use crate::error::stale;
 use crate::exporter;
 use crate::loan::LoanedRequest;
-use crate::log;
 use crate::origin::Origin;
 use crate::raw_bytes::{RawSource, RawTarget};
+use crate::reason::Reason;
+use crate::report::Context;
+use crate::shown_request::ShownRequest;
 use crate::ticket::{Settled, Ticket};
 use crate::traits::Side;
 
@@ -202,9 +203,10 @@ impl BlockRequest {
     }
 
     /// Answers the request: failed.
-    #[pyo3(signature = (errno=5))]
-    fn fail(&self, py: Python<'_>, errno: i32) -> PyResult<()> {
-        self.ticket.answer(py, Status::from(&io::Error::from_raw_os_error(errno)))
+    #[pyo3(signature = (error=None), text_signature = "($self, error=5)")]
+    fn fail(&self, py: Python<'_>, error: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+        let reason = error.map_or_else(|| Ok(Reason::default()), Reason::of)?;
+        self.fail_with(py, &reason)
     }
 
     /// Keeps the request past the callback; answer it later, from any thread.
@@ -214,8 +216,7 @@ impl BlockRequest {
     }
 
     fn __repr__(&self) -> String {
-        let (op, offset, length, queue) =
-            (self.operation(), self.offset(), self.length(), self.queue());
+        let ShownRequest { op, offset, length, queue } = self.shown();
         format!("<BlockRequest {op} offset={offset} length={length} queue={queue}>")
     }
 }
@@ -289,7 +290,33 @@ impl BlockRequest {
         let at = start.saturating_add(self.offset());
         let durable = self.is_durable();
         let moved = self.ticket.detached(py, |loan| move_whole_loan(loan, file, at, durable))?;
-        moved.or_else(|error| self.ticket.answer(py, Status::from(&error)))
+        moved.or_else(|error| self.fail_with(py, &Reason::Number(error)))
+    }
+
+    /// Answers: failed, for this reason. It is told before the driver hears of it.
+    fn fail_with(&self, py: Python<'_>, reason: &Reason) -> PyResult<()> {
+        let (origin, request) = (self.ticket.origin(py)?, self.shown());
+        match reason {
+            Reason::Number(error) => origin.failed(error, &request),
+            Reason::Exception(error) => {
+                let error = error.bind(py);
+                if self.is_viewed(py) {
+                    // Its frames may hold views, and with them the request.
+                    error.setattr("__traceback__", py.None())?;
+                }
+                let context = Context { callback: origin.callback, request: &request };
+                let error = PyErr::from_value(error.clone().into_any());
+                origin.reports.failed_with(py, error, &context);
+            }
+        }
+        self.ticket.answer(py, reason.status(py))
+    }
+
+    /// As a message shows it.
+    fn shown(&self) -> ShownRequest {
+        let (op, offset, length, queue) =
+            (self.operation(), self.offset(), self.length(), self.queue());
+        ShownRequest { op, offset, length, queue }
     }
 
     /// As [`Ticket::begin_flush`](crate::ticket::Ticket::begin_flush).
@@ -313,10 +340,15 @@ impl BlockRequest {
         let Some(Plan { fd, at }) = plan else { return };
         let Ok(fd) = descriptor(fd) else { return };
         let durable = self.is_durable();
-        self.ticket.answer_with(|loan| {
+        self.ticket.answer_with(|loan, origin| {
             loan.request()?;
-            let moved = move_whole_loan(loan, fd, at, durable);
-            Some(moved.map_or_else(|error| Status::from(&error), |()| Status::Ok))
+            let Err(error) = move_whole_loan(loan, fd, at, durable) else {
+                return Some(Status::Ok);
+            };
+            if let Some(origin) = origin {
+                origin.failed(&error, &self.shown());
+            }
+            Some(Status::from(&error))
         });
     }
 
@@ -411,13 +443,7 @@ impl BlockRequest {
 impl Drop for BlockRequest {
     fn drop(&mut self) {
         if let Some(origin) = self.ticket.is_forgotten() {
-            let callback = &origin.callback;
-            log::resource_warning(format!(
-                "{callback}: a deferred {} of {} bytes at {} was dropped without an answer; it fails",
-                self.operation(),
-                self.length(),
-                self.offset()
-            ));
+            origin.reports.dropped(origin.callback, &format_args!("it fails ({})", self.shown()));
         }
     }
 }

@@ -8,24 +8,24 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pyo3::exceptions::PyResourceWarning;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::call::call_with;
 use crate::interrupt::{SIGNAL_CHECK, has_raised};
-use crate::traits::{HeldReports, Watched};
+use crate::stuck::CallingThreads;
+use crate::traits::{CallsBack, HeldReports, Watched};
 
 const THREAD_NAME: &str = "vhost-user-log";
 
 /// Records that may wait. A storm of events is worth its first thousand lines.
 const CAPACITY: usize = 1024;
 
-/// How long a view may keep its request from the driver before a warning is given.
+/// How long a view may keep its request from the driver before that is told.
 const HELD_LIMIT: Duration = Duration::from_secs(1);
 
 /// How long [`end`] waits for the records before it.
@@ -58,24 +58,20 @@ pub(crate) struct Record {
     pub(crate) exception: Option<PyErr>,
 }
 
-enum Entry {
-    Record(Record),
-    ResourceWarning(String),
-}
-
 struct Watch {
     deadline: Instant,
     what: Arc<dyn Watched>,
-    callback: String,
+    callback: &'static str,
     reports: Arc<dyn HeldReports>,
 }
 
 #[derive(Default)]
 struct Queue {
-    entries: VecDeque<Entry>,
+    records: VecDeque<Record>,
     watches: VecDeque<Watch>,
+    threads: CallingThreads,
     dropped: u64,
-    /// Entries put in and handed over since the process started.
+    /// Records put in and handed over since the process started.
     put: u64,
     handed: u64,
     running: bool,
@@ -113,17 +109,26 @@ pub(crate) fn start() -> std::io::Result<()> {
 
 /// Queues a record.
 pub(crate) fn record(record: Record) {
-    put(Entry::Record(record));
+    if is_fork() {
+        return;
+    }
+    let mut guard = lock();
+    let queue = guard.get_or_insert_default();
+    if queue.records.len() >= CAPACITY {
+        queue.dropped += 1;
+        // Dropped after the lock: an exception may be in it.
+        drop(guard);
+        drop(record);
+        return;
+    }
+    queue.records.push_back(record);
+    queue.put += 1;
+    drop(guard);
+    FILLED.notify_one();
 }
 
-/// Queues a `ResourceWarning`.
-pub(crate) fn resource_warning(text: String) {
-    put(Entry::ResourceWarning(text));
-}
-
-/// Has a warning given, or with `on_error="raise"` an error recorded, if `what` is not over in a
-/// second.
-pub(crate) fn watch(what: Arc<dyn Watched>, callback: String, reports: Arc<dyn HeldReports>) {
+/// Has it told if `what`, which `callback` got, is not over in a second.
+pub(crate) fn watch(what: Arc<dyn Watched>, callback: &'static str, reports: Arc<dyn HeldReports>) {
     let deadline = Instant::now() + HELD_LIMIT;
     if is_fork() {
         return;
@@ -133,6 +138,19 @@ pub(crate) fn watch(what: Arc<dyn Watched>, callback: String, reports: Arc<dyn H
     if watches.len() < CAPACITY {
         watches.push_back(Watch { deadline, what, callback, reports });
         drop(guard);
+        FILLED.notify_one();
+    }
+}
+
+/// Has it told if `thread` does not come back from a callback, for as long as there is the thread.
+pub(crate) fn look_after(thread: Weak<dyn CallsBack>) {
+    if is_fork() {
+        return;
+    }
+    let mut guard = lock();
+    let is_first = guard.get_or_insert_default().threads.add(thread);
+    drop(guard);
+    if is_first {
         FILLED.notify_one();
     }
 }
@@ -197,29 +215,11 @@ fn is_fork() -> bool {
     PROCESS.load(Ordering::Relaxed) != std::process::id()
 }
 
-fn put(entry: Entry) {
-    if is_fork() {
-        return;
-    }
-    let mut guard = lock();
-    let queue = guard.get_or_insert_default();
-    if queue.entries.len() >= CAPACITY {
-        queue.dropped += 1;
-        // Dropped after the lock: an exception may be in it.
-        drop(guard);
-        drop(entry);
-        return;
-    }
-    queue.entries.push_back(entry);
-    queue.put += 1;
-    drop(guard);
-    FILLED.notify_one();
-}
-
 /// What the thread has to do next.
 enum Work {
-    Hand(Entry, u64),
+    Hand(Record, u64),
     Tell(Watch),
+    Stuck(Arc<dyn CallsBack>),
     End,
 }
 
@@ -229,16 +229,17 @@ fn run() {
         report(py, take_name(py));
         loop {
             match py.detach(next) {
-                Work::Hand(entry, dropped) => {
+                Work::Hand(record, dropped) => {
                     // A bug in the one record must not cost the others their thread. There is
                     // nobody to tell but who reads standard error, where it stands already.
-                    let _ = catch_unwind(AssertUnwindSafe(|| hand_over(py, entry, dropped)));
+                    let _ = catch_unwind(AssertUnwindSafe(|| hand_over(py, record, dropped)));
                     if let Some(queue) = lock().as_mut() {
                         queue.handed += 1;
                     }
                     DRAINED.notify_all();
                 }
-                Work::Tell(watch) => tell(py, watch),
+                Work::Tell(watch) => watch.reports.tell_held(watch.callback),
+                Work::Stuck(thread) => report(py, thread.tell_stuck(py)),
                 Work::End => return,
             }
         }
@@ -259,8 +260,8 @@ fn next() -> Work {
     let mut guard = lock();
     loop {
         let queue = guard.get_or_insert_default();
-        if let Some(entry) = queue.entries.pop_front() {
-            return Work::Hand(entry, std::mem::take(&mut queue.dropped));
+        if let Some(record) = queue.records.pop_front() {
+            return Work::Hand(record, std::mem::take(&mut queue.dropped));
         }
         if queue.ending {
             return Work::End;
@@ -269,24 +270,24 @@ fn next() -> Work {
         while queue.watches.front().is_some_and(|watch| watch.what.is_over()) {
             queue.watches.pop_front();
         }
-        let left =
-            queue.watches.front().map(|w| w.deadline.saturating_duration_since(Instant::now()));
+        let now = Instant::now();
+        let left = queue.watches.front().map(|w| w.deadline.saturating_duration_since(now));
         if left.is_some_and(|left| left.is_zero())
             && let Some(watch) = queue.watches.pop_front()
         {
             return Work::Tell(watch);
         }
-        let wait = left.unwrap_or(Duration::from_secs(3600));
+        if let Some(thread) = queue.threads.look(now) {
+            return Work::Stuck(thread);
+        }
+        let waits = [left, queue.threads.until_look(now), Some(Duration::from_secs(3600))];
+        let wait = waits.into_iter().flatten().min().unwrap_or_default();
         guard = FILLED.wait_timeout(guard, wait).unwrap_or_else(PoisonError::into_inner).0;
     }
 }
 
-fn hand_over(py: Python<'_>, entry: Entry, dropped: u64) {
-    let result = match entry {
-        Entry::Record(record) => log(py, record),
-        Entry::ResourceWarning(text) => warn(py, &text),
-    };
-    report(py, result);
+fn hand_over(py: Python<'_>, record: Record, dropped: u64) {
+    report(py, log(py, record));
     if dropped > 0 {
         let text = format!("{dropped} log records were dropped: they came too fast");
         let record =
@@ -309,24 +310,7 @@ fn log(py: Python<'_>, record: Record) -> PyResult<()> {
     call_with(&logger.getattr("log")?, &arguments, &options).map(drop)
 }
 
-fn warn(py: Python<'_>, text: &str) -> PyResult<()> {
-    let arguments = (text, py.get_type::<PyResourceWarning>()).into_pyobject(py)?;
-    let warn = py.import("warnings")?.getattr("warn")?;
-    call_with(&warn, &arguments, &PyDict::new(py)).map(drop)
-}
-
-fn tell(py: Python<'_>, watch: Watch) {
-    let text = format!(
-        "{}: a view of the request's data is still held {HELD_LIMIT:?} after it was answered; the \
-         driver gets it back when the last view is released",
-        watch.callback
-    );
-    if !watch.reports.record_held(py, &text) {
-        report(py, warn(py, &text));
-    }
-}
-
-/// A logging handler or a warnings filter has failed: the interpreter prints that.
+/// A logging handler, or what was to be told, has failed: the interpreter prints that.
 fn report(py: Python<'_>, result: PyResult<()>) {
     if let Err(error) = result {
         error.write_unraisable(py, None);

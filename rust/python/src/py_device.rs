@@ -12,6 +12,7 @@ use pyo3::prelude::*;
 use vhost_user_core::request::CallbackScope;
 
 use crate::call::call;
+use crate::callback_thread::Running;
 use crate::copy_budget::CopyBudget;
 use crate::device_lock::DeviceLock;
 use crate::log::Level;
@@ -78,7 +79,7 @@ impl PyDevice {
         let _scope = CallbackScope::enter();
         let _guard = self.lock.take();
         let _mark = CallbackMark::set();
-        Python::try_attach(|py| python_thread::known(py, body))
+        Python::try_attach(|py| self.run(py, body))
     }
 
     /// Runs `body` attached to the interpreter, when no other callback runs.
@@ -86,7 +87,15 @@ impl PyDevice {
         let _scope = CallbackScope::enter();
         let _guard = self.lock.take();
         let _mark = CallbackMark::set();
-        Python::attach(|py| python_thread::known(py, body))
+        Python::attach(|py| self.run(py, body))
+    }
+
+    /// Runs `body`, which is looked at meanwhile: if it does not return, that is told.
+    fn run<T>(&self, py: Python<'_>, body: impl FnOnce(Python<'_>) -> T) -> T {
+        python_thread::known(py, |py| {
+            let _running = Running::begin(py, &self.reports);
+            body(py)
+        })
     }
 
     /// The number of the present start.
@@ -99,14 +108,13 @@ impl PyDevice {
         self.object.getattr(py, name)
     }
 
-    /// What to call the callback `name` in messages, and where its late writes go.
+    /// What requests of `callback` share, and where its late writes go.
     pub(crate) fn origin(
         &self,
-        name: &str,
+        callback: &'static str,
         budget: &Arc<CopyBudget>,
         late: Option<Arc<dyn FlushesFirst>>,
     ) -> Arc<Origin> {
-        let callback = format!("{}.{name}", self.name);
         let (reports, budget) = (Arc::clone(&self.reports), Arc::clone(budget));
         Arc::new(Origin { callback, raw_views: self.raw_views, reports, budget, late })
     }
@@ -151,7 +159,7 @@ impl PyDevice {
         let attached = || {
             Python::try_attach(|py| {
                 let context = Context { callback: name, request };
-                let called = python_thread::known(py, call);
+                let called = self.run(py, call);
                 called.map_err(|error| self.reports.raised(py, error, &context)).ok()
             })
         };

@@ -1,26 +1,24 @@
 //! What becomes of an exception in a callback: a status for the driver, a log record, and
-//! whatever `on_error` asks for.
+//! whatever `on_error` asks for. And of requests that fail without one, or are held up.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fmt;
+use std::io;
 use std::mem;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use pyo3::exceptions::{
-    PyBufferError, PyKeyboardInterrupt, PyNotImplementedError, PyOSError, PySystemExit,
+    PyBufferError, PyKeyboardInterrupt, PyNotImplementedError, PyOSError, PyRuntimeError,
+    PySystemExit,
 };
 use pyo3::prelude::*;
-use pyo3::types::PyType;
+use vhost_user_core::block::{Attempt, FailureObserver, Refusal};
 
+use crate::error;
 use crate::log::{self, Level, Logger, Record};
+use crate::repeats::{Due, Kind, Repeats, SUMMARY_EVERY};
 use crate::traits::HeldReports;
-
-/// How often repeats of a known kind of error are summed up.
-const SUMMARY_EVERY: Duration = Duration::from_secs(10);
-
-/// Kinds told apart. A device that makes up exception classes gets no table without end.
-const MAX_KINDS: usize = 256;
 
 /// What `on_error` says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,14 +56,22 @@ pub(crate) struct Reports {
     stop: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
+/// What a front-end in this process is to raise.
+enum Failure {
+    /// An exception that is there.
+    Python(PyErr),
+    /// A `GuestError` with this text: it is made with the interpreter.
+    Guest(String),
+}
+
 #[derive(Default)]
 struct State {
-    kinds: HashMap<(usize, &'static str), Kind>,
+    repeats: Repeats,
     /// Mistakes that were told.
     mistakes: HashSet<&'static str>,
     refused: Refused,
     /// The error that stopped the back-end, or that a front-end may raise.
-    failure: Option<PyErr>,
+    failure: Option<Failure>,
     stopping: bool,
 }
 
@@ -85,14 +91,6 @@ impl Refused {
             repeats => format!(" (and {repeats} more requests before)"),
         }
     }
-}
-
-struct Kind {
-    name: String,
-    /// Keeps the class alive, so that its address names no other.
-    _class: Py<PyType>,
-    repeats: u64,
-    last_told: Instant,
 }
 
 impl Reports {
@@ -117,8 +115,17 @@ impl Reports {
     }
 
     /// Takes the error that `run()`, or a front-end in this process, is to raise.
-    pub(crate) fn take_failure(&self) -> Option<PyErr> {
-        self.lock().failure.take()
+    pub(crate) fn take_failure(&self, py: Python<'_>) -> Option<PyErr> {
+        let failure = self.lock().failure.take();
+        failure.map(|failure| match failure {
+            Failure::Python(error) => error,
+            Failure::Guest(text) => error::guest(py, text),
+        })
+    }
+
+    /// What messages call a callback: `RamDisk.read`.
+    pub(crate) fn callback(&self, name: &str) -> String {
+        format!("{}.{name}", self.device)
     }
 
     /// Deals with an exception that a callback has raised.
@@ -130,20 +137,63 @@ impl Reports {
         {
             // Not a failure of the device but a wish.
             self.stop_for(error.clone_ref(py));
-            let text =
-                format!("{}, stopping", self.sentence(context.callback, &name_of(py, &error)));
+            let text = format!(
+                "{} raised {}, stopping",
+                self.callback(context.callback),
+                name_of(py, &error)
+            );
             self.say(Level::Info, text, None);
             return fault;
         }
         match self.on_error {
             OnError::Report => {}
-            OnError::Raise => self.keep(error.clone_ref(py)),
+            OnError::Raise => self.keep(Failure::Python(error.clone_ref(py))),
             OnError::Stop => self.stop_for(error.clone_ref(py)),
         }
         let quiet = unsupported || error.is_instance_of::<PyOSError>(py);
         let level = if quiet { Level::Warning } else { Level::Error };
-        self.tell(py, level, error, context);
+        self.tell(py, level, "raised", error, context);
         fault
+    }
+
+    /// Deals with a request that the device has failed with an exception.
+    pub(crate) fn failed_with(&self, py: Python<'_>, error: PyErr, context: &Context<'_>) {
+        self.keep_for_raise(|| error.clone_ref(py));
+        self.tell(py, Level::Warning, "failed a request with", error, context);
+    }
+
+    /// Deals with a request that was failed with an error number, or by the host.
+    pub(crate) fn failed(&self, error: &io::Error, context: &Context<'_>) {
+        let number = error.raw_os_error();
+        let kind = Kind { what: "failed", callback: context.callback, number: told_apart(number) };
+        let said = format_args!("{}.{} failed a request: {error}", self.device, context.callback);
+        self.complain(kind, &said, &format_args!(" ({})", context.request), |text| {
+            Failure::Python(os_error(number, text))
+        });
+    }
+
+    /// Deals with a request of `callback` that the device has dropped without an answer. `fate`:
+    /// what becomes of it.
+    pub(crate) fn dropped(&self, callback: &'static str, fate: &dyn fmt::Display) {
+        let kind = Kind { what: "dropped", callback, number: 0 };
+        let said = format_args!("{}.{callback}: a deferred request was dropped", self.device);
+        self.complain(kind, &said, &format_args!(" without an answer: {fate}"), |text| {
+            Failure::Python(PyRuntimeError::new_err(text))
+        });
+    }
+
+    /// Keeps an error for a front-end to raise, if that is wanted.
+    pub(crate) fn keep_for_raise(&self, error: impl FnOnce() -> PyErr) {
+        if self.on_error == OnError::Raise {
+            self.keep(Failure::Python(error()));
+        }
+    }
+
+    /// The same of what the driver has done, in words.
+    pub(crate) fn keep_guest_error(&self, text: impl fmt::Display) {
+        if self.on_error == OnError::Raise {
+            self.keep(Failure::Guest(text.to_string()));
+        }
     }
 
     /// Logs something about the device that is no exception.
@@ -176,63 +226,68 @@ impl Reports {
 
     /// Logs what was counted and not yet said.
     pub(crate) fn sum_up(&self) {
-        let mut lines = Vec::new();
         let mut state = self.lock();
-        for ((_, callback), kind) in &mut state.kinds {
-            if kind.repeats > 0 {
-                lines.push(self.summary(callback, kind));
-            }
-        }
+        let mut lines = state.repeats.sum_up();
         if state.refused.repeats > 0 {
-            lines.push(format!("no room for private copies{}", state.refused.words()));
+            let line = format!("no room for private copies{}", state.refused.words());
+            lines.push((Level::Error, line));
         }
         drop(state);
-        for line in lines {
-            self.say(Level::Error, line, None);
+        for (level, line) in lines {
+            self.say(level, line, None);
         }
     }
 
     /// The first of a kind in full, the others as a number from time to time.
-    fn tell(&self, py: Python<'_>, level: Level, error: PyErr, context: &Context<'_>) {
-        let class = error.get_type(py);
-        let key = (class.as_ptr() as usize, context.callback);
-        let mut state = self.lock();
-        if let Some(kind) = state.kinds.get_mut(&key) {
-            kind.repeats += 1;
-            if kind.last_told.elapsed() >= SUMMARY_EVERY {
-                let line = self.summary(context.callback, kind);
-                drop(state);
-                self.say(level, line, None);
+    fn tell(
+        &self,
+        py: Python<'_>,
+        level: Level,
+        did: &'static str,
+        error: PyErr,
+        context: &Context<'_>,
+    ) {
+        let (class, callback) = (error.get_type(py), context.callback);
+        let kind = Kind { what: did, callback, number: class.as_ptr() as usize };
+        let due = self.lock().repeats.count(kind);
+        match due {
+            Due::Full => {
+                let said = format!("{}.{callback} {did} {}", self.device, name_of(py, &error));
+                let text = format!("{said} ({})", context.request);
+                self.lock().repeats.told(kind, level, said, Some(class.unbind()));
+                self.say(level, text, Some(error));
             }
-            return;
+            Due::Number(line) => self.say(level, line, None),
+            Due::Nothing => {}
         }
-        let known = state.kinds.len();
-        drop(state);
-        let name = name_of(py, &error);
-        let text = format!("{} ({})", self.sentence(context.callback, &name), context.request);
-        if known < MAX_KINDS {
-            let last_told = Instant::now();
-            let kind = Kind { name, _class: class.unbind(), repeats: 0, last_told };
-            self.lock().kinds.insert(key, kind);
-        }
-        self.say(level, text, Some(error));
     }
 
-    /// Which callback raised what: `RamDisk.read raised ValueError`.
-    fn sentence(&self, callback: &str, exception: &str) -> String {
-        format!("{}.{callback} raised {exception}", self.device)
-    }
-
-    /// Says how often it was repeated, and starts to count anew.
-    fn summary(&self, callback: &str, kind: &mut Kind) -> String {
-        let repeats = mem::take(&mut kind.repeats);
-        kind.last_told = Instant::now();
-        format!("{} {repeats} more times", self.sentence(callback, &kind.name))
+    /// The same of a fault that no exception tells. `said`: what repeats are summed up by; `about`:
+    /// the rest of the first line. `failure`: what a front-end raises, for the whole line.
+    fn complain(
+        &self,
+        kind: Kind,
+        said: &dyn fmt::Display,
+        about: &dyn fmt::Display,
+        failure: impl FnOnce(String) -> Failure,
+    ) {
+        let due = self.lock().repeats.count(kind);
+        match due {
+            Due::Full => {
+                self.lock().repeats.told(kind, Level::Warning, said.to_string(), None);
+                self.say(Level::Warning, format!("{said}{about}"), None);
+            }
+            Due::Number(line) => self.say(Level::Warning, line, None),
+            Due::Nothing => {}
+        }
+        if self.on_error == OnError::Raise {
+            self.keep(failure(format!("{said}{about}")));
+        }
     }
 
     /// Keeps the newest error for a front-end to raise.
-    fn keep(&self, error: PyErr) {
-        let former = self.lock().failure.replace(error);
+    fn keep(&self, failure: Failure) {
+        let former = self.lock().failure.replace(failure);
         // Only now, without the lock: what an exception holds may run code when it goes.
         drop(former);
     }
@@ -243,8 +298,8 @@ impl Reports {
         // The first is the cause; what follows may follow from it. It goes when no lock is held:
         // what an exception holds may run code then.
         let later = match &state.failure {
-            Some(_) => Some(error),
-            None => state.failure.replace(error),
+            Some(_) => Some(Failure::Python(error)),
+            None => state.failure.replace(Failure::Python(error)),
         };
         drop(state);
         drop(later);
@@ -259,14 +314,52 @@ impl Reports {
 }
 
 impl HeldReports for Reports {
-    fn record_held(&self, py: Python<'_>, text: &str) -> bool {
-        if self.on_error != OnError::Raise {
-            return false;
-        }
-        let error = PyBufferError::new_err(text.to_owned());
-        self.say(Level::Error, text.to_owned(), Some(error.clone_ref(py)));
-        self.keep(error);
-        true
+    fn tell_held(&self, callback: &'static str) {
+        let kind = Kind { what: "held", callback, number: 0 };
+        let said =
+            format_args!("{}.{callback}: a view of the request's data is still held", self.device);
+        let about =
+            " 1 s after it was answered; the driver gets it back when the last view is gone";
+        self.complain(kind, &said, &about, |text| Failure::Python(PyBufferError::new_err(text)));
+    }
+}
+
+impl FailureObserver for Reports {
+    fn refused(&self, queue: u16, why: &Refusal) {
+        let kind = Kind { what: why.rule(), callback: "", number: 0 };
+        let (said, about) =
+            (format_args!("refused: {}", why.rule()), format_args!(": queue {queue}: {why}"));
+        self.complain(kind, &said, &about, Failure::Guest);
+    }
+
+    fn failed(&self, queue: u16, what: &Attempt, error: &io::Error) {
+        let number = error.raw_os_error();
+        let kind = Kind { what: "host", callback: what.op.name(), number: told_apart(number) };
+        let (said, about) = (
+            format_args!("a {} failed: {error}", what.op),
+            format_args!(" ({what}, queue {queue})"),
+        );
+        self.complain(kind, &said, &about, |text| Failure::Python(os_error(number, text)));
+    }
+}
+
+impl fmt::Debug for Reports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Reports({})", self.label)
+    }
+}
+
+/// The number by which errors are told apart: a device may make up any, and Linux has none above.
+fn told_apart(number: Option<i32>) -> usize {
+    const MAX_ERRNO: usize = 4095;
+    number.and_then(|number| usize::try_from(number).ok()).filter(|&n| n <= MAX_ERRNO).unwrap_or(0)
+}
+
+/// An `OSError`, with its number if it has one.
+fn os_error(number: Option<i32>, text: String) -> PyErr {
+    match number {
+        Some(number) => PyOSError::new_err((number, text)),
+        None => PyOSError::new_err(text),
     }
 }
 

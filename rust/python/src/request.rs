@@ -8,7 +8,6 @@ use pyo3::types::PyMemoryView;
 use vhost_user_core::request::{Batch, Request, RequestClaim, Stopped};
 
 use crate::exporter;
-use crate::log;
 use crate::number;
 use crate::ticket::Ticket;
 use crate::traits::{Answerable, FlushesFirst, Lendable, Parts, Side};
@@ -129,11 +128,8 @@ impl QueueRequest {
 impl Drop for QueueRequest {
     fn drop(&mut self) {
         if let Some(origin) = self.ticket.is_forgotten() {
-            let callback = &origin.callback;
-            log::resource_warning(format!(
-                "{callback}: a deferred request was dropped without an answer; it goes back to the \
-                 driver with no byte written"
-            ));
+            let fate = "it goes back to the driver with no byte written";
+            origin.reports.dropped(origin.callback, &fate);
         }
     }
 }

@@ -184,6 +184,15 @@ impl<R: Answerable> Ticket<R> {
         done.map_err(|why| stale(py, why))
     }
 
+    /// Where it was handed out, if it is still to be answered.
+    ///
+    /// # Errors
+    /// `StaleRequestError` as [`with`](Self::with).
+    pub(crate) fn origin(&self, py: Python<'_>) -> PyResult<Arc<Origin>> {
+        let origin = self.with(py, |state| state.origin.clone())?;
+        Ok(origin.expect("begin has said where it is handed out"))
+    }
+
     /// Whether it is still to be answered.
     pub(crate) fn is_open(&self, py: Python<'_>) -> bool {
         self.with(py, |_| ()).is_ok()
@@ -235,11 +244,12 @@ impl<R: Answerable> Ticket<R> {
     /// and about to settle.
     pub(crate) fn answer_with(
         &self,
-        work: impl FnOnce(&mut LoanedRequest<R>) -> Option<R::Answer>,
+        work: impl FnOnce(&mut LoanedRequest<R>, Option<&Origin>) -> Option<R::Answer>,
     ) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if state.phase == Phase::Batch && state.answer.is_none() {
-            state.answer = work(&mut state.loan);
+            let State { loan, origin, .. } = &mut *state;
+            state.answer = work(loan, origin.as_deref());
         }
     }
 

@@ -79,8 +79,20 @@ pub(crate) trait Watched: Send + Sync {
     fn is_over(&self) -> bool;
 }
 
-/// Where complaints about views that are held for long may go instead of a warning.
+/// Where complaints about views that are held for long go.
 pub(crate) trait HeldReports: Send + Sync {
-    /// Records that a view is held for too long; `false` if a warning is to be given instead.
-    fn record_held(&self, py: Python<'_>, text: &str) -> bool;
+    /// Reports that a view of what `callback` got is held for over a second.
+    fn tell_held(&self, callback: &'static str);
+}
+
+/// A thread that goes into callbacks.
+pub(crate) trait CallsBack: Send + Sync {
+    /// A number of the callback that it is in; `None`: it is in none.
+    fn callback(&self) -> Option<u64>;
+
+    /// Reports that it has been in one for over 5 s, and where it is.
+    ///
+    /// # Errors
+    /// What the interpreter says that cannot tell.
+    fn tell_stuck(&self, py: Python<'_>) -> PyResult<()>;
 }

@@ -1,11 +1,13 @@
 //! What every block device has, whoever moves its data.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::config::{BlockConfig, BlockOptions, CONFIG_LEN, Geometry, InvalidBlock};
 use super::numbers::{ID_LEN, SECTOR, Status};
-use super::parse::{Limits, Parsed, parse};
+use super::parse::{Limits, Parsed, Refused, parse};
+use super::refusal::FailureObserver;
 use super::request::{BlockRequest, HEADER, write_status};
 use crate::device::ConfigRefused;
 use crate::request::{Batch, Request};
@@ -23,6 +25,7 @@ pub struct BlockCore {
     serial: [u8; ID_LEN],
     failed: AtomicU64,
     empty: AtomicU64,
+    observer: Option<Arc<dyn FailureObserver>>,
 }
 
 /// Requests that were not served.
@@ -52,7 +55,13 @@ impl BlockCore {
             serial,
             failed: AtomicU64::new(0),
             empty: AtomicU64::new(0),
+            observer: None,
         })
+    }
+
+    /// Has `observer` hear of the requests that are refused.
+    pub fn observed_by(self, observer: Arc<dyn FailureObserver>) -> Self {
+        Self { observer: Some(observer), ..self }
     }
 
     /// Returns the next request of `batch` that is to be served; those before it that are not are
@@ -60,14 +69,26 @@ impl BlockCore {
     #[inline]
     pub fn next(&self, batch: &mut Batch) -> Option<BlockRequest> {
         loop {
-            let (counter, refused) = match self.parse(batch.next()?) {
+            match self.parse(batch.next()?) {
                 Parsed::Serve(request) => return Some(request),
-                Parsed::Fail(refused) => (&self.failed, refused),
-                Parsed::Empty(refused) => (&self.empty, refused),
-            };
-            counter.fetch_add(1, Ordering::Relaxed);
-            refused.finish(batch);
+                Parsed::Fail(refused) => self.give_back(&self.failed, refused, batch),
+                Parsed::Empty(refused) => self.give_back(&self.empty, refused, batch),
+            }
         }
+    }
+
+    #[cold]
+    fn give_back(&self, counter: &AtomicU64, refused: Refused, batch: &mut Batch) {
+        counter.fetch_add(1, Ordering::Relaxed);
+        if let Some(observer) = &self.observer {
+            observer.refused(refused.queue(), &refused.why());
+        }
+        refused.finish(batch);
+    }
+
+    /// Returns who hears of the requests that fail.
+    pub(super) fn observer(&self) -> Option<&dyn FailureObserver> {
+        self.observer.as_deref()
     }
 
     /// Checks one request.

@@ -1,11 +1,13 @@
 //! A disk in this process, and the device that serves it.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::config::{BlockOptions, Geometry, InvalidBlock};
 use super::core::BlockCore;
 use super::numbers::{BlkOp, ByteRange, Status, VIRTIO_ID};
+use super::refusal::{Attempt, FailureObserver};
 use super::request::BlockRequest;
 use crate::batch_size::{BatchSize, half};
 use crate::device::{ConfigRefused, Device};
@@ -63,6 +65,11 @@ impl<D: Disk> BlockDevice<D> {
         Ok(Self { core, disk, batch_sizes })
     }
 
+    /// Has `observer` hear of the requests that are refused, and of those that the disk fails.
+    pub fn observed_by(self, observer: Arc<dyn FailureObserver>) -> Self {
+        Self { core: self.core.observed_by(observer), ..self }
+    }
+
     /// Returns the disk that the device serves.
     pub fn disk(&self) -> &D {
         &self.disk
@@ -91,10 +98,19 @@ impl<D: Disk> BlockDevice<D> {
             }
             let status = match self.carry_out(&request) {
                 Ok(()) => Status::Ok,
-                Err(error) => Status::from(&error),
+                Err(error) => self.failed(&request, &error),
             };
             request.finish(status, batch);
         }
+    }
+
+    #[cold]
+    fn failed(&self, request: &BlockRequest, error: &io::Error) -> Status {
+        if let Some(observer) = self.core.observer() {
+            let range = ByteRange { offset: request.offset(), length: request.length() };
+            observer.failed(request.queue(), &Attempt { op: request.op(), range }, error);
+        }
+        Status::from(error)
     }
 
     /// Carries out one request other than that for the serial number.

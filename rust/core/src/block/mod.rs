@@ -17,6 +17,7 @@ mod image;
 mod null;
 mod numbers;
 mod parse;
+mod refusal;
 mod request;
 
 #[cfg(test)]
@@ -30,4 +31,5 @@ pub use image::{HostImage, Image};
 pub use null::NullDisk;
 pub use numbers::{BlkOp, ByteRange, SECTOR, Status, VIRTIO_ID, feature};
 pub use parse::{Parsed, Refused};
+pub use refusal::{Attempt, FailureObserver, Refusal};
 pub use request::BlockRequest;

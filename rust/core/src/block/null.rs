@@ -12,18 +12,26 @@ use super::request::BlockRequest;
 #[derive(Debug)]
 pub struct NullDisk {
     size: u64,
+    read_only: bool,
 }
 
 impl NullDisk {
     /// Returns a disk of `size` bytes, a multiple of 512.
     pub fn new(size: u64) -> Self {
-        Self { size }
+        Self { size, read_only: false }
+    }
+
+    /// Makes it a disk that takes no changes, if `read_only`.
+    pub fn read_only(self, read_only: bool) -> Self {
+        Self { read_only, ..self }
     }
 }
 
 impl Disk for NullDisk {
     fn geometry(&self) -> Geometry {
-        Geometry { discard: true, write_zeroes: true, ..Geometry::new(self.size) }
+        let Self { size, read_only } = *self;
+        let changes = !read_only;
+        Geometry { read_only, discard: changes, write_zeroes: changes, ..Geometry::new(size) }
     }
 
     #[inline]

@@ -14,6 +14,7 @@
 //! | segments: unknown flag, or unmap in a discard | UNSUPP |
 
 use super::numbers::{BlkOp, ByteRange, ID_LEN, SECTOR, Status, feature};
+use super::refusal::Refusal;
 use super::request::{BlockRequest, HEADER, Task, write_status};
 use crate::request::{Batch, Request, Stopped};
 
@@ -66,13 +67,13 @@ pub enum Parsed {
 #[derive(Debug)]
 pub struct Refused {
     request: Request,
-    status: Option<Status>,
+    why: Refusal,
 }
 
 impl Refused {
     /// Gives it back on the worker's own thread. `batch` is the one that it came from.
     pub fn finish(self, batch: &mut Batch) {
-        let used = self.status.map_or(0, |s| write_status(self.request.writable(), s, 0));
+        let used = self.status().map_or(0, |s| write_status(self.request.writable(), s, 0));
         batch.complete(self.request, used);
     }
 
@@ -81,13 +82,23 @@ impl Refused {
     /// # Errors
     /// [`Stopped`] if its ring has stopped meanwhile.
     pub fn complete(self) -> Result<(), Stopped> {
-        let status = self.status;
+        let status = self.status();
         self.request.complete_with(|w| status.map_or(0, |s| write_status(w, s, 0)))
     }
 
     /// Returns the status that the driver gets; `None` if it gets none.
     pub fn status(&self) -> Option<Status> {
-        self.status
+        self.why.status()
+    }
+
+    /// Returns the rule that it breaks.
+    pub fn why(&self) -> Refusal {
+        self.why
+    }
+
+    /// Returns the vring that it came from.
+    pub fn queue(&self) -> u16 {
+        self.request.queue()
     }
 }
 
@@ -105,31 +116,32 @@ pub(super) fn parse(request: Request, limits: Limits) -> Parsed {
     let mut header = [0; HEADER as usize];
     let whole = request.readable().read_at(0, &mut header) == header.len();
     if !whole || request.writable().is_empty() {
-        return Parsed::Empty(Refused { request, status: None });
+        let (readable, writable) = (request.readable().len(), request.writable().len());
+        return Parsed::Empty(Refused { request, why: Refusal::NoRequest { readable, writable } });
     }
     // Little endian: u32 type, u32 reserved, u64 sector.
     let header = u128::from_le_bytes(header);
     match check(&request, header as u32, (header >> 64) as u64, limits) {
         Ok(task) => Parsed::Serve(BlockRequest::new(request, task)),
-        Err(status) => Parsed::Fail(Refused { request, status: Some(status) }),
+        Err(why) => Parsed::Fail(Refused { request, why }),
     }
 }
 
 #[inline]
-fn check(request: &Request, kind: u32, sector: u64, limits: Limits) -> Result<Task, Status> {
+fn check(request: &Request, kind: u32, sector: u64, limits: Limits) -> Result<Task, Refusal> {
     let legacy = || {
         let is_legacy = limits.features & feature::VERSION_1 == 0;
         is_legacy.then(|| BlkOp::from_legacy_type(kind)).flatten()
     };
-    let op = BlkOp::from_type(kind).or_else(legacy).ok_or(Status::Unsupported)?;
+    let op = BlkOp::from_type(kind).or_else(legacy).ok_or(Refusal::UnknownType(kind))?;
     if limits.read_only && op.modifies() {
-        return Err(Status::IoErr);
+        return Err(Refusal::ReadOnly(op));
     }
     // The status byte is the last writable one; the caller has seen that there is one.
     let room = request.writable().len() - 1;
     let range = match op {
-        BlkOp::Read => limits.data(sector, room)?,
-        BlkOp::Write => limits.data(sector, request.readable().len() - HEADER)?,
+        BlkOp::Read => limits.data(op, sector, room)?,
+        BlkOp::Write => limits.data(op, sector, request.readable().len() - HEADER)?,
         BlkOp::Flush => ByteRange::default(),
         BlkOp::GetId => ByteRange { offset: 0, length: room.min(ID_LEN as u64) },
         BlkOp::Discard => return limits.segments(op, request, DISCARD),
@@ -141,51 +153,54 @@ fn check(request: &Request, kind: u32, sector: u64, limits: Limits) -> Result<Ta
 impl Limits {
     /// Returns the range of a read or write of `length` bytes of data.
     #[inline]
-    fn data(&self, sector: u64, length: u64) -> Result<ByteRange, Status> {
+    fn data(&self, op: BlkOp, sector: u64, length: u64) -> Result<ByteRange, Refusal> {
         if length == 0 || !length.is_multiple_of(SECTOR) {
-            return Err(Status::IoErr);
+            return Err(Refusal::NotSectors { op, bytes: length });
         }
-        self.range(sector, length / SECTOR)
+        self.range(op, sector, length / SECTOR)
     }
 
     /// `sectors` from `sector` on, if the disk has them all. The capacity in bytes fits 64 bits,
     /// so products of numbers within it do.
     #[inline]
-    fn range(&self, sector: u64, sectors: u64) -> Result<ByteRange, Status> {
+    fn range(&self, op: BlkOp, sector: u64, sectors: u64) -> Result<ByteRange, Refusal> {
         match sector.checked_add(sectors) {
             Some(end) if end <= self.capacity_sectors => {
                 Ok(ByteRange { offset: sector * SECTOR, length: sectors * SECTOR })
             }
-            _ => Err(Status::IoErr),
+            _ => {
+                let capacity = self.capacity_sectors;
+                Err(Refusal::PastEnd { op, sector, sectors, capacity })
+            }
         }
     }
 
     /// Returns the ranges of a discard or write zeroes request.
-    fn segments(&self, op: BlkOp, request: &Request, rule: Rule) -> Result<Task, Status> {
+    fn segments(&self, op: BlkOp, request: &Request, rule: Rule) -> Result<Task, Refusal> {
         if self.features & rule.feature == 0 {
-            return Err(Status::Unsupported);
+            return Err(Refusal::NotAccepted(op));
         }
         let bytes = request.readable().len() - HEADER;
         let most = SEGMENT as u64 * u64::from(rule.max_segments);
         if bytes == 0 || !bytes.is_multiple_of(SEGMENT as u64) || bytes > most {
-            return Err(Status::IoErr);
+            return Err(Refusal::BadList { op, bytes, most });
         }
         let mut copy = [0; SEGMENT * MAX_SEGMENTS as usize];
         let copy = &mut copy[..bytes as usize];
         request.readable().read_at(HEADER, copy);
         let (segments, _) = copy.as_chunks();
         if let &[one] = segments {
-            let (range, unmap) = self.segment(one, rule)?;
+            let (range, unmap) = self.segment(op, one, rule)?;
             return Ok(Task { op, unmap, range, several: None });
         }
         self.list(op, segments, rule)
     }
 
     /// Checks several ranges of one request: the one case that allocates.
-    fn list(&self, op: BlkOp, segments: &[[u8; SEGMENT]], rule: Rule) -> Result<Task, Status> {
+    fn list(&self, op: BlkOp, segments: &[[u8; SEGMENT]], rule: Rule) -> Result<Task, Refusal> {
         let (mut ranges, mut all_unmap) = (Vec::with_capacity(segments.len()), true);
         for &segment in segments {
-            let (range, unmap) = self.segment(segment, rule)?;
+            let (range, unmap) = self.segment(op, segment, rule)?;
             all_unmap &= unmap;
             if range.length > 0 {
                 ranges.push(range);
@@ -196,15 +211,20 @@ impl Limits {
     }
 
     /// Returns the range of one segment, and whether its unmap flag is set.
-    fn segment(&self, bytes: [u8; SEGMENT], rule: Rule) -> Result<(ByteRange, bool), Status> {
+    fn segment(
+        &self,
+        op: BlkOp,
+        bytes: [u8; SEGMENT],
+        rule: Rule,
+    ) -> Result<(ByteRange, bool), Refusal> {
         let whole = u128::from_le_bytes(bytes);
         let (sector, sectors, flags) = (whole as u64, (whole >> 64) as u32, (whole >> 96) as u32);
         if flags & !rule.flags != 0 {
-            return Err(Status::Unsupported);
+            return Err(Refusal::BadFlags { op, flags });
         }
         if sectors > rule.max_sectors {
-            return Err(Status::IoErr);
+            return Err(Refusal::LongRange { op, sectors, most: rule.max_sectors });
         }
-        Ok((self.range(sector, u64::from(sectors))?, flags & FLAG_UNMAP != 0))
+        Ok((self.range(op, sector, u64::from(sectors))?, flags & FLAG_UNMAP != 0))
     }
 }

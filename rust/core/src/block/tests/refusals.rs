@@ -1,9 +1,11 @@
 //! Requests that are not served, and what the driver gets for them.
 
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use super::*;
-use crate::block::Refusals;
+use crate::block::{Attempt, FailureObserver, Refusal, Refusals};
 
 /// Sectors of the disk in these tests.
 const CAPACITY: u64 = 64;
@@ -239,4 +241,92 @@ fn data_that_a_request_does_not_need_is_left_alone() {
     assert_eq!(answer.data(), &before[..512]);
     rig.send(&header(OUT, 0, &before[..512]), 513).assert_only_status(OK);
     assert!(rig.content() == before, "the image has changed");
+}
+
+/// Notes what it hears.
+#[derive(Debug, Default)]
+struct Heard(Mutex<Vec<String>>);
+
+impl Heard {
+    fn take(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock().unwrap())
+    }
+}
+
+impl FailureObserver for Heard {
+    fn refused(&self, queue: u16, why: &Refusal) {
+        self.0.lock().unwrap().push(format!("{queue}: {why}"));
+    }
+
+    fn failed(&self, queue: u16, what: &Attempt, error: &io::Error) {
+        let number = error.raw_os_error();
+        self.0.lock().unwrap().push(format!("{queue}: {what}: {number:?}"));
+    }
+}
+
+fn observed(mut rig: Rig) -> (Rig, Arc<Heard>) {
+    let heard = Arc::new(Heard::default());
+    rig.device = rig.device.observed_by(Arc::clone(&heard) as Arc<dyn FailureObserver>);
+    (rig, heard)
+}
+
+#[test]
+fn each_refusal_is_heard_of_with_its_rule_and_numbers() {
+    let (mut rig, heard) = observed(Rig::new(CAPACITY));
+    let cases: [(&[u8], usize, &str); 9] = [
+        (
+            &header(IN, 0, &[])[..15],
+            513,
+            "a chain of 15 readable and 513 writable bytes is no request: that has 16 and 1 at least",
+        ),
+        (&header(3, 0, &[]), 513, "a request of unknown type 0x3"),
+        (
+            &header(IN, CAPACITY - 1, &[]),
+            1025,
+            "a read of 1024 bytes at offset 32256 ends past the 32768 bytes of the disk",
+        ),
+        (
+            &header(IN, u64::MAX, &[]),
+            513,
+            "a read of 512 bytes at offset 9444732965739290426880 ends past the 32768 bytes of the disk",
+        ),
+        (&header(IN, 0, &[]), 512, "a read of 511 bytes: not whole sectors of 512"),
+        (&header(OUT, 0, &[]), 1, "a write of 0 bytes: not whole sectors of 512"),
+        (
+            &header(DISCARD, 0, &[0; 15]),
+            1,
+            "a discard with a list of 15 bytes: it has 16 for each range, 512 at most",
+        ),
+        (
+            &header(WRITE_ZEROES, 0, &segment(0, 1 << 20, 0)),
+            1,
+            "a write_zeroes of 1048576 sectors at once: 262144 at most",
+        ),
+        (&header(DISCARD, 0, &segment(0, 1, 2)), 1, "a discard with unknown flags 0x2"),
+    ];
+    for (readable, writable, why) in cases {
+        rig.send(readable, writable);
+        assert_eq!(heard.take(), [format!("0: {why}")]);
+    }
+    rig.send(&header(IN, 0, &[]), 513);
+    assert_eq!(heard.take(), [""; 0]);
+}
+
+#[test]
+fn a_change_of_a_read_only_disk_and_a_feature_that_was_not_accepted_are_heard_of() {
+    let (mut rig, heard) = observed(Rig::with(CAPACITY, true, u64::MAX));
+    rig.send(&header(OUT, 0, &[0xee; 512]), 1);
+    assert_eq!(heard.take(), ["0: a write, and the disk is read-only"]);
+    let (mut rig, heard) = observed(Rig::with(CAPACITY, false, F_FLUSH));
+    rig.send(&header(DISCARD, 0, &segment(0, 8, 0)), 1);
+    assert_eq!(heard.take(), ["0: a discard, though the driver has not accepted that feature"]);
+}
+
+#[test]
+fn what_the_host_fails_is_heard_of_with_its_error() {
+    let (mut rig, heard) = observed(Rig::new(4));
+    rig.image.set_len(512).unwrap();
+    rig.send(&header(IN, 2, &[]), 1025).assert_only_status(IOERR);
+    let [told] = &heard.take()[..] else { panic!("one failure is one report") };
+    assert!(told.starts_with("0: read of 1024 bytes at offset 1024: "), "{told}");
 }
