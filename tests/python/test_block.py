@@ -95,19 +95,6 @@ def test_the_view_of_a_write_is_read_only(vhost_blk: vu.testing.BlkFactory) -> N
     assert isinstance(caught.value.__cause__, TypeError)
 
 
-def test_a_view_ends_with_its_callback(vhost_blk: vu.testing.BlkFactory) -> None:
-    class Keeper(RamDisk):
-        def read(self, offset: int, buf: memoryview, /) -> None:
-            super().read(offset, buf)
-            self.kept = buf
-
-    device = Keeper()
-    disk = vhost_blk(device)
-    disk.pread(512, 0)
-    with pytest.raises(ValueError, match="released"):
-        len(device.kept)
-
-
 def test_a_resized_disk_is_seen_by_the_driver(vhost_blk: vu.testing.BlkFactory) -> None:
     device = RamDisk()
     disk = vhost_blk(device)

@@ -43,7 +43,23 @@ def cast_of(buf: memoryview) -> object:
     return buf.cast("I")
 
 
-KEEPS = pytest.mark.parametrize("keep", [slice_of, array_of, pointer_to, cast_of])
+def itself(buf: memoryview) -> object:
+    return buf
+
+
+class Tensor:
+    """Keeps a view without an export, as `torch.frombuffer` does: that asks for the buffer, lets go
+    of it, and keeps the address and the object."""
+
+    def __init__(self, buf: memoryview) -> None:
+        export = (ctypes.c_char * len(buf)).from_buffer(buf)
+        self.owner, self.address = buf, ctypes.addressof(export)
+
+    def fill(self, byte: int) -> None:
+        ctypes.memset(self.address, byte, 512)
+
+
+KEEPS = pytest.mark.parametrize("keep", [slice_of, array_of, pointer_to, cast_of, itself])
 
 
 class Kept(Keeper):
@@ -86,6 +102,22 @@ def test_a_kept_view_keeps_its_request(
         assert held.data == device.mem[HERE : HERE + sum(sizes)]
 
 
+def test_a_tensor_over_a_view_keeps_the_request_and_what_it_fills_reaches_the_driver(
+    vhost_socket: Path,
+) -> None:
+    device = Kept(Tensor)
+    with vu.Backend(device, socket=vhost_socket), open_driver(vhost_socket) as driver:
+        for sizes in ((512,), (256, 256)):
+            held, free = driver.read(HERE, *sizes), driver.read(THERE, 512)
+            assert driver.wait().head == free.head, "answered while the tensor shows its memory"
+            tensor = device.kept.pop()
+            assert isinstance(tensor, Tensor)
+            tensor.fill(3)
+            del tensor
+            assert driver.wait().head == held.head
+            assert held.data == b"\x03" * 512
+
+
 def test_what_is_written_to_a_kept_view_reaches_the_driver(vhost_socket: Path) -> None:
     device = Kept(lambda buf: buf[:])
     with vu.Backend(device, socket=vhost_socket), open_driver(vhost_socket) as driver:
@@ -101,7 +133,9 @@ def test_what_is_written_to_a_kept_view_reaches_the_driver(vhost_socket: Path) -
             assert held.data == b"late" * 256
 
 
-@pytest.mark.parametrize("keep", [slice_of, array_of, cast_of])  # ctypes takes no read-only buffer
+@pytest.mark.parametrize(
+    "keep", [slice_of, array_of, cast_of, itself]
+)  # ctypes takes no read-only buffer
 def test_a_kept_view_of_a_write_keeps_its_request(vhost_socket: Path, keep: Keep) -> None:
     class Writes(Kept):
         def write(self, offset: int, buf: memoryview, /) -> None:
@@ -331,6 +365,19 @@ def test_the_variables_of_a_callback_that_raised_hold_no_request(vhost_socket: P
             head[0] = 1
             raise LookupError
 
+    class Chained(Keeper):
+        def read(self, offset: int, buf: memoryview, /) -> None:
+            try:
+                self.look_up(buf)
+            except KeyError as error:
+                raise LookupError from error
+
+        def look_up(self, buf: memoryview) -> None:
+            try:
+                raise ValueError
+            except ValueError:
+                raise KeyError(len(buf)) from None
+
     class InBatches(Keeper):
         def on_batch(self, batch: Sequence[vu.BlockRequest], /) -> None:
             for request in batch:
@@ -346,7 +393,7 @@ def test_the_variables_of_a_callback_that_raised_hold_no_request(vhost_socket: P
                 head = request.readable[:16]
                 raise LookupError(len(head))
 
-    for device in (OneByOne(), InBatches(), AsQueue()):
+    for device in (OneByOne(), Chained(), InBatches(), AsQueue()):
         backend = vu.Backend(device, socket=vhost_socket, on_error="raise")
         with backend, open_driver(vhost_socket) as driver:
             read = driver.read(0, 512)

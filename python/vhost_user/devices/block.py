@@ -104,7 +104,7 @@ class BlockDevice(Disk):
         """Fills all of ``buf`` with the data at ``offset``.
 
         ``buf`` is writable, of bytes, the driver's own memory if the request is in one piece. It
-        is taken back when this returns. What keeps a slice of it, or a buffer taken from it,
+        is taken back when this returns. What keeps it, a slice of it, or a buffer taken from it,
         keeps the request: it is answered when the last of them is gone.
         """
         raise NotImplementedError(f"{type(self).__name__}.read")

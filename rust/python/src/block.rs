@@ -502,7 +502,9 @@ impl QueueSeat {
     }
 }
 
-/// Gives a callback a view of a request's data, and ends the view when it returns.
+/// Gives a callback a view of a request's data. The view ends when the callback returns, if nobody
+/// has kept it: whatever keeps it may know where the data is without an export of its own, as a
+/// tensor does that `torch.frombuffer` has made, and so it holds the request.
 fn hand_over(
     py: Python<'_>,
     loan: &LoanedRequest<CoreRequest>,
@@ -512,7 +514,7 @@ fn hand_over(
 ) -> PyResult<()> {
     let view = exporter::view(py, exporter)?;
     let result = call(py, shown.op.name(), method, [&number(py, shown.offset), view.as_any()]);
-    exporter::release(view);
+    drop(view);
     if let Err(error) = &result
         && loan.is_viewed()
     {

@@ -13,7 +13,6 @@ use pyo3::prelude::*;
 use pyo3::types::{PyMemoryView, PyTuple};
 use vhost_user_core::request::RequestClaim;
 
-use crate::object::is_unshared;
 use crate::traits::{Side, Watched};
 
 /// Counts the views of one request.
@@ -241,15 +240,4 @@ pub(crate) fn views<'py>(
     let views =
         exporters.iter().map(|exporter| view(py, exporter)).collect::<PyResult<Vec<_>>>()?;
     PyTuple::new(py, views)
-}
-
-/// Ends a view that was handed to a callback: by dropping it if Python code has not kept it, else
-/// by `release()`, after which it shows nothing. Slices, and whatever took a buffer from it, live
-/// on.
-#[inline]
-pub(crate) fn release(view: Bound<'_, PyMemoryView>) {
-    if !is_unshared(view.py(), view.as_unbound()) {
-        // Fails if something took a buffer from it; that is counted as any view is.
-        let _ = view.call_method0(pyo3::intern!(view.py(), "release"));
-    }
 }

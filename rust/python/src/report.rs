@@ -20,6 +20,9 @@ use crate::log::{self, Level, Logger, Record};
 use crate::repeats::{Due, Kind, Repeats, SUMMARY_EVERY};
 use crate::traits::HeldReports;
 
+/// Exceptions in one chain whose frames are looked at. A chain may have a circle.
+const MAX_CHAIN: usize = 64;
+
 /// What `on_error` says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum OnError {
@@ -367,14 +370,33 @@ fn name_of(py: Python<'_>, error: &PyErr) -> String {
     error.get_type(py).name().map_or_else(|_| "an exception".into(), |name| name.to_string())
 }
 
-/// Empties the frames that an exception came through. They hold the callback's variables, and with
-/// them views of the request, for as long as a log or a debugger keeps the exception.
+/// Empties the frames that an exception came through, and those that it was raised from. They hold
+/// the callback's variables, and with them views of the request, for as long as a log or a debugger
+/// keeps the exception.
 #[cold]
 pub(crate) fn forget_locals(py: Python<'_>, error: &PyErr) {
-    let cleared = error.traceback(py).map(|traceback| {
-        py.import("traceback")?.call_method1("clear_frames", (traceback,)).map(drop)
-    });
-    if let Some(Err(error)) = cleared {
+    if let Err(error) = clear_frames(py, error) {
         error.write_unraisable(py, None);
     }
+}
+
+fn clear_frames(py: Python<'_>, error: &PyErr) -> PyResult<()> {
+    let clear = py.import("traceback")?.getattr("clear_frames")?;
+    if let Some(traceback) = error.traceback(py) {
+        clear.call1((traceback,))?;
+    }
+    let mut exception = error.value(py).clone().into_any();
+    for _ in 0..MAX_CHAIN {
+        // What it was raised from is what was being handled, most of the time.
+        let context = exception.getattr("__context__")?;
+        exception = if context.is_none() { exception.getattr("__cause__")? } else { context };
+        if exception.is_none() {
+            break;
+        }
+        let traceback = exception.getattr("__traceback__")?;
+        if !traceback.is_none() {
+            clear.call1((traceback,))?;
+        }
+    }
+    Ok(())
 }
