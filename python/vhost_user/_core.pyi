@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from os import PathLike
-from typing import Any, Literal, Self, TypeAlias, final, overload
+from typing import Literal, Self, TypeAlias, TypedDict, Unpack, final, overload
 
 from typing_extensions import Buffer, disjoint_base
 
@@ -246,6 +246,17 @@ class Backend:
     def take_failure(self) -> BaseException | None: ...
     def counters(self) -> tuple[int, int, int, int, int, int]: ...
 
+class _FrontendOptions(TypedDict, total=False):
+    timeout: float
+    xen: bool
+
+class _BlkOptions(TypedDict, total=False):
+    memory: int
+    num_queues: int
+    queue_size: int
+    timeout: float
+    guest: XenGuest | None
+
 @disjoint_base
 class Frontend:
     """A connection to a back-end, negotiated and with no ring.
@@ -273,7 +284,7 @@ class Frontend:
         exchange; ``NegotiationError``, ``ProtocolError``.
         """
     @classmethod
-    def connect(cls, socket: str | PathLike[str], **options: Any) -> Self:
+    def connect(cls, socket: str | PathLike[str], **options: Unpack[_FrontendOptions]) -> Self:
         """Connects to ``socket``; ``options`` as the class takes them."""
     @property
     def features(self) -> int:
@@ -354,6 +365,11 @@ class VirtioBlkDriver(Frontend):
         """As ``Frontend``, and starts ``num_queues`` rings in ``memory`` bytes of its own, or in
         all the memory of ``guest``, a ``vhost_user.testing.XenGuest``.
         """
+    @classmethod
+    def connect(  # type: ignore[override]
+        cls, socket: str | PathLike[str], **options: Unpack[_BlkOptions]
+    ) -> Self:
+        """Connects to ``socket``; ``options`` as the class takes them."""
     @property
     def size(self) -> int:
         """Bytes of the disk."""
@@ -381,7 +397,7 @@ class VirtioBlkDriver(Frontend):
         ``timeout`` seconds. ``size`` is up to date then.
         """
     def prepare_load(self, seed: int = 1) -> None:
-        """Writes a pattern to the whole disk, for ``run_load`` to check."""
+        """Writes a pattern to the whole disk, for ``run_load`` with the same ``seed`` to check."""
     def run_load(
         self,
         access: Literal["read", "write", "randread", "randwrite"] = "randread",
@@ -393,13 +409,17 @@ class VirtioBlkDriver(Frontend):
         warm_up: float = 0.0,
         polling: bool = False,
         cpus: Sequence[int] | None = None,
-        verify: Literal["none", "sampled", "all"] = "sampled",
+        verify: Literal["none", "sampled", "all"] | None = None,
         seed: int = 1,
     ) -> LoadReport:
         """Runs a closed-loop load of ``depth`` requests in flight on each queue and measures it.
 
         For ``seconds``, one by default, or ``ops`` requests. ``polling``: the driver looks at its
         rings all the time instead of sleeping. ``cpus``: processors for its threads, in turns.
+        ``verify``: which reads are checked against the pattern of ``prepare_load(seed)``: one in 64
+        ("sampled") or all. If left out, one in 64 if this driver has prepared the whole disk with
+        this ``seed`` and written nothing else since, else none. ``ValueError`` if reads are to be
+        checked and it has not.
         """
 
 @final

@@ -50,6 +50,9 @@ HURRIED_FLUSH = 0.1
 MAX_DRAIN = 86400.0
 """The longest of such a wait: a day."""
 
+MAX_MODE = 0o777
+"""All permission bits."""
+
 EXIT_LIMIT = 3.0
 """Seconds for all back-ends that still run when the interpreter exits."""
 
@@ -116,7 +119,7 @@ class Backend:
         """Nothing happens before ``start``.
 
         ``socket``: the path to listen at, or with ``connect`` to call until somebody answers. It
-        is used exactly as given. ``mode``, ``group``: who may use it.
+        is used exactly as given. ``mode``, ``group``: who may use it; the mode is octal, as 0o660.
         ``fd``: a socket instead, listening or connected; it is duplicated. With neither, the
         socket that a service manager hands down (``LISTEN_FDS``).
         ``keep_listening``: take the next front-end when one has left; else stop.
@@ -165,7 +168,7 @@ class Backend:
         self._fd = fd
         self._connect = connect
         self._keep_listening = keep_listening
-        self._mode = mode
+        self._mode = _checked_mode(mode)
         self._group = group
         self._threads = 0 if threads == "per-queue" else threads
         self._batch = batch
@@ -387,6 +390,19 @@ def _check_device(device: Device) -> None:
                 "method that returns when it is done"
             )
     _check_config(device)
+    _tell_misspelt(device)
+
+
+def _tell_misspelt(device: Device) -> None:
+    """Logs which methods look as if they were to be called, and are not."""
+    from .misspelt import misspelt  # Not at the top: only a device that is served is looked at.
+
+    for name, callback in misspelt(type(device)):
+        import logging  # Not at the top: programs that log nothing need not wait for it.
+
+        logging.getLogger("vhost_user.device").warning(
+            "%s.%s is never called: is it to be %s?", type(device).__name__, name, callback
+        )
 
 
 def _check_pairs(device: Device) -> None:
@@ -419,6 +435,16 @@ def _checked_options(xen: XenOptions | None) -> XenOptions | None:
     from .xen import checked  # Not at the top: it takes longer to load than all the rest.
 
     return checked(xen)
+
+
+def _checked_mode(mode: int) -> int:
+    mode = checked_number("mode", mode, "permission bits, as 0o660")
+    if not 0 <= mode <= MAX_MODE:
+        digits = str(mode)
+        octal = len(digits) == len("660") and not set(digits) & set("89")
+        hint = f": write 0o{digits}, as octal numbers are written" if octal else ""
+        raise ValueError(f"mode is permission bits, 0 to 0o777, not {mode} ({mode:#o}){hint}")
+    return mode
 
 
 def _check_seconds(name: str, value: object) -> None:

@@ -24,6 +24,10 @@ MAX_REQUEST = 64 << 20
 """Bytes of a request that a device takes if it does not say: more than any driver asks for."""
 
 
+OF_BACK_END = ("served_by", "negotiated_features", "_queues")
+"""Attributes of a device that its back-end sets."""
+
+
 class Served(Protocol):
     """What a device may ask of the back-end that serves it."""
 
@@ -139,6 +143,14 @@ class Device:
         self.features = features
         self._config = _checked_space(config)
         self.max_request_bytes = max_request_bytes
+
+    def __getstate__(self) -> object:
+        """What `copy` and `pickle` take: all but the back-end. A copy is served by nobody."""
+        state = super().__getstate__()
+        own, slots = state if isinstance(state, tuple) else (state, None)
+        if isinstance(own, dict):
+            own = {name: value for name, value in own.items() if name not in OF_BACK_END}
+        return own if slots is None else (own, slots)
 
     @property
     def config(self) -> bytes:

@@ -45,7 +45,7 @@ class Disk(Device):
         serial: str = "",
         max_request_bytes: int = MAX_REQUEST,
     ) -> None:
-        """A disk of ``size`` bytes, a multiple of 512.
+        """A disk of ``size`` bytes, a multiple of 512, and 512 at least.
 
         ``block_size``: bytes of a logical block, as the guest is told: a power of two.
         ``read_only``: the guest cannot write; the core refuses it if it tries.
@@ -184,8 +184,8 @@ class FileDisk(_RustDisk):
         the disk and guest memory where the kernel can do that. Parts of blocks go through the
         cache all the same, and what a foreign mapping of Xen holds through memory of our own.
 
-        Raises ``OSError`` if it cannot be opened, or, when a ``Backend`` starts it, if the file
-        system has no direct I/O.
+        Raises ``ValueError`` if it has less than 512 bytes, ``OSError`` if it cannot be opened, or,
+        when a ``Backend`` starts it, if the file system has no direct I/O.
         """
         if not isinstance(direct, bool):
             raise TypeError(f"direct is True or False, not {direct!r}")
@@ -199,6 +199,11 @@ class FileDisk(_RustDisk):
             raise
         finally:
             os.close(fd)
+        if size < SECTOR:
+            raise ValueError(
+                f"{os.fsdecode(self.path)} has {size} bytes, and a disk has {SECTOR} at least: "
+                "give it some, as with truncate --size 1G"
+            )
         super().__init__(
             size=size - size % SECTOR,
             read_only=read_only,
@@ -222,7 +227,7 @@ def _check_size(size: int) -> None:
         bytes_ = operator.index(size)
     except TypeError:
         raise TypeError(f"size is a whole number of bytes, not {size!r}") from None
-    if not 0 <= bytes_ < 1 << 63:
-        raise ValueError(f"size is 0 to 2**63 - {SECTOR} bytes, not {size}")
+    if not 0 < bytes_ < 1 << 63:
+        raise ValueError(f"size is {SECTOR} to 2**63 - {SECTOR} bytes, not {size}")
     if bytes_ % SECTOR:
         raise ValueError(f"size is a multiple of {SECTOR} bytes, not {size}")

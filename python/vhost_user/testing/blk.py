@@ -7,16 +7,35 @@ import tempfile
 import traceback
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from .. import Backend, Device, RequestError, VirtioBlkDriver
 from ..devices.block import Disk
 from .xen import XenGuest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+    from typing import TypedDict, Unpack
 
     from typing_extensions import Buffer
+
+    from ..xen import XenOptions
+
+    class BackendOptions(TypedDict, total=False):
+        """Options of ``Backend`` that a test may choose."""
+
+        keep_listening: bool
+        mode: int
+        group: str | None
+        threads: int | Literal["per-queue"]
+        batch: int
+        poll_us: int
+        cpus: Sequence[int] | None
+        copy_budget: int
+        drain: float
+        any_memory_file: bool
+        on_error: Literal["report", "raise", "stop"]
+        xen: XenOptions | None
 
 
 class TestedDisk(VirtioBlkDriver):
@@ -74,7 +93,7 @@ class BlkFactory(Protocol):
         queue_size: int = 128,
         timeout: float = 5.0,
         guest: XenGuest | None = None,
-        **backend: Any,
+        **backend: Unpack[BackendOptions],
     ) -> TestedDisk:
         """The driver of ``device``, as ``blk`` gives it."""
 
@@ -87,7 +106,7 @@ def blk(
     queue_size: int = 128,
     timeout: float = 5.0,
     guest: XenGuest | None = None,
-    **backend: Any,
+    **backend: Unpack[BackendOptions],
 ) -> Iterator[TestedDisk]:
     """Serves ``device`` on a socket of its own and gives a driver that is connected to it.
 
@@ -99,7 +118,7 @@ def blk(
     ``AssertionError``. ``TypeError`` for a device that is no disk.
     """
     _check_disk(device)
-    options = {"on_error": "raise", **backend}
+    options: dict[str, Any] = {"on_error": "raise", **backend}
     if guest is not None:
         _check_free(guest)
         options["xen"] = guest.options(options.get("xen"))

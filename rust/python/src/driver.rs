@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
+use vhost_user_core::frontend::load::Verify;
 use vhost_user_core::frontend::{BlockDriver, BlockOptions, FrontendError};
 
 use crate::backend::seconds as seconds_of;
@@ -126,7 +127,7 @@ impl VirtioBlkDriver {
 
     /// Runs a load and measures it.
     #[pyo3(signature = (access="randread", *, block_bytes=4096, depth=32, seconds=None, ops=None,
-                        warm_up=0.0, polling=false, cpus=None, verify="sampled", seed=1))]
+                        warm_up=0.0, polling=false, cpus=None, verify=None, seed=1))]
     #[allow(clippy::too_many_arguments)] // One keyword for each option.
     fn run_load(
         slf: &Bound<'_, Self>,
@@ -138,7 +139,7 @@ impl VirtioBlkDriver {
         warm_up: f64,
         polling: bool,
         cpus: Option<Vec<usize>>,
-        verify: &str,
+        verify: Option<&str>,
         seed: u64,
     ) -> PyResult<LoadReport> {
         let options = vhost_user_core::frontend::LoadOptions {
@@ -149,10 +150,10 @@ impl VirtioBlkDriver {
             warm_up: seconds_of(warm_up)?,
             polling,
             cpus: cpus.unwrap_or_default(),
-            verify: load::verify(verify)?,
+            verify: verify.map(load::verify).transpose()?.unwrap_or(Verify::None),
             seed,
         };
-        driver(slf, |driver| load::run(driver, &options))
+        driver(slf, |driver| load::run(driver, &options, verify.is_none()))
     }
 }
 

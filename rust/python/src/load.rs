@@ -48,11 +48,21 @@ pub(crate) fn prepare(driver: &mut BlockDriver, seed: u64) -> Result<(), Fronten
     Pattern { seed }.prepare(driver)
 }
 
+/// Runs a load. `as_it_may`: reads are checked if this driver has prepared the disk, else not.
 pub(crate) fn run(
     driver: &mut BlockDriver,
     options: &LoadOptions,
+    as_it_may: bool,
 ) -> Result<LoadReport, FrontendError> {
-    let report = load::run(driver, options)?;
+    let mut options = options.clone();
+    let is_prepared = driver.pattern() == Some(options.seed);
+    if as_it_may && is_prepared {
+        options.verify = Verify::Sampled;
+    }
+    if options.verify != Verify::None && options.access.reads() && !is_prepared {
+        return Err(not_prepared(driver, options.seed));
+    }
+    let report = load::run(driver, &options)?;
     Ok(LoadReport {
         ops: report.ops,
         bytes: report.bytes,
@@ -67,6 +77,20 @@ pub(crate) fn run(
         p50: report.p50.as_secs_f64(),
         p99: report.p99.as_secs_f64(),
     })
+}
+
+/// What is said where reads are to be checked against a pattern that is not there.
+fn not_prepared(driver: &BlockDriver, seed: u64) -> FrontendError {
+    let there = match driver.pattern() {
+        Some(other) => format!("has written that of seed={other}"),
+        None => "has not written it to the whole disk, or something else since".to_owned(),
+    };
+    FrontendError::OutOfRange {
+        why: format!(
+            "run_load checks reads against the pattern of prepare_load(seed={seed}), and this \
+             driver {there}: call prepare_load(seed={seed}) first, or say verify=\"none\""
+        ),
+    }
 }
 
 pub(crate) fn access(word: &str) -> PyResult<Access> {

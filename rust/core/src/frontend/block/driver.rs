@@ -80,6 +80,8 @@ pub struct BlockDriver {
     config: BlockConfig,
     queues: Vec<BlockQueue>,
     next_queue: usize,
+    /// The seed of the load pattern that the whole disk holds, as far as this driver knows.
+    pattern: Option<u64>,
 }
 
 /// A piece of a longer request, or a whole one.
@@ -131,6 +133,7 @@ impl BlockDriver {
     /// Writes to the disk. Offset and length are multiples of 512.
     pub fn pwrite(&mut self, data: &[u8], offset: u64) -> Result<()> {
         let pieces = self.pieces(Op::Write, offset, data.len())?;
+        self.pattern = None;
         self.run(
             pieces,
             |queue, slot, piece| {
@@ -149,6 +152,7 @@ impl BlockDriver {
         mut copy: impl FnMut(usize, &mut [u8]),
     ) -> Result<()> {
         let pieces = self.pieces(Op::Write, offset, len)?;
+        self.pattern = None;
         let mut own = Vec::new();
         self.run(
             pieces,
@@ -171,6 +175,7 @@ impl BlockDriver {
     /// of 512.
     pub fn discard(&mut self, offset: u64, len: u64) -> Result<()> {
         self.need(feature::DISCARD, "DISCARD")?;
+        self.pattern = None;
         self.segments(Op::Discard, offset, len, self.config.max_discard_sectors, 0)
     }
 
@@ -178,6 +183,7 @@ impl BlockDriver {
     /// multiples of 512.
     pub fn write_zeroes(&mut self, offset: u64, len: u64, unmap: bool) -> Result<()> {
         self.need(feature::WRITE_ZEROES, "WRITE_ZEROES")?;
+        self.pattern = None;
         let most = self.config.max_write_zeroes_sectors;
         self.segments(Op::WriteZeroes, offset, len, most, unmap.into())
     }
@@ -239,7 +245,9 @@ impl BlockDriver {
         let (stream, _) = Stream::pair()
             .map_err(|source| FrontendError::Connect { path: path.clone(), source })?;
         self.client = Client::from_stream(stream, self.options.timeout);
-        *self = Self::dial(&path, self.options.clone(), self.xen.clone())?;
+        let pattern = self.pattern;
+        let driver = Self::dial(&path, self.options.clone(), self.xen.clone())?;
+        *self = Self { pattern, ..driver };
         Ok(())
     }
 
@@ -299,6 +307,17 @@ impl BlockDriver {
         self.negotiated.features & feature::RO != 0
     }
 
+    /// The seed of the load pattern that the whole disk holds: this driver has prepared it, and has
+    /// written nothing else since.
+    pub fn pattern(&self) -> Option<u64> {
+        self.pattern
+    }
+
+    /// Notes that the whole disk holds the load pattern of this seed, or that it no longer does.
+    pub(in super::super) fn set_pattern(&mut self, seed: Option<u64>) {
+        self.pattern = seed;
+    }
+
     /// The configuration space as last read.
     pub fn config(&self) -> &BlockConfig {
         &self.config
@@ -347,9 +366,18 @@ impl BlockDriver {
             None => Arc::new(GuestMemory::with_size(options.memory)?),
         };
         let queues = lay_out(&memory, &options, &negotiated, &config)?;
-        let (path, next_queue) = (None, 0);
-        let mut driver =
-            Self { path, options, client, memory, xen, negotiated, config, queues, next_queue };
+        let mut driver = Self {
+            path: None,
+            options,
+            client,
+            memory,
+            xen,
+            negotiated,
+            config,
+            queues,
+            next_queue: 0,
+            pattern: None,
+        };
         driver.start_queues()?;
         Ok(driver)
     }

@@ -90,6 +90,9 @@ impl LoadReport {
 pub fn run(driver: &mut BlockDriver, options: &LoadOptions) -> Result<LoadReport> {
     driver.settle()?;
     let (disk, timeout) = (driver.size(), driver.options().timeout);
+    if !options.access.reads() && driver.pattern() != Some(options.seed) {
+        driver.set_pattern(None);
+    }
     let (queues, client) = driver.queues();
     queues.iter().try_for_each(|queue| check(queue, disk, options))?;
     let count = queues.len() as u64;

@@ -15,6 +15,13 @@ pub enum Access {
     RandWrite,
 }
 
+impl Access {
+    /// Whether it reads.
+    pub fn reads(self) -> bool {
+        matches!(self, Self::Read | Self::RandRead)
+    }
+}
+
 /// When to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {

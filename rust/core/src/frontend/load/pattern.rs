@@ -43,6 +43,7 @@ impl Pattern {
             self.write(offset / SECTOR, &mut chunk[..len]);
             driver.pwrite(&chunk[..len], offset)?;
         }
+        driver.set_pattern(Some(self.seed));
         Ok(())
     }
 
