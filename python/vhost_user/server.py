@@ -387,10 +387,25 @@ def _check_device(device: Device) -> None:
         if what is not None:
             raise TypeError(
                 f"{kind.__name__}.{name} is {what}, which a call does not run: make it a plain "
-                "method that returns when it is done"
+                f"method that returns when it is done{_advice_for_slow(device, name)}"
             )
     _check_config(device)
     _tell_misspelt(device)
+
+
+def _advice_for_slow(device: Device, name: str) -> str:
+    """What to do in place of a coroutine."""
+    if device.served_as == "block" and name in ("read", "write", "on_batch"):
+        return (
+            ". What takes long goes into on_batch: defer() each request there, and answer it "
+            "from a thread or an event loop of your own, by complete() or fail()"
+        )
+    if name == "on_queue":
+        return (
+            ". What takes long is deferred: defer() each request, and complete() it from a thread "
+            "or an event loop of your own"
+        )
+    return ""
 
 
 def _tell_misspelt(device: Device) -> None:

@@ -78,7 +78,7 @@ class TestedDisk(VirtioBlkDriver):
             cause = self.backend.take_failure()
             if cause is None and isinstance(error, TimeoutError):
                 cause = _stuck(self.backend.device)
-            raise error from cause
+            raise _with_text_of(cause, error) from cause
 
 
 class BlkFactory(Protocol):
@@ -134,6 +134,15 @@ def blk(
             yield driver
     if guest is not None:
         guest.assert_released()
+
+
+def _with_text_of(cause: BaseException | None, error: OSError) -> OSError:
+    """An error as ``error``, which says what its cause says too."""
+    if cause is None:
+        return error
+    first = next(iter(str(cause).splitlines()), "")
+    text = f"{error.strerror}: {type(cause).__name__}" + (f": {first}" if first else "")
+    return type(error)(error.errno, text).with_traceback(error.__traceback__)
 
 
 def _stuck(device: Device) -> BaseException | None:

@@ -144,6 +144,8 @@ impl fmt::Display for BlockStatus {
 impl fmt::Display for FrontendError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            // It names the path itself.
+            Self::Connect { source: SocketError::Host(source), .. } => source.fmt(f),
             Self::Connect { path, source } => {
                 write!(f, "cannot connect to {}: {source}", path.display())
             }

@@ -86,20 +86,23 @@ impl Listener {
         let temporary = Temporary::beside(&options.path)?;
         let fd = stream_socket(SocketFlags::NONBLOCK)
             .map_err(|e| HostError::new("make a unix socket", e))?;
-        let cannot = |error: io::Error| {
-            HostError::new(format!("bind socket {}", options.path.display()), error)
-        };
+        let (path, mode) = (options.path.display(), options.mode);
         // The kernel gives the file the socket's own mode, less the umask: nothing is open to
         // others even before `chmod`.
-        fchmod(&fd, Mode::from_raw_mode(0o600)).map_err(|e| cannot(e.into()))?;
-        bind(&fd, &temporary.address()?).map_err(|e| cannot(e.into()))?;
-        if options.group.is_some() {
-            lchown(&temporary.path, None, options.group).map_err(cannot)?;
+        fchmod(&fd, Mode::from_raw_mode(0o600))
+            .map_err(|e| HostError::new(format!("close socket {path} to others"), e))?;
+        bind(&fd, &temporary.address()?)
+            .map_err(|e| HostError::new(format!("bind socket {path}"), e))?;
+        if let Some(group) = options.group {
+            lchown(&temporary.path, None, Some(group))
+                .map_err(|e| HostError::new(format!("give socket {path} to group {group}"), e))?;
         }
-        chmod(&temporary.path, Mode::from_raw_mode(options.mode)).map_err(|e| cannot(e.into()))?;
-        listen(&fd, BACKLOG).map_err(|e| cannot(e.into()))?;
-        let id = identity(CWD, &temporary.path).map_err(|e| cannot(e.into()))?;
-        let directory = temporary.directory.try_clone().map_err(cannot)?;
+        chmod(&temporary.path, Mode::from_raw_mode(mode))
+            .map_err(|e| HostError::new(format!("give socket {path} mode {mode:#o}"), e))?;
+        listen(&fd, BACKLOG).map_err(|e| HostError::new(format!("listen at socket {path}"), e))?;
+        let look = || look_at(&options.path);
+        let id = identity(CWD, &temporary.path).map_err(|e| HostError::new(look(), e))?;
+        let directory = temporary.directory.try_clone().map_err(|e| HostError::new(look(), e))?;
         temporary.move_to(&options.path)?;
         let (path, owner) = (options.path.clone(), process::id());
         let file = BoundFile { path, directory, id, owner };
