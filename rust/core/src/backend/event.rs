@@ -60,6 +60,20 @@ pub enum Event {
         /// The index that the front-end named, if the used ring says otherwise.
         instead_of: Option<u16>,
     },
+    /// Requests that a process had when it died come again, before any other.
+    Resubmitted {
+        /// The vring's number.
+        queue: u16,
+        /// The number of these requests.
+        requests: u32,
+    },
+    /// A vring's requests in flight are not recorded: a crash would lose them.
+    NotRecorded {
+        /// The vring's number.
+        queue: u16,
+        /// Why not.
+        why: String,
+    },
     /// A vring was stopped.
     QueueStopped {
         /// The vring's number.
@@ -129,9 +143,9 @@ impl Event {
     /// How much it matters.
     pub fn level(&self) -> Level {
         match self {
-            Self::QueueStarted { instead_of: Some(_), .. } | Self::FeaturesIgnored { .. } => {
-                Level::Info
-            }
+            Self::QueueStarted { instead_of: Some(_), .. }
+            | Self::FeaturesIgnored { .. }
+            | Self::Resubmitted { .. } => Level::Info,
             Self::QueueStarted { .. } | Self::QueueStopped { .. } | Self::Negotiated { .. } => {
                 Level::Debug
             }
@@ -143,6 +157,7 @@ impl Event {
             | Self::HeldUp { .. }
             | Self::HeldByKernel { .. }
             | Self::NotTaken(_)
+            | Self::NotRecorded { .. }
             | Self::Refused(_)
             | Self::Closed(_)
             | Self::AcceptHeld(_)
@@ -174,6 +189,18 @@ impl fmt::Display for Event {
             Self::QueueStarted { queue, size, base, instead_of: Some(named) } => write!(
                 f,
                 "queue {queue} started: {size} entries, base {base} as the used ring says, not {named} as the front-end said"
+            ),
+            Self::Resubmitted { queue, requests } => {
+                let noun = if *requests == 1 { "request comes" } else { "requests come" };
+                write!(
+                    f,
+                    "queue {queue}: {requests} {noun} again: the process that had them died before \
+                     it gave them back"
+                )
+            }
+            Self::NotRecorded { queue, why } => write!(
+                f,
+                "queue {queue}: requests in flight are not recorded, and a crash loses them: {why}"
             ),
             Self::QueueStopped { queue, base } => write!(f, "queue {queue} stopped at {base}"),
             Self::QueueBroken { queue, error } => write!(f, "queue {queue} is broken: {error}"),

@@ -269,9 +269,12 @@ impl Shared {
 
 impl Report for Shared {
     fn queue_began(&self, queue: u16, began: Began) {
-        let Began { size, base, named } = began;
-        let instead_of = (base != named).then_some(named);
+        let Began { size, base, named, unfinished } = began;
+        let instead_of = (base != named && unfinished == 0).then_some(named);
         self.event(Event::QueueStarted { queue, size, base, instead_of });
+        if unfinished > 0 {
+            self.event(Event::Resubmitted { queue, requests: unfinished.into() });
+        }
     }
 
     fn queue_broken(&self, queue: u16, error: Broken) {

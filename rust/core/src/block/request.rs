@@ -126,6 +126,16 @@ impl BlockRequest {
         self.inner().head()
     }
 
+    /// Returns its number among all that were ever popped from its ring.
+    pub fn sequence(&self) -> u64 {
+        self.inner().sequence()
+    }
+
+    /// Returns whether a process that had it died before it gave it back.
+    pub fn is_resubmitted(&self) -> bool {
+        self.inner().is_resubmitted()
+    }
+
     /// Returns whether its ring still runs.
     pub fn is_live(&self) -> bool {
         self.inner().is_live()

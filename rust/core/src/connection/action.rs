@@ -4,8 +4,10 @@
 //! state as it was before the message until [`Connection::done`](super::Connection::done) is told
 //! how it went: a failed action has no effect.
 
+use std::os::fd::OwnedFd;
+
 use crate::address::{GuestAddr, UserAddr};
-use crate::wire::payload::XenMapping;
+use crate::wire::payload::{Inflight, XenMapping};
 use crate::wire::{Frame, ReceivedFd};
 
 /// What follows from one message.
@@ -173,12 +175,24 @@ pub enum Action {
         /// Put the device into its initial state too. Else the machine may only have paused.
         reset: bool,
     },
+    /// Make an empty record of requests in flight; answered with [`Outcome::Record`].
+    MakeRecord {
+        /// The queues that it is for, and the entries that the front-end thinks they have.
+        asked: Inflight,
+    },
+    /// Use this record for the rings that start from now on. No ring is started.
+    SetRecord {
+        /// Where it stands, and for which queues.
+        inflight: Inflight,
+        /// The file.
+        fd: ReceivedFd,
+    },
     /// The channel for the back-end's own requests; replaces the former one.
     SetBackendChannel(ReceivedFd),
 }
 
 /// How an action went.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Outcome {
     /// Done; nothing to report.
     Done,
@@ -188,6 +202,13 @@ pub enum Outcome {
     Stopped(Vec<(u16, u16)>),
     /// Bytes of the configuration space.
     Config(Vec<u8>),
+    /// An empty record of requests in flight.
+    Record {
+        /// Where it stands, and for which queues.
+        inflight: Inflight,
+        /// The file.
+        fd: OwnedFd,
+    },
     /// Not done: nothing changed.
     Failed(Refusal),
 }

@@ -25,6 +25,7 @@ mod action;
 mod config;
 mod device_state;
 mod features;
+mod inflight;
 mod layout;
 mod memory;
 mod offer;

@@ -1,5 +1,7 @@
 //! Replies, and what a refusal looks like for each message.
 
+use std::os::fd::OwnedFd;
+
 use super::{Refusal, Step};
 use crate::wire::message::{Answer, ErrorForm};
 use crate::wire::{Flags, Frame, FrontendMessage, Payload};
@@ -19,6 +21,12 @@ impl Request {
     /// The request's answer: a payload of its own.
     pub(super) fn answer(self, payload: Vec<u8>) -> Step {
         Step::Reply(Some(self.reply(payload)))
+    }
+
+    /// The request's answer, with a descriptor.
+    pub(super) fn answer_with(self, payload: Vec<u8>, fd: OwnedFd) -> Step {
+        let flags = Flags::VERSION | Flags::REPLY;
+        Step::Reply(Some(Frame::new(self.number, flags, payload, vec![fd])))
     }
 
     /// The request was carried out: acknowledged if that was asked for.
@@ -49,6 +57,7 @@ impl Request {
             Answer::Always { error: ErrorForm::None, .. } => None,
             Answer::Always { error: ErrorForm::Empty, .. } => Some(Vec::new()),
             Answer::Always { error: ErrorForm::Value(value), .. } => Some(value.to_bytes()),
+            Answer::Always { error: ErrorForm::Zeroes(count), .. } => Some(vec![0; count]),
         }
     }
 

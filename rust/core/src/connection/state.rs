@@ -1,5 +1,7 @@
 //! The connection: what was negotiated so far, and the way of a message through it.
 
+use std::os::fd::OwnedFd;
+
 use super::device_state::{DeviceState, Driver};
 use super::reply::Request;
 use super::status::Status;
@@ -43,6 +45,8 @@ pub(super) enum Verdict {
     Done,
     /// Dealt with; this is the answer.
     Answer(Vec<u8>),
+    /// Dealt with; this is the answer, with a descriptor.
+    AnswerWith(Vec<u8>, OwnedFd),
     /// The back-end must act, and then this becomes the state.
     Act(Action, Commit),
 }
@@ -244,6 +248,8 @@ impl Connection {
             M::GetStatus => self.get_status(),
             M::SetStatus => self.set_status(&frame),
             M::ResetDevice => Ok(self.reset_device()),
+            M::GetInflightFd => self.get_inflight_fd(&frame),
+            M::SetInflightFd => self.set_inflight_fd(frame),
             M::SetBackendReqFd => self.set_backend_req_fd(frame),
             M::SetLogBase
             | M::SetLogFd
@@ -256,8 +262,6 @@ impl Connection {
             | M::PostcopyAdvise
             | M::PostcopyListen
             | M::PostcopyEnd
-            | M::GetInflightFd
-            | M::SetInflightFd
             | M::GpuSetSocket
             | M::VringKick
             | M::GetSharedObject
@@ -277,6 +281,7 @@ impl Connection {
         match handled {
             Ok(Verdict::Done) => request.acknowledge(),
             Ok(Verdict::Answer(payload)) => request.answer(payload),
+            Ok(Verdict::AnswerWith(payload, fd)) => request.answer_with(payload, fd),
             Ok(Verdict::Act(action, commit)) => {
                 self.pending = Some(Pending { request, commit });
                 Step::Act(action)
@@ -294,6 +299,9 @@ impl Connection {
             }
             (Commit::StatusZero { reset }, Outcome::Stopped(bases)) => {
                 Ok(self.status_is_zero(&bases, reset))
+            }
+            (Commit::Nothing, Outcome::Record { inflight, fd }) => {
+                Ok(Self::record_made(inflight, fd))
             }
             (Commit::Reset, Outcome::Stopped(_)) => Ok(self.reset()),
             (commit, Outcome::Done) => self.commit_done(commit),

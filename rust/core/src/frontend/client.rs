@@ -13,7 +13,7 @@ use super::channel::{BackendEvent, Channel};
 use super::error::{FrontendError, Result};
 use crate::error::HostError;
 use crate::socket::{Incoming, Stream};
-use crate::wire::message::{Answer, Needs};
+use crate::wire::message::{Answer, Fds, Needs};
 use crate::wire::payload::XenFields;
 use crate::wire::{Flags, Frame, FrontendMessage, Payload, ProtocolFeatures};
 
@@ -181,8 +181,13 @@ impl Client {
         if header.flags != Flags::VERSION | Flags::REPLY {
             return bad(format!("flags {:#x} instead of 0x5", header.flags.bits()));
         }
-        if !reply.fds.is_empty() {
-            return bad(format!("{} descriptors came with it", reply.fds.len()));
+        let fds = reply.fds.len();
+        let allowed = match message.row().answer {
+            Answer::IfAsked => Fds::NONE,
+            Answer::Always { fds, .. } => fds,
+        };
+        if !allowed.allows(fds) {
+            return bad(format!("{fds} descriptors came with it, {allowed} expected"));
         }
         Ok(reply)
     }

@@ -4,7 +4,7 @@
 //! or else when it was sent. A message whose protocol feature was not accepted is not sent:
 //! [`FrontendError::NotOffered`].
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::channel::Channel;
 use super::client::{Client, copy, read};
@@ -14,7 +14,9 @@ use super::split::SplitRing;
 use crate::address::GuestAddr;
 use crate::socket::Stream;
 use crate::wire::FrontendMessage as M;
-use crate::wire::payload::{Config, MemoryTable, SingleRegion, VringAddress, VringFd, VringState};
+use crate::wire::payload::{
+    Config, Inflight, MemoryTable, SingleRegion, VringAddress, VringFd, VringState,
+};
 use crate::wire::{Payload, ProtocolFeatures, RegionLayout, features};
 
 /// Protocol features that this front-end can carry out.
@@ -26,15 +28,19 @@ pub const IMPLEMENTED: ProtocolFeatures = ProtocolFeatures::MQ
     .union(ProtocolFeatures::CONFIGURE_MEM_SLOTS)
     .union(ProtocolFeatures::STATUS);
 
-/// XEN_MMAP is carried out too, but only for who asks for it: it changes what regions look like.
-const ON_REQUEST: ProtocolFeatures = ProtocolFeatures::XEN_MMAP;
+/// These are carried out too, but only for who asks for them: XEN_MMAP changes what regions look like,
+/// and a record of requests in flight is of use to who keeps it.
+const ON_REQUEST: ProtocolFeatures = ProtocolFeatures::XEN_MMAP
+    .union(ProtocolFeatures::INFLIGHT_SHMFD)
+    .union(ProtocolFeatures::GET_VRING_BASE_INFLIGHT);
 
 /// Features to accept if the back-end offers them.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted {
     /// Virtio and vhost bits. VERSION_1 and bit 30 are always wanted.
     pub features: u64,
-    /// Protocol features; those that are neither [`IMPLEMENTED`] nor XEN_MMAP are never accepted.
+    /// Protocol features; those that are neither [`IMPLEMENTED`] nor known otherwise are
+    /// never accepted.
     pub protocol: ProtocolFeatures,
 }
 
@@ -273,6 +279,23 @@ impl Client {
             return Err(FrontendError::BadReply { message: M::GetVringBase.name(), why });
         }
         Ok(state.num)
+    }
+
+    /// GET_INFLIGHT_FD: asks for a new record of the requests in flight of so many vrings.
+    pub fn inflight_fd(&mut self, num_queues: u16, queue_size: u16) -> Result<(Inflight, OwnedFd)> {
+        let message = M::GetInflightFd;
+        let asked = Inflight { mmap_size: 0, mmap_offset: 0, num_queues, queue_size };
+        let mut reply = self.ask(message, asked.to_bytes())?;
+        let inflight: Inflight = read(message, &reply.payload)?;
+        match reply.fds.pop() {
+            Some(fd) if inflight.mmap_size > 0 => Ok((inflight, copy(fd.as_fd())?)),
+            _ => Err(FrontendError::Refused { message: message.name(), code: 1 }),
+        }
+    }
+
+    /// SET_INFLIGHT_FD: has the back-end use this record for the rings that start from now on.
+    pub fn set_inflight_fd(&mut self, inflight: &Inflight, fd: BorrowedFd<'_>) -> Result<()> {
+        self.tell(M::SetInflightFd, inflight.to_bytes(), vec![copy(fd)?])
     }
 
     /// GET_STATUS: the device status byte.

@@ -82,7 +82,7 @@ impl Region {
 }
 
 /// Checks that the file can be memory, without asking its file system.
-fn check_kind(fd: &ReceivedFd) -> Result<(), RegionError> {
+pub(super) fn check_kind(fd: &ReceivedFd) -> Result<(), RegionError> {
     let known = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
     let stat = statx(fd, c"", known, StatxFlags::TYPE);
     let stat = stat.map_err(|e| RegionError::System("stat it", e.into()))?;
@@ -94,7 +94,7 @@ fn check_kind(fd: &ReceivedFd) -> Result<(), RegionError> {
 
 /// Checks that whoever touches the memory need not wait for another process or host. A file system
 /// that does not say what it is may be any.
-fn check_file_system(fd: &ReceivedFd) -> Result<(), RegionError> {
+pub(super) fn check_file_system(fd: &ReceivedFd) -> Result<(), RegionError> {
     match remote_file_system(fd) {
         Ok(None) => Ok(()),
         Ok(Some(name)) => Err(RegionError::FileSystem(name)),
@@ -106,7 +106,7 @@ fn check_file_system(fd: &ReceivedFd) -> Result<(), RegionError> {
 }
 
 /// Checks that the file is long enough; returns the size of its pages.
-fn check_file(fd: &ReceivedFd, offset: u64, size: u64) -> Result<u64, RegionError> {
+pub(super) fn check_file(fd: &ReceivedFd, offset: u64, size: u64) -> Result<u64, RegionError> {
     let stat = rustix::fs::fstat(fd).map_err(|e| RegionError::System("stat it", e.into()))?;
     // Sums at 128 bits cannot wrap.
     let (file, needed) = (stat.st_size as u64, u128::from(offset) + u128::from(size));

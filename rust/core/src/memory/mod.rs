@@ -10,9 +10,12 @@
 
 mod access;
 mod buffers;
+#[cfg(test)]
+pub(crate) mod crash;
 mod fault;
 mod file;
 mod index;
+mod inflight_file;
 mod policy;
 mod reads;
 mod region;
@@ -28,6 +31,7 @@ mod xen;
 pub use access::Access;
 pub use buffers::Buffers;
 pub use fault::{Fault, Unreachable};
+pub use inflight_file::InflightFile;
 pub use policy::{MemoryOptions, MemoryPolicy};
 pub use reads::Reads;
 pub use region::{Extent, Region, XenKind};

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use super::access::Access;
 use super::region::Region;
@@ -30,6 +30,7 @@ enum Holder {
     Grants(Arc<GrantMap>),
     Frames(Arc<Mapping>),
     Private(Mapping),
+    Record(Arc<Mapping>),
 }
 
 impl Window {
@@ -74,6 +75,16 @@ impl Window {
         Self::new(place, len, align, Holder::Frames(area))
     }
 
+    /// Returns a piece of the record of requests in flight.
+    pub(super) fn of_record(
+        mapping: &Arc<Mapping>,
+        place: GuestSlice,
+        len: usize,
+        align: usize,
+    ) -> Option<Self> {
+        Self::new(place, len, align, Holder::Record(Arc::clone(mapping)))
+    }
+
     /// Returns `len` zeroes of this process's own, aligned to a page.
     pub(crate) fn private(len: usize) -> io::Result<Self> {
         let area = Mapping::private(len)?;
@@ -98,9 +109,39 @@ impl Window {
     /// Stores a little-endian `u16` at `offset`, an even number inside the window.
     #[inline]
     pub fn store_u16(&self, offset: usize, value: u16, order: Ordering) {
+        #[cfg(test)]
+        super::crash::store();
         let place = self.at(offset, 2).cast::<u16>();
         // SAFETY: as in `load_u16`.
         unsafe { AtomicU16::from_ptr(place) }.store(value.to_le(), order);
+    }
+
+    /// Loads the byte at `offset`.
+    #[inline]
+    pub fn load_u8(&self, offset: usize, order: Ordering) -> u8 {
+        let place = self.at(offset, 1);
+        // SAFETY: as in `load_u16`; a byte is always aligned.
+        unsafe { AtomicU8::from_ptr(place) }.load(order)
+    }
+
+    /// Stores a byte at `offset`.
+    #[inline]
+    pub fn store_u8(&self, offset: usize, value: u8, order: Ordering) {
+        #[cfg(test)]
+        super::crash::store();
+        let place = self.at(offset, 1);
+        // SAFETY: as in `load_u8`.
+        unsafe { AtomicU8::from_ptr(place) }.store(value, order);
+    }
+
+    /// Stores a little-endian `u64` at `offset`, a multiple of 8 in a window aligned to 8.
+    #[inline]
+    pub fn store_u64(&self, offset: usize, value: u64, order: Ordering) {
+        #[cfg(test)]
+        super::crash::store();
+        let place = self.at(offset, 8).cast::<u64>();
+        // SAFETY: as in `load_u16`, with 8 for 2.
+        unsafe { AtomicU64::from_ptr(place) }.store(value.to_le(), order);
     }
 
     /// Loads the little-endian `u64` at `offset`, a multiple of 8 in a window aligned to 8.
@@ -115,6 +156,8 @@ impl Window {
     /// the index is published.
     #[inline]
     pub fn store_pair(&self, offset: usize, first: u32, second: u32) {
+        #[cfg(test)]
+        super::crash::store();
         let place = self.at(offset, 8).cast::<u32>();
         for (place, value) in [(place, first), (place.wrapping_add(1), second)] {
             // SAFETY: `at` checked that all 8 bytes are inside; the window was aligned when it was

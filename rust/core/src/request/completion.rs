@@ -17,6 +17,10 @@ use crate::sys::fork;
 pub(crate) struct Slot {
     pub(crate) buffers: Buffers,
     pub(crate) head: u16,
+    /// Its number among all that were popped from the ring.
+    pub(crate) sequence: u64,
+    /// A process that had it died.
+    pub(crate) resubmitted: bool,
     /// Pieces of its chain, as they count for what its queue may have in flight.
     pub(crate) pieces: u32,
     pub(super) queue: u16,
@@ -44,7 +48,15 @@ impl std::error::Error for Stopped {}
 
 impl Slot {
     pub(crate) fn new(queue: u16, completions: Arc<CompletionQueue>) -> Box<Self> {
-        Box::new(Self { buffers: Buffers::default(), head: 0, pieces: 0, queue, completions })
+        Box::new(Self {
+            buffers: Buffers::default(),
+            head: 0,
+            sequence: 0,
+            resubmitted: false,
+            pieces: 0,
+            queue,
+            completions,
+        })
     }
 
     /// The device never reports more than it could have written.

@@ -52,6 +52,17 @@ impl Request {
         self.slot().head
     }
 
+    /// Its number among all that were ever popped from its ring. One that
+    /// [comes again](Self::is_resubmitted) has the number that it had at first.
+    pub fn sequence(&self) -> u64 {
+        self.slot().sequence
+    }
+
+    /// Whether a process that had it died before it gave it back: parts of it may be done already.
+    pub fn is_resubmitted(&self) -> bool {
+        self.slot().resubmitted
+    }
+
     /// Whether its ring still runs, and it has not gone back.
     pub fn is_live(&self) -> bool {
         let Slot { head, ref completions, .. } = *self.slot();

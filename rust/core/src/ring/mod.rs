@@ -1,14 +1,18 @@
 //! Virtqueues as the device sees them. No protocol message and no device is known here.
 
 mod chain;
+#[cfg(test)]
+mod crash_tests;
 mod event;
 mod indirect;
+mod inflight;
 mod split;
 
 use std::fmt;
 
 pub use event::need_event;
-pub use split::{SplitLayout, SplitRing, StartError};
+pub use inflight::{InflightRecord, RecordError, Unfinished};
+pub use split::{Origin, SplitLayout, SplitRing, StartError};
 
 /// Descriptors of one chain beyond which it is refused, for rings of up to this size. Real
 /// drivers send indirect tables longer than the ring (Windows: 515 entries on any ring).
@@ -68,6 +72,8 @@ pub enum RingError {
         /// Bytes of the table.
         len: u32,
     },
+    /// The record of requests in flight cannot be that of the ring.
+    Record(RecordError),
     /// INDIRECT where it may not be: not negotiated, inside a table, or together with NEXT.
     BadIndirect {
         /// The chain's head.
@@ -96,6 +102,7 @@ impl fmt::Display for RingError {
             Self::ReadableAfterWritable { head } => {
                 write!(f, "chain {head}: a device-readable descriptor follows a writable one")
             }
+            Self::Record(ref error) => error.fmt(f),
             Self::TooLarge { head } => write!(f, "chain {head}: 4 GiB or more in one chain"),
             Self::BadTable { head, len } => write!(
                 f,

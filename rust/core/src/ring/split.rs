@@ -8,6 +8,7 @@
 //!
 //! VIRTIO 1.3, "Split Virtqueues".
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::iter;
@@ -16,6 +17,7 @@ use std::sync::atomic::{Ordering, fence};
 
 use super::chain::{Chain, DESC_INDIRECT, DESC_LEN, DESC_NEXT, Descriptor};
 use super::indirect::Tables;
+use super::inflight::{InflightRecord, Unfinished};
 use super::{MAX_CHAIN, RingError, need_event};
 use crate::address::UserAddr;
 use crate::memory::{Access, Buffers, Memory, Window};
@@ -97,6 +99,24 @@ pub struct SplitRing {
     popped: Box<[u16]>,
     tables: Tables,
     max_chain: u16,
+    /// What outlives this process of the requests in flight.
+    record: Option<InflightRecord>,
+    /// What a process that died has left unfinished, oldest first: popped before anything new.
+    unfinished: VecDeque<Unfinished>,
+    /// Where the chain that was popped last comes from.
+    origin: Origin,
+    /// The number of the next chain, if there is no record.
+    sequence: u64,
+}
+
+/// Where a chain comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// Its number among all that were ever popped from the ring. A chain that comes again has the
+    /// number that it had at first; without a record numbers begin with 0 at each start.
+    pub sequence: u64,
+    /// It comes again: a process that had it died.
+    pub resubmitted: bool,
 }
 
 impl SplitRing {
@@ -116,16 +136,29 @@ impl SplitRing {
             published: base,
             decided: None,
             in_flight: vec![0; size.div_ceil(64)].into(),
-            popped: vec![0; size].into(),
+            // No head is so high: nothing was popped yet.
+            popped: vec![u16::MAX; size].into(),
             tables: Tables::default(),
             max_chain: layout.size.max(MAX_CHAIN),
+            record: None,
+            unfinished: VecDeque::new(),
+            origin: Origin::default(),
+            sequence: 0,
         })
+    }
+
+    /// Keeps this record of the requests in flight; before [`begin`](Self::begin).
+    #[must_use]
+    pub fn with_record(mut self, record: Option<InflightRecord>) -> Self {
+        self.record = record;
+        self
     }
 
     /// Finds the ring in `memory` and takes it up; see [`begin`](Self::begin).
     pub fn start(memory: &Arc<Memory>, layout: SplitLayout, base: u16) -> Result<Self, StartError> {
         let mut ring = Self::find(memory, layout, base)?;
-        ring.begin();
+        // Without a record nothing can be wrong.
+        let _ = ring.begin();
         Ok(ring)
     }
 
@@ -136,16 +169,62 @@ impl SplitRing {
     /// driver's index as base on the first start, which would skip what the driver made available
     /// early; DPDK's virtio-user names 0 at each reconnection, wherever the ring stands; QEMU names
     /// the used index itself after a back-end that did not tell where it stopped.
-    pub fn begin(&mut self) -> u16 {
+    ///
+    /// A record that knows of requests in flight goes before both: they come first, and the ring
+    /// goes on behind them.
+    ///
+    /// # Errors
+    /// The record cannot be that of this ring.
+    pub fn begin(&mut self) -> Result<u16, RingError> {
         let used = self.parts.used.load_u16(2, Ordering::Relaxed);
         let available = self.parts.available.load_u16(2, Ordering::Acquire);
+        if let Some(record) = &mut self.record {
+            let unfinished = record.take_up(used, available).map_err(RingError::Record)?;
+            if !unfinished.is_empty() {
+                return Ok(self.go_on_behind(used, unfinished));
+            }
+        }
         if available.wrapping_sub(used) <= self.layout.size {
             self.next_avail = used;
         }
         let next = self.next_avail;
         (self.seen_avail, self.batch_end) = (next, next);
         (self.next_used, self.published) = (next, next);
+        Ok(next)
+    }
+
+    /// Takes the ring up behind requests that were popped before.
+    fn go_on_behind(&mut self, used: u16, unfinished: Vec<Unfinished>) -> u16 {
+        // No more than the ring is long.
+        let next = used.wrapping_add(unfinished.len() as u16);
+        self.next_avail = next;
+        (self.seen_avail, self.batch_end) = (next, next);
+        (self.next_used, self.published) = (used, used);
+        self.unfinished = unfinished.into();
         next
+    }
+
+    /// Chains that a process that died has left unfinished, and that were not popped again yet.
+    pub fn unfinished(&self) -> u16 {
+        self.unfinished.len() as u16
+    }
+
+    /// Takes the oldest of these without a look at it, to be pushed.
+    pub fn take_unfinished(&mut self) -> Option<u16> {
+        let head = self.unfinished.pop_front()?.head;
+        self.flip_in_flight(head);
+        Some(head)
+    }
+
+    /// Whether the requests in flight are recorded.
+    pub fn is_recorded(&self) -> bool {
+        self.record.is_some()
+    }
+
+    /// Where the chain that was popped last comes from.
+    #[inline]
+    pub fn origin(&self) -> Origin {
+        self.origin
     }
 
     /// Goes on in another table of memory. On an error the ring still stands in the old one.
@@ -163,7 +242,8 @@ impl SplitRing {
         Ok(())
     }
 
-    /// How many chains the driver has made available and the device has not popped.
+    /// How many chains there are to pop: those of a process that died, and those that the driver has
+    /// made available.
     #[inline]
     pub fn available(&mut self) -> Result<u16, RingError> {
         // Acquire pairs with the driver's release of its index: entries, descriptors and buffers
@@ -176,7 +256,8 @@ impl SplitRing {
         }
         self.seen_avail = available;
         self.batch_end = available;
-        Ok(ahead)
+        // Together they are no more than the ring is long: both are available and not used.
+        Ok(ahead.saturating_add(self.unfinished()))
     }
 
     /// Pops one of the chains that [`available`](Self::available) counted, into `buffers`;
@@ -184,6 +265,9 @@ impl SplitRing {
     /// [`finish_walks`](Self::finish_walks) that it comes first.
     #[inline]
     pub fn pop(&mut self, buffers: &mut Buffers) -> Result<Option<u16>, RingError> {
+        if !self.unfinished.is_empty() {
+            return self.pop_unfinished(buffers).map(Some);
+        }
         if self.next_avail == self.batch_end {
             return Ok(None);
         }
@@ -200,7 +284,27 @@ impl SplitRing {
         self.flip_in_flight(head);
         self.popped[usize::from(self.next_avail & self.mask)] = head;
         self.next_avail = self.next_avail.wrapping_add(1);
+        let sequence = match &mut self.record {
+            Some(record) => record.popped(head),
+            None => self.sequence,
+        };
+        self.sequence = sequence.wrapping_add(1);
+        self.origin = Origin { sequence, resubmitted: false };
         Ok(Some(head))
+    }
+
+    /// Pops the oldest of the chains that a process that died has left unfinished.
+    #[cold]
+    fn pop_unfinished(&mut self, buffers: &mut Buffers) -> Result<u16, RingError> {
+        let Some(&Unfinished { sequence, head }) = self.unfinished.front() else {
+            return Err(RingError::BadHead { head: u16::MAX, size: self.layout.size });
+        };
+        buffers.begin(&self.memory);
+        self.walk(head, buffers)?;
+        self.unfinished.pop_front();
+        self.flip_in_flight(head);
+        self.origin = Origin { sequence, resubmitted: true };
+        Ok(head)
     }
 
     /// Ends the walks of chains whose indirect tables lie in memory that is granted on demand:
@@ -219,19 +323,28 @@ impl SplitRing {
 
     /// Chains that [`available`](Self::available) counted last and that were not popped.
     pub fn seen(&self) -> u16 {
-        self.seen_avail.wrapping_sub(self.next_avail)
+        self.seen_avail.wrapping_sub(self.next_avail).saturating_add(self.unfinished())
     }
 
     /// Puts back the chain that was popped last of those not put back: it stays available.
     pub fn unpop(&mut self, head: u16) {
+        if let Some(record) = &self.record {
+            record.unpopped(head);
+        }
         self.flip_in_flight(head);
         self.next_avail = self.next_avail.wrapping_sub(1);
+    }
+
+    /// Puts back a chain that [came again](Origin::resubmitted), in front of all others.
+    pub fn unpop_unfinished(&mut self, head: u16, sequence: u64) {
+        self.flip_in_flight(head);
+        self.unfinished.push_front(Unfinished { sequence, head });
     }
 
     /// The head of the chain that was popped last, if it is in flight.
     pub fn last_popped(&self) -> Option<u16> {
         let head = self.popped[usize::from(self.next_avail.wrapping_sub(1) & self.mask)];
-        self.is_in_flight(head).then_some(head)
+        (head <= self.mask && self.is_in_flight(head)).then_some(head)
     }
 
     /// The heads of all chains in flight.
@@ -254,6 +367,9 @@ impl SplitRing {
     pub fn push(&mut self, head: u16, written: u32) {
         self.flip_in_flight(head);
         let slot = RING_HEADER + 8 * usize::from(self.next_used & self.mask);
+        if let Some(record) = &mut self.record {
+            record.pushed(head);
+        }
         self.parts.used.store_pair(slot, u32::from(head), written);
         self.next_used = self.next_used.wrapping_add(1);
     }
@@ -268,6 +384,9 @@ impl SplitRing {
         // Release pairs with the driver's acquire of the index: elements and buffers are visible.
         self.parts.used.store_u16(2, self.next_used, Ordering::Release);
         self.published = self.next_used;
+        if let Some(record) = &mut self.record {
+            record.published(self.next_used);
+        }
         // Orders the store above before the loads below. It pairs with the driver's fence between
         // asking for a notification and looking at the index: one of the two sees the other.
         fence(Ordering::SeqCst);

@@ -83,7 +83,8 @@ pub struct Fds {
 }
 
 impl Fds {
-    const NONE: Self = Self { min: 0, max: 0 };
+    /// No descriptor.
+    pub const NONE: Self = Self { min: 0, max: 0 };
     const ONE: Self = Self { min: 1, max: 1 };
     /// None or one: the payload says which.
     const MAYBE: Self = Self { min: 0, max: 1 };
@@ -147,6 +148,8 @@ pub enum ErrorForm {
     Empty,
     /// This u64.
     Value(u64),
+    /// So many zeroes and no descriptor.
+    Zeroes(usize),
 }
 
 const NOTHING: Size = Size::Exact(0);
@@ -188,7 +191,7 @@ const SHARED_OBJECT: Answer = answer_or(Size::OneOf(&[0, 16]), Fds::MAYBE, Error
 /// The descriptor of the page-fault handler, or none when there is no handler to be had.
 const USERFAULT_FD: Answer = answer_or(NOTHING, Fds::MAYBE, ErrorForm::Empty);
 /// The record's descriptor, or a size of 0 and none.
-const INFLIGHT_REPLY: Answer = answer_or(INFLIGHT, Fds::MAYBE, ErrorForm::None);
+const INFLIGHT_REPLY: Answer = answer_or(INFLIGHT, Fds::MAYBE, ErrorForm::Zeroes(24));
 /// 0 and the object's descriptor, or something else and none.
 const LOOKED_UP: Answer = answer_or(U64, Fds::MAYBE, ErrorForm::Value(1));
 /// Bits 0-7 an error, bit 8 "no descriptor".

@@ -176,10 +176,11 @@ impl QueueCell {
     }
 
     /// Has nothing more taken from the ring. The worker may not have looked at a new ring yet,
-    /// which tells where the ring stands: it has time for that until `until`.
-    pub(crate) fn stop(&self, until: Instant) -> Result<(), HeldUp> {
+    /// which tells where the ring stands: it has time for that until `until`. With `finishes` the
+    /// device still gets what a process that died had in flight.
+    pub(crate) fn stop(&self, until: Instant, finishes: bool) -> Result<(), HeldUp> {
         self.wait_until(until, |queue| queue.phase != Phase::New);
-        self.change(Queue::stop).map(drop)
+        self.change(|queue| queue.stop(finishes)).map(drop)
     }
 
     /// Gives back the buffers that the device holds and does not touch now.

@@ -11,7 +11,7 @@ use super::report::{Began, Report};
 use crate::device::Device;
 use crate::memory::Memory;
 use crate::request::{Batch, CompletionQueue, Done, Doorbell, Request, Slot};
-use crate::ring::{RingError, SplitRing, StartError};
+use crate::ring::{Origin, RingError, SplitRing, StartError};
 use crate::sys::guard::Loss;
 use crate::sys::received_fd::ReceivedFd;
 
@@ -88,6 +88,8 @@ pub(super) struct Queue {
     error: Option<Notifier>,
     enabled: bool,
     pub(super) phase: Phase,
+    /// The ring is stopping, and what a process that died had in flight comes again first.
+    finishes: bool,
     /// A batch is in the device's hands.
     lent: bool,
     /// A chain with a fault was popped, and was not refused yet.
@@ -100,7 +102,7 @@ pub(super) struct Queue {
     /// What is wrong with the chain that follows that batch in the ring.
     bad: Option<RingError>,
     /// The device takes the buffers of this queue by itself.
-    receives: bool,
+    pub(super) receives: bool,
     /// The device is to be told once more buffers than this are available; `None`: it was told, and
     /// has not found too few since.
     wanted: Option<u16>,
@@ -148,6 +150,7 @@ impl Queue {
             error,
             enabled,
             phase: Phase::New,
+            finishes: false,
             lent: false,
             faulty: false,
             fault_told: false,
@@ -178,7 +181,7 @@ impl Queue {
     #[inline]
     pub(super) fn next(&mut self, batch: &mut Batch, limit: u16, called: &AtomicU32) -> Next {
         if !self.is_served() {
-            return self.begin();
+            return self.begin_or_finish(batch, limit, called);
         }
         let available = match self.ring.available() {
             Ok(available) => available,
@@ -196,8 +199,14 @@ impl Queue {
         if self.loss.has_happened() {
             return self.lose();
         }
-        let wanted = self.device.batch_limit(self.index, available).max(1);
-        self.bad = self.pop_batch(available.min(wanted).min(limit), batch);
+        self.pop_for_device(available.min(limit), batch, called)
+    }
+
+    /// Pops a batch of at most so many requests for the device to handle.
+    #[inline]
+    fn pop_for_device(&mut self, limit: u16, batch: &mut Batch, called: &AtomicU32) -> Next {
+        let wanted = self.device.batch_limit(self.index, limit).max(1);
+        self.bad = self.pop_batch(limit.min(wanted), batch);
         if !batch.is_empty() {
             self.counters.in_flight.store(self.in_flight, Ordering::Relaxed);
             if self.ring.memory().needs_resolving() {
@@ -212,6 +221,25 @@ impl Queue {
         self.bad.take().map_or(Next::Again, |error| self.fail(error))
     }
 
+    #[cold]
+    fn begin_or_finish(&mut self, batch: &mut Batch, limit: u16, called: &AtomicU32) -> Next {
+        if !self.is_finishing() {
+            return self.begin();
+        }
+        if self.lent || self.is_full() {
+            return Next::Idle;
+        }
+        let next = self.pop_for_device(self.ring.unfinished().min(limit), batch, called);
+        // What is wrong with a chain is not cured by another look.
+        self.finishes = self.bad.is_none() && matches!(next, Next::Batch | Next::Again);
+        next
+    }
+
+    /// Whether requests that come again are handed out although the ring is stopping.
+    fn is_finishing(&self) -> bool {
+        self.finishes && self.ring.unfinished() > 0 && !self.loss.has_happened()
+    }
+
     /// Looks at a new ring for the first time, which tells where the ring stands.
     #[cold]
     fn begin(&mut self) -> Next {
@@ -219,9 +247,14 @@ impl Queue {
             return Next::Idle;
         }
         let named = self.ring.next_available();
-        let base = self.ring.begin();
         self.phase = Phase::Running;
-        Next::Began(Began { size: self.ring.size(), base, named })
+        match self.ring.begin() {
+            Ok(base) => {
+                let unfinished = self.ring.unfinished();
+                Next::Began(Began { size: self.ring.size(), base, named, unfinished })
+            }
+            Err(error) => self.fail(error),
+        }
     }
 
     fn offer_buffers(&mut self, available: u16) -> Next {
@@ -265,6 +298,8 @@ impl Queue {
                 Ok(Some(head)) => {
                     self.faulty |= slot.buffers.fault().is_some();
                     slot.head = head;
+                    Origin { sequence: slot.sequence, resubmitted: slot.resubmitted } =
+                        self.ring.origin();
                     slot.pieces = slot.buffers.pieces() as u32;
                     self.pieces += slot.pieces;
                     self.in_flight += 1;
@@ -319,7 +354,11 @@ impl Queue {
 
     /// Leaves a request in the ring.
     pub(super) fn put_back(&mut self, slot: Box<Slot>) {
-        self.ring.unpop(slot.head);
+        if slot.resubmitted {
+            self.ring.unpop_unfinished(slot.head, slot.sequence);
+        } else {
+            self.ring.unpop(slot.head);
+        }
         self.in_flight -= 1;
         self.pieces -= slot.pieces;
         keep(&mut self.spare, &self.ring, slot);
@@ -360,7 +399,7 @@ impl Queue {
             {
                 self.put_back(refused.slot);
             }
-            if self.ring.last_popped() == Some(slot.head) {
+            if slot.resubmitted || self.ring.last_popped() == Some(slot.head) {
                 self.put_back(slot);
             } else {
                 // The answer behind it waits for other pages to be given back.
@@ -450,7 +489,7 @@ impl Queue {
     /// Asks the driver for kicks; `true` if there is work already.
     pub(super) fn enable_kicks(&mut self) -> bool {
         if !self.is_served() || self.is_full() {
-            return self.phase == Phase::New;
+            return self.phase == Phase::New || self.is_finishing() && !self.is_full();
         }
         let left = if self.receives { self.wanted } else { Some(self.left) };
         // An index that jumps here is found, and reported, by the look that follows.
@@ -536,9 +575,15 @@ impl Queue {
 
     // --- the end -------------------------------------------------------------------------------
 
-    /// Has nothing more taken from the ring.
-    pub(super) fn stop(&mut self) {
+    /// Has nothing more taken from the ring; with `finishes` what comes again still is.
+    pub(super) fn stop(&mut self, finishes: bool) {
+        self.finishes = finishes && self.phase == Phase::Running && !self.receives;
         self.phase = Phase::Stopping;
+    }
+
+    /// Whether the requests in flight are recorded for the process that comes after a crash.
+    pub(super) fn is_recorded(&self) -> bool {
+        self.ring.is_recorded()
     }
 
     pub(super) fn is_stopping(&self) -> bool {
@@ -552,7 +597,7 @@ impl Queue {
 
     /// Whether nothing is in flight.
     pub(super) fn is_drained(&self) -> bool {
-        self.in_flight == 0 && !self.lent
+        self.in_flight == 0 && !self.lent && !self.is_finishing()
     }
 
     pub(super) fn orphan(&mut self) {

@@ -61,4 +61,6 @@ pub(crate) struct Began {
     pub(crate) base: u16,
     /// What the front-end named.
     pub(crate) named: u16,
+    /// Requests that come again, as the process that had them died.
+    pub(crate) unfinished: u16,
 }

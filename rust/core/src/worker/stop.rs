@@ -22,6 +22,8 @@ pub(crate) struct Ended {
 pub(crate) struct LateRequests {
     /// How many.
     pub(crate) requests: u32,
+    /// They are recorded: if their ring is started again they come again.
+    pub(crate) recorded: bool,
     /// Where what they read is mapped, if the driver has left their chains as they were.
     pub(crate) reads: Vec<GuestSlice>,
 }
@@ -43,6 +45,11 @@ impl Queue {
                 self.in_flight -= 1;
             }
         }
+        if self.receives {
+            while let Some(head) = self.ring.take_unfinished() {
+                self.ring.push(head, 0);
+            }
+        }
         self.counters.in_flight.store(self.in_flight, Ordering::Relaxed);
         self.publish();
     }
@@ -52,7 +59,8 @@ impl Queue {
     pub(super) fn close(&mut self) -> LateRequests {
         self.collect();
         self.completions.close();
-        let mut late = LateRequests { requests: self.in_flight, ..LateRequests::default() };
+        let (requests, recorded) = (self.in_flight, self.is_recorded());
+        let mut late = LateRequests { requests, recorded, ..LateRequests::default() };
         let mut buffers = Buffers::default();
         for head in self.ring.heads_in_flight() {
             if self.ring.walk_again(head, &mut buffers).is_ok() {

@@ -4,6 +4,7 @@
 #[allow(dead_code)] // Each test program uses a part of it.
 mod support;
 
+mod inflight;
 mod late;
 mod served;
 mod serving;

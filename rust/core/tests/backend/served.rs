@@ -175,11 +175,16 @@ pub(crate) const MIB: u64 = 1 << 20;
 
 impl Driver {
     pub(crate) fn connect(socket: &Path, queues: u16) -> Self {
+        Self::connect_as(socket, queues, &Wanted::default())
+    }
+
+    /// Connects, negotiates this, and shares memory.
+    pub(crate) fn connect_as(socket: &Path, queues: u16, wanted: &Wanted) -> Self {
         let regions = [(0, MIB), (2 * MIB, MIB), (4 * MIB, MIB)];
         let specs = regions.map(|(guest, size)| RegionSpec { guest: GuestAddr(guest), size });
         let memory = Arc::new(GuestMemory::new(&specs).unwrap());
         let mut client = Client::connect(socket, LIMIT).unwrap();
-        let negotiated = client.negotiate(&Wanted::default()).unwrap();
+        let negotiated = client.negotiate(wanted).unwrap();
         client.set_features(negotiated.features).unwrap();
         client.set_memory(&memory).unwrap();
         let mut at = GuestAddr(0);

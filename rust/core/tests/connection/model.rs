@@ -70,6 +70,8 @@ enum Refused {
     Empty,
     /// This number.
     Code(u64),
+    /// So many zeroes.
+    Zeroes(usize),
 }
 
 /// Needs no protocol feature.
@@ -112,8 +114,8 @@ const ROWS: [Row; 44] = [
     (28, (0, 0), (0, 0), NEVER, Refused::Empty),
     (29, (0, 0), (0, 0), NEVER, Refused::Ack),
     (30, (0, 0), (0, 0), NEVER, Refused::Code(1)),
-    (31, (20, 24), (0, 0), NEVER, Refused::Close),
-    (32, (20, 24), (1, 1), NEVER, Refused::Ack),
+    (31, (20, 24), (0, 0), 1 << 12, Refused::Zeroes(24)),
+    (32, (20, 24), (1, 1), 1 << 12, Refused::Ack),
     (33, (0, 0), (1, 1), NEVER, Refused::Ack),
     (34, (0, 0), (0, 0), 1 << 13, Refused::Ack),
     (35, (8, 8), (0, 0), NEVER, Refused::Ack),
@@ -241,6 +243,17 @@ impl Model {
                 let (offset, data) = config_range(payload, CONFIG_LEN as u64)?;
                 self.touch();
                 deed(Deed::WriteConfig { offset, data: data.to_vec() })
+            }
+            31 => {
+                let (queues, entries) = good_record(payload)?;
+                let answer = inflight(RECORD, 0, queues, entries);
+                Some((Some(answer), Some(Deed::MakeRecord { queues, entries })))
+            }
+            32 => {
+                let (queues, entries) = good_record(payload)?;
+                let running = self.rings.iter().any(|ring| ring.started);
+                let bytes = (!running).then(|| quad(payload, 0))?;
+                deed(Deed::SetRecord { queues, entries, bytes })
             }
             34 => {
                 let reset = self.device != Device::Clean;
@@ -419,6 +432,7 @@ fn refusal(message: &Message) -> Said {
         Refused::Ack | Refused::Close => Said::Closed,
         Refused::Empty => Said::Refused(vec![]),
         Refused::Code(code) => Said::Refused(word(code)),
+        Refused::Zeroes(count) => Said::Refused(vec![0; count]),
     }
 }
 
@@ -455,6 +469,15 @@ fn good_region(payload: &[u8], at: usize) -> Option<RawRegion> {
     let ends = [guest, user, offset].map(|start| u128::from(start) + u128::from(size));
     let good = size > 0 && size <= 1 << 46 && ends.iter().all(|end| *end < 1 << 64);
     good.then_some(raw)
+}
+
+/// Queues and entries of a record that lies somewhere.
+fn good_record(payload: &[u8]) -> Option<(u16, u16)> {
+    quad(payload, 0).checked_add(quad(payload, 8))?;
+    let short = |at: usize| u16::from_ne_bytes([payload[at], payload[at + 1]]);
+    let well_formed = [20, 24].contains(&payload.len());
+    let queues = well_formed.then(|| short(16))?;
+    (1..=QUEUES as u16).contains(&queues).then(|| (queues, short(18)))
 }
 
 fn config_range(payload: &[u8], limit: u64) -> Option<(u32, &[u8])> {

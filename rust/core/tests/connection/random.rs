@@ -64,9 +64,9 @@ impl Random {
     }
 
     fn number(&mut self) -> u32 {
-        const CARRIED_OUT: [u32; 27] = [
-            1, 2, 3, 4, 5, 8, 8, 9, 9, 10, 11, 12, 12, 13, 14, 15, 16, 17, 18, 21, 24, 25, 34, 36,
-            37, 38, 39,
+        const CARRIED_OUT: [u32; 29] = [
+            1, 2, 3, 4, 5, 8, 8, 9, 9, 10, 11, 12, 12, 13, 14, 15, 16, 17, 18, 21, 24, 25, 31, 32,
+            34, 36, 37, 38, 39,
         ];
         match self.below(20) {
             0..16 => self.pick(&CARRIED_OUT),
@@ -138,10 +138,16 @@ impl Random {
             GET_CONFIG | SET_CONFIG => self.config(),
             ADD_MEM_REG => (single(self.region()), 1),
             REM_MEM_REG => (single(self.region()), usize::from(self.chance(20))),
+            GET_INFLIGHT_FD | SET_INFLIGHT_FD => {
+                let queues = self.pick(&[0, 1, 1, 1, QUEUES as u16, QUEUES as u16 + 1]);
+                let bytes = self.pick(&[0, RECORD, RECORD, u64::MAX]);
+                let offset = self.pick(&[0, 0, 0, 0x1000]);
+                let fds = usize::from(number == SET_INFLIGHT_FD);
+                (inflight(bytes, offset, queues, 128), fds)
+            }
             SET_STATUS => (word(self.pick(&[0, 1, 3, 8, 0xb, 0xf, 0x80, 0x100])), 0),
             7 | 33 => (vec![], 1),
             19 | 20 | 23 | 27 | 35 => (word(0), 0),
-            32 => (vec![0; 24], 1),
             _ => (vec![], 0),
         }
     }

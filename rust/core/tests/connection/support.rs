@@ -5,6 +5,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 
 use vhost_user_core::connection::{Action, Connection, Offer, Outcome, Refusal, Step};
+use vhost_user_core::wire::payload::Inflight;
 use vhost_user_core::wire::{Flags, Frame, Header, ProtocolFeatures};
 
 pub(crate) const GET_FEATURES: u32 = 1;
@@ -27,6 +28,8 @@ pub(crate) const SET_VRING_ENABLE: u32 = 18;
 pub(crate) const SET_BACKEND_REQ_FD: u32 = 21;
 pub(crate) const GET_CONFIG: u32 = 24;
 pub(crate) const SET_CONFIG: u32 = 25;
+pub(crate) const GET_INFLIGHT_FD: u32 = 31;
+pub(crate) const SET_INFLIGHT_FD: u32 = 32;
 pub(crate) const RESET_DEVICE: u32 = 34;
 pub(crate) const GET_MAX_MEM_SLOTS: u32 = 36;
 pub(crate) const ADD_MEM_REG: u32 = 37;
@@ -45,8 +48,11 @@ pub(crate) const OFFERED: u64 = 0x1_7000_1200;
 /// The features of a block device that are not offered here: any that the standard names, and no one
 /// else's.
 pub(crate) const NOT_OFFERED_AND_HARMLESS: u64 = 0x3_ecf7;
-/// MQ, REPLY_ACK, BACKEND_REQ, CONFIG, RESET_DEVICE, CONFIGURE_MEM_SLOTS, STATUS.
-pub(crate) const PROTOCOL: u64 = 0x1_a229;
+/// MQ, REPLY_ACK, BACKEND_REQ, CONFIG, INFLIGHT_SHMFD, RESET_DEVICE, CONFIGURE_MEM_SLOTS, STATUS.
+pub(crate) const PROTOCOL: u64 = 0x1_b229;
+
+/// Bytes of a record that the back-end makes.
+pub(crate) const RECORD: u64 = 0x3000;
 
 pub(crate) const MAX_QUEUE_SIZE: u16 = 256;
 pub(crate) const CONFIG_LEN: usize = 60;
@@ -161,6 +167,15 @@ pub(crate) enum Deed {
         reset: bool,
     },
     Channel,
+    MakeRecord {
+        queues: u16,
+        entries: u16,
+    },
+    SetRecord {
+        queues: u16,
+        entries: u16,
+        bytes: u64,
+    },
 }
 
 impl From<&Action> for Deed {
@@ -206,6 +221,14 @@ impl From<&Action> for Deed {
             Action::Status(byte) => Self::Status(*byte),
             Action::StopRings { reset } => Self::StopRings { reset: *reset },
             Action::SetBackendChannel(_) => Self::Channel,
+            Action::MakeRecord { asked } => {
+                Self::MakeRecord { queues: asked.num_queues, entries: asked.queue_size }
+            }
+            Action::SetRecord { inflight, .. } => Self::SetRecord {
+                queues: inflight.num_queues,
+                entries: inflight.queue_size,
+                bytes: inflight.mmap_size,
+            },
         }
     }
 }
@@ -217,6 +240,14 @@ pub(crate) enum Said {
     Reply(Vec<u8>),
     Refused(Vec<u8>),
     Closed,
+}
+
+/// The payload of the messages about the record of requests in flight.
+pub(crate) fn inflight(bytes: u64, offset: u64, queues: u16, entries: u16) -> Vec<u8> {
+    let mut payload = [bytes.to_ne_bytes(), offset.to_ne_bytes()].concat();
+    payload.extend([queues.to_ne_bytes(), entries.to_ne_bytes()].concat());
+    payload.extend([0; 4]);
+    payload
 }
 
 /// An acknowledgement of success.
@@ -319,6 +350,10 @@ impl Peer {
             Deed::Stop { .. } => Outcome::Base(self.base),
             Deed::StopRings { .. } => Outcome::Stopped(self.stopped()),
             Deed::ReadConfig { offset, size } => Outcome::Config(config_bytes(*offset, *size)),
+            &Deed::MakeRecord { queues: num_queues, entries: queue_size } => Outcome::Record {
+                inflight: Inflight { mmap_size: RECORD, mmap_offset: 0, num_queues, queue_size },
+                fd: self.spare.try_clone().unwrap(),
+            },
             _ => Outcome::Done,
         }
     }
@@ -353,7 +388,8 @@ fn said(step: Step, number: u32) -> Said {
         let size = frame.payload.len() as u32;
         let expected = Header { request: number, flags: Flags::from_bits_retain(0x5), size };
         assert_eq!(frame.header, expected);
-        assert!(frame.fds.is_empty());
+        let record = number == GET_INFLIGHT_FD && frame.payload != [0; 24];
+        assert_eq!(frame.fds.len(), usize::from(record));
         frame.payload
     };
     match step {

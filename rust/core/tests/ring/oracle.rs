@@ -157,7 +157,9 @@ fn fault_of(error: RingError) -> Option<Fault> {
         RingError::TooLarge { .. } => Fault::Sum,
         RingError::BadTable { .. } => Fault::Table,
         RingError::BadIndirect { .. } => Fault::Indirect,
-        RingError::IndexJump { .. } | RingError::HeadInFlight(_) => return None,
+        RingError::IndexJump { .. } | RingError::HeadInFlight(_) | RingError::Record(_) => {
+            return None;
+        }
     })
 }
 

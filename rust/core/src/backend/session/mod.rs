@@ -1,6 +1,8 @@
 //! One front-end's connection, from its first message to its last.
 
+mod inflight;
 mod memory;
+mod records;
 mod rings;
 #[expect(clippy::module_inception, reason = "the noun of the folder")]
 mod session;

@@ -23,6 +23,9 @@ const BEGIN_LIMIT: Duration = Duration::from_secs(1);
 pub(super) enum Rest {
     /// They fail: their driver goes on.
     Fails,
+    /// They stay in the record, if there is one, and come again when the ring is started; else they
+    /// fail.
+    IsRecorded,
     /// Nothing: their driver is gone, and its memory is not touched any more.
     IsLeft,
 }
@@ -35,8 +38,10 @@ impl Session<'_> {
         reset: bool,
     ) -> Result<(), Refusal> {
         let index = setup.index;
+        let record = self.record(index, setup.size, reset);
         let ring = SplitRing::find(&self.memory, layout(&setup), setup.base)
-            .map_err(|e| Refusal(format!("SET_VRING_KICK: queue {index}: {e}")))?;
+            .map_err(|e| Refusal(format!("SET_VRING_KICK: queue {index}: {e}")))?
+            .with_record(record);
         let worker = self.worker(index)?;
         let kick = watch(worker, index, kick)?;
         let doorbell = Arc::clone(worker.doorbell());
@@ -133,7 +138,8 @@ impl Session<'_> {
     }
 
     pub(super) fn stop_ring(&mut self, index: u16) -> Result<u16, Refusal> {
-        let base = self.stop_rings(&[index], Rest::Fails, self.shared().drain()).pop().flatten();
+        let limit = if self.suspends() { Duration::ZERO } else { self.shared().drain() };
+        let base = self.stop_rings(&[index], Rest::IsRecorded, limit).pop().flatten();
         base.ok_or_else(|| held_up("GET_VRING_BASE", index))
     }
 
@@ -149,7 +155,8 @@ impl Session<'_> {
         let begun = Instant::now();
         let stopping = |&index: &u16| {
             let queue = self.started(index)?;
-            let stopped = queue.stop(begun + BEGIN_LIMIT);
+            let finishes = rest == Rest::IsRecorded && !self.suspends() || rest == Rest::Fails;
+            let stopped = queue.stop(begun + BEGIN_LIMIT, finishes);
             self.device().queue_stopping(index);
             stopped.and_then(|()| queue.return_unused()).ok()?;
             Some(queue)
@@ -192,11 +199,11 @@ impl Session<'_> {
         completions.kernel_holds().any() && !self.shared().is_stopping()
     }
 
-    /// Deals with requests that did not come back. If they are to fail, their memory is taken away
-    /// from the device first, and then the driver gets them back.
+    /// Deals with requests that did not come back. Unless they are left, their memory is taken away
+    /// from the device first. Then the driver gets them back, or they stay in the record.
     fn end_late(&mut self, queues: &[&Arc<QueueCell>], rest: Rest) {
         let fails = |queue: &&Arc<QueueCell>| {
-            rest == Rest::Fails && !queue.completions().kernel_holds().any()
+            rest != Rest::IsLeft && !queue.completions().kernel_holds().any()
         };
         let (failing, left): (Vec<&Arc<QueueCell>>, Vec<_>) =
             queues.iter().copied().partition(fails);
@@ -204,16 +211,17 @@ impl Session<'_> {
             let requests = queue.in_flight().unwrap_or(0);
             self.event(Event::Stuck(Stuck { queue: queue.index(), requests }));
         }
-        let mut reads = Vec::new();
+        let (mut reads, mut recorded) = (Vec::new(), Vec::new());
         for queue in &failing {
             let late = queue.close().unwrap_or_default();
             reads.extend(late.reads);
+            recorded.push(late.recorded && rest == Rest::IsRecorded);
             self.event(Event::Stuck(Stuck { queue: queue.index(), requests: late.requests }));
         }
         if !failing.is_empty() {
             self.take_from_device(&reads);
         }
-        for queue in failing {
+        for (queue, _) in failing.iter().zip(recorded).filter(|(_, recorded)| !recorded) {
             // One that guest memory holds up does not end either, which is said then.
             let _ = queue.fail_rest();
         }
@@ -259,10 +267,13 @@ impl Session<'_> {
     pub(super) fn stop_all(&mut self, reset: bool) -> Result<Vec<(u16, u16)>, Refusal> {
         self.shared().set_device_status(0);
         let started = self.all_started();
-        let bases = self.stop_rings(&started, Rest::Fails, self.shared().drain());
+        // Without a reset the machine may only have paused, and go on later.
+        let rest = if reset { Rest::Fails } else { Rest::IsRecorded };
+        let bases = self.stop_rings(&started, rest, self.shared().drain());
         self.vrings.iter_mut().for_each(|vring| vring.enabled = false);
         if reset {
             self.device().reset();
+            self.forget_records();
         }
         let base = |(index, base): (u16, Option<u16>)| {
             base.map(|base| (index, base)).ok_or_else(|| held_up("reset", index))

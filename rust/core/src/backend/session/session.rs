@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use super::records::Records;
 use super::vring::Vring;
 use crate::backend::channel::Channel;
 use crate::backend::context::BackendContext;
@@ -40,6 +41,8 @@ pub(in crate::backend) struct Session<'a> {
     /// The front-end has taken memory away that it shares.
     pub(super) loss: Arc<Loss>,
     pub(super) vrings: Vec<Vring>,
+    /// The records of requests in flight that the front-end keeps, if it does.
+    pub(super) records: Option<Records>,
     /// The completions of all rings that were started: requests may outlive their ring.
     pub(super) completions: Vec<Weak<CompletionQueue>>,
     pub(super) workers: Vec<Option<Worker>>,
@@ -69,6 +72,7 @@ impl<'a> Session<'a> {
             mapped: Vec::new(),
             loss: Loss::new(Arc::clone(&context.shared.wake)),
             vrings: (0..queues).map(|_| Vring::default()).collect(),
+            records: None,
             completions: Vec::new(),
             workers: (0..workers).map(|_| None).collect(),
             channel: Channel::default(),
@@ -189,6 +193,8 @@ impl<'a> Session<'a> {
                 .map_err(|refused| Refusal(format!("SET_CONFIG: {refused}")))?,
             Action::Status(byte) => self.shared().set_device_status(byte),
             Action::StopRings { reset } => return self.stop_all(reset).map(Outcome::Stopped),
+            Action::MakeRecord { asked } => return self.make_record(asked),
+            Action::SetRecord { inflight, fd } => self.set_record(inflight, fd)?,
             Action::SetBackendChannel(fd) => self.channel = Channel::open(fd)?,
         }
         Ok(Outcome::Done)
