@@ -51,6 +51,19 @@ class BlockRequest:
     def queue(self) -> int:
         """The vring's number."""
     @property
+    def sequence(self) -> int:
+        """Its number among all that were ever taken from its queue's ring, from 0 on. One that
+        comes again after a crash has the number that it had at first (QEMU "Vhost-user Protocol",
+        "Inflight I/O tracking"); without a record of requests in flight numbers begin with 0
+        whenever the ring starts. ``StaleRequestError`` once the request was answered.
+        """
+    @property
+    def resubmitted(self) -> bool:
+        """Whether a process that had it died, or left it unanswered, before it gave it back: it may
+        have been carried out already, wholly or in part. ``StaleRequestError`` once the request was
+        answered.
+        """
+    @property
     def durable(self) -> bool:
         """Whether a write must be on stable storage before it is completed: the driver has turned
         the write cache off, or was not offered one. ``pwritev`` and ``submit`` see to it, what is
@@ -153,6 +166,14 @@ class Request:
     def writable(self) -> memoryview:
         """What the device may fill: the driver's memory, or a copy that is carried over at the
         end, as ``BlockRequest.data``.
+        """
+    @property
+    def sequence(self) -> int:
+        """Its number among all that were ever taken from its ring, as ``BlockRequest.sequence``."""
+    @property
+    def resubmitted(self) -> bool:
+        """Whether a process that had it died before it gave it back, as
+        ``BlockRequest.resubmitted``.
         """
     def complete(self, written: int | None = None) -> None:
         """Gives the request back with ``written`` bytes of ``writable`` filled; all by default.

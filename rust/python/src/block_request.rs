@@ -84,6 +84,18 @@ impl BlockRequest {
         self.queue.load(Ordering::Relaxed)
     }
 
+    /// Its number among all that were ever taken from its ring.
+    #[getter]
+    fn sequence(&self, py: Python<'_>) -> PyResult<u64> {
+        self.look(py, CoreRequest::sequence)
+    }
+
+    /// Whether a process that had it died before it gave it back.
+    #[getter]
+    fn resubmitted(&self, py: Python<'_>) -> PyResult<bool> {
+        self.look(py, CoreRequest::is_resubmitted)
+    }
+
     /// Whether a write must be on stable storage before it is completed.
     #[getter]
     fn durable(&self) -> bool {

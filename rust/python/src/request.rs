@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyMemoryView;
 use vhost_user_core::request::{Batch, Request, RequestClaim, Stopped};
 
+use crate::error::stale;
 use crate::exporter;
 use crate::number;
 use crate::ticket::Ticket;
@@ -82,6 +83,18 @@ impl QueueRequest {
         self.side(py, Side::Writable)
     }
 
+    /// Its number among all that were ever taken from its ring.
+    #[getter]
+    fn sequence(&self, py: Python<'_>) -> PyResult<u64> {
+        self.look(py, Request::sequence)
+    }
+
+    /// Whether a process that had it died before it gave it back.
+    #[getter]
+    fn resubmitted(&self, py: Python<'_>) -> PyResult<bool> {
+        self.look(py, Request::is_resubmitted)
+    }
+
     /// Gives the request back. `written`: bytes written to the start of `writable`; all by
     /// default.
     #[pyo3(signature = (written=None))]
@@ -120,6 +133,11 @@ impl QueueRequest {
 }
 
 impl QueueRequest {
+    fn look<T>(&self, py: Python<'_>, look: impl FnOnce(&Request) -> T) -> PyResult<T> {
+        let found = self.ticket.with(py, |state| state.loan.request().map(look))?;
+        found.ok_or_else(|| stale(py, "the request was answered before"))
+    }
+
     fn side<'py>(&self, py: Python<'py>, side: Side) -> PyResult<Bound<'py, PyMemoryView>> {
         exporter::view(py, &self.ticket.exporter(py, side)?)
     }
