@@ -1,6 +1,7 @@
 """What holds for every command that serves a device."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -49,6 +50,17 @@ def test_an_image_is_served_and_keeps_what_was_written(image: str) -> None:
             assert Path(image).read_bytes()[9 * SECTOR : 10 * SECTOR] == b"\x5a" * SECTOR
             assert peer.blk(0).get_id().data.rstrip(b"\0") == b"no 1"
         assert server.end() == (0, "", "")
+
+
+def test_an_image_has_the_block_size_that_was_asked_for(image: str) -> None:
+    words = ["blk", "--blk-file", image, "--socket-path", "disk.sock", "--block-size"]
+    with Server(*words, "4K"):
+        told = json.loads(run("info", "disk.sock", "--json").out)["block"]
+        assert (told["blk_size"], told["physical_block_exp"]) == (4096, 0)
+    with Path(image).open("ab") as file:
+        file.write(bytes(512))
+    what = "disk.img: its size of 1049088 bytes is no multiple of block_size, 4096"
+    assert run(*words, "4K") == (1, "", f"vhost-user: {what}\n")
 
 
 def test_a_read_only_image_is_not_written(image: str) -> None:
@@ -381,7 +393,12 @@ def test_an_image_that_is_not_there_is_an_error_that_says_how_to_make_one() -> N
 
 
 def test_a_disk_that_cannot_be_is_an_error(image: str) -> None:
-    for option, value in (("--num-queues", "0"), ("--queue-size", "100"), ("--serial", "x" * 21)):
+    for option, value in (
+        ("--num-queues", "0"),
+        ("--queue-size", "100"),
+        ("--serial", "x" * 21),
+        ("--block-size", "1000"),
+    ):
         result = run("blk", "--blk-file", image, "--socket-path", "x.sock", option, value)
         assert result.status == 1
         assert result.err.count("\n") == 1

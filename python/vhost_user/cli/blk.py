@@ -34,6 +34,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--direct", action="store_true", help="move data past the host's page cache (O_DIRECT)"
     )
     disk.add_argument(
+        "--block-size",
+        type=checked(parse_size),
+        metavar="BYTES",
+        help="bytes of a logical block (those of a block device of the host; 512 for a file)",
+    )
+    disk.add_argument(
         "--num-queues",
         type=checked(parse_size),
         default=NUM_QUEUES,
@@ -64,6 +70,7 @@ def _disk(options: argparse.Namespace) -> object:
             options.blk_file,
             read_only=options.read_only,
             direct=options.direct,
+            block_size=options.block_size,
             num_queues=options.num_queues,
             queue_size=options.queue_size,
             serial=options.serial,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 import os
+import stat
+import sys
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
-from .base import MAX_QUEUE_SIZE, MAX_REQUEST, Device
+from .base import MAX_QUEUE_SIZE, MAX_REQUEST, Device, checked_number
 
 if TYPE_CHECKING:
     from .. import BlockBatch
@@ -15,6 +16,9 @@ BlkOp: TypeAlias = Literal["read", "write", "flush", "discard", "write_zeroes", 
 
 SECTOR = 512
 """Bytes of a sector: the unit of all virtio-blk addresses."""
+
+BLKSSZGET = 0x1268
+"""linux/fs.h: asks a block device for the bytes of its logical blocks."""
 
 LIFE = ("on_start", "on_stop", "on_reset", "on_disconnect")
 """What a device in Python may hear besides requests."""
@@ -45,9 +49,10 @@ class Disk(Device):
         serial: str = "",
         max_request_bytes: int = MAX_REQUEST,
     ) -> None:
-        """A disk of ``size`` bytes, a multiple of 512, and 512 at least.
+        """A disk of ``size`` bytes, a multiple of ``block_size``, and one block at least.
 
-        ``block_size``: bytes of a logical block, as the guest is told: a power of two.
+        ``block_size``: bytes of a logical block, as the guest is told: a power of two from 512 to
+        65536.
         ``read_only``: the guest cannot write; the core refuses it if it tries.
         ``num_queues``: the most virtqueues that the driver may use. It uses one for each of its
         processors, most of the time; one that is not used has no thread and costs nothing.
@@ -60,9 +65,8 @@ class Disk(Device):
         super().__init__(
             num_queues=num_queues, queue_size=queue_size, max_request_bytes=max_request_bytes
         )
-        _check_size(size)
-        if not SECTOR <= block_size <= 1 << 16 or block_size & (block_size - 1):
-            raise ValueError(f"block_size is a power of two from 512 to 65536, not {block_size}")
+        block_size = _checked_block_size(block_size)
+        _check_size(size, block_size)
         if len(serial.encode()) > MAX_SERIAL:
             raise ValueError(f"serial has at most {MAX_SERIAL} bytes: {serial!r}")
         self.size = size
@@ -71,12 +75,12 @@ class Disk(Device):
         self.serial = serial
 
     def resize(self, size: int) -> None:
-        """Changes the size.
+        """Changes the size, to a multiple of ``block_size``.
 
         If served, requests are held to it at once, and the front-end gets a notice: the driver
         sees it when it has read its configuration again.
         """
-        _check_size(size)
+        _check_size(size, self.block_size)
         if self.served_by is not None:
             self.served_by.resize(size)
         self.size = size
@@ -86,7 +90,8 @@ class BlockDevice(Disk):
     """A disk whose data is in Python.
 
     The smallest needs ``read`` and, unless it is read-only, ``write``. Each request has been
-    checked: it lies inside the disk, and a read-only disk is asked to change nothing.
+    checked: it lies inside the disk, it is of whole blocks of ``block_size`` bytes, and a read-only
+    disk is asked to change nothing. Others fail with an I/O error.
 
     Return means done. ``OSError`` fails the request with an I/O error, ``NotImplementedError`` as
     unsupported; any other exception is a bug: it fails the request too, and is logged.
@@ -173,39 +178,46 @@ class FileDisk(_RustDisk):
         *,
         read_only: bool = False,
         direct: bool = False,
+        block_size: int | None = None,
         num_queues: int = NUM_QUEUES,
         queue_size: int = MAX_QUEUE_SIZE,
         serial: str = "",
         max_request_bytes: int = MAX_REQUEST,
     ) -> None:
-        """The disk in ``path``, of its size now, cut to a multiple of 512 bytes.
+        """The disk in ``path``, of its size now, which is a multiple of ``block_size``.
 
+        ``block_size``: bytes of a logical block, as the guest is told. ``None``: those of a block
+        device of the host, and 512 for a file. Say 4096 for an image of a disk with such blocks:
+        its partition table counts in them. A driver that asks for parts of blocks is served all the
+        same. Physical block size, alignment and the sizes of fast transfers are told as the host
+        has them.
         ``direct``: data goes past the host's page cache (open(2), "O_DIRECT"), straight between
         the disk and guest memory where the kernel can do that. Parts of blocks go through the
         cache all the same, and what a foreign mapping of Xen holds through memory of our own.
 
-        Raises ``ValueError`` if it has less than 512 bytes, ``OSError`` if it cannot be opened, or,
-        when a ``Backend`` starts it, if the file system has no direct I/O.
+        Raises ``ValueError`` if it has less than 512 bytes, or a size or block size that cannot be,
+        ``OSError`` if it cannot be opened, or, when a ``Backend`` starts it, if the file system has
+        no direct I/O.
         """
         if not isinstance(direct, bool):
             raise TypeError(f"direct is True or False, not {direct!r}")
         self.path = os.fspath(path)
         self.direct = direct
-        fd = os.open(self.path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
-        try:
-            size = os.lseek(fd, 0, os.SEEK_END)
-        except OSError as error:
-            error.filename = self.path
-            raise
-        finally:
-            os.close(fd)
+        size, blocks = _measured(self.path, read_only=read_only)
+        block_size = blocks if block_size is None else _checked_block_size(block_size)
+        name = os.fsdecode(self.path)
         if size < SECTOR:
             raise ValueError(
-                f"{os.fsdecode(self.path)} has {size} bytes, and a disk has {SECTOR} at least: "
+                f"{name} has {size} bytes, and a disk has {SECTOR} at least: "
                 "give it some, as with truncate --size 1G"
             )
+        if size % block_size:
+            raise ValueError(
+                f"{name}: its size of {size} bytes is no multiple of block_size, {block_size}"
+            )
         super().__init__(
-            size=size - size % SECTOR,
+            size=size,
+            block_size=block_size,
             read_only=read_only,
             num_queues=num_queues,
             queue_size=queue_size,
@@ -222,12 +234,37 @@ class NullDisk(_RustDisk):
     served_as = "null"
 
 
-def _check_size(size: int) -> None:
+def _measured(path: str | bytes, *, read_only: bool) -> tuple[int, int]:
+    """The bytes of an image, and of a logical block of what it is kept on."""
+    fd = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
     try:
-        bytes_ = operator.index(size)
-    except TypeError:
-        raise TypeError(f"size is a whole number of bytes, not {size!r}") from None
+        size = os.lseek(fd, 0, os.SEEK_END)
+        return size, _host_block(fd) if stat.S_ISBLK(os.fstat(fd).st_mode) else SECTOR
+    except OSError as error:
+        error.filename = path
+        raise
+    finally:
+        os.close(fd)
+
+
+def _host_block(fd: int) -> int:
+    """BLKSSZGET of linux/fs.h: an int in the machine's own byte order."""
+    import fcntl  # Not at the top: only block devices need it.
+
+    return int.from_bytes(fcntl.ioctl(fd, BLKSSZGET, bytes(4)), sys.byteorder)
+
+
+def _checked_block_size(block_size: int) -> int:
+    number = checked_number("block_size", block_size, "a number of bytes, as 4096")
+    if not SECTOR <= number <= 1 << 16 or number & (number - 1):
+        raise ValueError(f"block_size is a power of two from 512 to 65536, not {number}")
+    return number
+
+
+def _check_size(size: int, block_size: int) -> None:
+    bytes_ = checked_number("size", size, "a whole number of bytes")
     if not 0 < bytes_ < 1 << 63:
-        raise ValueError(f"size is {SECTOR} to 2**63 - {SECTOR} bytes, not {size}")
-    if bytes_ % SECTOR:
-        raise ValueError(f"size is a multiple of {SECTOR} bytes, not {size}")
+        raise ValueError(f"size is {block_size} to 2**63 - {block_size} bytes, not {size}")
+    if bytes_ % block_size:
+        unit = f"{SECTOR} bytes" if block_size == SECTOR else f"block_size, {block_size} bytes"
+        raise ValueError(f"size is a multiple of {unit}, not {size}")

@@ -278,14 +278,18 @@ impl Served {
                 let read_only = device.getattr("read_only")?.extract()?;
                 let direct = device.getattr("direct")?.extract()?;
                 let open = if direct { FileDisk::open_direct } else { FileDisk::open };
+                let block_size = device.getattr("block_size")?.extract()?;
                 let disk = open(&path, read_only).map_err(|e| error::host(&e))?;
+                let disk = disk.with_block_size(block_size);
                 let device = BlockDevice::new(disk, &options(device)?).map_err(invalid)?;
                 let device = Arc::new(device.observed_by(observer));
                 (Self::File(Arc::downgrade(&device)), device)
             }
             "null" => {
                 let read_only = device.getattr("read_only")?.extract()?;
-                let disk = NullDisk::new(device.getattr("size")?.extract()?).read_only(read_only);
+                let (size, block_size) = (device.getattr("size")?, device.getattr("block_size")?);
+                let disk = NullDisk::new(size.extract()?, block_size.extract()?);
+                let disk = disk.read_only(read_only);
                 let device = BlockDevice::new(disk, &options(device)?).map_err(invalid)?;
                 let device = Arc::new(device.observed_by(observer));
                 (Self::Null(Arc::clone(&device)), device)

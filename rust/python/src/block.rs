@@ -94,6 +94,8 @@ impl PyBlock {
             flush: has("flush"),
             discard: has("discard") && !read_only,
             write_zeroes: has("write_zeroes") && !read_only,
+            // A class that counts in blocks must not get parts of them.
+            whole_blocks: true,
             ..Geometry::new(object.getattr("size")?.extract()?)
         };
         let core = BlockCore::new(&geometry, &options(object)?).map_err(|e| error::block(&e))?;

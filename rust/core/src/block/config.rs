@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::numbers::{ID_LEN, SECTOR, feature};
 use super::parse::{DISCARD, ZERO};
 use crate::device::ConfigRefused;
+use crate::sys::block_device::DeviceBlocks;
 
 /// Bytes of the configuration space.
 pub(super) const CONFIG_LEN: usize = 96;
@@ -33,15 +34,25 @@ const USUAL_QUEUES: u16 = 16;
 /// The largest ring: VIRTIO 1.3, "Split Virtqueues".
 const MAX_RING: u16 = 32768;
 
+/// The most logical blocks of a physical one. The exponent is a byte, and no disk needs more.
+const MAX_TIMES: u32 = 1 << 15;
+
 /// What a disk is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Geometry {
-    /// Bytes, a multiple of 512.
+    /// Bytes, a multiple of `block_size`.
     pub size: u64,
     /// Bytes that the driver should address at once: a power of two from 512 to 65536.
     pub block_size: u32,
     /// Bytes that the disk changes at once: `block_size` times a power of two.
     pub physical_block_size: u32,
+    /// Where the first whole physical block starts, in bytes: a multiple of `block_size`, less
+    /// than `physical_block_size`.
+    pub aligned_at: u32,
+    /// Bytes of the smallest transfer that is fast, a multiple of `block_size`; 0 if not known.
+    pub min_io_size: u32,
+    /// Bytes of the fastest transfer, a multiple of `block_size`; 0 if not known.
+    pub opt_io_size: u32,
     /// No request changes it.
     pub read_only: bool,
     /// It has a volatile cache and takes flushes.
@@ -50,6 +61,9 @@ pub struct Geometry {
     pub discard: bool,
     /// It takes write zeroes.
     pub write_zeroes: bool,
+    /// Requests for parts of blocks fail with an I/O error. To the standard `block_size` is a hint,
+    /// and a driver may ask for any sectors.
+    pub whole_blocks: bool,
 }
 
 impl Geometry {
@@ -60,10 +74,33 @@ impl Geometry {
             size,
             block_size: SECTOR as u32,
             physical_block_size: SECTOR as u32,
+            aligned_at: 0,
+            min_io_size: 0,
+            opt_io_size: 0,
             read_only: false,
             flush: true,
             discard: false,
             write_zeroes: false,
+            whole_blocks: false,
+        }
+    }
+}
+
+impl Geometry {
+    /// Takes over how `blocks` are laid out, as far as that can be said in logical blocks of
+    /// `block_size` bytes.
+    pub(super) fn laid_out_as(self, blocks: DeviceBlocks, block_size: u32) -> Self {
+        let times = blocks.physical.checked_div(block_size).unwrap_or(0);
+        let fits = blocks.physical.is_power_of_two() && (1..=MAX_TIMES).contains(&times);
+        let physical_block_size = if fits { blocks.physical } else { block_size };
+        let whole = |bytes: u32| if bytes.is_multiple_of(block_size) { bytes } else { 0 };
+        Self {
+            block_size,
+            physical_block_size,
+            aligned_at: whole(blocks.aligned_at).checked_rem(physical_block_size).unwrap_or(0),
+            min_io_size: whole(blocks.min_io),
+            opt_io_size: whole(blocks.opt_io),
+            ..self
         }
     }
 }
@@ -112,6 +149,7 @@ impl std::error::Error for InvalidBlock {}
 #[derive(Debug)]
 pub struct BlockConfig {
     offered: u64,
+    block_size: u32,
     /// The fields that never change.
     image: [u8; CONFIG_LEN],
     capacity_sectors: AtomicU64,
@@ -132,8 +170,9 @@ impl BlockConfig {
         let offered = offered(disk, options);
         Ok(Self {
             offered,
+            block_size: disk.block_size,
             image: image(disk, options),
-            capacity_sectors: AtomicU64::new(sectors(disk.size)?),
+            capacity_sectors: AtomicU64::new(sectors(disk.size, disk.block_size)?),
             writeback: AtomicBool::new(disk.flush),
             accepted: AtomicU64::new(0),
             write_through: AtomicBool::new(true),
@@ -173,9 +212,9 @@ impl BlockConfig {
     /// The disk has `size` bytes from now on. The front-end must be told by the caller.
     ///
     /// # Errors
-    /// Not a multiple of 512.
+    /// Not a multiple of the block size.
     pub fn resize(&self, size: u64) -> Result<(), InvalidBlock> {
-        self.capacity_sectors.store(sectors(size)?, Ordering::Relaxed);
+        self.capacity_sectors.store(sectors(size, self.block_size)?, Ordering::Relaxed);
         Ok(())
     }
 
@@ -261,9 +300,10 @@ fn read_only(offset: usize, len: usize) -> ConfigRefused {
     ConfigRefused(format!("offset {offset}, {len} bytes: only writeback (offset 32) is writable"))
 }
 
-fn sectors(size: u64) -> Result<u64, InvalidBlock> {
-    if !size.is_multiple_of(SECTOR) {
-        return Err(InvalidBlock(format!("the size must be a multiple of 512 bytes: {size}")));
+fn sectors(size: u64, block: u32) -> Result<u64, InvalidBlock> {
+    if !size.is_multiple_of(block.into()) {
+        let rule = format!("the size must be a multiple of block_size, {block} bytes");
+        return Err(InvalidBlock(format!("{rule}: {size}")));
     }
     Ok(size / SECTOR)
 }
@@ -271,9 +311,8 @@ fn sectors(size: u64) -> Result<u64, InvalidBlock> {
 fn check(disk: &Geometry, options: &BlockOptions) -> Result<(), InvalidBlock> {
     let (logical, physical) = (disk.block_size, disk.physical_block_size);
     let block = (512..=65536).contains(&logical) && logical.is_power_of_two();
-    // The exponent between the two is a byte, and no disk needs more than 2^15 times.
     let times = physical.checked_div(logical).unwrap_or(0);
-    let larger = physical.is_power_of_two() && (1..=1 << 15).contains(&times);
+    let larger = physical.is_power_of_two() && (1..=MAX_TIMES).contains(&times);
     let queues = (1..=MAX_QUEUES).contains(&options.num_queues);
     let ring = (2..=MAX_RING).contains(&options.queue_size) && options.queue_size.is_power_of_two();
     let rules = [
@@ -317,6 +356,11 @@ fn image(disk: &Geometry, options: &BlockOptions) -> [u8; CONFIG_LEN] {
     put(12, &segments.to_le_bytes());
     put(20, &disk.block_size.to_le_bytes());
     put(24, &[exponent]);
+    let blocks = |bytes| bytes / disk.block_size;
+    // A suggestion that its field has no room for is left out.
+    put(25, &[u8::try_from(blocks(disk.aligned_at)).unwrap_or(0)]);
+    put(26, &u16::try_from(blocks(disk.min_io_size)).unwrap_or(0).to_le_bytes());
+    put(28, &blocks(disk.opt_io_size).to_le_bytes());
     put(34, &options.num_queues.to_le_bytes());
     if disk.discard && !disk.read_only {
         put(36, &DISCARD.max_sectors.to_le_bytes());

@@ -18,6 +18,8 @@ use crate::request::{Batch, Request};
 pub struct BlockCore {
     config: BlockConfig,
     read_only: bool,
+    /// The sectors that a request takes as one: those of a block, or each.
+    unit_sectors: u64,
     num_queues: u16,
     queue_size: u16,
     max_request_bytes: u64,
@@ -49,6 +51,7 @@ impl BlockCore {
         Ok(Self {
             config,
             read_only: disk.read_only,
+            unit_sectors: if disk.whole_blocks { u64::from(disk.block_size) / SECTOR } else { 1 },
             num_queues: options.num_queues,
             queue_size: options.queue_size,
             max_request_bytes: options.max_request_bytes,
@@ -99,6 +102,7 @@ impl BlockCore {
             Limits {
                 capacity_sectors: self.config.capacity_sectors(),
                 read_only: self.read_only,
+                unit_sectors: self.unit_sectors,
                 features: self.config.accepted(),
             },
         )
@@ -132,7 +136,7 @@ impl BlockCore {
     /// must be told that the configuration has changed.
     ///
     /// # Errors
-    /// Not a multiple of 512.
+    /// Not a multiple of the block size.
     pub fn resize(&self, size: u64) -> Result<(), InvalidBlock> {
         self.config.resize(size)
     }

@@ -84,7 +84,7 @@ impl<D: Disk> BlockDevice<D> {
     /// has changed.
     ///
     /// # Errors
-    /// Not a multiple of 512.
+    /// Not a multiple of the block size.
     pub fn resize(&self, size: u64) -> Result<(), InvalidBlock> {
         self.core.resize(size)
     }

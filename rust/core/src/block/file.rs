@@ -28,12 +28,9 @@ use super::image::{HostImage, Image};
 use super::numbers::{ByteRange, SECTOR};
 use super::request::BlockRequest;
 use crate::error::HostError;
+use crate::sys::block_device::DeviceBlocks;
 use crate::sys::lock::{Hold, lock_description};
 use crate::sys::private_fd::PrivateFd;
-
-/// The number of bytes that most file systems and disks change at once. Smaller writes are read,
-/// changed and written back by the host.
-const PAGE: u32 = 4096;
 
 /// Zeroes that are written in one call where the image can only be zeroed by writing.
 static ZEROES: [u8; 1 << 16] = [0; 1 << 16];
@@ -43,6 +40,10 @@ static ZEROES: [u8; 1 << 16] = [0; 1 << 16];
 pub struct FileDisk<I = HostImage> {
     image: I,
     size: u64,
+    /// The blocks of what it is kept on.
+    host: DeviceBlocks,
+    /// Bytes of a logical block, as the driver is told.
+    block_size: u32,
     read_only: bool,
     /// Whether data may have been lost: nothing is durable any more then.
     failed: AtomicBool,
@@ -112,17 +113,25 @@ impl FileDisk {
 }
 
 impl<I: Image> FileDisk<I> {
-    /// Returns a disk of all of `image`.
+    /// Returns a disk of all of `image`, in the logical blocks of what that is kept on: those of a
+    /// block device, and 512 bytes for a file.
     ///
     /// # Errors
-    /// Its size cannot be found or is no multiple of 512.
+    /// Its size or its blocks cannot be found, or its size is no multiple of 512.
     pub fn new(image: I, read_only: bool) -> io::Result<Self> {
-        let size = image.size()?;
+        let (size, host) = (image.size()?, image.blocks()?);
         if !size.is_multiple_of(SECTOR) {
             return Err(other(&format!("its size is no multiple of 512 bytes: {size}")));
         }
         let (failed, syncing) = (AtomicBool::new(false), Mutex::new(()));
-        Ok(Self { image, size, read_only, failed, syncing })
+        Ok(Self { image, size, host, block_size: host.logical, read_only, failed, syncing })
+    }
+
+    /// Tells the driver of other logical blocks. Parts of the host's blocks can be read and
+    /// written all the same: they go through the page cache, which changes whole ones.
+    #[must_use]
+    pub fn with_block_size(self, block_size: u32) -> Self {
+        Self { block_size, ..self }
     }
 
     /// Returns the number of bytes of the image now: what a resize that follows the host's is
@@ -188,13 +197,13 @@ impl<I: Image> FileDisk<I> {
 
 impl<I: Image> Disk for FileDisk<I> {
     fn geometry(&self) -> Geometry {
-        Geometry {
-            physical_block_size: PAGE,
+        let disk = Geometry {
             read_only: self.read_only,
             discard: true,
             write_zeroes: true,
             ..Geometry::new(self.size)
-        }
+        };
+        disk.laid_out_as(self.host, self.block_size)
     }
 
     #[inline]
@@ -219,7 +228,11 @@ impl<I: Image> Disk for FileDisk<I> {
     }
 
     fn discard(&self, range: ByteRange) -> io::Result<()> {
-        self.image.punch_hole(range)
+        // A block device discards whole blocks alone, and nobody minds what is left of others.
+        match range.whole_blocks(self.host.logical.into()) {
+            ByteRange { length: 0, .. } => Ok(()),
+            whole => self.image.punch_hole(whole),
+        }
     }
 
     fn write_zeroes(&self, range: ByteRange, unmap: bool, durable: bool) -> io::Result<()> {

@@ -8,8 +8,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use rustix::fs::FallocateFlags;
 
 use super::direct::DirectFile;
-use super::numbers::ByteRange;
+use super::numbers::{ByteRange, SECTOR};
 use super::request::BlockRequest;
+use crate::sys::block_device::{DeviceBlocks, device_blocks};
 use crate::sys::private_fd::PrivateFd;
 
 /// An open disk image. Offsets and lengths are bytes; lengths are not 0.
@@ -35,7 +36,17 @@ pub trait Image: Send + Sync + fmt::Debug + 'static {
 
     /// Returns the number of bytes of the image now.
     fn size(&self) -> io::Result<u64>;
+
+    /// Returns the blocks of what the image is kept on.
+    fn blocks(&self) -> io::Result<DeviceBlocks> {
+        Ok(FILE_BLOCKS)
+    }
 }
+
+/// The blocks of an image in a file: any sector can be addressed, and most file systems and disks
+/// change a page at once. Smaller writes are read, changed and written back by the host.
+pub(super) const FILE_BLOCKS: DeviceBlocks =
+    DeviceBlocks { logical: SECTOR as u32, physical: 4096, aligned_at: 0, min_io: 0, opt_io: 0 };
 
 /// A regular file or a block device of the host, through its page cache or past it.
 #[derive(Debug)]
@@ -103,6 +114,13 @@ impl Image for HostImage {
     fn size(&self) -> io::Result<u64> {
         // Works for files and for block devices; the position is used by nobody.
         Ok(rustix::fs::seek(&self.fd, rustix::fs::SeekFrom::End(0))?)
+    }
+
+    fn blocks(&self) -> io::Result<DeviceBlocks> {
+        match device_blocks(self.fd.as_fd()) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => Ok(FILE_BLOCKS),
+            asked => asked,
+        }
     }
 }
 

@@ -12,13 +12,14 @@ use super::request::BlockRequest;
 #[derive(Debug)]
 pub struct NullDisk {
     size: u64,
+    block_size: u32,
     read_only: bool,
 }
 
 impl NullDisk {
-    /// Returns a disk of `size` bytes, a multiple of 512.
-    pub fn new(size: u64) -> Self {
-        Self { size, read_only: false }
+    /// Returns a disk of `size` bytes in blocks of `block_size`.
+    pub fn new(size: u64, block_size: u32) -> Self {
+        Self { size, block_size, read_only: false }
     }
 
     /// Makes it a disk that takes no changes, if `read_only`.
@@ -29,9 +30,16 @@ impl NullDisk {
 
 impl Disk for NullDisk {
     fn geometry(&self) -> Geometry {
-        let Self { size, read_only } = *self;
+        let Self { size, block_size, read_only } = *self;
         let changes = !read_only;
-        Geometry { read_only, discard: changes, write_zeroes: changes, ..Geometry::new(size) }
+        Geometry {
+            block_size,
+            physical_block_size: block_size,
+            read_only,
+            discard: changes,
+            write_zeroes: changes,
+            ..Geometry::new(size)
+        }
     }
 
     #[inline]

@@ -131,3 +131,12 @@ pub struct ByteRange {
     /// The number of bytes.
     pub length: u64,
 }
+
+impl ByteRange {
+    /// Returns the blocks of `block` bytes that lie in the range as a whole; a length of 0 if none
+    /// does.
+    pub(super) fn whole_blocks(self, block: u64) -> Self {
+        let (offset, end) = (self.offset.next_multiple_of(block), self.offset + self.length);
+        Self { offset, length: (end - end % block).saturating_sub(offset) }
+    }
+}

@@ -10,6 +10,7 @@
 //! | unknown type, type of a feature not accepted, VIRTIO_BLK_T_FLUSH_OUT with VERSION_1 | UNSUPP |
 //! | change to a read-only disk | IOERR |
 //! | data of 0 bytes, or no multiple of 512; range past the end | IOERR |
+//! | parts of blocks, to a disk that takes whole ones alone | IOERR |
 //! | segments: none, a broken one, too many, one too long | IOERR |
 //! | segments: unknown flag, or unmap in a discard | UNSUPP |
 
@@ -107,6 +108,8 @@ impl Refused {
 pub(super) struct Limits {
     pub(super) capacity_sectors: u64,
     pub(super) read_only: bool,
+    /// A power of two: each range starts and ends at a multiple.
+    pub(super) unit_sectors: u64,
     pub(super) features: u64,
 }
 
@@ -160,10 +163,13 @@ impl Limits {
         self.range(op, sector, length / SECTOR)
     }
 
-    /// `sectors` from `sector` on, if the disk has them all. The capacity in bytes fits 64 bits,
-    /// so products of numbers within it do.
+    /// `sectors` from `sector` on, if the disk has them all and takes them. The capacity in bytes
+    /// fits 64 bits, so products of numbers within it do.
     #[inline]
     fn range(&self, op: BlkOp, sector: u64, sectors: u64) -> Result<ByteRange, Refusal> {
+        if (sector | sectors) & (self.unit_sectors - 1) != 0 {
+            return Err(Refusal::PartOfBlock { op, sector, sectors, block: self.unit_sectors });
+        }
         match sector.checked_add(sectors) {
             Some(end) if end <= self.capacity_sectors => {
                 Ok(ByteRange { offset: sector * SECTOR, length: sectors * SECTOR })

@@ -50,6 +50,17 @@ pub enum Refusal {
         /// Bytes of its data.
         bytes: u64,
     },
+    /// It is not of whole blocks, and the disk takes no others.
+    PartOfBlock {
+        /// The operation.
+        op: BlkOp,
+        /// The first sector.
+        sector: u64,
+        /// The number of sectors.
+        sectors: u64,
+        /// The sectors of a block.
+        block: u64,
+    },
     /// It goes past the end of the disk.
     PastEnd {
         /// The operation.
@@ -108,6 +119,7 @@ impl Refusal {
             Self::NotAccepted(_) => "requests of features that were not accepted",
             Self::ReadOnly(_) => "changes of a read-only disk",
             Self::NotSectors { .. } => "data that is not in whole sectors",
+            Self::PartOfBlock { .. } => "requests for parts of blocks",
             Self::PastEnd { .. } => "requests past the end of the disk",
             Self::BadList { .. } => "broken lists of ranges",
             Self::LongRange { .. } => "ranges that are too long",
@@ -134,6 +146,13 @@ impl fmt::Display for Refusal {
             Self::NotSectors { op, bytes } => {
                 write!(f, "a {op} of {bytes} bytes: not whole sectors of {SECTOR}")
             }
+            Self::PartOfBlock { op, sector, sectors, block } => write!(
+                f,
+                "a {op} of {} bytes at offset {}: not whole blocks of {} bytes",
+                bytes(sectors),
+                bytes(sector),
+                bytes(block)
+            ),
             Self::PastEnd { op, sector, sectors, capacity } => write!(
                 f,
                 "a {op} of {} bytes at offset {} ends past the {} bytes of the disk",

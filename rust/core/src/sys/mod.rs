@@ -1,5 +1,6 @@
 //! Safe wrappers over system calls. Mechanism only: what to do with them is decided elsewhere.
 
+pub mod block_device;
 pub mod closer;
 pub mod credentials;
 pub mod event_kind;

@@ -54,7 +54,7 @@ impl Device for Keeper {
 }
 
 fn null_disk() -> Arc<dyn Device> {
-    Arc::new(BlockDevice::new(NullDisk::new(1 << 30), &BlockOptions::default()).unwrap())
+    Arc::new(BlockDevice::new(NullDisk::new(1 << 30, 512), &BlockOptions::default()).unwrap())
 }
 
 fn start(served: &Served, guest: &Guest) -> Raw {

@@ -24,7 +24,7 @@ fn serve(driver: &mut Driver, readable: &[u8], writable: usize) -> BlockRequest 
 
 #[test]
 fn a_read_that_moved_no_byte_counts_its_status_only() {
-    let device = BlockDevice::new(NullDisk::new(512), &BlockOptions::default()).unwrap();
+    let device = BlockDevice::new(NullDisk::new(512, 512), &BlockOptions::default()).unwrap();
     let mut driver = Driver::new();
     driver.send(&device, &header(IN, 0, &[]), 513).assert_only_status(OK);
     driver.send(&device, &header(OUT, 0, &[1; 512]), 1).assert_only_status(OK);

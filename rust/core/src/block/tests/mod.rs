@@ -1,6 +1,7 @@
 //! Block devices driven through a real ring in real guest memory.
 
 mod answers;
+mod blocks;
 mod cache;
 mod driver;
 mod files;

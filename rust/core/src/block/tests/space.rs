@@ -146,7 +146,10 @@ fn numbers_that_break_a_rule_are_refused_by_name() {
     };
     let (good, usual) = (Geometry::new(1024), BlockOptions::default());
     let cases = [
-        (make(Geometry::new(1025), &usual), "size must be a multiple of 512 bytes: 1025"),
+        (
+            make(Geometry::new(1025), &usual),
+            "size must be a multiple of block_size, 512 bytes: 1025",
+        ),
         (make(Geometry { block_size: 256, ..good.clone() }, &usual), "block_size"),
         (make(Geometry { block_size: 1536, ..good.clone() }, &usual), "block_size"),
         (make(Geometry { block_size: 0, ..good.clone() }, &usual), "block_size"),
