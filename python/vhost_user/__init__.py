@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .server import Backend as Backend
     from .server import serve as serve
     from .server import set_total_copy_budget as set_total_copy_budget
+    from .stats import QueueStats as QueueStats
     from .xen import XenOptions as XenOptions
     from .xen_region import XenFlags as XenFlags
     from .xen_region import XenRegion as XenRegion
@@ -52,6 +53,7 @@ __all__ = [
     "NullDisk",
     "ProtocolError",
     "Queue",
+    "QueueStats",
     "Request",
     "RequestError",
     "Rng",
@@ -109,6 +111,7 @@ _HOMES = {
     "NullDisk": "devices.block",
     "ProtocolError": "errors",
     "Queue": "_core",
+    "QueueStats": "stats",
     "Request": "_core",
     "RequestError": "errors",
     "Rng": "devices.rng",

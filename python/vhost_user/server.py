@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from .signals import StopSignals
+    from .stats import QueueStats
     from .xen import XenOptions
 
 # The thread that imports `threading` first passes for the main thread, and the interpreter waits
@@ -257,6 +258,17 @@ class Backend:
         never will.
         """
         return self._required().wait_running(timeout)
+
+    def stats(self) -> tuple[QueueStats, ...]:
+        """What each queue has done since the back-end started, by the vring's number.
+
+        The numbers go on from one front-end to the next, and stay when the back-end has stopped.
+        Asking costs the queues nothing; the numbers of one queue may be a batch apart. Raises
+        ``VhostUserError`` if it has not started.
+        """
+        from .stats import QueueStats  # Not at the top: few ask.
+
+        return tuple(QueueStats(*numbers) for numbers in self._required().stats())
 
     def take_failure(self) -> BaseException | None:
         """Takes what the last request to fail has left with ``on_error="raise"``: the exception of

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from . import xen
+from . import stats, xen
 from .device_types import BLOCK, type_name
 from .exits import Exit, Failure, one_line
 from .parser import Once, checked
@@ -20,6 +20,9 @@ SWITCH_INTERVAL = 0.0005
 long for device code of another thread; the interpreter's own 5 ms would show in every request."""
 
 LEVELS = ("debug", "info", "warning", "error")
+
+MIN_INTERVAL, MAX_INTERVAL = 0.1, 86400.0
+"""Seconds between two lines of ``--stats``."""
 
 
 class Ended(BaseException):
@@ -101,8 +104,22 @@ def _add_tuning(tuning: argparse._ArgumentGroup) -> None:
         default="report",
         help="after an exception in the device: report it and go on (default), or stop",
     )
-    tuning.add_argument(
+    shown = tuning.add_mutually_exclusive_group()
+    shown.add_argument(
         "--log-level", choices=LEVELS, default="warning", help="least level shown (warning)"
+    )
+    shown.add_argument(
+        "-v",
+        "--verbose",
+        action="count",
+        default=0,
+        help="show records of level info too, and those of level debug if given twice",
+    )
+    tuning.add_argument(
+        "--stats",
+        type=checked(_interval),
+        metavar="SECONDS",
+        help="tell on standard error what was done in each so many seconds, if anything was",
     )
 
 
@@ -154,7 +171,7 @@ def serve(device: Any, options: argparse.Namespace) -> int:
     from .log import to_stderr
 
     where, given = endpoint(options), _backend_options(options)
-    to_stderr(options.log_level)
+    to_stderr(_level(options))
     sys.setswitchinterval(SWITCH_INTERVAL)
     try:
         if options.total_copy_budget is not None:
@@ -167,8 +184,9 @@ def serve(device: Any, options: argparse.Namespace) -> int:
         raise Failure(f"cannot serve {type(device).__name__}: {what}") from error
     try:
         words = [summary(device)] + ([xen.summary(given["xen"])] if "xen" in given else [])
-        note(f"{where}  {'  '.join(words)}")
-        backend.run()
+        with stats.reported(backend.stats, options.stats):
+            note(f"{where}  {'  '.join(words)}")
+            backend.run()
     except Exception as error:
         backend.stop()
         what = f"{type(error).__name__}: {one_line(error)}"
@@ -211,15 +229,29 @@ def _backend_options(options: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
+def _level(options: argparse.Namespace) -> str:
+    """The least level of log records that are shown; each ``-v`` is one lower."""
+    least = LEVELS.index(options.log_level)
+    return LEVELS[max(0, least - options.verbose)]
+
+
 def _seconds(text: str) -> float:
     from vhost_user.server import MAX_DRAIN
 
+    return _number_of_seconds(text, 0, MAX_DRAIN)
+
+
+def _interval(text: str) -> float:
+    return _number_of_seconds(text, MIN_INTERVAL, MAX_INTERVAL)
+
+
+def _number_of_seconds(text: str, least: float, most: float) -> float:
     try:
         seconds = float(text)
     except ValueError:
         seconds = -1.0
-    if not 0 <= seconds <= MAX_DRAIN:
-        raise ValueError(f"{text!r} is not a number of seconds from 0 to {MAX_DRAIN:.0f}")
+    if not least <= seconds <= most:
+        raise ValueError(f"{text!r} is not a number of seconds from {least:g} to {most:g}")
     return seconds
 
 

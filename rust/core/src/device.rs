@@ -195,6 +195,12 @@ pub trait Device: Send + Sync + 'static {
         u64::MAX
     }
 
+    /// Bytes of each request that are no data, such as a disk's header and status: what is counted
+    /// as moved is without them.
+    fn framing_bytes(&self) -> u64 {
+        0
+    }
+
     /// Answers a request that `handle` does not get to see, or whose answer could not be written:
     /// some of its memory cannot be reached, or it is too long. Of a request with a
     /// [fault](Request::fault) nothing is to be read, and what can be written may lack its

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use pyo3::exceptions::{PyOverflowError, PyValueError};
 use pyo3::prelude::*;
 use vhost_user_core::backend::{
-    self, Event, MemoryOptions, Observer, Options, State, Stuck, Threads, XenDesigns, XenOptions,
+    self, Event, MemoryOptions, Observer, Options, QueueStats, State, Stuck, Threads, XenDesigns,
+    XenOptions,
 };
 use vhost_user_core::block::{BlockDevice, FileDisk, NullDisk};
 use vhost_user_core::device::Device;
@@ -221,6 +222,14 @@ impl Backend {
     /// Takes the exception that a callback has left for `run()` or a front-end to raise.
     fn take_failure(&self, py: Python<'_>) -> Option<Py<PyAny>> {
         self.reports.take_failure(py).map(|error| error.into_value(py).into_any())
+    }
+
+    /// Requests, bytes, errors, kicks, calls, in flight: of each queue, so far.
+    fn stats(&self, py: Python<'_>) -> PyResult<Vec<[u64; 6]>> {
+        let of = |q: QueueStats| {
+            [q.requests, q.bytes, q.errors, q.kicks, q.calls, u64::from(q.in_flight)]
+        };
+        Ok(self.core(py)?.stats().into_iter().map(of).collect())
     }
 
     /// Requests, batches, kicks, calls, sessions, in flight: so far.

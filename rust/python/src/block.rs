@@ -468,6 +468,10 @@ impl Device for PyBlock {
         self.device.has_raw_views()
     }
 
+    fn framing_bytes(&self) -> u64 {
+        self.core.framing_bytes()
+    }
+
     fn refuse(&self, _queue: u16, request: &Request) -> u32 {
         self.core.refuse(request)
     }

@@ -134,7 +134,7 @@ impl QueueDevice {
         while !self.device.reports.is_stopping()
             && let Some(request) = batch.next()
         {
-            batch.complete(request, 0);
+            batch.fail(request, 0);
         }
     }
 

@@ -171,7 +171,13 @@ impl Queue {
         drop(state);
         let mut unanswered = 0;
         out.retain(|request| {
-            let settled = request.get().ticket.settle(py, batch, |answer, _| answer.unwrap_or(0));
+            let ticket = &request.get().ticket;
+            let settled = ticket.settle(py, batch, |answer, chain| {
+                answer.unwrap_or_else(|| {
+                    chain.mark_failed();
+                    0
+                })
+            });
             unanswered += usize::from(settled == Settled::ByDefault);
             // An object that Python code still has keeps its identity: it is not used again. A
             // deferred one that Python code has dropped goes here, and so back to the driver.

@@ -28,7 +28,7 @@ use control::Control;
 pub use event::{Event, Level, Observer, Stuck};
 pub use options::{Options, Threads, XenOptions};
 use shared::Shared;
-pub use shared::{Counters, State};
+pub use shared::{Counters, QueueStats, State};
 pub use start_failed::StartFailed;
 
 /// Longest wait for requests in flight when a back-end is dropped, or asked to stop.
@@ -175,6 +175,12 @@ impl Backend {
     /// there is no front-end. VIRTIO 1.3, "Device Status Field".
     pub fn device_status(&self) -> u8 {
         self.shared.device_status()
+    }
+
+    /// What each queue has done so far. Costs the queues nothing: the numbers are read one by one
+    /// while they change, so those of a queue may be of moments that are a batch apart.
+    pub fn stats(&self) -> Vec<QueueStats> {
+        self.shared.stats()
     }
 
     /// What has been done so far.

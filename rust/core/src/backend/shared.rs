@@ -58,6 +58,24 @@ pub struct Counters {
     pub in_flight: u64,
 }
 
+/// What one queue has done since the back-end started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueStats {
+    /// Requests given back to the driver.
+    pub requests: u64,
+    /// Bytes of data of those that did not fail, both directions together, without the
+    /// [framing](crate::device::Device::framing_bytes).
+    pub bytes: u64,
+    /// Requests among them that failed.
+    pub errors: u64,
+    /// Kicks heard. A driver that knows its requests are looked for sends none.
+    pub kicks: u64,
+    /// Notifications sent to the driver.
+    pub calls: u64,
+    /// Requests in the device's hands now.
+    pub in_flight: u32,
+}
+
 #[derive(Debug)]
 struct Status {
     state: State,
@@ -247,6 +265,20 @@ impl Shared {
     /// The counters of a queue that exists.
     pub(super) fn queue(&self, index: u16) -> Arc<QueueCounters> {
         self.queues.get(usize::from(index)).map_or_else(Arc::default, Arc::clone)
+    }
+
+    /// What each queue has done.
+    pub(super) fn stats(&self) -> Vec<QueueStats> {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let of = |queue: &Arc<QueueCounters>| QueueStats {
+            requests: read(&queue.requests),
+            bytes: read(&queue.bytes),
+            errors: read(&queue.errors),
+            kicks: read(&queue.kicks),
+            calls: read(&queue.calls),
+            in_flight: queue.in_flight.load(Ordering::Relaxed),
+        };
+        self.queues.iter().map(of).collect()
     }
 
     pub(super) fn counters(&self) -> Counters {

@@ -18,8 +18,8 @@ use crate::request::{Batch, Request};
 pub struct BlockCore {
     config: BlockConfig,
     read_only: bool,
-    /// The sectors that a request takes as one: those of a block, or each.
-    unit_sectors: u64,
+    /// The bits that no sector number of a request may have: those within a block, or none.
+    within_block: u64,
     num_queues: u16,
     queue_size: u16,
     max_request_bytes: u64,
@@ -51,7 +51,11 @@ impl BlockCore {
         Ok(Self {
             config,
             read_only: disk.read_only,
-            unit_sectors: if disk.whole_blocks { u64::from(disk.block_size) / SECTOR } else { 1 },
+            within_block: if disk.whole_blocks {
+                u64::from(disk.block_size) / SECTOR - 1
+            } else {
+                0
+            },
             num_queues: options.num_queues,
             queue_size: options.queue_size,
             max_request_bytes: options.max_request_bytes,
@@ -102,7 +106,7 @@ impl BlockCore {
             Limits {
                 capacity_sectors: self.config.capacity_sectors(),
                 read_only: self.read_only,
-                unit_sectors: self.unit_sectors,
+                within_block: self.within_block,
                 features: self.config.accepted(),
             },
         )
@@ -172,6 +176,11 @@ impl BlockCore {
     /// As [`Device::max_request_bytes`](crate::device::Device::max_request_bytes).
     pub fn max_request_bytes(&self) -> u64 {
         self.max_request_bytes.saturating_add(HEADER + 1)
+    }
+
+    /// As [`Device::framing_bytes`](crate::device::Device::framing_bytes).
+    pub fn framing_bytes(&self) -> u64 {
+        HEADER + 1
     }
 
     /// As [`Device::config_len`](crate::device::Device::config_len).

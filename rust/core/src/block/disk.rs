@@ -198,6 +198,10 @@ impl<D: Disk> Device for BlockDevice<D> {
         self.core.max_request_bytes()
     }
 
+    fn framing_bytes(&self) -> u64 {
+        self.core.framing_bytes()
+    }
+
     fn refuse(&self, _queue: u16, request: &Request) -> u32 {
         self.core.refuse(request)
     }

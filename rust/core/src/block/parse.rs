@@ -75,7 +75,7 @@ impl Refused {
     /// Gives it back on the worker's own thread. `batch` is the one that it came from.
     pub fn finish(self, batch: &mut Batch) {
         let used = self.status().map_or(0, |s| write_status(self.request.writable(), s, 0));
-        batch.complete(self.request, used);
+        batch.fail(self.request, used);
     }
 
     /// Gives it back from any thread.
@@ -84,6 +84,7 @@ impl Refused {
     /// [`Stopped`] if its ring has stopped meanwhile.
     pub fn complete(self) -> Result<(), Stopped> {
         let status = self.status();
+        self.request.mark_failed();
         self.request.complete_with(|w| status.map_or(0, |s| write_status(w, s, 0)))
     }
 
@@ -108,8 +109,8 @@ impl Refused {
 pub(super) struct Limits {
     pub(super) capacity_sectors: u64,
     pub(super) read_only: bool,
-    /// A power of two: each range starts and ends at a multiple.
-    pub(super) unit_sectors: u64,
+    /// Bits that the first sector of a range and the number of its sectors may not have.
+    pub(super) within_block: u64,
     pub(super) features: u64,
 }
 
@@ -167,8 +168,9 @@ impl Limits {
     /// fits 64 bits, so products of numbers within it do.
     #[inline]
     fn range(&self, op: BlkOp, sector: u64, sectors: u64) -> Result<ByteRange, Refusal> {
-        if (sector | sectors) & (self.unit_sectors - 1) != 0 {
-            return Err(Refusal::PartOfBlock { op, sector, sectors, block: self.unit_sectors });
+        if (sector | sectors) & self.within_block != 0 {
+            let block = self.within_block + 1;
+            return Err(Refusal::PartOfBlock { op, sector, sectors, block });
         }
         match sector.checked_add(sectors) {
             Some(end) if end <= self.capacity_sectors => {

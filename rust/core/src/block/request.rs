@@ -62,6 +62,7 @@ impl BlockRequest {
     pub fn finish(mut self, status: Status, batch: &mut Batch) {
         if let Some(request) = self.request.take() {
             let used = write_status(request.writable(), status, self.written_len());
+            mark(&request, status);
             batch.complete(request, used);
         }
     }
@@ -73,7 +74,10 @@ impl BlockRequest {
     pub fn complete(mut self, status: Status) -> Result<(), Stopped> {
         let written = self.written_len();
         match self.request.take() {
-            Some(request) => request.complete_with(|w| write_status(w, status, written)),
+            Some(request) => {
+                mark(&request, status);
+                request.complete_with(|w| write_status(w, status, written))
+            }
             None => Err(Stopped),
         }
     }
@@ -338,8 +342,17 @@ impl Drop for BlockRequest {
     fn drop(&mut self) {
         let written = self.written_len();
         if let Some(request) = self.request.take() {
+            request.mark_failed();
             let _ = request.complete_with(|w| write_status(w, Status::IoErr, written));
         }
+    }
+}
+
+/// Notes a failure for those who count.
+#[inline]
+fn mark(request: &Request, status: Status) {
+    if status != Status::Ok {
+        request.mark_failed();
     }
 }
 

@@ -75,7 +75,10 @@ impl Buffers {
     /// Unmaps what was mapped for this chain alone. Its segments are gone then.
     pub fn unpin(&mut self) {
         if self.demand.as_ref().is_some_and(|demand| !demand.is_empty()) {
+            let lengths = (self.readable_len, self.writable_len);
             self.forget();
+            // They are counted when the chain is given back.
+            (self.readable_len, self.writable_len) = lengths;
         }
     }
 

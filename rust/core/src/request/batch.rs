@@ -44,6 +44,12 @@ impl Batch {
         self.done.push(request.into_done(written));
     }
 
+    /// As [`complete`](Self::complete), of a request that failed.
+    pub fn fail(&mut self, request: Request, written: u32) {
+        request.mark_failed();
+        self.complete(request, written);
+    }
+
     pub(crate) fn push(&mut self, request: Request) {
         self.pending.push_back(request);
     }

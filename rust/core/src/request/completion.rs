@@ -24,6 +24,8 @@ pub(crate) struct Slot {
     /// Pieces of its chain, as they count for what its queue may have in flight.
     pub(crate) pieces: u32,
     pub(super) queue: u16,
+    /// The request failed, as far as that is known here.
+    failed: AtomicBool,
     pub(super) completions: Arc<CompletionQueue>,
 }
 
@@ -55,8 +57,25 @@ impl Slot {
             resubmitted: false,
             pieces: 0,
             queue,
+            failed: AtomicBool::new(false),
             completions,
         })
+    }
+
+    /// As [`Request::mark_failed`](super::Request::mark_failed).
+    pub(super) fn mark_failed(&self) {
+        // Nothing else is told by it: the request is handed on by other means.
+        self.failed.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the request failed.
+    pub(crate) fn is_failed(&self) -> bool {
+        self.failed.load(Ordering::Relaxed)
+    }
+
+    /// Forgets a failure, before the slot is used again.
+    pub(crate) fn forget_failure(&mut self) {
+        *self.failed.get_mut() = false;
     }
 
     /// The device never reports more than it could have written.

@@ -42,6 +42,13 @@ impl Request {
         }
     }
 
+    /// Notes that the request fails, for those who count: how a driver is told is a matter of the
+    /// device type.
+    #[inline]
+    pub fn mark_failed(&self) {
+        self.slot().mark_failed();
+    }
+
     /// The vring that it came from.
     pub fn queue(&self) -> u16 {
         self.slot().queue
@@ -184,18 +191,20 @@ impl Drop for Request {
         let Some(slot) = self.slot.take() else { return };
         // A thread that panics has not done what the request asks for, nor written that it failed.
         if !thread::panicking() {
+            slot.mark_failed();
             let _ = CompletionQueue::finish(slot, |_| 0);
         }
     }
 }
 
 impl Done {
-    /// Answers anew.
+    /// Answers anew, with a failure.
     pub(crate) fn revise(&mut self, answer: impl FnOnce(&Request) -> u32) {
         let Slot { queue, head, ref completions, .. } = *self.slot;
         let mut empty = Slot::new(queue, Arc::clone(completions));
         empty.head = head;
         let request = Request::new(std::mem::replace(&mut self.slot, empty));
+        request.mark_failed();
         let written = answer(&request);
         *self = request.into_done(written);
     }

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 #[derive(Debug, Default)]
 pub(crate) struct QueueCounters {
     pub(crate) requests: AtomicU64,
+    pub(crate) bytes: AtomicU64,
+    pub(crate) errors: AtomicU64,
     pub(crate) batches: AtomicU64,
     pub(crate) calls: AtomicU64,
     pub(crate) kicks: AtomicU64,

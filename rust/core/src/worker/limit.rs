@@ -24,7 +24,7 @@ impl Queue {
                 self.report.request_failed(self.index, Failed::TooLong { bytes, most });
             }
             let written = self.device.refuse(self.index, &request);
-            batch.complete(request, written);
+            batch.fail(request, written);
         }
     }
 }

@@ -108,6 +108,10 @@ pub(super) struct Queue {
     wanted: Option<u16>,
     /// Requests that the device left in the ring: not offered again before the next kick.
     left: u16,
+    /// Bytes of each request that are no data.
+    framing: u64,
+    /// Requests that failed and are not counted yet.
+    errors: u32,
     /// The most bytes of a request that the device takes.
     pub(super) max_bytes: u64,
     /// A request was popped that has more.
@@ -138,6 +142,7 @@ impl Queue {
         let QueueParts { index, ring, enabled, kick, call, error, .. } = parts;
         let QueueParts { device, report, doorbell, loss, counters, .. } = parts;
         let (receives, max_bytes) = (device.receives(index), device.max_request_bytes());
+        let framing = device.framing_bytes();
         Self {
             index,
             completions: CompletionQueue::new(ring.size(), Arc::clone(&doorbell)),
@@ -159,6 +164,8 @@ impl Queue {
             receives,
             wanted: receives.then_some(0),
             left: 0,
+            framing,
+            errors: 0,
             max_bytes,
             too_long: false,
             told_too_long: false,
@@ -353,7 +360,8 @@ impl Queue {
     }
 
     /// Leaves a request in the ring.
-    pub(super) fn put_back(&mut self, slot: Box<Slot>) {
+    pub(super) fn put_back(&mut self, mut slot: Box<Slot>) {
+        slot.forget_failure();
         if slot.resubmitted {
             self.ring.unpop_unfinished(slot.head, slot.sequence);
         } else {
@@ -405,7 +413,7 @@ impl Queue {
                 // The answer behind it waits for other pages to be given back.
                 let request = Request::new(slot);
                 let written = self.device.refuse(self.index, &request);
-                batch.complete(request, written);
+                batch.fail(request, written);
             }
         }
         self.left = self.ring.seen();
@@ -415,27 +423,41 @@ impl Queue {
     /// [`publish`](Self::publish).
     #[inline]
     pub(super) fn push_done(&mut self, batch: &mut Batch) {
-        let mut answered = 0;
+        let (before, mut bytes) = (self.in_flight, 0);
         for done in batch.take_done() {
-            answered += 1;
-            self.push(done);
+            bytes += self.push(done);
         }
-        bump(&self.counters.requests, answered);
+        self.count(before - self.in_flight, bytes);
         bump(&self.counters.batches, 1);
+    }
+
+    /// Counts what was pushed together: so many requests, with the bytes that `push` has returned.
+    fn count(&mut self, requests: u32, bytes: u64) {
+        let errors = std::mem::take(&mut self.errors);
+        let framing = self.framing * u64::from(requests - errors);
+        bump(&self.counters.requests, requests.into());
+        bump(&self.counters.errors, errors.into());
+        bump(&self.counters.bytes, bytes.saturating_sub(framing));
         self.counters.in_flight.store(self.in_flight, Ordering::Relaxed);
     }
 
-    /// Writes the used element of one answer.
-    #[inline]
-    fn push(&mut self, mut done: Done) {
+    /// Writes the used element of one answer; returns how many bytes were moved.
+    #[inline(always)] // The loops over what was answered are nothing but this.
+    fn push(&mut self, mut done: Done) -> u64 {
         let Slot { head, ref buffers, pieces, .. } = *done.slot;
         if !buffers.is_in(self.ring.memory()) && buffers.is_detached() {
             self.answer_anew(&mut done);
+        }
+        let mut bytes = done.slot.buffers.readable().len() + u64::from(done.written);
+        if done.slot.is_failed() {
+            done.slot.forget_failure();
+            (self.errors, bytes) = (self.errors + 1, 0);
         }
         self.in_flight -= 1;
         self.pieces -= pieces;
         self.ring.push(head, done.written);
         keep(&mut self.spare, &self.ring, done.slot);
+        bytes
     }
 
     /// Fails a request whose memory was taken away since it was popped, as the device of another
@@ -463,12 +485,12 @@ impl Queue {
         if self.provided.is_some() {
             self.return_memory(&mut done);
         }
-        bump(&self.counters.requests, done.len() as u64);
+        let (before, mut bytes) = (self.in_flight, 0);
         for done in done.drain(..) {
-            self.push(done);
+            bytes += self.push(done);
         }
+        self.count(before - self.in_flight, bytes);
         self.collected = done;
-        self.counters.in_flight.store(self.in_flight, Ordering::Relaxed);
     }
 
     /// Shows the driver what was pushed, and notifies it if it wants that.
@@ -502,10 +524,15 @@ impl Queue {
         }
     }
 
-    /// There may be something new: requests that were left are offered again.
+    /// The driver says that there is something new.
     pub(super) fn kicked(&mut self) {
-        self.left = 0;
+        self.offer_left();
         bump(&self.counters.kicks, 1);
+    }
+
+    /// There may be something new: requests that were left are offered again.
+    pub(super) fn offer_left(&mut self) {
+        self.left = 0;
     }
 
     /// Whether the ring has no kick descriptor, so that it must be looked at from time to time.
@@ -524,7 +551,7 @@ impl Queue {
     /// Has the queue served from now on, or left alone.
     pub(super) fn set_enabled(&mut self, enabled: bool) {
         self.enabled = enabled;
-        self.kicked();
+        self.offer_left();
     }
 
     /// Replaces the call descriptor. The driver may have waited for what was signalled to the
@@ -539,7 +566,7 @@ impl Queue {
 
     /// Replaces the kick descriptor; returns the former one.
     pub(super) fn set_kick(&mut self, kick: Option<ReceivedFd>) -> Option<ReceivedFd> {
-        self.kicked();
+        self.offer_left();
         std::mem::replace(&mut self.kick, kick)
     }
 

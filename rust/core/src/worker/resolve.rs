@@ -58,7 +58,7 @@ impl Queue {
                 self.tell(fault);
             }
             let written = self.device.refuse(self.index, &request);
-            batch.complete(request, written);
+            batch.fail(request, written);
         }
     }
 

@@ -90,7 +90,7 @@ impl Queue {
         }
         while let Some(request) = batch.next() {
             let written = self.device.refuse(self.index, &request);
-            batch.complete(request, written);
+            batch.fail(request, written);
         }
         self.settle(&mut batch);
     }

@@ -157,7 +157,7 @@ impl<'a> Thread<'a> {
             }
         }
         for queue in self.queues.iter().filter(|queue| unkicked && is_unkicked(queue)) {
-            queue.with(Queue::kicked);
+            queue.with(Queue::offer_left);
         }
     }
 
