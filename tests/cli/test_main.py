@@ -47,7 +47,10 @@ def test_the_installed_command_is_the_same() -> None:
         (["bkl"], "unknown command bkl; did you mean blk?"),
         (["frobnicate"], "unknown command frobnicate (see vhost-user --help)"),
         (["--versoin"], "unknown option --versoin; did you mean --version?"),
-        (["blk", "--socket-path", "x"], "the following arguments are required: --blk-file/--image"),
+        (
+            ["blk", "--socket-path", "x"],
+            "one image is needed: its path (see vhost-user blk --help)",
+        ),
         (["blk", "--blk-file", "x"], "--socket-path PATH or --fd N: one is needed"),
         (
             ["blk", "--blk-file", "x", "--socket-path", "x", "--fd", "3"],

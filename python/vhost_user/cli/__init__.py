@@ -68,7 +68,7 @@ def _dispatch(arguments: list[str]) -> int:
         out(f"vhost-user {_version()}")
         return Exit.OK
     if command not in COMMANDS:
-        raise Failure(_unknown(command), status=Exit.USAGE)
+        raise Failure(_unknown(command, arguments[1:]), status=Exit.USAGE)
     return _run(command, arguments[1:])
 
 
@@ -107,12 +107,18 @@ def _help() -> str:
     )
 
 
-def _unknown(command: str) -> str:
+def _unknown(command: str, others: Sequence[str]) -> str:
     if not command:
         return f"a command is needed: {', '.join(COMMANDS)} (see vhost-user --help)"
     from .parser import did_you_mean
 
     kind = "option" if command.startswith("-") else "command"
+    first = next((word for word in others if word in COMMANDS), None)
+    if kind == "option" and first is not None:
+        return f"{command}: options come behind the command: vhost-user {first} {command} ..."
+    if kind == "command" and os.path.isfile(command.partition(":")[0]):
+        right = "run" if ".py" in command else "blk"
+        return f"a command is needed before {command}: vhost-user {right} {command}"
     hint = did_you_mean(command, [*COMMANDS, "--help", "--version", "--print-capabilities"])
     return f"unknown {kind} {command}{hint or ' (see vhost-user --help)'}"
 

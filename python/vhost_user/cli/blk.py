@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from .exits import Failure, one_line
-from .parser import checked
+from .exits import Exit, Failure, one_line
+from .parser import OnceDisk, checked
 from .serve import add_options, endpoint, serve, until_signalled
 from .sizes import parse_size
 
@@ -22,12 +22,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_options(parser)
     disk = parser.add_argument_group("the disk")
     disk.add_argument(
+        "image", nargs="?", type=Path, metavar="IMAGE", help="raw image file, or block device"
+    )
+    disk.add_argument(
         "--blk-file",
         "--image",
-        required=True,
+        action=OnceDisk,
         type=Path,
         metavar="PATH",
-        help="raw image file, or block device",
+        help="the same, by the name that QEMU's conventions give it",
     )
     disk.add_argument("--read-only", action="store_true", help="refuse writes")
     disk.add_argument(
@@ -58,16 +61,25 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command."""
+    path = _image(options)
     endpoint(options)
-    return until_signalled(lambda: serve(_disk(options), options))
+    return until_signalled(lambda: serve(_disk(path, options), options))
 
 
-def _disk(options: argparse.Namespace) -> object:
+def _image(options: argparse.Namespace) -> Path:
+    given = [path for path in (options.image, options.blk_file) if path is not None]
+    if len(given) != 1:
+        what = "given twice: IMAGE or --blk-file PATH" if given else "needed: its path"
+        raise Failure(f"one image is {what} (see vhost-user blk --help)", status=Exit.USAGE)
+    return Path(given[0])
+
+
+def _disk(path: Path, options: argparse.Namespace) -> object:
     from vhost_user import FileDisk
 
     try:
         return FileDisk(
-            options.blk_file,
+            path,
             read_only=options.read_only,
             direct=options.direct,
             block_size=options.block_size,
@@ -77,5 +89,5 @@ def _disk(options: argparse.Namespace) -> object:
         )
     except (OSError, ValueError) as error:
         hint = HINTS.get(type(error))
-        advice = f"; {hint.format(path=options.blk_file)}" if hint else ""
+        advice = f"; {hint.format(path=path)}" if hint else ""
         raise Failure(f"{one_line(error)}{advice}") from error

@@ -41,6 +41,9 @@ class Parser(argparse.ArgumentParser):
 
     def _hint(self, word: str, takes_settings: bool) -> str:
         known = list(self._option_string_actions)
+        if not word.startswith("-"):
+            takes_socket = "--socket-path" in known
+            return f"; a socket is told by --socket-path {word}" if takes_socket else ""
         longer = [option for option in known if option.startswith(word)]
         hint = f"; did you mean {longer[0]}?" if longer else did_you_mean(word, known)
         if not hint and takes_settings:
@@ -51,6 +54,8 @@ class Parser(argparse.ArgumentParser):
 class Once(argparse.Action):
     """Stores a value, and refuses a second one instead of forgetting the first."""
 
+    of_one = "socket"
+
     def __call__(
         self,
         parser: argparse.ArgumentParser,
@@ -60,8 +65,14 @@ class Once(argparse.Action):
     ) -> None:
         """Stores ``values``."""
         if getattr(namespace, self.dest) is not None:
-            parser.error(f"{option_string} is given twice: one command serves one socket")
+            parser.error(f"{option_string} is given twice: one command serves one {self.of_one}")
         setattr(namespace, self.dest, values)
+
+
+class OnceDisk(Once):
+    """The same for a disk's option."""
+
+    of_one = "disk"
 
 
 def checked(convert: Callable[[str], T]) -> Callable[[str], T]:

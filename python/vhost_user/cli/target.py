@@ -12,6 +12,8 @@ from types import ModuleType
 from .exits import Exit, Failure, one_line
 from .parser import did_you_mean
 
+AN_IMAGE = "; an image is served by: vhost-user blk IMAGE"
+
 
 class Target:
     """Something that makes a device when it is called: a class, or a function."""
@@ -44,6 +46,8 @@ def load(text: str) -> Target:
     except Failure:
         raise
     except (Exception, SystemExit) as error:
+        if isinstance(error, ModuleNotFoundError) and Path(place).is_file():
+            raise Failure(f"{place}: not a Python file{AN_IMAGE}") from error
         raise Failure(f"cannot load {place}: {_where(error)}") from error
     factory = _named(module, place, name) if name else _only_device(module, place)
     if not callable(factory):
@@ -62,7 +66,7 @@ def _from_file(path: Path) -> ModuleType:
     name = path.stem if path.stem not in sys.modules else f"{path.stem}_of_user"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise Failure(f"{path}: not a Python file; its name must end in .py")
+        raise Failure(f"{path}: not a Python file, whose name must end in .py{AN_IMAGE}")
     module = importlib.util.module_from_spec(spec)
     # As for a script: what lies beside the file can be imported, and classes find their module.
     sys.path.insert(0, str(path.resolve().parent))

@@ -67,8 +67,7 @@ class Disk(Device):
         )
         block_size = _checked_block_size(block_size)
         _check_size(size, block_size)
-        if len(serial.encode()) > MAX_SERIAL:
-            raise ValueError(f"serial has at most {MAX_SERIAL} bytes: {serial!r}")
+        _check_serial(serial)
         self.size = size
         self.block_size = block_size
         self.read_only = read_only
@@ -252,6 +251,18 @@ def _host_block(fd: int) -> int:
     import fcntl  # Not at the top: only block devices need it.
 
     return int.from_bytes(fcntl.ioctl(fd, BLKSSZGET, bytes(4)), sys.byteorder)
+
+
+def _check_serial(serial: str) -> None:
+    if not isinstance(serial, str):
+        raise TypeError(f"serial is text, not {serial!r}")
+    try:
+        count = len(serial.encode())
+    except UnicodeEncodeError:
+        text = "serial is text in UTF-8, and holds bytes that are none"
+        raise ValueError(f"{text}: {serial!a}") from None
+    if count > MAX_SERIAL:
+        raise ValueError(f"serial has at most {MAX_SERIAL} bytes, not {count}: {serial!r}")
 
 
 def _checked_block_size(block_size: int) -> int:
