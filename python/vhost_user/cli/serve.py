@@ -158,6 +158,9 @@ def until_signalled(body: Callable[[], int]) -> int:
     try:
         return body()
     except Ended:
+        from vhost_user import systemd
+
+        systemd.notify("STOPPING=1")
         return Exit.OK
     finally:
         for number, handler in before.items():
