@@ -86,7 +86,7 @@ bench: build ## Measures side by side with other back-ends; needs two free cores
 deps: ## Installs the system packages that the tests need, or says which are missing.
 	.ci/deps test
 
-guest-deps: $(TOOLS) ## Downloads QEMU and a Debian kernel for the guest into .cache, installing nothing.
+guest-deps: $(TOOLS) ## Downloads QEMU and kernels, old and new, into .cache (200 MB), installing nothing.
 	PYTHONPATH=tests $(BIN)/python -m guest.rig fetch
 
 dpdk-deps: $(TOOLS) ## Downloads DPDK's test program into .cache (35 MB), installing nothing.

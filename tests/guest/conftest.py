@@ -1,4 +1,4 @@
-"""Fixtures for tests that boot a guest. ``GUEST_SUITE`` picks another QEMU and kernel."""
+"""Fixtures for tests that boot a guest, with an old QEMU and kernel and with new ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rig import failure
 
 from .disk import DISK_BYTES, RamDisk
 from .rig.machine import Device, Machine
-from .rig.packages import SUITES, Packages, fetch
+from .rig.packages import NEWEST, OLDEST, Packages, fetch
 
 
 class Boot(Protocol):
@@ -22,9 +22,24 @@ class Boot(Protocol):
     def __call__(self, *devices: Device, cpus: int = 1) -> Machine: ...
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Runs each test with the suites that its module names, or with the oldest and the newest."""
+    if "packages" in metafunc.fixturenames:
+        suites = _suites(getattr(metafunc.module, "RUN_WITH", (OLDEST, NEWEST)))
+        metafunc.parametrize("packages", suites, indirect=True, scope="session")
+
+
+def _suites(named: Sequence[str]) -> Sequence[str]:
+    """``named``, or the one in ``GUEST_SUITE``; none where only the newest has what is needed."""
+    only = os.environ.get("GUEST_SUITE")
+    if only is None:
+        return named
+    return [] if named == (NEWEST,) and only != NEWEST else [only]
+
+
 @pytest.fixture(scope="session")
-def packages() -> Packages:
-    return fetch(os.environ.get("GUEST_SUITE", SUITES[0]))
+def packages(request: pytest.FixtureRequest) -> Packages:
+    return fetch(request.param)
 
 
 @pytest.fixture

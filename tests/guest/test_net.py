@@ -104,14 +104,15 @@ def connect(guest: Machine) -> None:
 
 
 def ping(guest: Machine, size: int, *, by: str = "") -> list[str]:
-    """Pings until ``REPLIES`` replies have come; what the guest's ping prints of each, without the
-    time that it took. It complains of data that it has not sent.
+    """Pings until ``REPLIES`` replies have come; what the guest's ping prints of the first of them,
+    without the time that they took. It complains of data that it has not sent.
 
     It is called by its path, or else busybox would run its own; without a deadline it would not
     wait for late replies.
     """
     command = f"{by} /bin/ping -n -c {REPLIES} -w {PING_SECONDS} -i 0.01 -s {size} {HOST}"
-    lines = guest.sh(command).split("\n\n---")[0].splitlines()[1:]
+    # On a slow machine several replies come at once, so that there may be more.
+    lines = guest.sh(command).split("\n\n---")[0].splitlines()[1 : REPLIES + 1]
     return [line.partition(" time=")[0] for line in lines]
 
 

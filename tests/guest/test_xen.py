@@ -21,7 +21,7 @@ DESIGNS: tuple[Literal["auto", "merged", "review", "message"], ...] = (
 
 
 def test_an_ordinary_machine_is_served_in_every_design(boot: Boot, socket_path: Path) -> None:
-    """QEMU 7.2 does not accept XEN_MMAP; QEMU 10.0 does and sends plain regions all the same."""
+    """QEMU 7.2 does not accept XEN_MMAP; from 10.0 on it does, and sends plain regions still."""
     with ExitStack() as backends:
         disks = {name: RamDisk(DISK_BYTES) for name in ("vda", "vdb", "vdc", "vdd")}
         devices = []

@@ -42,10 +42,19 @@ def mirror(variable: str, name: str) -> str:
     )
 
 
+def numbers(version: str) -> tuple[int, ...]:
+    """The numbers of the program's own version in Debian's: (11, 1, 3) of ``1:11.1.3+ds-1``."""
+    own = re.match(r"(?:\d+:)?(\d+(?:\.\d+)*)", version)
+    if own is None:
+        raise ArchiveError(f"{version!r} is no version of a package")
+    return tuple(map(int, own[1].split(".")))
+
+
 class Archive:
     """One suite of the archive, seen through a private apt.
 
-    ``suite`` is ``bookworm``, its backports or a later release; of two versions its own wins.
+    ``suite`` is ``bookworm``, a later release, or the backports of a release, which stand on that
+    release; of two versions its own wins.
     ``directory`` holds apt's state and is made when missing. ``architecture`` is Debian's name of
     the machine that the packages are for.
     """
@@ -105,6 +114,27 @@ class Archive:
             raise ArchiveError(f"{self.suite} has no package {package}")
         return f"{package}={match[1]}"
 
+    def with_libraries(
+        self, packages: Sequence[str], libraries: str = r"lib[\w.+-]+", more: Sequence[str] = ()
+    ) -> list[str]:
+        """``packages`` without all that they depend on, but with every library that they need.
+
+        ``libraries`` matches the whole names of their dependencies that are unpacked, with all that
+        these depend on; ``more`` names further packages to be treated like these.
+        """
+        needed = {name for p in packages for name in self.dependencies(p, libraries)}
+        closure = self.closure([*sorted(needed), *more])
+        return list(dict.fromkeys([*map(self.candidate, packages), *closure]))
+
+    def at_least(self, package: str, version: str) -> None:
+        """Refuse a suite that has ``package`` only in versions older than ``version``."""
+        found = self.candidate(package).partition("=")[2]
+        if numbers(found) < numbers(version):
+            raise ArchiveError(
+                f"{self.suite} at {self.mirror} has {package} {found}, and the tests need "
+                f"{version} or newer: is the mirror up to date?"
+            )
+
     def unpack(self, packages: Sequence[str], root: Path) -> None:
         """Download ``packages`` alone, without dependencies, and unpack them into ``root``."""
         downloads = self.directory / "downloads"
@@ -135,8 +165,9 @@ class Archive:
         for name in ("lists/partial", "cache/archives/partial", "state"):
             (self.directory / name).mkdir(parents=True, exist_ok=True)
         (self.directory / "status").touch()
-        suites = [(self.mirror, "bookworm"), (self.security_mirror, "bookworm-security")]
-        if self.suite != "bookworm":
+        base = self.suite.removesuffix("-backports") if "-" in self.suite else "bookworm"
+        suites = [(self.mirror, base), (self.security_mirror, f"{base}-security")]
+        if self.suite != base:
             suites.append((self.mirror, self.suite))
         (self.directory / "sources.list").write_text(
             "".join(f"deb [signed-by={KEYRING}] {url} {suite} main\n" for url, suite in suites)

@@ -61,10 +61,5 @@ def fetch() -> Packages:
 
 
 def _wanted(archive: Archive) -> list[str]:
-    programs = [DPDK, *SWITCH]
-    libraries = {
-        name for program in programs for name in archive.dependencies(program, PROGRAMS_LIBRARIES)
-    }
     drivers = [archive.dependency(*driver) for driver in DRIVERS]
-    unpacked = [archive.candidate(name) for name in programs]
-    return [*unpacked, *archive.closure([*sorted(libraries), *drivers])]
+    return archive.with_libraries([DPDK, *SWITCH], PROGRAMS_LIBRARIES, drivers)

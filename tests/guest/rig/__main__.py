@@ -7,28 +7,35 @@ import sys
 
 from rig.archive import ArchiveError
 
-from .packages import SUITES, fetch
+from .packages import NEWEST, OLDEST, SUITES, Packages, fetch
 from .record import PROTOCOL_FEATURES, dump, record
+
+SHOWN = ("qemu-system-x86", "busybox-static", "e2fsprogs", "libblkio1", "libvirt-daemon", "ovmf")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python3 -m guest.rig", description=__doc__)
     parser.add_argument("command", choices=["fetch", "record"])
-    parser.add_argument("--suite", choices=SUITES, default=SUITES[0])
+    parser.add_argument("--suite", choices=SUITES, help="fetch: the two that are tested")
     parser.add_argument("--features", choices=PROTOCOL_FEATURES, default="all")
     arguments = parser.parse_args()
     try:
-        packages = fetch(arguments.suite)
+        if arguments.command == "record":
+            packages = fetch(arguments.suite or OLDEST)
+            sys.stdout.write(dump(record(packages, arguments.features)))
+            return 0
+        for suite in [arguments.suite] if arguments.suite else (OLDEST, NEWEST):
+            print(f"guest: {_contents(fetch(suite))}")
     except ArchiveError as error:
         print(f"guest: {error}", file=sys.stderr)
         return 1
-    if arguments.command == "record":
-        sys.stdout.write(dump(record(packages, arguments.features)))
-        return 0
-    shown = ("qemu-system-x86", "busybox-static", "e2fsprogs")
-    print(f"guest: {packages.root}: linux {packages.kernel_release},", end=" ")
-    print(", ".join(f"{name} {packages.versions[name]}" for name in shown))
     return 0
+
+
+def _contents(packages: Packages) -> str:
+    shown = [name for name in SHOWN if name in packages.versions]
+    versions = ", ".join(f"{name} {packages.versions[name]}" for name in shown)
+    return f"{packages.root}: linux {packages.kernel_release}, {versions}"
 
 
 if __name__ == "__main__":

@@ -6,12 +6,12 @@ Linux unpacks it into memory; ``init.sh`` is process 1.
 
 from __future__ import annotations
 
-import lzma
 import os
 import subprocess
 from pathlib import Path
 
 from rig.cpio import Cpio
+from rig.unpack import unpacked
 
 from .packages import Packages
 
@@ -20,6 +20,9 @@ MODULES = ("virtio_pci", "virtio_blk", "virtio_rng", "virtio_console", "virtio_n
 
 TOOLS = ("sbin/mke2fs", "sbin/resize2fs", "sbin/e2fsck", "bin/ping")
 """Instead of those of busybox."""
+
+LOADER = "lib64/ld-linux-x86-64.so.2"
+"""Where every program looks for it."""
 
 INIT = Path(__file__).with_name("init.sh")
 
@@ -58,14 +61,10 @@ def _add_modules(archive: Cpio, packages: Packages) -> None:
     wanted |= {needed for path in wanted for needed in dependencies[path]}
     directory = f"lib/modules/{release}"
     for path in sorted(wanted):
-        archive.file(f"{directory}/{_plain(path)}", _module(packages.module_directory / path))
+        module = unpacked((packages.module_directory / path).read_bytes())
+        archive.file(f"{directory}/{_plain(path)}", module)
     lines = (" ".join([path + ":", *dependencies[path]]) for path in sorted(wanted))
     archive.file(f"{directory}/modules.dep", _plain("\n".join(lines)).encode())
-
-
-def _module(path: Path) -> bytes:
-    data = path.read_bytes()
-    return lzma.decompress(data) if path.suffix == ".xz" else data
 
 
 def _plain(text: str) -> str:
@@ -90,8 +89,6 @@ def _add_tools(archive: Cpio, packages: Packages) -> None:
     archive.link("sbin/mkfs.ext4", "mke2fs")
     archive.file("etc/mke2fs.conf", (packages.root / "etc/mke2fs.conf").read_bytes())
     archive.link("etc/mtab", "/proc/mounts")
-    archive.file(
-        str(packages.loader.relative_to(packages.root)), packages.loader.read_bytes(), mode=0o755
-    )
+    archive.file(LOADER, packages.loader.read_bytes(), mode=0o755)
     for library in sorted(libraries):
         archive.file(f"lib/x86_64-linux-gnu/{library.name}", library.read_bytes(), mode=0o755)

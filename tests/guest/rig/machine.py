@@ -31,7 +31,10 @@ MEMORY_BLOCK_BYTES = 128 << 20  # what Linux on x86-64 adds and removes at once
 BOOT_SECONDS = 120
 """A boot takes about 5 s on an idle machine with two cores."""
 
-KERNEL_ARGUMENTS = "console=ttyS0 quiet panic=-1 oops=panic memhp_default_state=offline"
+KERNEL_ARGUMENTS = (
+    "console=ttyS0 quiet panic=-1 oops=panic memhp_default_state=offline no_timer_check"
+)
+"""The last since the kernel cannot tell a machine that waits for its host from a broken timer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +50,13 @@ class Device:
     socket: Path
     reconnect: bool = False
 
-    def options(self, number: int) -> list[str]:
-        """QEMU's options for it, with ``number`` in the names of its parts."""
+    def options(self, number: int, packages: Packages) -> list[str]:
+        """The options of QEMU in ``packages`` for it, with ``number`` in the names of its parts."""
         device = f"{self.model},chardev=backend{number},id=device{number}"
-        return [*self._socket(number), "-device", device]
+        return [*self._socket(number, packages), "-device", device]
 
-    def _socket(self, number: int) -> list[str]:
-        again = ",reconnect=1" if self.reconnect else ""
+    def _socket(self, number: int, packages: Packages) -> list[str]:
+        again = f",{packages.redial}" if self.reconnect else ""
         return ["-chardev", f"socket,id=backend{number},path={self.socket}{again}"]
 
 
@@ -64,7 +67,7 @@ class NetworkDevice(Device):
     model: str = "virtio-net-pci"
     pairs: int = 1
 
-    def options(self, number: int) -> list[str]:
+    def options(self, number: int, packages: Packages) -> list[str]:
         network = f"vhost-user,id=network{number},chardev=backend{number},queues={self.pairs}"
         device = f"{self.model},netdev=network{number},id=device{number}"
         if self.pairs > 1:
@@ -72,7 +75,7 @@ class NetworkDevice(Device):
         # No ROM: the firmware would try to boot from the network. No MSI-X: with it and without
         # KVM, QEMU 7.2 ends with SIGSEGV as soon as a driver sets up the vectors.
         device += ",romfile=,vectors=0"
-        return [*self._socket(number), "-netdev", network, "-device", device]
+        return [*self._socket(number, packages), "-netdev", network, "-device", device]
 
 
 class GuestError(Exception):
@@ -107,7 +110,7 @@ class Machine:
             command = [
                 *_base(packages, cpus, memory_mib),
                 *_serial_ports(self.console, *fds),
-                *(word for number, d in enumerate(devices) for word in d.options(number)),
+                *(word for number, d in enumerate(devices) for word in d.options(number, packages)),
                 *options,
             ]
             self._process = subprocess.Popen(
