@@ -2,7 +2,9 @@
 leaves. That reads every option of the command line with QEMU's own parser.
 """
 
+import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +22,21 @@ sys.exit(subprocess.run(words, input=talk, text=True, env={environment!r}).retur
 """
 
 
+SINCE = (9, 2)
+"""The first version that knows the options of the documents, ``reconnect-ms`` above all."""
+
+
 def installed() -> str | None:
-    return shutil.which(NAME)
+    """The system's own QEMU, if it has one that is new enough."""
+    found = shutil.which(NAME)
+    return found if found and version(found) >= SINCE else None
+
+
+def version(program: str) -> tuple[int, int]:
+    shown = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
+    numbers = re.search(r"version (\d+)\.(\d+)", shown.stdout)
+    assert numbers is not None, shown.stdout
+    return int(numbers[1]), int(numbers[2])
 
 
 def stand_in(folder: Path, command: Sequence[str], environment: dict[str, str] | None) -> Path:

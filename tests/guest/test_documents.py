@@ -8,11 +8,12 @@ from docs.document import Reader, blocks
 from docs.qemu import stand_in
 
 from .rig.machine import environment
-from .rig.packages import FIRMWARE_DIRECTORIES, Packages
+from .rig.packages import FIRMWARE_DIRECTORIES, NEWEST, Packages
 
 PROJECT = Path(__file__).parents[2]
 DOCUMENTS = ["README.md", "docs/start.md", "docs/network.md"]
 ABSENT = ["dpdk-testpmd"]
+RUN_WITH = (NEWEST,)
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
