@@ -255,6 +255,12 @@ def _serial_ports(console: Path, dialogue: int, monitor: int) -> list[str]:
 
 
 def environment(packages: Packages) -> dict[str, str]:
-    """QEMU 7.2 has its software emulation in a module that it looks for by this variable."""
-    modules = packages.root / "usr/lib/x86_64-linux-gnu/qemu"
-    return dict(os.environ, QEMU_MODULE_DIR=str(modules))
+    """What QEMU finds in its environment."""
+    return os.environ | module_directory(packages)
+
+
+def module_directory(packages: Packages) -> dict[str, str]:
+    """The variable by which QEMU finds its modules: 7.2 has its software emulation in one, and
+    the driver of vhost-user disks is one.
+    """
+    return {"QEMU_MODULE_DIR": str(packages.root / "usr/lib/x86_64-linux-gnu/qemu")}
