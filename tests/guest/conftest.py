@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 import vhost_user as vu
@@ -17,9 +17,17 @@ from .rig.packages import NEWEST, OLDEST, Packages, fetch
 
 
 class Boot(Protocol):
-    """Starts a guest with ``devices`` and returns once it answers; ended with the test."""
+    """Starts a guest with ``devices`` and returns once it answers; ended with the test. What else
+    it takes is the machine's.
+    """
 
-    def __call__(self, *devices: Device, cpus: int = 1) -> Machine: ...
+    def __call__(
+        self,
+        *devices: Device,
+        cpus: int = 1,
+        options: Sequence[str] = (),
+        from_disk: bool = False,
+    ) -> Machine: ...
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -46,10 +54,10 @@ def packages(request: pytest.FixtureRequest) -> Packages:
 def boot(packages: Packages, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Boot]:
     machines: list[Machine] = []
 
-    def boot(*devices: Device, cpus: int = 1) -> Machine:
+    def boot(*devices: Device, **settings: Any) -> Machine:
         directory = tmp_path / f"guest-{len(machines)}"
         directory.mkdir()
-        machine = Machine(packages, directory, devices, cpus=cpus)
+        machine = Machine(packages, directory, devices, **settings)
         machines.append(machine)
         failure.show(request.node, "guest", machine)
         machine.wait_ready()

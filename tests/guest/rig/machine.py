@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -35,6 +36,9 @@ KERNEL_ARGUMENTS = (
     "console=ttyS0 quiet panic=-1 oops=panic memhp_default_state=offline no_timer_check"
 )
 """The last since the kernel cannot tell a machine that waits for its host from a broken timer."""
+
+READY = re.compile(rb"ready ([0-9a-f-]{36})$")
+"""What the guest says when it answers scripts, with a number that each boot makes anew."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +89,8 @@ class GuestError(Exception):
 class Machine:
     """A guest with the given vhost-user devices; a context manager that ends QEMU.
 
-    ``directory`` takes ``console.log`` and ``qemu.log``.
+    ``directory`` takes ``console.log`` and ``qemu.log``. ``options`` of QEMU come before devices.
+    QEMU loads the kernel, but ``from_disk`` leaves that to the firmware and what it finds.
     """
 
     def __init__(
@@ -97,6 +102,7 @@ class Machine:
         cpus: int = 1,
         memory_mib: int = 256,
         options: Sequence[str] = (),
+        from_disk: bool = False,
     ) -> None:
         self.console = directory / "console.log"
         self.log = directory / "qemu.log"
@@ -109,9 +115,10 @@ class Machine:
             fds = (dialogue_of_qemu.fileno(), monitor_of_qemu.fileno())
             command = [
                 *_base(packages, cpus, memory_mib),
+                *([] if from_disk else _kernel(packages)),
                 *_serial_ports(self.console, *fds),
-                *(word for number, d in enumerate(devices) for word in d.options(number, packages)),
                 *options,
+                *(word for number, d in enumerate(devices) for word in d.options(number, packages)),
             ]
             self._process = subprocess.Popen(
                 command,
@@ -124,10 +131,14 @@ class Machine:
 
     def wait_ready(self, *, seconds: float = BOOT_SECONDS) -> None:
         """Wait until the guest answers scripts, after a start or a reboot."""
-        word, _, boot_id = self._receive(Deadline(seconds), "booting").partition(b" ")
-        if word != b"ready" or boot_id.decode() == self.boot_id:
-            raise self._failure(f"the guest did not boot, it said {word!r}")
-        self.boot_id = boot_id.decode()
+        deadline = Deadline(seconds)
+        # Before the guest a firmware may have talked on this port too.
+        while not (ready := READY.search(line := self._receive(deadline, "booting"))):
+            continue
+        boot_id = ready[1].decode()
+        if boot_id == self.boot_id:
+            raise self._failure(f"the guest did not boot, it said {line!r}")
+        self.boot_id = boot_id
 
     def sh(self, script: str, *, seconds: float = 60) -> str:
         """Run ``script`` in the guest with ``sh -eu`` and return what it printed.
@@ -241,8 +252,11 @@ def _base(packages: Packages, cpus: int, memory_mib: int) -> list[str]:
     command += ["-machine", "q35,memory-backend=memory", "-object", memory]
     command += ["-accel", "tcg,thread=multi", "-cpu", "max"]
     command += ["-m", f"{memory_mib}M,slots=1,maxmem=1G", "-smp", str(cpus)]
-    command += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
-    command += ["-kernel", str(packages.kernel), "-initrd", str(build(packages))]
+    return [*command, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
+
+
+def _kernel(packages: Packages) -> list[str]:
+    command = ["-kernel", str(packages.kernel), "-initrd", str(build(packages))]
     return [*command, "-append", KERNEL_ARGUMENTS]
 
 
