@@ -1,10 +1,11 @@
 """The code blocks of a Markdown document, and running them as a reader would.
 
 A document is run from top to bottom in a directory of its own. A ``python`` block is run as a
-script, or saved if the comment before it says ``<!-- file: NAME -->``. In a ``console`` block each
-line after ``$`` is a command; the lines below are what it prints, where ``...`` stands for
-anything, and ``[status N]`` for how it ends if that is not 0. A command that ends in ``&`` serves
-until the end of the document. ``<!-- not run here: REASON -->`` before a block leaves it out.
+script, or saved if the comment before it says ``<!-- file: NAME -->``; an ``xml`` block has to be
+saved. In a ``console`` block each line after ``$`` is a command; the lines below are what it
+prints, where ``...`` stands for anything, and ``[status N]`` for how it ends if that is not 0. A
+command that ends in ``&`` serves until the end of the document. ``<!-- not run here: REASON -->``
+before a block leaves it out.
 """
 
 import os
@@ -18,7 +19,7 @@ from typing import NamedTuple, Self
 LIMIT = 60.0
 """Seconds for each command."""
 
-LANGUAGES = ("console", "python", "text")
+LANGUAGES = ("console", "python", "text", "xml")
 
 
 class Block(NamedTuple):
@@ -69,13 +70,19 @@ class Reader:
     """Follows a document in ``directory``. A context manager that ends what it started.
 
     ``programs`` are directories of programs to find before others; commands that call a program of
-    ``absent`` are left out.
+    ``absent`` are left out. ``within`` are words that run another command in a world of its own.
     """
 
     def __init__(
-        self, directory: Path, *, programs: Sequence[Path] = (), absent: Collection[str] = ()
+        self,
+        directory: Path,
+        *,
+        programs: Sequence[Path] = (),
+        absent: Collection[str] = (),
+        within: Sequence[str] = (),
     ) -> None:
         self.directory = directory
+        self._within = within
         self.absent = absent
         self._serving: list[subprocess.Popen[str]] = []
         path = [*map(str, programs), str(Path(sys.executable).parent), os.environ["PATH"]]
@@ -92,6 +99,7 @@ class Reader:
         elif block.note.startswith("file: "):
             (self.directory / block.note.removeprefix("file: ")).write_text(block.text)
         else:
+            assert block.language == "python", "a block that is neither run nor saved"
             script = self.directory / f"line{block.line}.py"
             script.write_text(block.text)
             self._run(Command(f"python {script.name}", "", 0))
@@ -103,7 +111,7 @@ class Reader:
             self._serve(command)
             return
         done = subprocess.run(
-            ["bash", "-c", command.words],
+            [*self._within, "bash", "-c", command.words],
             cwd=self.directory,
             env=self._environment,
             stdin=subprocess.DEVNULL,
@@ -119,7 +127,7 @@ class Reader:
 
     def _serve(self, command: Command) -> None:
         server = subprocess.Popen(
-            ["bash", "-c", f"exec {command.words.removesuffix(' &')}"],
+            [*self._within, "bash", "-c", f"exec {command.words.removesuffix(' &')}"],
             cwd=self.directory,
             env=self._environment,
             stdin=subprocess.DEVNULL,

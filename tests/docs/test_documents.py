@@ -14,15 +14,18 @@ from .document import Reader, blocks, commands, matches
 PROJECT = Path(__file__).parents[2]
 DOCUMENTS = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
 
-ELSEWHERE = ("qemu-img", "qemu-io", "qemu-nbd", "python3", "cmp")
-"""Programs that only the suite of guests runs: it has versions with the library that they need."""
+ELSEWHERE = {
+    "docs/libvirt.md": "tests/guest/test_libvirt.py",
+    "docs/no-guest.md": "tests/guest/test_no_guest.py",
+}
+"""Pages whose programs the suite of guests has, and the tests there that run these pages."""
 
 
 def name(path: Path) -> str:
     return path.relative_to(PROJECT).as_posix()
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=name)
+@pytest.mark.parametrize("path", [p for p in DOCUMENTS if name(p) not in ELSEWHERE], ids=name)
 def test_every_block_does_what_it_says(path: Path, tmp_path: Path) -> None:
     """Command lines of QEMU and DPDK are run if these are installed and new enough; their suites
     always do it.
@@ -31,13 +34,21 @@ def test_every_block_does_what_it_says(path: Path, tmp_path: Path) -> None:
     here.mkdir()
     found = qemu.installed()
     programs = [qemu.stand_in(tmp_path / "q", [found], None)] if found else []
-    absent = [*ELSEWHERE] if found else [*ELSEWHERE, qemu.NAME]
+    absent = [] if found else [qemu.NAME]
     if shutil.which("dpdk-testpmd") is None:
         absent.append("dpdk-testpmd")
     with Reader(here, programs=programs, absent=absent) as reader:
         for block in blocks(path.read_text()):
             reader.follow(block)
         reader.end_servers()
+
+
+@pytest.mark.parametrize("page", ELSEWHERE)
+def test_a_page_that_is_not_run_here_is_run_elsewhere(page: str) -> None:
+    test = (PROJECT / ELSEWHERE[page]).read_text()
+    assert (PROJECT / page).exists()
+    assert f'"{page}"' in test
+    assert "reader.follow(block)" in test
 
 
 def anchors(markdown: str) -> set[str]:
@@ -177,6 +188,7 @@ def test_a_block_that_fails_is_seen(tmp_path: Path) -> None:
         "```console\n$ echo a\nb\n```\n",
         "```console\n$ echo a &\nb\n```\n",
         "```ruby\n```\n",
+        "```xml\n```\n",
     ):
         (block,) = blocks(text)
         with Reader(tmp_path) as reader, pytest.raises(AssertionError):

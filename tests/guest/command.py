@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 START_SECONDS = 30
@@ -12,13 +13,17 @@ STOP_SECONDS = 10
 
 
 class BlkCommand:
-    """Serves the file ``image`` at ``socket`` between ``start`` and ``stop``."""
+    """Serves the file ``image`` at ``socket`` between ``start`` and ``stop``. ``within`` are words
+    that run another command in a world of its own.
+    """
 
-    def __init__(self, image: Path, socket: Path, *options: str) -> None:
+    def __init__(
+        self, image: Path, socket: Path, *options: str, within: Sequence[str] = ()
+    ) -> None:
         self.socket = socket
         script = Path(sys.executable).with_name("vhost-user")
         arguments = ["--socket-path", str(socket), "--blk-file", str(image), *options]
-        self._command = [str(script), "blk", *arguments]
+        self._command = [*within, str(script), "blk", *arguments]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

@@ -8,7 +8,8 @@ from docs.stand_in import stand_in
 from .rig.machine import module_directory
 from .rig.packages import NEWEST, Packages
 
-PAGE = Path(__file__).parents[2] / "docs/no-guest.md"
+PROJECT = Path(__file__).parents[2]
+PAGE = "docs/no-guest.md"
 RUN_WITH = (NEWEST,)
 
 
@@ -22,6 +23,6 @@ def test_the_page_on_disks_without_a_guest_does_what_it_says(
     home = {"PYTHONHOME": str(packages.root / "usr")}
     stand_in(programs, "python3", packages.program("usr/bin/python3"), home)
     with Reader(here, programs=[programs]) as reader:
-        for block in blocks(PAGE.read_text()):
+        for block in blocks((PROJECT / PAGE).read_text()):
             reader.follow(block)
         reader.end_servers()

@@ -28,22 +28,27 @@ PARTITION_TABLE_AT = 446
 PARTITION = struct.Struct("<8B2I")  # status, place as C/H/S, type, place as C/H/S; start, sectors
 
 MODULES = ("part_msdos", "fat", "linux", "search", "search_fs_file", "normal", "boot")
-CONFIGURATION = f"""\
+SCRIPT_BYTES = 1 << 16
+CONFIGURATION = """\
 search --no-floppy --file --set=root /vmlinuz
-linux /vmlinuz {KERNEL_ARGUMENTS}
+linux /vmlinuz {arguments}
 initrd /initramfs.cpio
 boot
 """
 
 
 class BootImage:
-    """Makes the image at ``path`` with the tools of ``packages``, in a directory of its own."""
+    """Makes the image at ``path`` with the tools of ``packages``, in a directory of its own.
 
-    def __init__(self, packages: Packages, path: Path) -> None:
+    The guest carries out ``script``, if there is one, instead of waiting for scripts.
+    """
+
+    def __init__(self, packages: Packages, path: Path, script: str = "") -> None:
         self._packages = packages
         self._directory = path.parent
         self.path = path
-        (self._directory / "grub.cfg").write_text(CONFIGURATION)
+        arguments = f"{KERNEL_ARGUMENTS} autorun" if script else KERNEL_ARGUMENTS
+        (self._directory / "grub.cfg").write_text(CONFIGURATION.format(arguments=arguments))
         core = self._grub("i386-pc", "biosdisk").read_bytes()
         loader = self._grub("x86_64-efi")
         boot = (packages.root / "usr/lib/grub/i386-pc/boot.img").read_bytes()
@@ -57,6 +62,9 @@ class BootImage:
             assert file.tell() <= SYSTEM_START * SECTOR_BYTES, "GRUB does not fit"
             file.seek(DATA_START * SECTOR_BYTES)
             file.write(random.Random(1).randbytes(DATA_SECTORS * SECTOR_BYTES))
+            if script:
+                file.seek(DATA_START * SECTOR_BYTES)
+                file.write(script.encode().ljust(SCRIPT_BYTES, b"\n"))
         self._fill_system_partition(loader)
 
     def _fill_system_partition(self, loader: Path) -> None:

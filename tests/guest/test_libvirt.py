@@ -1,0 +1,137 @@
+"""The page on libvirt is followed with a real libvirt, whose guest boots from our disk."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from docs.document import Reader, blocks
+from docs.stand_in import stand_in
+
+from .command import BlkCommand
+from .rig.boot_image import DATA_START, SECTOR_BYTES, BootImage
+from .rig.libvirt import World
+from .rig.packages import NEWEST, Packages
+
+PROJECT = Path(__file__).parents[2]
+PAGE = "docs/libvirt.md"
+TEXT = (PROJECT / PAGE).read_text()
+RUN_WITH = (NEWEST,)
+
+MIB = 1 << 20
+DATA_AT = DATA_START * SECTOR_BYTES
+BOOT_SECONDS = 180
+
+SCRIPT = """\
+sum=$(dd if=/dev/vda2 bs=1M skip=1 count=1 iflag=direct 2>/dev/null | sha256sum | cut -c 1-64)
+echo "$sum $(ls /sys/block/vda/mq | wc -l) queues" >/tmp/result
+dd if=/tmp/result of=/dev/vda2 bs=1M seek=2 conv=fsync
+"""
+"""Read the second MiB of the partition, and write what it is to the third."""
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of the page's reader."""
+    return tmp_path_factory.mktemp("here")
+
+
+@pytest.fixture(scope="module")
+def world(
+    packages: Packages, here: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[World]:
+    try:
+        world = World(packages, tmp_path_factory.mktemp("world"), here)
+    except PermissionError as error:
+        pytest.skip(f"root is needed, with the right to mount: {error}")
+    with world:
+        world.start_daemon()
+        yield world
+
+
+def test_the_page_on_libvirt_does_what_it_says(
+    packages: Packages, world: World, here: Path, tmp_path: Path
+) -> None:
+    image = BootImage(packages, here / "disk.img", SCRIPT).path
+    programs = stand_in(tmp_path, "virsh", world.within("/usr/bin/virsh")).parent
+    with Reader(here, programs=[programs], within=world.entering) as reader:
+        for block in blocks(TEXT):
+            reader.follow(block)
+            if "$ virsh start" in block.text:
+                wait_for_result(image, world)
+        reader.end_servers()
+
+
+def wait_for_result(image: Path, world: World) -> None:
+    """Waits until the guest has written what it has read: 64 hexadecimal digits, and queues."""
+    with image.open("rb") as file:
+        file.seek(DATA_AT + MIB)
+        digest = hashlib.sha256(file.read(MIB)).hexdigest()
+    expected = f"{digest} 2 queues\n".encode()
+    end = time.monotonic() + BOOT_SECONDS
+    found = b""
+    while found != expected:
+        assert time.monotonic() < end, f"the guest wrote {found!r}\n{world.report()}"
+        time.sleep(0.05)
+        with image.open("rb") as file:
+            file.seek(DATA_AT + 2 * MIB)
+            found = file.read(len(expected))
+
+
+def documented_xml() -> str:
+    return next(block.text for block in blocks(TEXT) if block.note == "file: guest.xml")
+
+
+REFUSED = re.findall(r"^\| `(<.*?>)` \|", TEXT, re.MULTILINE)
+
+
+@pytest.mark.parametrize("element", REFUSED)
+def test_libvirt_refuses_the_elements_that_the_page_names(
+    world: World, here: Path, element: str
+) -> None:
+    assert len(REFUSED) == 7
+    xml = documented_xml().replace("</disk>", f"{element}</disk>")
+    (here / "refused.xml").write_text(xml)
+    with pytest.raises(AssertionError, match="is not supported with vhostuser disk"):
+        world.run("/usr/bin/virsh", "define", "refused.xml")
+
+
+def test_libvirt_wants_shared_memory(world: World, here: Path) -> None:
+    xml = re.sub(r"<memoryBacking>.*</memoryBacking>", "", documented_xml(), flags=re.DOTALL)
+    (here / "private.xml").write_text(xml)
+    with pytest.raises(AssertionError, match="'vhostuser' requires shared memory"):
+        world.run("/usr/bin/virsh", "define", "private.xml")
+
+
+@pytest.mark.parametrize(
+    ("options", "left_out", "error"),
+    [
+        (["--num-queues", "2"], "", "Permission denied"),
+        (
+            ["--num-queues", "1", "--mode", "0660", "--group", "libvirt-qemu"],
+            " queues='2'",
+            "The maximum number of queues supported by the backend is 1",
+        ),
+    ],
+    ids=["mode", "queues"],
+)
+def test_a_guest_does_not_start_where_the_page_says_so(
+    world: World, here: Path, options: list[str], left_out: str, error: str
+) -> None:
+    here.chmod(0o755)  # the mode of the socket is what keeps QEMU's user away
+    image = here / "other.img"
+    image.write_bytes(bytes(MIB))
+    xml = documented_xml().replace(left_out, "").replace("/run/vhost-user/disk.sock", "/mnt/o.sock")
+    (here / "other.xml").write_text(re.sub(r"<reconnect .*/>", "", xml))
+    back_end = BlkCommand(image, here / "o.sock", *options, within=world.entering)
+    try:
+        back_end.start()
+        with pytest.raises(AssertionError, match=error):
+            world.run("/usr/bin/virsh", "create", "other.xml")
+        back_end.stop()
+    finally:
+        back_end.kill()
