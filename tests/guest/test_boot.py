@@ -25,7 +25,9 @@ SLOTS = {
     "without-legacy": ("vhost-user-blk-pci,disable-legacy=on", []),
     "root-port": ("vhost-user-blk-pci,bus=root0", ROOT_PORT),
 }
-"""Where the disk is plugged in, and what QEMU must be told of the place."""
+"""Where the disk is plugged in, and what QEMU must be told of the place. In the ordinary slot the
+disk has the legacy interface too, and OVMF drives it by that, as Linux does not.
+"""
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +57,7 @@ def disk(image: Path) -> RamDisk:
     ("firmware", "slot"),
     [
         ("SeaBIOS", "ordinary"),
-        ("SeaBIOS", "root-port"),
+        ("OVMF", "ordinary"),
         ("OVMF", "without-legacy"),
         ("OVMF", "root-port"),
     ],

@@ -10,6 +10,9 @@ import vhost_user as vu
 
 from .conftest import Boot
 from .rig.machine import Device, GuestError
+from .rig.packages import OLDEST
+
+RUN_WITH = (OLDEST,)
 
 BLOCK_BYTES = 4096
 BLOCKS = 1024
