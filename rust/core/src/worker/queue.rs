@@ -206,14 +206,19 @@ impl Queue {
         if self.loss.has_happened() {
             return self.lose();
         }
-        self.pop_for_device(available.min(limit), batch, called)
+        self.pop_for_device((available, limit), batch, called)
     }
 
-    /// Pops a batch of at most so many requests for the device to handle.
+    /// Pops a batch for the device to handle, of what is available, and of `limit` requests at most.
     #[inline]
-    fn pop_for_device(&mut self, limit: u16, batch: &mut Batch, called: &AtomicU32) -> Next {
-        let wanted = self.device.batch_limit(self.index, limit).max(1);
-        self.bad = self.pop_batch(limit.min(wanted), batch);
+    fn pop_for_device(
+        &mut self,
+        (available, limit): (u16, u16),
+        batch: &mut Batch,
+        called: &AtomicU32,
+    ) -> Next {
+        let wanted = self.device.batch_limit(self.index, available).max(1);
+        self.bad = self.pop_batch(available.min(wanted).min(limit), batch);
         if !batch.is_empty() {
             self.counters.in_flight.store(self.in_flight, Ordering::Relaxed);
             if self.ring.memory().needs_resolving() {
@@ -236,7 +241,7 @@ impl Queue {
         if self.lent || self.is_full() {
             return Next::Idle;
         }
-        let next = self.pop_for_device(self.ring.unfinished().min(limit), batch, called);
+        let next = self.pop_for_device((self.ring.unfinished(), limit), batch, called);
         // What is wrong with a chain is not cured by another look.
         self.finishes = self.bad.is_none() && matches!(next, Next::Batch | Next::Again);
         next

@@ -31,6 +31,8 @@ pub(crate) struct Mirror {
     pub(crate) leave: AtomicBool,
     pub(crate) block: Gate,
     pub(crate) log: Mutex<Vec<&'static str>>,
+    /// How many requests each batch had.
+    pub(crate) batches: Mutex<Vec<usize>>,
 }
 
 /// Closed, it holds whoever passes.
@@ -93,6 +95,7 @@ impl Device for Mirror {
         if self.leave.load(Ordering::SeqCst) {
             return;
         }
+        self.batches.lock().unwrap().push(batch.len());
         while let Some(request) = batch.next() {
             self.block.pass();
             match &self.keep {

@@ -39,6 +39,24 @@ fn a_front_end_that_comes_back_is_served_again() {
 }
 
 #[test]
+fn a_batch_is_half_of_what_is_available_and_no_more_than_the_limit() {
+    let served = Served::with(Mirror::default(), |options| options.batch = 24);
+    let mut driver = Driver::connect(&served.directory.join("device.sock"), 1);
+    for head in 0..60 {
+        let buffer = Descriptor { addr: MIB / 2, len: 4, flags: WRITE, next: 0 };
+        driver.rings[0].set_descriptor(head, buffer);
+        driver.rings[0].push(head);
+    }
+    driver.rings[0].publish();
+    driver.start();
+    for _ in 0..60 {
+        driver.used(0);
+    }
+    // 24 of 60; half of 36; 16 are handed over in any case.
+    assert_eq!(served.device.batches.lock().unwrap()[..3], [24, 18, 16]);
+}
+
+#[test]
 fn a_second_front_end_waits_until_the_first_has_left() {
     let served = Served::new(Mirror::default());
     let mut first = served.driver();
