@@ -22,8 +22,9 @@ sys.exit(subprocess.run(words, input=talk, text=True, env={environment!r}).retur
 """
 
 
-SINCE = (9, 2)
-"""The first version that knows the options of the documents, ``reconnect-ms`` above all."""
+SINCE = (11, 1)
+"""The first version that knows the options and devices of the documents: ``reconnect-ms`` came with
+9.2, the generic device with 11.1."""
 
 
 def installed() -> str | None:

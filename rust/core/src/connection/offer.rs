@@ -42,7 +42,6 @@ impl Offer {
         .union(ProtocolFeatures::CONFIG)
         .union(ProtocolFeatures::RESET_DEVICE)
         .union(ProtocolFeatures::INFLIGHT_SHMFD)
-        .union(ProtocolFeatures::GET_VRING_BASE_INFLIGHT)
         .union(ProtocolFeatures::CONFIGURE_MEM_SLOTS)
         .union(ProtocolFeatures::STATUS);
 
@@ -85,7 +84,7 @@ mod tests {
         };
         let honest = everything.honest();
         assert_eq!(honest.features, !((1 << 26) | (1 << 33) | (1 << 34)));
-        assert_eq!(honest.protocol_features.bits(), 0x11_b229);
+        assert_eq!(honest.protocol_features.bits(), 0x1_b229);
     }
 
     #[test]

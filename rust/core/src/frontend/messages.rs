@@ -30,9 +30,8 @@ pub const IMPLEMENTED: ProtocolFeatures = ProtocolFeatures::MQ
 
 /// These are carried out too, but only for who asks for them: XEN_MMAP changes what regions look like,
 /// and a record of requests in flight is of use to who keeps it.
-const ON_REQUEST: ProtocolFeatures = ProtocolFeatures::XEN_MMAP
-    .union(ProtocolFeatures::INFLIGHT_SHMFD)
-    .union(ProtocolFeatures::GET_VRING_BASE_INFLIGHT);
+const ON_REQUEST: ProtocolFeatures =
+    ProtocolFeatures::XEN_MMAP.union(ProtocolFeatures::INFLIGHT_SHMFD);
 
 /// Features to accept if the back-end offers them.
 #[derive(Clone, Copy, Debug)]

@@ -134,7 +134,7 @@ impl World {
             descriptors: UserAddr(DESCRIPTORS),
             available: UserAddr(AVAILABLE),
             used: UserAddr(USED),
-            event_idx: false,
+            event_idx: true,
             indirect: true,
         };
         let fd: OwnedFd = self.record.try_clone().unwrap().into();
@@ -320,6 +320,22 @@ fn a_chain_that_was_put_back_is_not_in_flight() {
     ring.unpop(last);
     let mut ring = world.process();
     assert_eq!((ring.begin(), ring.unfinished()), (Ok(1), 1));
+}
+
+#[test]
+fn a_kick_is_asked_for_the_next_request_however_many_come_again() {
+    let (mut world, mut numbers) = (World::new(3), Numbers(6));
+    (0..4).for_each(|_| world.make(&mut numbers));
+    let mut ring = world.process();
+    ring.begin().unwrap();
+    ring.available().unwrap();
+    (0..3).for_each(|_| drop(world.popped(&mut ring)));
+    let mut ring = world.process();
+    assert_eq!((ring.begin(), ring.available()), (Ok(3 + 3), Ok(3 + 1)));
+    // The device has left the three.
+    assert_eq!(ring.enable_kicks(3), Ok(true));
+    let event = USED + 4 + 8 * u64::from(SIZE);
+    assert_eq!(world.u16_at(event), 6, "the driver's next entry");
 }
 
 #[test]

@@ -204,8 +204,9 @@ impl InflightRecord {
 
     /// Forgets all: the driver that had these requests in flight has reset the device.
     pub fn erase(&self) {
-        self.window.store_u16(AT_VERSION, 0, Ordering::Release);
+        // In this order: a new record is not looked through for marks.
         (0..self.size).for_each(|head| self.unmark(head));
+        self.window.store_u16(AT_VERSION, 0, Ordering::Release);
     }
 
     fn begin_anew(&mut self, used: u16) {

@@ -414,7 +414,8 @@ impl SplitRing {
     pub fn enable_kicks(&mut self, left: u16) -> Result<bool, RingError> {
         if self.layout.event_idx {
             let at = RING_HEADER + 8 * usize::from(self.layout.size);
-            let event = self.next_avail.wrapping_add(left);
+            // Chains that come again are none of those that the driver makes available.
+            let event = self.next_avail.wrapping_add(left.saturating_sub(self.unfinished()));
             self.parts.used.store_u16(at, event, Ordering::Relaxed);
         } else {
             self.parts.used.store_u16(0, 0, Ordering::Relaxed);

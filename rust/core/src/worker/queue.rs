@@ -22,7 +22,7 @@ const SPARE_SLOTS: usize = 256;
 /// some have gone back. A guest can describe a thousand pieces and more for each entry of its ring, all
 /// by the same few bytes, and each takes 16 bytes here. 2048 of the longest requests that a disk asks
 /// for have as many.
-const MOST_PIECES: u32 = 1 << 18;
+pub(super) const MOST_PIECES: u32 = 1 << 18;
 
 /// Slots that have had a longer chain than this are not kept for reuse: for memory that a few chains
 /// of a hostile guest took does not stay. No honest chain is as long.
@@ -120,7 +120,7 @@ pub(super) struct Queue {
     pub(super) told_too_long: bool,
     pub(super) in_flight: u32,
     /// The pieces of memory that the chains in flight have.
-    pieces: u32,
+    pub(super) pieces: u32,
     pub(super) completions: Arc<CompletionQueue>,
     collected: Vec<Done>,
     /// The chains of a `take` or `send` while it runs; empty between two calls.
@@ -325,10 +325,17 @@ impl Queue {
         None
     }
 
+    /// Buffers that went back unused are not counted one by one.
+    pub(super) fn forget_pieces_if_idle(&mut self) {
+        if self.in_flight == 0 {
+            self.pieces = 0;
+        }
+    }
+
     /// Whether the chains in flight have all the pieces that they may have together: nothing is
     /// popped before some of them have gone back.
     #[inline]
-    fn is_full(&self) -> bool {
+    pub(super) fn is_full(&self) -> bool {
         self.pieces >= MOST_PIECES
     }
 
@@ -406,6 +413,8 @@ impl Queue {
     #[cold]
     fn leave_in_ring(&mut self, batch: &mut Batch) {
         let left: Vec<_> = batch.take_left(0).collect();
+        // What the device leaves while the ring stops delays no stop: it comes again later.
+        self.finishes = false;
         for slot in left {
             while let Some(last) = self.ring.last_popped().filter(|&last| last != slot.head)
                 && let Some(refused) = batch.take_answer(last)

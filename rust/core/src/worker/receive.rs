@@ -172,6 +172,7 @@ impl Queue {
             match self.pop_in_place(cell, batch) {
                 Ok(Popped::Placed(more)) => (count, room) = (count + 1, room + more),
                 Ok(Popped::Refused) => refused += 1,
+                Ok(Popped::None) if self.is_full() => break,
                 Ok(Popped::None) => return Some(self.send_later(cell, batch)),
                 Err(error) => {
                     self.let_go(batch);
@@ -188,8 +189,10 @@ impl Queue {
             *given_back = refused.saturating_add(count);
             return None;
         }
+        // With nothing else in flight more buffers would not help: these have too many pieces.
+        let full = self.is_full() && self.in_flight == u32::from(count);
         self.put_all_back(batch);
-        if count > 0 && (count == wanted.most || count == self.ring.size()) {
+        if count > 0 && (count == wanted.most || count == self.ring.size() || full) {
             let bytes = wanted.bytes;
             return Some(Sent::Never(TooLarge { bytes, room, buffers: count }));
         }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::queue::Queue;
+use super::queue::{MOST_PIECES, Queue};
 use crate::memory::{Buffers, GuestSlice};
 use crate::request::{Batch, CompletionQueue, Request, Slot};
 use crate::sys::received_fd::ReceivedFd;
@@ -50,6 +50,7 @@ impl Queue {
                 self.ring.push(head, 0);
             }
         }
+        self.forget_pieces_if_idle();
         self.counters.in_flight.store(self.in_flight, Ordering::Relaxed);
         self.publish();
     }
@@ -63,6 +64,10 @@ impl Queue {
         let mut late = LateRequests { requests, recorded, ..LateRequests::default() };
         let mut buffers = Buffers::default();
         for head in self.ring.heads_in_flight() {
+            // A driver that has changed its chains meanwhile may have made them longer.
+            if late.reads.len() >= MOST_PIECES as usize {
+                break;
+            }
             if self.ring.walk_again(head, &mut buffers).is_ok() {
                 late.reads.extend(buffers.readable().parts(0, u64::MAX));
             }
@@ -75,24 +80,35 @@ impl Queue {
     pub(super) fn fail_rest(&mut self) {
         // What the requests read stays noted where the device's own completions are.
         self.completions = CompletionQueue::new(0, Arc::clone(&self.doorbell));
-        let (mut batch, called) = (Batch::default(), AtomicU32::new(0));
+        let (mut batch, mut pieces) = (Batch::default(), 0);
+        // One by one: together they may describe more than anybody has memory for.
         for head in self.ring.heads_in_flight() {
             let mut slot = Slot::new(self.index, Arc::clone(&self.completions));
             // A chain that the driver has changed since is not written to.
-            if self.ring.walk_again(head, &mut slot.buffers).is_err() {
+            if pieces > MOST_PIECES || self.ring.walk_again(head, &mut slot.buffers).is_err() {
                 slot.buffers.release();
             }
+            pieces += slot.buffers.pieces() as u32;
             slot.head = head;
-            batch.push(Request::new(slot));
+            self.fail_one(slot, &mut batch);
         }
+        self.pieces = 0;
+        self.settle(&mut batch);
+    }
+
+    fn fail_one(&mut self, slot: Box<Slot>, batch: &mut Batch) {
+        batch.push(Request::new(slot));
         if self.ring.memory().needs_resolving() {
-            self.provide(&mut batch, &called);
+            self.provide(batch, &AtomicU32::new(0));
         }
         while let Some(request) = batch.next() {
             let written = self.device.refuse(self.index, &request);
             batch.fail(request, written);
         }
-        self.settle(&mut batch);
+        if self.provided.is_some() {
+            self.take_back(batch);
+        }
+        self.push_done(batch);
     }
 
     /// Ends the queue.

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Mutex;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
@@ -187,23 +188,42 @@ fn requests_that_are_late_stay_in_the_record_and_come_again_at_the_next_start() 
 }
 
 #[test]
-fn a_ring_that_is_suspended_is_not_waited_for() {
-    let (served, kept) = keeping(Duration::from_secs(3600));
-    let mut front = Recorded::new(&served, ProtocolFeatures::GET_VRING_BASE_INFLIGHT);
+fn what_the_device_leaves_of_it_is_offered_again_at_the_next_kick() {
+    let (served, kept) = keeping(Duration::from_millis(100));
+    let mut front = Recorded::new(&served, ProtocolFeatures::empty());
     front.push(0..2);
-    let requests = [next(&kept).0, next(&kept).0];
+    let lost = [next(&kept).0, next(&kept).0];
+    served.device.leave.store(true, Ordering::SeqCst);
+    front.reconnect(&served);
+    drop(lost);
+    // The worker sleeps: it has asked for a kick behind what it took before.
+    eventually("a wish for a kick", || front.driver.rings[0].available_event() >= 2);
+    assert_eq!(front.driver.rings[0].available_event(), 2, "for the next request");
+    served.device.leave.store(false, Ordering::SeqCst);
+    front.push(2..3);
+    for number in 0..3 {
+        let (request, first) = next(&kept);
+        assert_eq!((u16::from(first), request.is_resubmitted()), (number, number < 2));
+        complete(request);
+    }
+}
+
+#[test]
+fn what_the_device_leaves_of_it_delays_no_stop() {
+    let (served, kept) = keeping(Duration::from_secs(3600));
+    let mut front = Recorded::new(&served, ProtocolFeatures::empty());
+    front.push(0..2);
+    let lost = [next(&kept).0, next(&kept).0];
+    served.device.leave.store(true, Ordering::SeqCst);
+    front.reconnect(&served);
+    drop(lost);
     assert_eq!(front.driver.client.vring_base(0).unwrap(), 2, "within the time of an answer");
     assert_eq!(front.driver.rings[0].used_index(), 0);
-    for request in requests {
-        assert!(request.complete(0).is_err());
-    }
+    served.device.leave.store(false, Ordering::SeqCst);
     front.restart(2);
-    for number in [0, 1] {
-        let (request, first) = next(&kept);
-        assert_eq!(u16::from(first), number);
-        complete(request);
-        assert_eq!(front.driver.used(0).head, 2 * number);
-    }
+    let (request, first) = next(&kept);
+    assert_eq!((first, request.is_resubmitted()), (0, true));
+    complete(request);
 }
 
 #[test]

@@ -92,10 +92,10 @@ impl Device for Mirror {
         self.log.lock().unwrap().push("disconnected");
     }
     fn handle(&self, _queue: u16, batch: &mut Batch) {
+        self.batches.lock().unwrap().push(batch.len());
         if self.leave.load(Ordering::SeqCst) {
             return;
         }
-        self.batches.lock().unwrap().push(batch.len());
         while let Some(request) = batch.next() {
             self.block.pass();
             match &self.keep {

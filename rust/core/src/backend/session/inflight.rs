@@ -6,8 +6,8 @@ use crate::backend::event::Event;
 use crate::connection::{Outcome, Refusal};
 use crate::memory::InflightFile;
 use crate::ring::InflightRecord;
+use crate::wire::ReceivedFd;
 use crate::wire::payload::Inflight;
-use crate::wire::{ProtocolFeatures, ReceivedFd};
 
 impl Session<'_> {
     /// Makes a file for the records of so many queues, of any length that a ring may have: a
@@ -34,17 +34,9 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Whether a ring that is to stop need not wait for its requests: they stay in the record, which
-    /// the front-end carries to where the ring goes on.
-    pub(super) fn suspends(&self) -> bool {
-        let accepted = self.connection.protocol_features();
-        self.records.is_some() && accepted.contains(ProtocolFeatures::GET_VRING_BASE_INFLIGHT)
-    }
-
-    /// The record of a ring that starts, if the front-end keeps one. `reset`: what it says is of a
-    /// driver that has reset the device since.
-    pub(super) fn record(&mut self, index: u16, size: u16, reset: bool) -> Option<InflightRecord> {
-        match self.records.as_mut()?.take(index, size, reset) {
+    /// The record of a ring that starts, if the front-end keeps one.
+    pub(super) fn record(&mut self, index: u16, size: u16) -> Option<InflightRecord> {
+        match self.records.as_mut()?.take(index, size) {
             Ok(record) => Some(record),
             Err(why) => {
                 self.event(Event::NotRecorded { queue: index, why });

@@ -25,15 +25,10 @@ impl Records {
     ///
     /// # Errors
     /// Why there is none, in words.
-    pub(super) fn take(
-        &mut self,
-        index: u16,
-        size: u16,
-        reset: bool,
-    ) -> Result<InflightRecord, String> {
+    pub(super) fn take(&mut self, index: u16, size: u16) -> Result<InflightRecord, String> {
         let record = self.find(index, size)?;
         let stale = self.stale.get_mut(usize::from(index)).is_some_and(std::mem::take);
-        if reset || stale {
+        if stale {
             record.erase();
         }
         Ok(record)

@@ -38,7 +38,10 @@ impl Session<'_> {
         reset: bool,
     ) -> Result<(), Refusal> {
         let index = setup.index;
-        let record = self.record(index, setup.size, reset);
+        if reset {
+            self.forget_records();
+        }
+        let record = self.record(index, setup.size);
         let ring = SplitRing::find(&self.memory, layout(&setup), setup.base)
             .map_err(|e| Refusal(format!("SET_VRING_KICK: queue {index}: {e}")))?
             .with_record(record);
@@ -138,8 +141,8 @@ impl Session<'_> {
     }
 
     pub(super) fn stop_ring(&mut self, index: u16) -> Result<u16, Refusal> {
-        let limit = if self.suspends() { Duration::ZERO } else { self.shared().drain() };
-        let base = self.stop_rings(&[index], Rest::IsRecorded, limit).pop().flatten();
+        let base =
+            self.stop_rings(&[index], Rest::IsRecorded, self.shared().drain()).pop().flatten();
         base.ok_or_else(|| held_up("GET_VRING_BASE", index))
     }
 
@@ -155,8 +158,7 @@ impl Session<'_> {
         let begun = Instant::now();
         let stopping = |&index: &u16| {
             let queue = self.started(index)?;
-            let finishes = rest == Rest::IsRecorded && !self.suspends() || rest == Rest::Fails;
-            let stopped = queue.stop(begun + BEGIN_LIMIT, finishes);
+            let stopped = queue.stop(begun + BEGIN_LIMIT, rest != Rest::IsLeft);
             self.device().queue_stopping(index);
             stopped.and_then(|()| queue.return_unused()).ok()?;
             Some(queue)
