@@ -52,10 +52,11 @@ class BlockRequest:
         """The vring's number."""
     @property
     def sequence(self) -> int:
-        """Its number among all that were ever taken from its queue's ring, from 0 on. One that
-        comes again after a crash has the number that it had at first (QEMU "Vhost-user Protocol",
-        "Inflight I/O tracking"); without a record of requests in flight numbers begin with 0
-        whenever the ring starts. ``StaleRequestError`` once the request was answered.
+        """Its number among those that were taken from its queue since a driver started the device,
+        from 0 on. One that comes again after a crash has the number that it had at first (QEMU
+        "Vhost-user Protocol", "Inflight I/O tracking"); without a record of requests in flight
+        numbers begin with 0 whenever the ring starts. ``StaleRequestError`` once the request was
+        answered.
         """
     @property
     def resubmitted(self) -> bool:
@@ -169,7 +170,7 @@ class Request:
         """
     @property
     def sequence(self) -> int:
-        """Its number among all that were ever taken from its ring, as ``BlockRequest.sequence``."""
+        """Its number among those that were taken from its ring, as ``BlockRequest.sequence``."""
     @property
     def resubmitted(self) -> bool:
         """Whether a process that had it died before it gave it back, as

@@ -84,7 +84,7 @@ impl BlockRequest {
         self.queue.load(Ordering::Relaxed)
     }
 
-    /// Its number among all that were ever taken from its ring.
+    /// Its number among those that were taken from its ring since a driver started the device.
     #[getter]
     fn sequence(&self, py: Python<'_>) -> PyResult<u64> {
         self.look(py, CoreRequest::sequence)

@@ -83,7 +83,7 @@ impl QueueRequest {
         self.side(py, Side::Writable)
     }
 
-    /// Its number among all that were ever taken from its ring.
+    /// Its number among those that were taken from its ring since a driver started the device.
     #[getter]
     fn sequence(&self, py: Python<'_>) -> PyResult<u64> {
         self.look(py, Request::sequence)
