@@ -12,7 +12,7 @@
 
 use std::cell::Cell;
 use std::ffi::c_int;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -26,8 +26,10 @@ static NOTED: [AtomicU64; NUMBERS / BITS] = [const { AtomicU64::new(0) }; NUMBER
 /// Words of the table that were ever used.
 static USED: AtomicUsize = AtomicUsize::new(0);
 
-/// Threads that are making descriptors which are not noted yet, or close such as are no more.
+/// Threads that are making descriptors which are not noted yet.
 static MAKING: AtomicU32 = AtomicU32::new(0);
+/// Threads that close descriptors which are not noted any more.
+static CLOSING: AtomicU32 = AtomicU32::new(0);
 /// Threads that fork.
 static FORKING: AtomicU32 = AtomicU32::new(0);
 
@@ -36,6 +38,10 @@ const PAUSE: Duration = Duration::from_micros(100);
 /// How often a fork looks whether descriptors are being made. A file system that does not answer
 /// to an `open` must not hold it up: what is opened so late is the child's too.
 const LOOKS: u32 = 1000;
+/// How often a fork looks whether descriptors are being closed. The kernel takes a number away at
+/// once, and may keep the thread for as long as the file's server or peer does not answer: by then
+/// a child gets nothing of it.
+const LOOKS_AT_CLOSING: u32 = 50;
 
 /// Notes a descriptor. It is in use until [`forget`].
 pub(super) fn note(fd: RawFd) {
@@ -46,7 +52,7 @@ pub(super) fn note(fd: RawFd) {
 }
 
 /// Forgets a descriptor, which is about to be closed.
-pub(super) fn forget(fd: RawFd) {
+fn forget(fd: RawFd) {
     if let Some((word, bit)) = place(fd) {
         NOTED[word].fetch_and(!bit, Ordering::SeqCst);
     }
@@ -58,50 +64,65 @@ fn place(fd: RawFd) -> Option<(usize, u64)> {
 }
 
 thread_local! {
-    static IS_MAKING: Cell<bool> = const { Cell::new(false) };
+    static IS_CHANGING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// A thread counts among those that are making descriptors while it has this.
-struct Making;
+/// A thread counts among those that are making, or closing, descriptors while it has this.
+struct Changing(&'static AtomicU32);
 
-impl Drop for Making {
+impl Drop for Changing {
     fn drop(&mut self) {
-        IS_MAKING.set(false);
-        MAKING.fetch_sub(1, Ordering::SeqCst);
+        IS_CHANGING.set(false);
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
-impl Making {
-    fn begin() -> Self {
+impl Changing {
+    fn begin(threads: &'static AtomicU32) -> Self {
         loop {
-            // Pairs with a fork that counts itself and then looks at MAKING: one sees the other.
-            MAKING.fetch_add(1, Ordering::SeqCst);
+            // Pairs with a fork that counts itself and then looks here: one sees the other.
+            threads.fetch_add(1, Ordering::SeqCst);
             if FORKING.load(Ordering::SeqCst) == 0 {
-                IS_MAKING.set(true);
-                return Self;
+                IS_CHANGING.set(true);
+                return Self(threads);
             }
-            MAKING.fetch_sub(1, Ordering::SeqCst);
+            threads.fetch_sub(1, Ordering::SeqCst);
             thread::sleep(PAUSE);
         }
     }
 }
 
-/// Runs `change`, which makes descriptors and notes them, or forgets and closes them. A fork comes
-/// before or after it, unless it takes long.
-pub(super) fn whole<T>(change: impl FnOnce() -> T) -> T {
-    let _making = (!IS_MAKING.get()).then(Making::begin);
-    change()
+/// Runs `make`, which makes descriptors and notes them. A fork comes before or after it, unless it
+/// takes long.
+pub(super) fn whole<T>(make: impl FnOnce() -> T) -> T {
+    let _making = (!IS_CHANGING.get()).then(|| Changing::begin(&MAKING));
+    make()
 }
 
-/// Before a fork: waits until no descriptors are being made.
+/// Forgets a descriptor and closes it. A fork comes before or after it, or when the kernel has taken
+/// the number away and only its file keeps the thread.
+pub(super) fn close(fd: OwnedFd) {
+    let _closing = (!IS_CHANGING.get()).then(|| Changing::begin(&CLOSING));
+    forget(fd.as_raw_fd());
+    drop(fd);
+}
+
+/// Before a fork: waits until no descriptors are being made or closed.
 pub(super) fn before_fork() {
     FORKING.fetch_add(1, Ordering::SeqCst);
-    for _ in 0..LOOKS {
-        if MAKING.load(Ordering::SeqCst) == 0 {
-            return;
+    wait_for_changes();
+}
+
+/// Waits for those who make or close descriptors; returns how often it found some.
+fn wait_for_changes() -> u32 {
+    for looks in 0..LOOKS {
+        let is_closing = looks < LOOKS_AT_CLOSING && CLOSING.load(Ordering::SeqCst) > 0;
+        if !is_closing && MAKING.load(Ordering::SeqCst) == 0 {
+            return looks;
         }
         thread::sleep(PAUSE);
     }
+    LOOKS
 }
 
 /// After a fork, in the parent.
@@ -115,6 +136,7 @@ pub(super) fn replace_all_in_child() {
     // The other threads are not here.
     FORKING.store(0, Ordering::SeqCst);
     MAKING.store(0, Ordering::SeqCst);
+    CLOSING.store(0, Ordering::SeqCst);
     // SAFETY: the path ends with a zero.
     let null = unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) };
     for (word, noted) in NOTED.iter().enumerate().take(USED.load(Ordering::Relaxed)) {
@@ -136,5 +158,33 @@ fn replace(fd: c_int, null: c_int) {
     if unsafe { libc::dup3(null, fd, libc::O_CLOEXEC) } < 0 {
         // SAFETY: as above.
         unsafe { libc::close(fd) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    /// Has a thread count itself in `threads` until the sender that is returned is dropped.
+    fn changing(threads: &'static AtomicU32) -> (mpsc::Sender<()>, thread::JoinHandle<()>) {
+        let (go_on, waits) = mpsc::channel::<()>();
+        let (begun, is_begun) = mpsc::channel();
+        let thread = thread::spawn(move || {
+            let _changing = Changing::begin(threads);
+            begun.send(()).unwrap();
+            let _ = waits.recv();
+        });
+        is_begun.recv().unwrap();
+        (go_on, thread)
+    }
+
+    #[test]
+    fn a_close_that_takes_long_does_not_hold_up_a_fork_for_its_whole_limit() {
+        let (go_on, thread) = changing(&CLOSING);
+        let looks = wait_for_changes();
+        drop(go_on);
+        thread.join().unwrap();
+        assert!((LOOKS_AT_CLOSING..LOOKS).contains(&looks), "{looks}");
     }
 }

@@ -66,10 +66,7 @@ impl Drop for PrivateFd {
     fn drop(&mut self) {
         let Some(fd) = self.fd.take() else { return };
         if self.process == process::id() {
-            fd_table::whole(|| {
-                fd_table::forget(fd.as_raw_fd());
-                drop(fd);
-            });
+            fd_table::close(fd);
         } else {
             // A forked child: the number may be another file's by now.
             mem::forget(fd);
