@@ -560,8 +560,25 @@ def _set_hooks() -> None:
 
 
 def _stop_all() -> None:
-    """At exit, with the interpreter still alive: stops what still runs."""
-    deadline = time.monotonic() + EXIT_LIMIT
-    for core in list(_running):
+    """At exit, with the interpreter still alive: stops what still runs. Ctrl-C hurries that, and a
+    second one ends the waiting.
+    """
+    cores = list(_running)
+    try:
+        try:
+            _stop_together(cores, EXIT_LIMIT)
+        except KeyboardInterrupt:
+            _stop_together(cores, 0.0)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        _core.end_logging()
+
+
+def _stop_together(cores: list[_core.Backend], drain: float) -> None:
+    """Stops all at once: requests in flight have ``drain`` seconds together."""
+    for core in cores:
+        core.request_stop(drain)
+    deadline = time.monotonic() + drain
+    for core in cores:
         core.stop(max(0.0, deadline - time.monotonic()))
-    _core.end_logging()

@@ -174,6 +174,37 @@ entered.wait()
     assert not vhost_socket.exists()
 
 
+def test_ctrl_c_while_the_interpreter_exits_hurries_all_back_ends(
+    vhost_socket: Path, programs: Programs
+) -> None:
+    """None of the callbacks returns; the signal comes when the first of the stops has begun."""
+    process = programs.start(
+        """
+entered = threading.Semaphore(0)
+class Disk(RamDisk):
+    def read(self, offset, buf):
+        entered.release()
+        threading.Event().wait()
+paths = [SOCKET, SOCKET + "1", SOCKET + "2"]
+backends = [vu.Backend(Disk(), socket=path).start() for path in paths]
+opened = [open_driver(path) for path in paths]
+for driver in opened:
+    driver.__enter__().read(0, 512)
+for _ in paths:
+    entered.acquire()
+def interrupt():
+    while all(backend.state != "draining" for backend in backends):
+        time.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGINT)
+threading.Thread(target=interrupt, daemon=True).start()
+"""
+    )
+    code, _, err = finish(process)
+    assert code == 0, err
+    assert "Traceback" not in err
+    assert [path.name for path in vhost_socket.parent.glob(f"{vhost_socket.name}*")] == []
+
+
 def test_a_fork_of_a_serving_process_is_told_so(vhost_socket: Path, programs: Programs) -> None:
     process = programs.start(
         """

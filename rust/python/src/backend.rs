@@ -168,10 +168,14 @@ impl Backend {
         Ok(stuck.into_iter().map(|Stuck { queue, requests }| (queue, requests)).collect())
     }
 
-    /// Asks the back-end to end.
-    fn request_stop(&self, py: Python<'_>) -> PyResult<()> {
-        let core = self.core(py)?;
-        py.detach(|| core.request_stop());
+    /// Asks the back-end to end; requests in flight have `drain` seconds if it is given.
+    #[pyo3(signature = (drain=None, /))]
+    fn request_stop(&self, py: Python<'_>, drain: Option<f64>) -> PyResult<()> {
+        let (core, drain) = (self.core(py)?, drain.map(seconds).transpose()?);
+        py.detach(|| match drain {
+            Some(drain) => core.request_stop_within(drain),
+            None => core.request_stop(),
+        });
         Ok(())
     }
 

@@ -110,6 +110,11 @@ impl Backend {
         self.shared.request_stop(self.drain);
     }
 
+    /// As [`request_stop`](Self::request_stop): requests in flight have `drain`.
+    pub fn request_stop_within(&self, drain: Duration) {
+        self.shared.request_stop(drain);
+    }
+
     /// Ends the back-end: no more requests are taken, those in flight finish within `drain`, the
     /// front-end's memory is unmapped and the socket is removed. Returns what did not finish.
     /// From one of the back-end's own threads (a device's callback) it only asks. A control thread
