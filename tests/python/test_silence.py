@@ -3,6 +3,7 @@
 import errno
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -369,6 +370,32 @@ def test_other_callbacks_that_do_not_return_are_told_too(
     finally:
         go_on.set()
         backend.stop()
+
+
+class Unhurried(RamDisk):
+    """Takes its time for each of the next reads."""
+
+    slow_reads = 0
+
+    def read(self, offset: int, buf: memoryview, /) -> None:
+        if self.slow_reads:
+            self.slow_reads -= 1
+            time.sleep(0.75)
+        super().read(offset, buf)
+
+
+def test_callbacks_that_return_in_time_are_not_told_though_all_together_take_long(
+    vhost_blk: vu.testing.BlkFactory, log: Texts
+) -> None:
+    """They are of one batch."""
+    driver = vhost_blk(device := Unhurried(), timeout=NEVER)
+    driver.run_load("read", ops=20000, depth=128, verify="none")
+    device.slow_reads = 10
+    report = driver.run_load("read", ops=128, depth=128, verify="none")
+    assert (report.errors, device.slow_reads) == (0, 0)
+    driver.close()
+    driver.backend.stop()
+    assert log.having("has not returned") == []
 
 
 def test_a_driver_that_gives_up_shows_where_the_callback_is(

@@ -17,8 +17,8 @@ thread_local! {
 
 /// A thread that goes into the callbacks of a device.
 pub(crate) struct CallbackThread {
-    /// Grows by one as a callback begins, and as it ends: odd while one runs. Only the thread itself
-    /// writes it.
+    /// Grows by one as the thread goes into callbacks, and as it leaves them: odd while it is in
+    /// them. Grows by two as the next of them is called. Only the thread itself writes it.
     turns: AtomicU64,
     /// The thread's number in Python: `threading.get_ident`.
     ident: u64,
@@ -26,7 +26,15 @@ pub(crate) struct CallbackThread {
     reports: Weak<Reports>,
 }
 
-/// Says that a callback runs on this thread, until it is dropped there.
+/// Says that the next callback is called on this thread: the one before has returned.
+pub(crate) fn next() {
+    // A thread that is on its way out is in no callback any more.
+    let _ = THIS.try_with(|this| {
+        this.get().filter(|thread| thread.callback().is_some()).inspect(|thread| thread.grow(2));
+    });
+}
+
+/// Says that callbacks run on this thread, one or several, until it is dropped there.
 pub(crate) struct Running {
     /// It is the outermost.
     begun: bool,
@@ -73,8 +81,12 @@ impl CallbackThread {
     }
 
     fn turn(&self) {
+        self.grow(1);
+    }
+
+    fn grow(&self, by: u64) {
         let turns = self.turns.load(Ordering::Relaxed);
-        self.turns.store(turns.wrapping_add(1), Ordering::Relaxed);
+        self.turns.store(turns.wrapping_add(by), Ordering::Relaxed);
     }
 
     /// The thread's Python calls: the name of the callback, and a line or two for each call, the
