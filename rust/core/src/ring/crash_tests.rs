@@ -329,7 +329,9 @@ fn a_kick_is_asked_for_the_next_request_however_many_come_again() {
     let mut ring = world.process();
     ring.begin().unwrap();
     ring.available().unwrap();
-    (0..3).for_each(|_| drop(world.popped(&mut ring)));
+    (0..3).for_each(|_| {
+        let _ = world.popped(&mut ring);
+    });
     let mut ring = world.process();
     assert_eq!((ring.begin(), ring.available()), (Ok(3 + 3), Ok(3 + 1)));
     // The device has left the three.
