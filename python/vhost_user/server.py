@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import operator
 import os
 import sys
 import threading  # noqa: F401 - see below
 import time
-from typing import TYPE_CHECKING, Literal, Self, TypeAlias, final
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, final
 
 from . import _core, systemd
 from .devices.base import Device, checked_number
@@ -50,6 +51,21 @@ HURRIED_FLUSH = 0.1
 
 MAX_DRAIN = 86400.0
 """The longest of such a wait: a day."""
+
+MAX_THREADS = 65535
+"""As many as a device can have queues."""
+
+MAX_POLL_US = 1000000
+"""The longest busy polling: a second."""
+
+MAX_CPU = 8191
+"""The last processor that Linux can be built for."""
+
+MAX_GROUP = (1 << 32) - 2
+"""The last number of a group: the one after it means none."""
+
+MAX_SIZE = (1 << 64) - 1
+"""Most bytes that a number of 64 bits says."""
 
 MAX_MODE = 0o777
 """All permission bits."""
@@ -106,7 +122,7 @@ class Backend:
         connect: bool = False,
         keep_listening: bool = True,
         mode: int = 0o600,
-        group: str | None = None,
+        group: str | int | None = None,
         threads: int | Literal["per-queue"] = "per-queue",
         batch: int = 64,
         poll_us: int = 32,
@@ -120,14 +136,15 @@ class Backend:
         """Nothing happens before ``start``.
 
         ``socket``: the path to listen at, or with ``connect`` to call until somebody answers. It
-        is used exactly as given. ``mode``, ``group``: who may use it; the mode is octal, as 0o660.
+        is used exactly as given. ``mode``, ``group``: who may use it; the mode is octal, as 0o660,
+        the group a name or a number.
         ``fd``: a socket instead, listening or connected; it is duplicated. With neither, the
         socket that a service manager hands down (``LISTEN_FDS``).
         ``keep_listening``: take the next front-end when one has left; else stop.
-        ``threads``: one for each queue, or this many for all.
-        ``batch``: most requests handled at once. ``poll_us``: longest busy polling, in
-        microseconds, before a thread sleeps; a thread whose waits are longer does not poll, so
-        that below some ten thousand requests a second nothing is spent. 0: never.
+        ``threads``: one for each queue, or this many for all, 1 to 65535.
+        ``batch``: most requests handled at once, 1 to 32768. ``poll_us``: longest busy polling, in
+        microseconds up to a million, before a thread sleeps; a thread whose waits are longer does
+        not poll, so that below some ten thousand requests a second nothing is spent. 0: never.
         ``cpus``: processors to pin threads to, in turns.
         ``copy_budget``: most bytes that each queue may have at a time of the copies in which Python
         sees data that does not lie in one piece. A request over it fails, with a log record; a
@@ -153,30 +170,24 @@ class Backend:
             raise ValueError("socket and fd exclude each other")
         if connect and socket is None:
             raise ValueError("connect needs a socket path")
-        if threads != "per-queue" and threads < 1:
-            raise ValueError(f"threads is a positive number or 'per-queue', not {threads}")
-        if not 1 <= batch <= 32768:
-            raise ValueError(f"batch is 1 to 32768, not {batch}")
         _check_seconds("drain", drain)
         if not 0 <= drain <= MAX_DRAIN:
             raise ValueError(f"drain is 0 to {MAX_DRAIN:.0f} seconds, not {drain}")
-        if poll_us < 0:
-            raise ValueError(f"poll_us is not negative, as {poll_us} is")
-        if not 0 <= copy_budget < 1 << 64:
-            raise ValueError(f"copy_budget is a number of bytes, not {copy_budget}")
         self.device = device
         self._socket = None if socket is None else os.fspath(socket)
         self._fd = fd
         self._connect = connect
         self._keep_listening = keep_listening
         self._mode = _checked_mode(mode)
-        self._group = group
-        self._threads = 0 if threads == "per-queue" else threads
-        self._batch = batch
-        self._poll_us = poll_us
-        self._cpus = list(cpus or ())
+        self._group = _checked_group(group)
+        self._threads = _checked_threads(threads)
+        self._batch = _checked_range("batch", batch, "a number of requests, as 64", 1, 32768)
+        self._poll_us = _checked_range("poll_us", poll_us, "microseconds, as 32", 0, MAX_POLL_US)
+        self._cpus = _checked_cpus(cpus)
         self._drain = drain
-        self._copy_budget = copy_budget
+        self._copy_budget = _checked_range(
+            "copy_budget", copy_budget, "a number of bytes", 0, MAX_SIZE
+        )
         self._any_memory_file = _checked_flag("any_memory_file", any_memory_file)
         self._on_error = on_error
         self._xen = _checked_options(xen)
@@ -474,6 +485,47 @@ def _checked_mode(mode: int) -> int:
     return mode
 
 
+def _checked_range(name: str, value: int, what: str, least: int, most: int) -> int:
+    number = checked_number(name, value, what)
+    if not least <= number <= most:
+        raise ValueError(f"{name} is {least} to {most}, not {number}")
+    return number
+
+
+def _checked_threads(threads: Any) -> int:
+    """The number of threads; 0: one for each queue."""
+    if threads == "per-queue":
+        return 0
+    number = checked_number("threads", threads, "a number, as 2, or 'per-queue'")
+    if not 1 <= number <= MAX_THREADS:
+        raise ValueError(f"threads is 1 to {MAX_THREADS} or 'per-queue', not {number}")
+    return number
+
+
+def _checked_cpus(cpus: Sequence[int] | None) -> list[int]:
+    if cpus is None:
+        return []
+    try:
+        numbers = [operator.index(cpu) for cpu in cpus]
+    except TypeError:
+        what = "a list of processor numbers, as [0, 1]"
+        raise TypeError(f"cpus is {what}, not {cpus!r}") from None
+    for number in numbers:
+        if not 0 <= number <= MAX_CPU:
+            raise ValueError(f"cpus has processor numbers, 0 to {MAX_CPU}, not {number}")
+    return numbers
+
+
+def _checked_group(group: str | int | None) -> str | int | None:
+    """The group's name or its number."""
+    if group is None or (isinstance(group, str) and not group.isdecimal()):
+        return group
+    if isinstance(group, str):
+        group = int(group)
+    what = "the name of a group or its number, as 'kvm' or 1000"
+    return _checked_range("group", group, what, 0, MAX_GROUP)
+
+
 def _check_seconds(name: str, value: object) -> None:
     if not hasattr(value, "__float__"):
         raise TypeError(f"{name} is a number of seconds, as 5.0, not {value!r}")
@@ -538,11 +590,9 @@ def _printable(path: str) -> str:
     return os.fsencode(path).decode(errors="backslashreplace")
 
 
-def _group_id(group: str | None) -> int | None:
-    if group is None:
-        return None
-    if group.isdecimal():
-        return int(group)
+def _group_id(group: str | int | None) -> int | None:
+    if group is None or isinstance(group, int):
+        return group
     import grp
 
     try:

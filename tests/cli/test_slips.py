@@ -30,6 +30,8 @@ def test_a_plain_path_is_the_image(image: str) -> None:
         (["blk", "a.img", "--blk-file", "b.img"], "one image is given twice: IMAGE or --blk-file"),
         (["blk", "--blk-file", "a", "--image", "b"], "given twice: one command serves one disk"),
         (["blk", "a.img", "a.sock"], "arguments: a.sock; a socket is told by --socket-path a.sock"),
+        (["blk", "a.img", "b.img", "--socket-path", "s"], "unrecognized arguments: b.img (see"),
+        (["blk", "a.img", "b.img", "--fd", "0"], "unrecognized arguments: b.img (see"),
         (["blk", "a.img"], "--socket-path PATH or --fd N: one is needed"),
         (["blk", "a.img", "-q", "--fd", "0"], "unrecognized arguments: -q"),
         (["blk", "a.img", "--serail", "x"], "--serail x; did you mean --serial?"),
@@ -47,6 +49,27 @@ def test_a_slip_of_the_command_line_is_one_line_that_says_what_to_write(
     assert result.err.startswith("vhost-user: ")
     assert problem in result.err
     assert result.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "problem"),
+    [
+        ("--poll-us", "99999999999999999999", "poll_us is 0 to 1000000, not 99999999999999999999"),
+        ("--threads", "99999999999", "threads is 1 to 65535 or 'per-queue', not 99999999999"),
+        ("--batch", "99999999999", "batch is 1 to 32768, not 99999999999"),
+        ("--group", "99999999999", "group is 0 to 4294967294, not 99999999999"),
+        ("--cpus", "0-99999999999", "'0-99999999999' has a processor past 8191"),
+    ],
+)
+def test_a_number_that_is_too_large_is_one_line_with_the_range(
+    image: str, option: str, value: str, problem: str
+) -> None:
+    result = run("blk", image, "--socket-path", "s.sock", option, value)
+    assert result.status in (1, 2)
+    assert result.out == ""
+    assert problem in result.err
+    assert result.err.count("\n") == 1
+    assert not Path("s.sock").exists()
 
 
 @pytest.mark.parametrize("place", ["disk.img", "./disk.img", "disk.img:Disk"])

@@ -39,6 +39,60 @@ def test_a_mode_in_octal_is_the_file_s(vhost_socket: Path) -> None:
         assert vhost_socket.stat().st_mode & 0o7777 == 0o660
 
 
+# Options of a wrong type, and numbers that there are not.
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "answer"),
+    [
+        ("threads", "2", "threads is a number, as 2, or 'per-queue', not '2'"),
+        ("threads", 2.0, "threads is a number, as 2, or 'per-queue', not 2.0"),
+        ("batch", "2", "batch is a number of requests, as 64, not '2'"),
+        ("poll_us", 2.5, "poll_us is microseconds, as 32, not 2.5"),
+        ("copy_budget", "64M", "copy_budget is a number of bytes, not '64M'"),
+        ("cpus", 3, "cpus is a list of processor numbers, as [0, 1], not 3"),
+        ("cpus", "0-3", "cpus is a list of processor numbers, as [0, 1], not '0-3'"),
+        ("group", 2.0, "group is the name of a group or its number, as 'kvm' or 1000, not 2.0"),
+    ],
+)
+def test_an_option_of_a_wrong_type_is_refused_in_plain_words(
+    vhost_socket: Path, option: str, value: object, answer: str
+) -> None:
+    wrong: dict[str, Any] = {option: value}
+    with pytest.raises(TypeError) as caught:
+        vu.Backend(RamDisk(), socket=vhost_socket, **wrong)
+    assert str(caught.value) == answer
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "answer"),
+    [
+        ("threads", 65536, "threads is 1 to 65535 or 'per-queue', not 65536"),
+        ("batch", 32769, "batch is 1 to 32768, not 32769"),
+        ("poll_us", 1000001, "poll_us is 0 to 1000000, not 1000001"),
+        ("copy_budget", 1 << 64, "copy_budget is 0 to 18446744073709551615, not"),
+        ("cpus", [0, 8192], "cpus has processor numbers, 0 to 8191, not 8192"),
+        ("cpus", [-1], "cpus has processor numbers, 0 to 8191, not -1"),
+        ("group", -1, "group is 0 to 4294967294, not -1"),
+        ("group", "4294967295", "group is 0 to 4294967294, not 4294967295"),
+    ],
+)
+def test_a_number_out_of_range_is_refused_with_the_range(
+    vhost_socket: Path, option: str, value: object, answer: str
+) -> None:
+    wrong: dict[str, Any] = {option: value}
+    with pytest.raises(ValueError, match=r"is \d|has") as caught:
+        vu.Backend(RamDisk(), socket=vhost_socket, **wrong)
+    assert str(caught.value).startswith(answer)
+
+
+@pytest.mark.parametrize("kind", [int, str])
+def test_a_group_is_given_by_its_number_too(vhost_socket: Path, kind: Callable[[int], Any]) -> None:
+    own = os.getgid()
+    with vu.Backend(RamDisk(), socket=vhost_socket, group=kind(own)):
+        assert vhost_socket.stat().st_gid == own
+
+
 # Disks of no bytes.
 
 
@@ -191,6 +245,17 @@ def test_a_method_that_is_never_called_is_told(
         f"Misspelt.{name} is never called: is it to be {callback}?"
     ]
     assert caplog.records[0].levelname == "WARNING"
+
+
+def test_a_device_with_on_batch_is_not_told_to_have_read_and_write(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    methods = ("on_batch", "pread", "pwrite", "reader", "writer", "sync")
+    device = type("Own", (vu.BlockDevice,), {name: lambda *_: None for name in methods})
+    vu.Backend(device(size=SIZE), socket="x")
+    assert [record.getMessage() for record in caplog.records] == [
+        "Own.sync is never called: is it to be flush?"
+    ]
 
 
 def test_methods_of_a_device_s_own_are_not_told(caplog: pytest.LogCaptureFixture) -> None:

@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
         """The options; words in between may be positional. An unknown option gets a hint."""
         options, unknown = self.parse_known_intermixed_args(arguments)
         if unknown:
-            hint = self._hint(unknown[0].partition("=")[0], "settings" in options)
+            hint = self._hint(unknown[0].partition("=")[0], options)
             self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return options
 
@@ -39,14 +39,15 @@ class Parser(argparse.ArgumentParser):
         """Ends the command with ``message``."""
         raise Failure(f"{message} (see {self.prog} --help)", status=Exit.USAGE)
 
-    def _hint(self, word: str, takes_settings: bool) -> str:
+    def _hint(self, word: str, options: argparse.Namespace) -> str:
         known = list(self._option_string_actions)
         if not word.startswith("-"):
-            takes_socket = "--socket-path" in known
-            return f"; a socket is told by --socket-path {word}" if takes_socket else ""
+            given = (getattr(options, name, None) for name in ("socket_path", "fd"))
+            lacks_socket = "--socket-path" in known and all(value is None for value in given)
+            return f"; a socket is told by --socket-path {word}" if lacks_socket else ""
         longer = [option for option in known if option.startswith(word)]
         hint = f"; did you mean {longer[0]}?" if longer else did_you_mean(word, known)
-        if not hint and takes_settings:
+        if not hint and "settings" in options:
             hint = f"; an option of the device class is written {word.lstrip('-')}=VALUE"
         return hint
 

@@ -48,7 +48,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     socket.add_argument(
         "--mode", type=checked(_mode), metavar="OCTAL", help="the socket file's mode (0600)"
     )
-    socket.add_argument("--group", metavar="NAME", help="the socket file's group")
+    socket.add_argument("--group", metavar="NAME", help="the socket file's group, or its number")
     socket.add_argument("--once", action="store_true", help="end when the first front-end has left")
     memory = parser.add_argument_group("guest memory")
     memory.add_argument(
@@ -274,11 +274,15 @@ def _threads(text: str) -> int | str:
 
 def _cpus(text: str) -> list[int]:
     """Processor numbers and ranges of them: ``0,2-3``."""
+    from vhost_user.server import MAX_CPU
+
     numbers: list[int] = []
     for part in text.split(","):
         first, dash, last = part.partition("-")
         ends = [first, last] if dash else [first, first]
         if not all(end.isdecimal() for end in ends) or int(ends[0]) > int(ends[1]):
             raise ValueError(f"{text!r} is not a list of processors such as 0,2-3")
+        if int(ends[1]) > MAX_CPU:
+            raise ValueError(f"{text!r} has a processor past {MAX_CPU}, the last there can be")
         numbers.extend(range(int(ends[0]), int(ends[1]) + 1))
     return numbers
