@@ -287,7 +287,8 @@ def test_a_disk_offers_a_queue_for_each_of_16_processors_and_has_a_thread_for_th
             assert workers() == {"vhost-user q0"}
         with vu.VirtioBlkDriver(vhost_socket, num_queues=16) as all_:
             all_.pread(512, 0)
-            assert workers() == {f"vhost-user q{number}" for number in range(16)}
+            expected = {f"vhost-user q{number}" for number in range(16)}
+            assert eventually(lambda: workers() == expected), workers()
 
 
 def test_callbacks_of_a_device_do_not_overlap_unless_it_says_so(vhost_socket: Path) -> None:
