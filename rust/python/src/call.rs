@@ -17,7 +17,7 @@ use pyo3::ffi::PyObject;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
-use crate::callback_thread;
+use crate::turns;
 
 unsafe extern "C-unwind" {
     fn PyObject_CallFunctionObjArgs(callable: *mut PyObject, ...) -> *mut PyObject;
@@ -88,7 +88,7 @@ pub(crate) fn call_for_value<'py, const N: usize>(
     }
     let [a, b, c] = raw;
     let end = ptr::null_mut::<PyObject>();
-    callback_thread::next();
+    turns::next();
     let park = Park;
     // SAFETY: the thread is attached; all objects are alive while they are borrowed here; the
     // first null ends the arguments and there is one at the end in any case.

@@ -2,7 +2,6 @@
 
 use std::cell::OnceCell;
 use std::marker::PhantomData;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use pyo3::prelude::*;
@@ -10,6 +9,7 @@ use pyo3::prelude::*;
 use crate::log::{self, Level};
 use crate::report::Reports;
 use crate::traits::CallsBack;
+use crate::turns::Turns;
 
 thread_local! {
     static THIS: OnceCell<Arc<CallbackThread>> = const { OnceCell::new() };
@@ -17,21 +17,11 @@ thread_local! {
 
 /// A thread that goes into the callbacks of a device.
 pub(crate) struct CallbackThread {
-    /// Grows by one as the thread goes into callbacks, and as it leaves them: odd while it is in
-    /// them. Grows by two as the next of them is called. Only the thread itself writes it.
-    turns: AtomicU64,
+    turns: Turns,
     /// The thread's number in Python: `threading.get_ident`.
     ident: u64,
     /// Weak: a thread keeps nothing of its device alive.
     reports: Weak<Reports>,
-}
-
-/// Says that the next callback is called on this thread: the one before has returned.
-pub(crate) fn next() {
-    // A thread that is on its way out is in no callback any more.
-    let _ = THIS.try_with(|this| {
-        this.get().filter(|thread| thread.callback().is_some()).inspect(|thread| thread.grow(2));
-    });
 }
 
 /// Says that callbacks run on this thread, one or several, until it is dropped there.
@@ -51,7 +41,7 @@ impl Running {
                 let _ = this.set(new);
             }
             let outermost = this.get().filter(|thread| thread.callback().is_none());
-            outermost.inspect(|thread| thread.turn()).is_some()
+            outermost.inspect(|thread| thread.turns.turn()).is_some()
         });
         Self { begun, _here: PhantomData }
     }
@@ -61,7 +51,8 @@ impl Drop for Running {
     fn drop(&mut self) {
         if self.begun {
             // A thread that is on its way out is in no callback any more.
-            let _ = THIS.try_with(|this| this.get().inspect(|thread| thread.turn()).is_some());
+            let _ =
+                THIS.try_with(|this| this.get().inspect(|thread| thread.turns.turn()).is_some());
         }
     }
 }
@@ -74,19 +65,10 @@ impl CallbackThread {
             .import("threading")
             .and_then(|threading| threading.call_method0("get_ident")?.extract());
         let reports = Arc::downgrade(reports);
-        let thread = Arc::new(Self { turns: AtomicU64::new(0), ident: ident.ok()?, reports });
+        let thread = Arc::new(Self { turns: Turns::of_this_thread(), ident: ident.ok()?, reports });
         let known: Arc<dyn CallsBack> = Arc::clone(&thread) as Arc<dyn CallsBack>;
         log::look_after(Arc::downgrade(&known));
         Some(thread)
-    }
-
-    fn turn(&self) {
-        self.grow(1);
-    }
-
-    fn grow(&self, by: u64) {
-        let turns = self.turns.load(Ordering::Relaxed);
-        self.turns.store(turns.wrapping_add(by), Ordering::Relaxed);
     }
 
     /// The thread's Python calls: the name of the callback, and a line or two for each call, the
@@ -106,8 +88,7 @@ impl CallbackThread {
 
 impl CallsBack for CallbackThread {
     fn callback(&self) -> Option<u64> {
-        let turns = self.turns.load(Ordering::Relaxed);
-        (turns % 2 == 1).then_some(turns)
+        self.turns.callback()
     }
 
     fn tell_stuck(&self, py: Python<'_>) -> PyResult<()> {

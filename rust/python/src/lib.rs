@@ -46,6 +46,7 @@ mod shown_request;
 mod stuck;
 mod ticket;
 mod traits;
+mod turns;
 mod worker_state;
 mod xen;
 
