@@ -58,8 +58,8 @@ MAX_THREADS = 65535
 MAX_POLL_US = 1000000
 """The longest busy polling: a second."""
 
-MAX_CPU = 8191
-"""The last processor that Linux can be built for."""
+MAX_CPU = 65535
+"""Past all processors that Linux can be built for."""
 
 MAX_GROUP = (1 << 32) - 2
 """The last number of a group: the one after it means none."""

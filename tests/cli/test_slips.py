@@ -58,7 +58,7 @@ def test_a_slip_of_the_command_line_is_one_line_that_says_what_to_write(
         ("--threads", "99999999999", "threads is 1 to 65535 or 'per-queue', not 99999999999"),
         ("--batch", "99999999999", "batch is 1 to 32768, not 99999999999"),
         ("--group", "99999999999", "group is 0 to 4294967294, not 99999999999"),
-        ("--cpus", "0-99999999999", "'0-99999999999' has a processor past 8191"),
+        ("--cpus", "0-99999999999", "'0-99999999999' has a processor past 65535"),
     ],
 )
 def test_a_number_that_is_too_large_is_one_line_with_the_range(
