@@ -196,3 +196,24 @@ def test_a_device_that_has_all_the_pieces_it_may_is_told_when_there_are_more(
         for request in requests:
             request.complete(0)
         assert eventually(lambda: ring.used_index == 257)
+
+
+def test_buffers_of_more_pieces_than_there_may_be_are_too_many_for_a_send(
+    vhost_socket: Path,
+) -> None:
+    """Each has one byte that can be filled, behind 1023 pieces that are of no use."""
+    device = Port(512)
+    with receiving(device, vhost_socket, size=512) as front:
+        ring = front.rings[0]
+        table, place = front.memory.allocate(16 * 1024), front.memory.allocate(8)
+        pieces = [Segment(place, 1)] * 1023
+        ring.write_table(table, [*pieces, Segment(place, 1, True)])
+        for head in range(300):
+            ring.set_descriptor(head, table, 16 * 1024, INDIRECT)
+        ring.offer(*range(300))
+        ring.kick()
+        device.hears("buffers 0")
+        with pytest.raises(vu.GuestError, match="256"):
+            device.rx.send(bytes(300), max_buffers=300)
+        device.hears_nothing_more()
+        assert device.rx.send(b"ab", max_buffers=2) == 2

@@ -196,7 +196,8 @@ impl Queue {
             let bytes = wanted.bytes;
             return Some(Sent::Never(TooLarge { bytes, room, buffers: count }));
         }
-        self.want_more(cell, available);
+        // Where pieces that others have are missing, there are buffers enough once they are back.
+        self.want_more(cell, if self.is_full() { 0 } else { available });
         Some(Sent::TooFew)
     }
 
