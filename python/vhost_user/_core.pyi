@@ -116,9 +116,10 @@ class BlockRequest:
 
         The driver hears of EOPNOTSUPP, ENOSYS and ``NotImplementedError`` as "unsupported", of all
         else as an I/O error. An exception that is given while views of the data are there loses
-        its ``__traceback__``, whose frames would keep them. ``StaleRequestError`` if the request
-        was answered or its queue has stopped; ``TypeError`` for anything else, and the request
-        stays open.
+        its ``__traceback__``, whose frames would keep them, and so do those that it was raised
+        from. ``StaleRequestError`` if the request was answered or its queue has stopped;
+        ``ValueError`` for a number outside 1 to 4095 and ``TypeError`` for anything else, and the
+        request stays open.
         """
     def defer(self) -> Self:
         """Keeps the request past ``on_batch``: answer it later, from any thread. Dropped without

@@ -12,6 +12,7 @@ import vhost_user as vu
 from .disks import RamDisk
 from .driver import open_driver
 from .panics import panics
+from .repeats import repeats
 
 
 class Raising(RamDisk):
@@ -301,6 +302,25 @@ def test_a_panic_in_a_control_call_costs_that_call_and_no_more(
                     assert read.status == 0
         assert backend.state == "stopped"
     assert f"a panic in {name}" in caplog.text
+
+
+def test_a_device_that_makes_up_exception_classes_fills_no_log(
+    vhost_blk: vu.testing.BlkFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Inventive(RamDisk):
+        def read(self, offset: int, buf: memoryview, /) -> None:
+            raise type("Made", (OSError,), {})(errno.EIO, "made up")
+
+    driver = vhost_blk(Inventive(), on_error="report")
+    for _ in range(400):
+        with pytest.raises(vu.RequestError):
+            driver.pread(512, 0)
+    driver.close()
+    driver.backend.stop()
+    in_full = [record for record in caplog.records if record.exc_info]
+    numbers = [record.getMessage() for record in caplog.records if not record.exc_info]
+    assert len(in_full) == 257
+    assert repeats(numbers, "Inventive.read raised exceptions of other classes") == 400 - 257
 
 
 def test_a_panic_in_a_logging_handler_costs_that_record_and_no_more(vhost_socket: Path) -> None:

@@ -107,6 +107,33 @@ def test_a_thousand_refusals_are_one_line_and_a_number(
     assert len(numbers) < 100
 
 
+def test_a_driver_that_stops_its_queues_again_and_again_fills_no_log(
+    vhost_blk: vu.testing.BlkFactory, log: Texts
+) -> None:
+    begun = time.monotonic()
+    driver = vhost_blk(RamDisk(read_only=True), on_error="report")
+    for _ in range(50):
+        for _ in range(2):
+            failure(lambda: driver.pwrite(bytes(512), 0))
+        driver.reconnect()
+    driver.close()
+    driver.backend.stop()
+    _, *numbers = log.texts
+    assert repeats(numbers, "refused: changes of a read-only disk") == 99
+    assert len(numbers) <= 1 + (time.monotonic() - begun) / 10
+
+
+@pytest.mark.parametrize("disk", DISKS.values(), ids=DISKS)
+def test_repeats_are_told_although_nothing_more_happens(
+    vhost_blk: vu.testing.BlkFactory, tmp_path: Path, log: Texts, disk: Callable[[Path], vu.Device]
+) -> None:
+    driver = vhost_blk(disk(tmp_path), on_error="report")
+    for _ in range(6):
+        failure(lambda: driver.pwrite(bytes(512), 0))
+    assert eventually(lambda: len(log.texts) == 2, 30)
+    assert repeats(log.texts[1:], "refused: changes of a read-only disk") == 5
+
+
 def test_a_request_that_is_too_long_has_a_cause(vhost_blk: vu.testing.BlkFactory) -> None:
     class Short(RamDisk):
         def __init__(self) -> None:
@@ -275,6 +302,47 @@ def test_fail_takes_nothing_else_and_leaves_the_request_open(
         'fail takes an errno, as errno.EIO, or an exception, as OSError(5, "worn out"), '
         "not 'no room'"
     )
+
+
+@pytest.mark.parametrize("number", [-5, 0, 4096, 2**31 - 1, 2**31])
+def test_a_number_that_is_no_errno_is_refused_and_leaves_the_request_open(
+    vhost_blk: vu.testing.BlkFactory, number: int
+) -> None:
+    told: list[str] = []
+
+    def misuse(request: vu.BlockRequest) -> None:
+        with pytest.raises(ValueError, match="errno") as caught:
+            request.fail(number)
+        told.append(str(caught.value))
+        request.fill(7)
+        request.complete()
+
+    assert vhost_blk(Deferring(misuse)).pread(512, 0) == b"\x07" * 512
+    assert told == [f"fail takes an errno from 1 to 4095, as errno.EIO, not {number}"]
+
+
+@pytest.mark.parametrize("chained", ["cause", "context"])
+def test_what_the_exception_was_raised_from_holds_no_view_either(
+    vhost_blk: vu.testing.BlkFactory, chained: str
+) -> None:
+    def fill(view: memoryview) -> None:
+        view[:] = bytes(1)
+
+    def answer(request: vu.BlockRequest) -> None:
+        try:
+            try:
+                fill(request.data)
+            except ValueError as inner:
+                outer = OSError(errno.EIO, "outer")
+                if chained == "cause":
+                    raise outer from inner
+                raise outer  # noqa: B904
+        except OSError as error:
+            request.fail(error)
+
+    error = failure(lambda: vhost_blk(Deferring(answer)).pread(512, 0))
+    assert isinstance(error, vu.RequestError)
+    assert isinstance(error.__cause__, OSError)
 
 
 def test_the_exception_that_a_request_fails_with_holds_no_view_of_it(

@@ -18,7 +18,7 @@ import pytest
 import vhost_user as vu
 from peer.process import eventually
 
-from .disks import SIZE, Keeper
+from .disks import SIZE, Keeper, RamDisk
 from .driver import OpenDriver, OpenRequest, open_driver
 from .repeats import repeats
 
@@ -285,6 +285,60 @@ def test_a_view_held_for_long_is_an_error_in_tests(vhost_blk: vu.testing.BlkFact
     assert isinstance(caught.value.__cause__, BufferError)
     assert "Kept.read" in str(caught.value.__cause__)
     device.kept.clear()
+
+
+class Retrying(RamDisk):
+    """Keeps the last failure in a variable of its own frame: frame and exception are a circle."""
+
+    def read(self, offset: int, buf: memoryview, /) -> None:
+        failure = OSError("never tried")
+        for _ in range(3):
+            try:
+                raise OSError("for a moment")
+            except OSError as error:
+                failure = error
+        raise failure
+
+
+class Recovering(RamDisk):
+    """The same of a read that goes well."""
+
+    def read(self, offset: int, buf: memoryview, /) -> None:
+        failures = []
+        try:
+            raise KeyError(offset)
+        except KeyError as error:
+            failures.append(error)
+        buf[:] = bytes(len(buf))
+
+
+class Recursive(RamDisk):
+    """Has a local function that knows itself, and the view."""
+
+    def read(self, offset: int, buf: memoryview, /) -> None:
+        def attempt(left: int) -> None:
+            if left:
+                attempt(left - 1)
+            else:
+                buf[:] = bytes(len(buf))
+
+        attempt(3)
+
+
+@pytest.mark.parametrize("kind", [Retrying, Recovering, Recursive])
+def test_a_view_in_variables_that_refer_to_each_other_in_a_circle_goes_by_itself(
+    vhost_socket: Path, caplog: pytest.LogCaptureFixture, kind: type[RamDisk]
+) -> None:
+    """A guest with one request at a time: nothing else has the garbage collected."""
+    gc.disable()
+    try:
+        with vu.Backend(kind(), socket=vhost_socket), open_driver(vhost_socket) as driver:
+            for _ in range(2):
+                read = driver.read(0, 512)
+                assert driver.wait().head == read.head
+    finally:
+        gc.enable()
+    assert "still held" not in caplog.text
 
 
 def test_the_object_behind_a_view_gives_no_new_one_after_the_answer(

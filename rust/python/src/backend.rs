@@ -108,7 +108,7 @@ impl Backend {
             xen.access.ops = guest.guest().ops();
         }
         let class = device.get_type().name()?.to_string();
-        let reports = Arc::new(Reports::new(label.clone(), class, on_error_of(on_error)?));
+        let reports = Reports::new(label.clone(), class, on_error_of(on_error)?);
         let views = Views { raw: raw_views, copy_budget };
         let (served, device) = Served::new(device, kind, &overrides, views, &reports)?;
         python_thread::prepare(py)?;
@@ -262,7 +262,12 @@ impl Drop for Backend {
             return;
         }
         // The end waits for workers, and they for the interpreter.
-        let _ = Python::try_attach(|py| py.detach(|| drop(core)));
+        let _ = Python::try_attach(|py| {
+            py.detach(|| {
+                drop(core);
+                self.reports.sum_up();
+            })
+        });
     }
 }
 

@@ -24,7 +24,7 @@ use crate::loan::LoanedRequest;
 use crate::origin::Origin;
 use crate::raw_bytes::{RawSource, RawTarget};
 use crate::reason::Reason;
-use crate::report::Context;
+use crate::report::{Context, forget_frames};
 use crate::shown_request::ShownRequest;
 use crate::ticket::{Settled, Ticket};
 use crate::traits::Side;
@@ -314,7 +314,7 @@ impl BlockRequest {
                 let error = error.bind(py);
                 if self.is_viewed(py) {
                     // Its frames may hold views, and with them the request.
-                    error.setattr("__traceback__", py.None())?;
+                    forget_frames(error)?;
                 }
                 let context = Context { callback: origin.callback, request: &request };
                 let error = PyErr::from_value(error.clone().into_any());

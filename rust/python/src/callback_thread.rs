@@ -6,6 +6,7 @@ use std::sync::{Arc, Weak};
 
 use pyo3::prelude::*;
 
+use crate::call::call_for_value;
 use crate::log::{self, Level};
 use crate::report::Reports;
 use crate::traits::CallsBack;
@@ -81,7 +82,9 @@ impl CallbackThread {
             first = caller;
         }
         let name = first.getattr("f_code")?.getattr("co_name")?.extract()?;
-        let lines = py.import("traceback")?.call_method1("format_stack", (frame,))?;
+        let format = py.import("traceback")?.getattr("format_stack")?;
+        // It reads source files.
+        let lines = call_for_value(py, &format.unbind(), [&frame])?;
         Ok(Some((name, lines.extract::<Vec<String>>()?.concat())))
     }
 }

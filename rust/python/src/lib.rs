@@ -44,6 +44,7 @@ mod seat;
 mod send_data;
 mod shown_request;
 mod stuck;
+mod summaries;
 mod ticket;
 mod traits;
 mod turns;

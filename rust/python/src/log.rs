@@ -15,10 +15,11 @@ use std::time::{Duration, Instant};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::call::call_with;
+use crate::call::{call_for_value, call_with};
 use crate::interrupt::{SIGNAL_CHECK, has_raised};
 use crate::stuck::CallingThreads;
-use crate::traits::{CallsBack, HeldReports, Watched};
+use crate::summaries::Summaries;
+use crate::traits::{CallsBack, HeldReports, SumsUp, Watched};
 
 const THREAD_NAME: &str = "vhost-user-log";
 
@@ -27,6 +28,16 @@ const CAPACITY: usize = 1024;
 
 /// How long a view may keep its request from the driver before that is told.
 const HELD_LIMIT: Duration = Duration::from_secs(1);
+
+/// How long a view may keep it before the garbage collector is asked: variables of the callback may
+/// refer to each other in a circle.
+const COLLECT_AFTER: Duration = Duration::from_millis(30);
+
+/// The least time between two collections.
+const COLLECT_EVERY: Duration = Duration::from_secs(1);
+
+/// How long the thread waits if there is nothing that it waits for.
+const IDLE: Duration = Duration::from_secs(3600);
 
 /// How long [`end`] waits for the records before it.
 const END_LIMIT: Duration = Duration::from_secs(2);
@@ -59,7 +70,7 @@ pub(crate) struct Record {
 }
 
 struct Watch {
-    deadline: Instant,
+    since: Instant,
     what: Arc<dyn Watched>,
     callback: &'static str,
     reports: Arc<dyn HeldReports>,
@@ -69,7 +80,10 @@ struct Watch {
 struct Queue {
     records: VecDeque<Record>,
     watches: VecDeque<Watch>,
+    /// When the garbage was collected last.
+    collected: Option<Instant>,
     threads: CallingThreads,
+    summaries: Summaries,
     dropped: u64,
     /// Records put in and handed over since the process started.
     put: u64,
@@ -129,14 +143,14 @@ pub(crate) fn record(record: Record) {
 
 /// Has it told if `what`, which `callback` got, is not over in a second.
 pub(crate) fn watch(what: Arc<dyn Watched>, callback: &'static str, reports: Arc<dyn HeldReports>) {
-    let deadline = Instant::now() + HELD_LIMIT;
+    let since = Instant::now();
     if is_fork() {
         return;
     }
     let mut guard = lock();
     let watches = &mut guard.get_or_insert_default().watches;
     if watches.len() < CAPACITY {
-        watches.push_back(Watch { deadline, what, callback, reports });
+        watches.push_back(Watch { since, what, callback, reports });
         drop(guard);
         FILLED.notify_one();
     }
@@ -153,6 +167,15 @@ pub(crate) fn look_after(thread: Weak<dyn CallsBack>) {
     if is_first {
         FILLED.notify_one();
     }
+}
+
+/// Has what was counted summed up from time to time, for as long as there is something to sum up.
+pub(crate) fn sum_up_later(counts: Weak<dyn SumsUp>) {
+    if is_fork() {
+        return;
+    }
+    lock().get_or_insert_default().summaries.add(counts);
+    FILLED.notify_one();
 }
 
 /// Waits until everything queued so far was handed over: as long as `limit`, unless the handler of
@@ -218,7 +241,9 @@ fn is_fork() -> bool {
 /// What the thread has to do next.
 enum Work {
     Hand(Record, u64),
+    Collect,
     Tell(Watch),
+    SumUp(Vec<Arc<dyn SumsUp>>),
     Stuck(Arc<dyn CallsBack>),
     End,
 }
@@ -228,7 +253,7 @@ fn run() {
     let _ = Python::try_attach(|py| {
         report(py, take_name(py));
         loop {
-            match py.detach(next) {
+            match py.detach(next_with_python) {
                 Work::Hand(record, dropped) => {
                     // A bug in the one record must not cost the others their thread. There is
                     // nobody to tell but who reads standard error, where it stands already.
@@ -238,9 +263,10 @@ fn run() {
                     }
                     DRAINED.notify_all();
                 }
+                Work::Collect => report(py, collect(py)),
                 Work::Tell(watch) => watch.reports.tell_held(watch.callback),
                 Work::Stuck(thread) => report(py, thread.tell_stuck(py)),
-                Work::End => return,
+                Work::End | Work::SumUp(_) => return,
             }
         }
     });
@@ -256,6 +282,22 @@ fn take_name(py: Python<'_>) -> PyResult<()> {
     this.setattr("name", THREAD_NAME)
 }
 
+/// Frees what is in circles.
+fn collect(py: Python<'_>) -> PyResult<()> {
+    let collect = py.import("gc")?.getattr("collect")?;
+    call_for_value(py, &collect.unbind(), []).map(drop)
+}
+
+/// What to do next for which the interpreter is wanted; what is not is done.
+fn next_with_python() -> Work {
+    loop {
+        match next() {
+            Work::SumUp(counts) => counts.iter().for_each(|counts| counts.sum_up_old()),
+            work => return work,
+        }
+    }
+}
+
 fn next() -> Work {
     let mut guard = lock();
     loop {
@@ -266,23 +308,54 @@ fn next() -> Work {
         if queue.ending {
             return Work::End;
         }
-        // In the order of their deadlines, since all have the same limit.
-        while queue.watches.front().is_some_and(|watch| watch.what.is_over()) {
-            queue.watches.pop_front();
-        }
         let now = Instant::now();
-        let left = queue.watches.front().map(|w| w.deadline.saturating_duration_since(now));
-        if left.is_some_and(|left| left.is_zero())
-            && let Some(watch) = queue.watches.pop_front()
-        {
-            return Work::Tell(watch);
+        if let Some(work) = queue.look_at_watches(now) {
+            return work;
+        }
+        let counts = queue.summaries.look(now);
+        if !counts.is_empty() {
+            return Work::SumUp(counts);
         }
         if let Some(thread) = queue.threads.look(now) {
             return Work::Stuck(thread);
         }
-        let waits = [left, queue.threads.until_look(now), Some(Duration::from_secs(3600))];
-        let wait = waits.into_iter().flatten().min().unwrap_or_default();
+        let dues = [queue.watch_due(), queue.summaries.due(), queue.threads.due()];
+        let due = dues.into_iter().flatten().min();
+        let wait = due.map_or(IDLE, |due| due.saturating_duration_since(now));
         guard = FILLED.wait_timeout(guard, wait).unwrap_or_else(PoisonError::into_inner).0;
+    }
+}
+
+impl Queue {
+    /// What is to be done of views that are held.
+    fn look_at_watches(&mut self, now: Instant) -> Option<Work> {
+        // In their order, since all have the same limits.
+        while self.watches.front().is_some_and(|watch| watch.what.is_over()) {
+            self.watches.pop_front();
+        }
+        if self.watch_due()? > now {
+            return None;
+        }
+        if self.watches.front().is_some_and(|watch| self.collects_for(watch)) {
+            self.collected = Some(now);
+            return Some(Work::Collect);
+        }
+        self.watches.pop_front().map(Work::Tell)
+    }
+
+    /// When the first of them is to be looked at.
+    fn watch_due(&self) -> Option<Instant> {
+        let watch = self.watches.front()?;
+        if !self.collects_for(watch) {
+            return Some(watch.since + HELD_LIMIT);
+        }
+        let first = watch.since + COLLECT_AFTER;
+        Some(self.collected.map_or(first, |last| first.max(last + COLLECT_EVERY)))
+    }
+
+    /// Whether a collection may still end it.
+    fn collects_for(&self, watch: &Watch) -> bool {
+        self.collected.is_none_or(|last| last < watch.since)
     }
 }
 

@@ -186,7 +186,6 @@ impl PyDevice {
 
     pub(crate) fn stopped(&self) {
         self.tell("on_stop");
-        self.reports.sum_up();
     }
 
     pub(crate) fn reset(&self) {

@@ -1,11 +1,17 @@
 //! Why a device fails a request: what `fail` takes.
 
 use std::io;
+use std::ops::RangeInclusive;
 
-use pyo3::exceptions::{PyBaseException, PyNotImplementedError, PyOSError, PyTypeError};
+use pyo3::exceptions::{
+    PyBaseException, PyNotImplementedError, PyOSError, PyOverflowError, PyTypeError, PyValueError,
+};
 use pyo3::prelude::*;
 use rustix::io::Errno;
 use vhost_user_core::block::Status;
+
+/// The error numbers that Linux may have.
+const ERRNOS: RangeInclusive<i32> = 1..=4095;
 
 /// Why a device fails a request.
 pub(crate) enum Reason {
@@ -26,13 +32,20 @@ impl Reason {
     /// The reason that Python code gives.
     ///
     /// # Errors
-    /// `TypeError` if it is neither a number nor an exception.
+    /// `ValueError` for a number that is no errno; `TypeError` if it is neither a number nor an
+    /// exception.
     pub(crate) fn of(value: &Bound<'_, PyAny>) -> PyResult<Self> {
         if let Ok(exception) = value.cast::<PyBaseException>() {
             return Ok(Self::Exception(exception.clone().unbind()));
         }
         match value.extract::<i32>() {
-            Ok(number) => Ok(Self::Number(io::Error::from_raw_os_error(number))),
+            Ok(number) if ERRNOS.contains(&number) => {
+                Ok(Self::Number(io::Error::from_raw_os_error(number)))
+            }
+            Ok(_) => Err(no_errno(value)),
+            Err(error) if error.is_instance_of::<PyOverflowError>(value.py()) => {
+                Err(no_errno(value))
+            }
             Err(_) => {
                 let text = format!(
                     "fail takes an errno, as errno.EIO, or an exception, as OSError(5, \"worn out\"), not {}",
@@ -50,6 +63,12 @@ impl Reason {
             Self::Exception(error) => status_of(error.bind(py)),
         }
     }
+}
+
+/// Says which numbers there are.
+fn no_errno(value: &Bound<'_, PyAny>) -> PyErr {
+    let text = format!("fail takes an errno from 1 to 4095, as errno.EIO, not {value}");
+    PyValueError::new_err(text)
 }
 
 /// The status for an exception: that of its number if it is an `OSError` that has one.

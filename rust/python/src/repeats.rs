@@ -27,6 +27,16 @@ pub(crate) struct Kind {
     pub(crate) number: usize,
 }
 
+impl Kind {
+    /// The number of all that there is no room for.
+    const OTHERS: usize = usize::MAX;
+
+    /// Whether it is that of all that there was no room for.
+    pub(crate) fn is_others(&self) -> bool {
+        self.number == Self::OTHERS
+    }
+}
+
 /// What there is to say of something that has happened.
 pub(crate) enum Due {
     /// All of it.
@@ -52,6 +62,12 @@ struct Repeat {
 }
 
 impl Repeats {
+    /// The kind to count something by: its own, or a common one if there is no room for more.
+    pub(crate) fn kind_of(&self, kind: Kind) -> Kind {
+        let has_room = self.0.len() < MAX_KINDS || self.0.contains_key(&kind);
+        if has_room { kind } else { Kind { number: Kind::OTHERS, ..kind } }
+    }
+
     /// Counts something that has happened.
     pub(crate) fn count(&mut self, kind: Kind) -> Due {
         let Some(known) = self.0.get_mut(&kind) else { return Due::Full };
@@ -71,16 +87,19 @@ impl Repeats {
         said: String,
         class: Option<Py<PyType>>,
     ) {
-        if class.is_none() || self.0.len() < MAX_KINDS {
-            let last_told = Instant::now();
-            let first = Repeat { said, level, _class: class, repeats: 0, last_told };
-            self.0.insert(kind, first);
-        }
+        let last_told = Instant::now();
+        self.0.insert(kind, Repeat { said, level, _class: class, repeats: 0, last_told });
     }
 
-    /// A line for each kind that was counted and not told.
-    pub(crate) fn sum_up(&mut self) -> Vec<(Level, String)> {
-        let counted = self.0.values_mut().filter(|known| known.repeats > 0);
+    /// Whether something was counted and not told.
+    pub(crate) fn has_counted(&self) -> bool {
+        self.0.values().any(|known| known.repeats > 0)
+    }
+
+    /// A line for each kind that was counted and not told, if its last line is as old as `age`.
+    pub(crate) fn sum_up(&mut self, age: Duration) -> Vec<(Level, String)> {
+        let is_due = |known: &&mut Repeat| known.repeats > 0 && known.last_told.elapsed() >= age;
+        let counted = self.0.values_mut().filter(is_due);
         counted.map(|known| (known.level, known.sum_up())).collect()
     }
 }

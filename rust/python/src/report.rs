@@ -5,20 +5,21 @@ use std::collections::HashSet;
 use std::fmt;
 use std::io;
 use std::mem;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use pyo3::exceptions::{
-    PyBufferError, PyKeyboardInterrupt, PyNotImplementedError, PyOSError, PyRuntimeError,
-    PySystemExit,
+    PyBaseException, PyBufferError, PyKeyboardInterrupt, PyNotImplementedError, PyOSError,
+    PyRuntimeError, PySystemExit,
 };
 use pyo3::prelude::*;
 use vhost_user_core::block::{Attempt, FailureObserver, Refusal};
 
+use crate::call::call_for_value;
 use crate::error;
 use crate::log::{self, Level, Logger, Record};
 use crate::repeats::{Due, Kind, Repeats, SUMMARY_EVERY};
-use crate::traits::HeldReports;
+use crate::traits::{HeldReports, SumsUp};
 
 /// Exceptions in one chain whose frames are looked at. A chain may have a circle.
 const MAX_CHAIN: usize = 64;
@@ -51,6 +52,7 @@ pub(crate) struct Context<'a> {
 
 /// The errors of one device's callbacks.
 pub(crate) struct Reports {
+    this: Weak<Self>,
     label: String,
     device: String,
     on_error: OnError,
@@ -73,6 +75,8 @@ struct State {
     /// Mistakes that were told.
     mistakes: HashSet<&'static str>,
     refused: Refused,
+    /// The log has been asked to have the numbers told.
+    counting: bool,
     /// The error that stopped the back-end, or that a front-end may raise.
     failure: Option<Failure>,
     stopping: bool,
@@ -98,8 +102,11 @@ impl Refused {
 
 impl Reports {
     /// `label` stands before each line; `device` is the class whose callbacks raise.
-    pub(crate) fn new(label: String, device: String, on_error: OnError) -> Self {
-        Self { label, device, on_error, state: Mutex::default(), stop: OnceLock::new() }
+    pub(crate) fn new(label: String, device: String, on_error: OnError) -> Arc<Self> {
+        Arc::new_cyclic(|this| {
+            let (this, state, stop) = (Weak::clone(this), Mutex::default(), OnceLock::new());
+            Self { this, label, device, on_error, state, stop }
+        })
     }
 
     /// Says how to stop the back-end, once it has started.
@@ -212,6 +219,8 @@ impl Reports {
         let due = state.refused.told.is_none_or(|told| told.elapsed() >= SUMMARY_EVERY);
         if !due {
             state.refused.repeats += 1;
+            drop(state);
+            self.counted();
             return;
         }
         state.refused.told = Some(Instant::now());
@@ -229,15 +238,28 @@ impl Reports {
 
     /// Logs what was counted and not yet said.
     pub(crate) fn sum_up(&self) {
+        self.sum_up_older(Duration::ZERO);
+    }
+
+    fn sum_up_older(&self, age: Duration) {
         let mut state = self.lock();
-        let mut lines = state.repeats.sum_up();
-        if state.refused.repeats > 0 {
-            let line = format!("no room for private copies{}", state.refused.words());
+        let mut lines = state.repeats.sum_up(age);
+        let refused = &mut state.refused;
+        if refused.repeats > 0 && refused.told.is_none_or(|told| told.elapsed() >= age) {
+            refused.told = Some(Instant::now());
+            let line = format!("no room for private copies{}", refused.words());
             lines.push((Level::Error, line));
         }
         drop(state);
         for (level, line) in lines {
             self.say(level, line, None);
+        }
+    }
+
+    /// Has the log look after what was counted.
+    fn counted(&self) {
+        if !mem::replace(&mut self.lock().counting, true) {
+            log::sum_up_later(Weak::clone(&self.this) as Weak<dyn SumsUp>);
         }
     }
 
@@ -252,16 +274,23 @@ impl Reports {
     ) {
         let (class, callback) = (error.get_type(py), context.callback);
         let kind = Kind { what: did, callback, number: class.as_ptr() as usize };
-        let due = self.lock().repeats.count(kind);
+        let (kind, due) = {
+            let repeats = &mut self.lock().repeats;
+            let kind = repeats.kind_of(kind);
+            (kind, repeats.count(kind))
+        };
         match due {
             Due::Full => {
-                let said = format!("{}.{callback} {did} {}", self.device, name_of(py, &error));
-                let text = format!("{said} ({})", context.request);
+                let (said, name) =
+                    (format!("{}.{callback} {did}", self.device), name_of(py, &error));
+                let text = format!("{said} {name} ({})", context.request);
+                let what = if kind.is_others() { "exceptions of other classes" } else { &name };
+                let said = format!("{said} {what}");
                 self.lock().repeats.told(kind, level, said, Some(class.unbind()));
                 self.say(level, text, Some(error));
             }
             Due::Number(line) => self.say(level, line, None),
-            Due::Nothing => {}
+            Due::Nothing => self.counted(),
         }
     }
 
@@ -281,7 +310,7 @@ impl Reports {
                 self.say(Level::Warning, format!("{said}{about}"), None);
             }
             Due::Number(line) => self.say(Level::Warning, line, None),
-            Due::Nothing => {}
+            Due::Nothing => self.counted(),
         }
         if self.on_error == OnError::Raise {
             self.keep(failure(format!("{said}{about}")));
@@ -324,6 +353,18 @@ impl HeldReports for Reports {
         let about =
             " 1 s after it was answered; the driver gets it back when the last view is gone";
         self.complain(kind, &said, &about, |text| Failure::Python(PyBufferError::new_err(text)));
+    }
+}
+
+impl SumsUp for Reports {
+    fn has_counted(&self) -> bool {
+        let mut state = self.lock();
+        state.counting = state.repeats.has_counted() || state.refused.repeats > 0;
+        state.counting
+    }
+
+    fn sum_up_old(&self) {
+        self.sum_up_older(SUMMARY_EVERY);
     }
 }
 
@@ -381,22 +422,42 @@ pub(crate) fn forget_locals(py: Python<'_>, error: &PyErr) {
 }
 
 fn clear_frames(py: Python<'_>, error: &PyErr) -> PyResult<()> {
-    let clear = py.import("traceback")?.getattr("clear_frames")?;
+    let clear = py.import("traceback")?.getattr("clear_frames")?.unbind();
+    // What the frames hold may run code when it goes.
+    let empty = |traceback: &Bound<'_, PyAny>| call_for_value(py, &clear, [traceback]).map(drop);
+    // Its own need not stand in the exception yet.
     if let Some(traceback) = error.traceback(py) {
-        clear.call1((traceback,))?;
+        empty(&traceback)?;
     }
-    let mut exception = error.value(py).clone().into_any();
-    for _ in 0..MAX_CHAIN {
-        // What it was raised from is what was being handled, most of the time.
-        let context = exception.getattr("__context__")?;
-        exception = if context.is_none() { exception.getattr("__cause__")? } else { context };
-        if exception.is_none() {
-            break;
-        }
+    for exception in chain(error.value(py))?.iter().skip(1) {
         let traceback = exception.getattr("__traceback__")?;
         if !traceback.is_none() {
-            clear.call1((traceback,))?;
+            empty(&traceback)?;
         }
     }
     Ok(())
+}
+
+/// Takes their frames from an exception and from those that it was raised from: of functions that
+/// still run too, which nobody can empty.
+#[cold]
+pub(crate) fn forget_frames(error: &Bound<'_, PyBaseException>) -> PyResult<()> {
+    let none = error.py().None();
+    chain(error)?.iter().try_for_each(|exception| exception.setattr("__traceback__", &none))
+}
+
+/// An exception, and those that it was raised from.
+fn chain<'py>(error: &Bound<'py, PyBaseException>) -> PyResult<Vec<Bound<'py, PyAny>>> {
+    let mut chain = vec![error.clone().into_any()];
+    let mut at = 0;
+    while let Some(exception) = chain.get(at).cloned() {
+        for name in ["__context__", "__cause__"] {
+            let from = exception.getattr(name)?;
+            if !from.is_none() && chain.len() < MAX_CHAIN && !chain.iter().any(|e| e.is(&from)) {
+                chain.push(from);
+            }
+        }
+        at += 1;
+    }
+    Ok(chain)
 }

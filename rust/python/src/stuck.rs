@@ -49,10 +49,9 @@ impl CallingThreads {
         stuck
     }
 
-    /// How long it is until the next look; `None` while there is no thread to look at.
-    pub(crate) fn until_look(&self, now: Instant) -> Option<Duration> {
-        let next = self.next_look.filter(|_| !self.threads.is_empty())?;
-        Some(next.saturating_duration_since(now))
+    /// When the next look is due; `None` while there is no thread to look at.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        self.next_look.filter(|_| !self.threads.is_empty())
     }
 }
 

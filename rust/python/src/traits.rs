@@ -85,6 +85,15 @@ pub(crate) trait HeldReports: Send + Sync {
     fn tell_held(&self, callback: &'static str);
 }
 
+/// Something that counts what happens again and again.
+pub(crate) trait SumsUp: Send + Sync {
+    /// Whether there is something counted that was not told.
+    fn has_counted(&self) -> bool;
+
+    /// Tells the numbers of what was told long ago. No lock may be held.
+    fn sum_up_old(&self);
+}
+
 /// A thread that goes into callbacks.
 pub(crate) trait CallsBack: Send + Sync {
     /// A number of the callback that it is in; `None`: it is in none.
