@@ -370,3 +370,49 @@ with vu.testing.blk(vu.FileDisk(image)) as disk, vu.testing.blk(RamDisk(8 << 20)
 """,
     )
     assert finish(process, 60)[:2] == (0, "0 0 True\n0 0 True\n")
+
+
+LEAVES = """
+import linecache
+hold, go_on = os.pipe(), os.pipe()
+def wait(read=os.read, write=os.write, hold=hold[1], go_on=go_on[0]):
+    write(hold, b"x")
+    read(go_on, 1)
+class Waits:
+    def __del__(self, wait=wait):
+        wait()
+class Leaves:
+    def __del__(self, write=os.write, sleep=time.sleep, go_on=go_on[1]):
+        write(go_on, b"x")
+        sleep(1)  # the other thread asks for the interpreter meanwhile
+class Disk(RamDisk):
+    def read(self, offset, buf):
+        if WAY == "a stack":
+            time.sleep(60)
+        own, self.buf = Waits(), buf
+        raise ValueError
+def read_slowly(*arguments, wait=wait):
+    wait()
+    return []
+WAY = os.environ["WAY"]
+if WAY == "a stack":
+    linecache.getlines = linecache.updatecache = linecache.checkcache = read_slowly
+module = type(sys)("late")
+module.leaves = Leaves()
+sys.modules["late"] = module
+del module
+backend = vu.Backend(Disk(), socket=SOCKET).start()
+opened = open_driver(SOCKET)
+driver = opened.__enter__()
+driver.read(0, 512)
+os.read(hold[0], 1)
+"""
+
+
+@pytest.mark.parametrize("way", ["an exception's variables", "a stack"])
+def test_the_interpreter_may_end_while_a_report_runs_python_code(
+    programs: Programs, way: str
+) -> None:
+    """What is emptied or read for a report runs code of its own."""
+    code, _, err = finish(programs.start(LEAVES, WAY=way), 40)
+    assert code == 0, err
