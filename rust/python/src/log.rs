@@ -36,6 +36,13 @@ const COLLECT_AFTER: Duration = Duration::from_millis(30);
 /// The least time between two collections.
 const COLLECT_EVERY: Duration = Duration::from_secs(1);
 
+/// The least time between two collections of all that the program has: they stop it.
+const COLLECT_ALL_EVERY: Duration = Duration::from_secs(10);
+
+/// The generations of the garbage collector: those of what was made lately, and all.
+const YOUNG: i32 = 1;
+const ALL: i32 = 2;
+
 /// How long the thread waits if there is nothing that it waits for.
 const IDLE: Duration = Duration::from_secs(3600);
 
@@ -252,6 +259,7 @@ fn run() {
     // `None`: the interpreter is on its way out, and no log is read any more.
     let _ = Python::try_attach(|py| {
         report(py, take_name(py));
+        let mut collected = None;
         loop {
             match py.detach(next_with_python) {
                 Work::Hand(record, dropped) => {
@@ -263,8 +271,8 @@ fn run() {
                     }
                     DRAINED.notify_all();
                 }
-                Work::Collect => report(py, collect(py)),
-                Work::Tell(watch) => watch.reports.tell_held(watch.callback),
+                Work::Collect => report(py, collect(py, YOUNG)),
+                Work::Tell(watch) => report(py, tell(py, &watch, &mut collected)),
                 Work::Stuck(thread) => report(py, thread.tell_stuck(py)),
                 Work::End | Work::SumUp(_) => return,
             }
@@ -282,10 +290,23 @@ fn take_name(py: Python<'_>) -> PyResult<()> {
     this.setattr("name", THREAD_NAME)
 }
 
-/// Frees what is in circles.
-fn collect(py: Python<'_>) -> PyResult<()> {
+/// Frees what is in circles, as far as it is of these generations.
+fn collect(py: Python<'_>, oldest: i32) -> PyResult<()> {
     let collect = py.import("gc")?.getattr("collect")?;
-    call_for_value(py, &collect.unbind(), []).map(drop)
+    let oldest = oldest.into_pyobject(py)?.into_any();
+    call_for_value(py, &collect.unbind(), [&oldest]).map(drop)
+}
+
+/// Tells of a view that is held, unless a collection of all garbage frees it.
+fn tell(py: Python<'_>, watch: &Watch, collected: &mut Option<Instant>) -> PyResult<()> {
+    if collected.is_none_or(|last| last.elapsed() >= COLLECT_ALL_EVERY) {
+        collect(py, ALL)?;
+        *collected = Some(Instant::now());
+    }
+    if !watch.what.is_over() {
+        watch.reports.tell_held(watch.callback);
+    }
+    Ok(())
 }
 
 /// What to do next for which the interpreter is wanted; what is not is done.
