@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Instant;
 
+use rustix::thread::{Pid, gettid};
 use vhost_user_core::device::{Device, QueueHandle, SendData};
 use vhost_user_core::frontend::Used;
 use vhost_user_core::memory::Parts;
@@ -18,7 +19,7 @@ use super::raw::*;
 
 /// Says when there are buffers, and gives the test its queue.
 struct Port {
-    handle: Mutex<Sender<Arc<dyn QueueHandle>>>,
+    handle: Mutex<Sender<(Arc<dyn QueueHandle>, Pid)>>,
     told: Mutex<Sender<()>>,
     maps: bool,
 }
@@ -32,7 +33,8 @@ impl Device for Port {
         self.maps
     }
     fn queue_started(&self, _: u16, handle: Arc<dyn QueueHandle>) {
-        self.handle.lock().unwrap().send(handle).unwrap();
+        // The control thread starts queues.
+        self.handle.lock().unwrap().send((handle, gettid())).unwrap();
     }
     fn buffers_available(&self, _: u16) {
         let _ = self.told.lock().unwrap().send(());
@@ -64,6 +66,7 @@ struct Receiving {
     served: Served,
     raw: Raw,
     queue: Arc<dyn QueueHandle>,
+    control_thread: Pid,
     told: Receiver<()>,
     gate: Arc<Gate>,
     keeper: Keeper,
@@ -78,8 +81,8 @@ impl Receiving {
         let ops = Arc::clone(&gate);
         let served = Served::with(Arc::new(device), guest, |xen| xen.access.ops = ops);
         let raw = Raw::start(&served, guest.all_on_demand());
-        let queue = started.recv_timeout(LIMIT).unwrap();
-        Self { served, raw, queue, told, gate, keeper }
+        let (queue, control_thread) = started.recv_timeout(LIMIT).unwrap();
+        Self { served, raw, queue, control_thread, told, gate, keeper }
     }
 
     fn hears_of_buffers(&self) {
@@ -174,17 +177,13 @@ fn too_few_buffers_beside_one_that_cannot_be_reached_all_come_back() {
 }
 
 /// The control thread waits for a lock.
-fn wait_for_the_control_thread() {
+fn wait_for_the_control_thread(control_thread: Pid) {
+    let path = format!("/proc/self/task/{}/syscall", control_thread.as_raw_nonzero());
     let deadline = Instant::now() + LIMIT;
     loop {
-        let waits = fs::read_dir("/proc/self/task").unwrap().any(|task| {
-            let path = task.unwrap().path();
-            let read = |name| fs::read_to_string(path.join(name)).unwrap_or_default();
-            let call = read("syscall");
-            let number = call.split_whitespace().next().and_then(|number| number.parse().ok());
-            read("comm").trim() == "vhost-user" && number == Some(libc::SYS_futex)
-        });
-        if waits {
+        let call = fs::read_to_string(&path).unwrap();
+        let number = call.split_whitespace().next().and_then(|number| number.parse().ok());
+        if number == Some(libc::SYS_futex) {
             return;
         }
         assert!(Instant::now() < deadline, "the control thread never waits");
@@ -209,18 +208,18 @@ fn a_send_that_is_in_a_messages_way_takes_nothing_and_is_told_to_try_again() {
     let frame = data.clone();
     let sender = thread::spawn(move || queue.send(&Bytes(frame), 2, None).unwrap());
     port.keeper.arrived.recv_timeout(LIMIT).unwrap();
-    let Receiving { served, mut raw, queue, told, gate, keeper } = port;
+    let Receiving { served, mut raw, queue, control_thread, told, gate, keeper } = port;
     let message = thread::spawn(move || {
         raw.client.set_vring_enable(0, true).unwrap();
         raw
     });
-    wait_for_the_control_thread();
+    wait_for_the_control_thread(control_thread);
     keeper.open.send(()).unwrap();
     assert_eq!(sender.join().unwrap(), 0, "the message goes first");
     let raw = message.join().unwrap();
     assert_eq!(raw.ring.used_index(), 0);
     told.recv_timeout(LIMIT).unwrap();
-    let mut port = Receiving { served, raw, queue, told, gate, keeper };
+    let mut port = Receiving { served, raw, queue, control_thread, told, gate, keeper };
     assert_eq!(port.queue.send(&Bytes(data.clone()), 2, None).unwrap(), 2);
     let used = [port.raw.used(), port.raw.used()];
     assert_eq!(used.map(|used| (used.head, used.len)), [(0, 4096), (1, 4096)]);
@@ -242,17 +241,17 @@ fn a_take_that_is_in_a_messages_way_lets_it_go_first() {
     let queue = Arc::clone(&port.queue);
     let taker = thread::spawn(move || queue.take().is_some());
     port.keeper.arrived.recv_timeout(LIMIT).unwrap();
-    let Receiving { served, mut raw, queue, told, gate, keeper } = port;
+    let Receiving { served, mut raw, queue, control_thread, told, gate, keeper } = port;
     let message = thread::spawn(move || {
         raw.client.set_vring_enable(0, true).expect("nothing holds the queue up");
         raw
     });
-    wait_for_the_control_thread();
+    wait_for_the_control_thread(control_thread);
     keeper.open.send(()).unwrap();
     assert!(!taker.join().unwrap());
     let raw = message.join().unwrap();
     told.recv_timeout(LIMIT).unwrap();
-    let mut port = Receiving { served, raw, queue, told, gate, keeper };
+    let mut port = Receiving { served, raw, queue, control_thread, told, gate, keeper };
     port.queue.take().unwrap().complete(4096).unwrap();
     assert_eq!(port.raw.used(), Used { head: 0, len: 4096 });
     port.end(&guest);
