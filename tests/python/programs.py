@@ -61,6 +61,12 @@ def line(process: subprocess.Popen[str]) -> str:
     return text
 
 
+def assert_prints(process: subprocess.Popen[str], text: str) -> None:
+    """The program ends in order, and has printed this."""
+    code, out, err = finish(process)
+    assert (code, out) == (0, text), err
+
+
 def finish(process: subprocess.Popen[str], seconds: float = 10.0) -> tuple[int, str, str]:
     """Waits for the program's end; gives exit code, stdout and stderr."""
     try:

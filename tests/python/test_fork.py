@@ -7,7 +7,7 @@ import pytest
 import vhost_user as vu
 
 from .driver import open_driver
-from .programs import Programs, finish, line
+from .programs import Programs, assert_prints, finish, line
 
 HOLD = """
 import multiprocessing
@@ -148,8 +148,7 @@ serve_and_cut(SOCKET)
 print("parent lived", flush=True)
 """,
     )
-    code, out, err = finish(process)
-    assert (code, out) == (0, "child lived\nparent lived\n"), err
+    assert_prints(process, "child lived\nparent lived\n")
 
 
 def test_a_fork_neither_sends_nor_takes(vhost_socket: Path, programs: Programs) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from .programs import Programs, finish
+from .programs import Programs, assert_prints, finish
 
 PRELUDE = """
 import contextlib, socket
@@ -102,8 +102,7 @@ interrupted(lambda: {"made." + rest if made else call})
 os._exit(0)
 """
     )
-    code, out, err = finish(process)
-    assert (code, out) == (0, "interrupted\n"), err
+    assert_prints(process, "interrupted\n")
 
 
 def test_a_driver_is_used_on_after_ctrl_c(vhost_socket: Path, programs: Programs) -> None:
@@ -120,8 +119,7 @@ backend.stop()
 print(backend.state, flush=True)
 """
     )
-    code, out, err = finish(process)
-    assert (code, out) == (0, "interrupted\nTrue [0, 512]\nstopped\n"), err
+    assert_prints(process, "interrupted\nTrue [0, 512]\nstopped\n")
 
 
 def test_a_load_that_was_interrupted_is_run_again(vhost_socket: Path, programs: Programs) -> None:
@@ -137,8 +135,7 @@ driver.close()
 backend.stop()
 """
     )
-    code, out, err = finish(process)
-    assert (code, out) == (0, "interrupted\nTrue 0\n"), err
+    assert_prints(process, "interrupted\nTrue 0\n")
 
 
 def test_a_message_that_was_given_up_leaves_the_connection_in_step(
@@ -163,8 +160,7 @@ print(bytes(front.config(1, 2)), flush=True)
 os._exit(0)
 """
     )
-    code, out, err = finish(process)
-    assert (code, out) == (0, "interrupted\nb'\\x02\\x02'\n"), err
+    assert_prints(process, "interrupted\nb'\\x02\\x02'\n")
 
 
 def test_a_handler_that_returns_lets_the_call_go_on(vhost_socket: Path, programs: Programs) -> None:
@@ -211,8 +207,7 @@ interrupted(lambda: driver.close())
 os._exit(0)
 """
     )
-    code, out, err = finish(process)
-    assert (code, out) == (0, "interrupted\ninterrupted\n"), err
+    assert_prints(process, "interrupted\ninterrupted\n")
 
 
 def test_a_stop_hears_ctrl_c_and_goes_on(vhost_socket: Path, programs: Programs) -> None:
@@ -232,8 +227,7 @@ backend.stop()
 print("stopped", flush=True)
 """
     )
-    code, out, err = finish(process)
-    assert (code, out) == (0, "interrupted\ndraining\nstopped\n"), err
+    assert_prints(process, "interrupted\ndraining\nstopped\n")
 
 
 def test_a_program_whose_stop_was_interrupted_ends(vhost_socket: Path, programs: Programs) -> None:
@@ -248,5 +242,4 @@ while not device.seen:
 interrupted(lambda: backend.stop(drain=HOUR))
 """
     )
-    code, out, err = finish(process)
-    assert (code, out) == (0, "interrupted\n"), err
+    assert_prints(process, "interrupted\n")

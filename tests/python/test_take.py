@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import vhost_user as vu
+from peer.front_end import FrontEnd
 from peer.numbers import Feature
 from peer.process import eventually
-from peer.ring import INDIRECT, Segment
+from peer.ring import INDIRECT, Segment, SplitRing
 
 from .receivers import SECONDS, Buffers, Port, receiving
 
@@ -172,19 +173,26 @@ def test_buffers_are_taken_by_two_threads_each_once(vhost_socket: Path) -> None:
         assert sorted(u.head for u in buffers.come(250)) == sorted(heads)
 
 
+def offer_long_chains(front: FrontEnd, pieces: Segment, last: Segment) -> SplitRing:
+    """Makes 300 buffers of 1024 pieces available, all by one table."""
+    ring = front.rings[0]
+    table = front.memory.allocate(16 * 1024)
+    ring.write_table(table, [*[pieces] * 1023, last])
+    for head in range(300):
+        ring.set_descriptor(head, table, 16 * 1024, INDIRECT)
+    ring.offer(*range(300))
+    ring.kick()
+    return ring
+
+
 def test_a_device_that_has_all_the_pieces_it_may_is_told_when_there_are_more(
     vhost_socket: Path,
 ) -> None:
     """The chains in flight of a queue have 262144 pieces of memory at most: 256 chains of 1024."""
     device = Port(512)
     with receiving(device, vhost_socket, size=512) as front:
-        ring = front.rings[0]
-        table, place = front.memory.allocate(16 * 1024), front.memory.allocate(8)
-        ring.write_table(table, [Segment(place, 8, True)] * 1024)
-        for head in range(300):
-            ring.set_descriptor(head, table, 16 * 1024, INDIRECT)
-        ring.offer(*range(300))
-        ring.kick()
+        piece = Segment(front.memory.allocate(8), 8, True)
+        ring = offer_long_chains(front, piece, piece)
         device.hears("buffers 0")
         requests = [taken(device.rx) for _ in range(256)]
         assert device.rx.take() is None
@@ -204,14 +212,8 @@ def test_buffers_of_more_pieces_than_there_may_be_are_too_many_for_a_send(
     """Each has one byte that can be filled, behind 1023 pieces that are of no use."""
     device = Port(512)
     with receiving(device, vhost_socket, size=512) as front:
-        ring = front.rings[0]
-        table, place = front.memory.allocate(16 * 1024), front.memory.allocate(8)
-        pieces = [Segment(place, 1)] * 1023
-        ring.write_table(table, [*pieces, Segment(place, 1, True)])
-        for head in range(300):
-            ring.set_descriptor(head, table, 16 * 1024, INDIRECT)
-        ring.offer(*range(300))
-        ring.kick()
+        place = front.memory.allocate(8)
+        offer_long_chains(front, Segment(place, 1), Segment(place, 1, True))
         device.hears("buffers 0")
         with pytest.raises(vu.GuestError, match="256"):
             device.rx.send(bytes(300), max_buffers=300)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from .programs import Programs, finish
+from .programs import Programs, assert_prints, finish
 
 SERVE = """
 class Disk(RamDisk):
@@ -56,8 +56,7 @@ with vu.Backend(Disk(), socket=SOCKET), open_driver(SOCKET) as driver:
     driver.wait()
 """
     )
-    code, out, err = finish(process)
-    assert (code, out) == (0, "vhost-user q0: read\n"), err
+    assert_prints(process, "vhost-user q0: read\n")
 
 
 @pytest.mark.parametrize("kind", ["trace", "profile"])
@@ -99,5 +98,4 @@ with vu.Backend(device, socket=SOCKET):
 print(threading.current_thread().name)
 """
     )
-    code, out, err = finish(process)
-    assert (code, out) == (0, "mine\n"), err
+    assert_prints(process, "mine\n")
