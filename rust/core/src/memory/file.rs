@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FileType, StatxFlags, statx};
 
-use super::policy::MemoryPolicy;
+use super::policy::{MappedBytes, MemoryPolicy};
 use super::region::{Extent, Hold, Region};
 use super::region_error::RegionError;
 use super::segment::GuestSlice;
@@ -24,23 +24,11 @@ impl Region {
         offset: u64,
         fd: impl Into<ReceivedFd>,
     ) -> Result<Arc<Self>, RegionError> {
-        let (fd, size) = (fd.into(), extent.size);
-        check_kind(&fd)?;
-        if !policy.takes_any_file() {
-            check_file_system(&fd)?;
-        }
-        let page = check_file(&fd, offset, size)?;
-        let lead = offset % page;
-        // A file has no more bytes than 63 bits say.
-        let len = (size + lead).next_multiple_of(page);
-        let mapped = policy.count(len)?;
-        let too_large = |_| RegionError::System("map it", io::ErrorKind::OutOfMemory.into());
-        let len = usize::try_from(len).map_err(too_large)?;
-        let mapping = Mapping::shared(fd.as_fd(), offset - lead, len)
-            .map_err(|e| RegionError::System("map it", e))?
-            .keep(fd, offset - lead);
-        let whole = GuestSlice::new(mapping.base().wrapping_add(lead as usize), size as usize);
-        Ok(Arc::new(Self::held([whole; 2], extent, Hold::File(mapping), Some(mapped))))
+        let fd = fd.into();
+        let FilePart { mapping, place, bytes } = map_part(policy, &fd, offset, extent.size)?;
+        let lead = place.base().addr() - mapping.base().addr();
+        let mapping = mapping.keep(fd, offset - lead as u64);
+        Ok(Arc::new(Self::held([place; 2], extent, Hold::File(mapping), Some(bytes))))
     }
 }
 
@@ -81,8 +69,42 @@ impl Region {
     }
 }
 
+/// A part of a file that is mapped, in whole pages.
+pub(super) struct FilePart {
+    pub(super) mapping: Mapping,
+    /// Where in the mapping it is.
+    pub(super) place: GuestSlice,
+    /// What counts as mapped for it.
+    pub(super) bytes: MappedBytes,
+}
+
+/// Maps `size` bytes of a file that a front-end has passed, from `offset` on.
+pub(super) fn map_part(
+    policy: &MemoryPolicy,
+    fd: &ReceivedFd,
+    offset: u64,
+    size: u64,
+) -> Result<FilePart, RegionError> {
+    check_kind(fd)?;
+    if !policy.takes_any_file() {
+        check_file_system(fd)?;
+    }
+    let page = check_file(fd, offset, size)?;
+    let lead = offset % page;
+    // A file has no more bytes than 63 bits say.
+    let len = (size + lead).next_multiple_of(page);
+    let bytes = policy.count(len)?;
+    let too_large = |_| RegionError::System("map it", io::ErrorKind::OutOfMemory.into());
+    let len = usize::try_from(len).map_err(too_large)?;
+    let mapping = Mapping::shared(fd.as_fd(), offset - lead, len)
+        .map_err(|e| RegionError::System("map it", e))?;
+    // Both are at most `len`.
+    let place = GuestSlice::new(mapping.base().wrapping_add(lead as usize), size as usize);
+    Ok(FilePart { mapping, place, bytes })
+}
+
 /// Checks that the file can be memory, without asking its file system.
-pub(super) fn check_kind(fd: &ReceivedFd) -> Result<(), RegionError> {
+fn check_kind(fd: &ReceivedFd) -> Result<(), RegionError> {
     let known = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
     let stat = statx(fd, c"", known, StatxFlags::TYPE);
     let stat = stat.map_err(|e| RegionError::System("stat it", e.into()))?;
@@ -94,7 +116,7 @@ pub(super) fn check_kind(fd: &ReceivedFd) -> Result<(), RegionError> {
 
 /// Checks that whoever touches the memory need not wait for another process or host. A file system
 /// that does not say what it is may be any.
-pub(super) fn check_file_system(fd: &ReceivedFd) -> Result<(), RegionError> {
+fn check_file_system(fd: &ReceivedFd) -> Result<(), RegionError> {
     match remote_file_system(fd) {
         Ok(None) => Ok(()),
         Ok(Some(name)) => Err(RegionError::FileSystem(name)),
@@ -106,7 +128,7 @@ pub(super) fn check_file_system(fd: &ReceivedFd) -> Result<(), RegionError> {
 }
 
 /// Checks that the file is long enough; returns the size of its pages.
-pub(super) fn check_file(fd: &ReceivedFd, offset: u64, size: u64) -> Result<u64, RegionError> {
+fn check_file(fd: &ReceivedFd, offset: u64, size: u64) -> Result<u64, RegionError> {
     let stat = rustix::fs::fstat(fd).map_err(|e| RegionError::System("stat it", e.into()))?;
     // Sums at 128 bits cannot wrap.
     let (file, needed) = (stat.st_size as u64, u128::from(offset) + u128::from(size));

@@ -1,12 +1,12 @@
 //! The file that holds the record of requests in flight.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 
-use super::file::{check_file, check_file_system, check_kind};
+use super::file::{FilePart, map_part};
 use super::policy::{MappedBytes, MemoryPolicy};
 use super::region_error::RegionError;
 use super::segment::GuestSlice;
@@ -23,9 +23,8 @@ const ALIGN: usize = 64;
 #[derive(Debug)]
 pub struct InflightFile {
     mapping: Arc<Mapping>,
-    /// Where the record begins in the mapping, and its bytes.
-    lead: usize,
-    len: usize,
+    /// Where the record is in the mapping.
+    place: GuestSlice,
     _mapped: MappedBytes,
 }
 
@@ -46,27 +45,14 @@ impl InflightFile {
         offset: u64,
         len: u64,
     ) -> Result<Self, RegionError> {
-        check_kind(&fd)?;
-        if !policy.takes_any_file() {
-            check_file_system(&fd)?;
-        }
-        let page = check_file(&fd, offset, len)?;
-        let lead = offset % page;
-        let bytes = (len + lead).next_multiple_of(page);
-        let mapped = policy.count(bytes)?;
-        let too_large = |_| RegionError::System("map it", io::ErrorKind::OutOfMemory.into());
-        let bytes = usize::try_from(bytes).map_err(too_large)?;
-        let mapping = Mapping::shared(fd.as_fd(), offset - lead, bytes)
-            .map_err(|e| RegionError::System("map it", e))?;
-        // Both are at most `bytes`.
-        let (lead, len) = (lead as usize, len as usize);
-        Ok(Self { mapping: Arc::new(mapping), lead, len, _mapped: mapped })
+        let FilePart { mapping, place, bytes } = map_part(policy, &fd, offset, len)?;
+        Ok(Self { mapping: Arc::new(mapping), place, _mapped: bytes })
     }
 
     /// Returns `len` bytes from `at` on; `None` if they are not all inside, or not aligned.
     pub fn window(&self, at: usize, len: usize) -> Option<Window> {
-        at.checked_add(len).filter(|&end| end <= self.len)?;
-        let place = GuestSlice::new(self.mapping.base().wrapping_add(self.lead + at), len);
+        at.checked_add(len).filter(|&end| end <= self.place.len())?;
+        let place = GuestSlice::new(self.place.base().wrapping_add(at), len);
         Window::of_record(&self.mapping, place, len, ALIGN)
     }
 

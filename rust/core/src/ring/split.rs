@@ -265,8 +265,8 @@ impl SplitRing {
     /// [`finish_walks`](Self::finish_walks) that it comes first.
     #[inline]
     pub fn pop(&mut self, buffers: &mut Buffers) -> Result<Option<u16>, RingError> {
-        if !self.unfinished.is_empty() {
-            return self.pop_unfinished(buffers).map(Some);
+        if let Some(&first) = self.unfinished.front() {
+            return self.pop_unfinished(first, buffers).map(Some);
         }
         if self.next_avail == self.batch_end {
             return Ok(None);
@@ -295,10 +295,11 @@ impl SplitRing {
 
     /// Pops the oldest of the chains that a process that died has left unfinished.
     #[cold]
-    fn pop_unfinished(&mut self, buffers: &mut Buffers) -> Result<u16, RingError> {
-        let Some(&Unfinished { sequence, head }) = self.unfinished.front() else {
-            return Err(RingError::BadHead { head: u16::MAX, size: self.layout.size });
-        };
+    fn pop_unfinished(
+        &mut self,
+        Unfinished { sequence, head }: Unfinished,
+        buffers: &mut Buffers,
+    ) -> Result<u16, RingError> {
         buffers.begin(&self.memory);
         self.walk(head, buffers)?;
         self.unfinished.pop_front();
