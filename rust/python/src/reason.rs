@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use vhost_user_core::block::Status;
 
 /// The error numbers that Linux may have.
-const ERRNOS: RangeInclusive<i32> = 1..=4095;
+pub(crate) const ERRNOS: RangeInclusive<i32> = 1..=4095;
 
 /// Why a device fails a request.
 pub(crate) enum Reason {

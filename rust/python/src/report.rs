@@ -18,6 +18,7 @@ use vhost_user_core::block::{Attempt, FailureObserver, Refusal};
 use crate::call::call_for_value;
 use crate::error;
 use crate::log::{self, Level, Logger, Record};
+use crate::reason::ERRNOS;
 use crate::repeats::{Due, Kind, Repeats, SUMMARY_EVERY};
 use crate::traits::{HeldReports, SumsUp};
 
@@ -393,10 +394,9 @@ impl fmt::Debug for Reports {
     }
 }
 
-/// The number by which errors are told apart: a device may make up any, and Linux has none above.
+/// The number by which errors are told apart; 0 for those without one that Linux has.
 fn told_apart(number: Option<i32>) -> usize {
-    const MAX_ERRNO: usize = 4095;
-    number.and_then(|number| usize::try_from(number).ok()).filter(|&n| n <= MAX_ERRNO).unwrap_or(0)
+    number.filter(|number| ERRNOS.contains(number)).map_or(0, |number| number as usize)
 }
 
 /// An `OSError`, with its number if it has one.
