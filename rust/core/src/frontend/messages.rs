@@ -10,8 +10,10 @@ use super::channel::Channel;
 use super::client::{Client, copy, read};
 use super::error::{FrontendError, Result};
 use super::memory::{GuestMemory, Region};
+use super::packed::PackedRing;
+use super::ring::Ring;
 use super::split::SplitRing;
-use crate::address::GuestAddr;
+use crate::address::{GuestAddr, UserAddr};
 use crate::socket::Stream;
 use crate::wire::FrontendMessage as M;
 use crate::wire::payload::{
@@ -123,13 +125,18 @@ impl Client {
 
     /// Describes a ring to the back-end and starts it, at the ring's own position. It is still
     /// to be enabled, and kicked once after that.
-    pub fn start_ring(&mut self, index: u32, ring: &SplitRing) -> Result<()> {
-        self.set_vring_num(index, ring.layout().size.into())?;
-        self.set_vring_base(index, ring.base().into())?;
-        self.set_vring_addr(&ring.addresses(index))?;
-        self.set_vring_err(index, Some(ring.error_fd()))?;
-        self.set_vring_call(index, Some(ring.call_fd()))?;
-        self.set_vring_kick(index, Some(ring.kick_fd()))
+    pub fn start_ring<'a>(
+        &mut self,
+        index: u32,
+        ring: impl Into<VringDescription<'a>>,
+    ) -> Result<()> {
+        let VringDescription { size, base, parts, error, call, kick } = ring.into();
+        self.set_vring_num(index, size.into())?;
+        self.set_vring_base(index, base)?;
+        self.set_vring_addr(&address(index, parts))?;
+        self.set_vring_err(index, Some(error))?;
+        self.set_vring_call(index, Some(call))?;
+        self.set_vring_kick(index, Some(kick))
     }
 
     /// GET_FEATURES.
@@ -316,10 +323,70 @@ impl Client {
     }
 }
 
+/// A ring as its messages describe it.
+#[derive(Debug)]
+pub struct VringDescription<'a> {
+    size: u16,
+    base: u32,
+    /// In the order of SET_VRING_ADDR's fields `descriptor`, `available` and `used`.
+    parts: [UserAddr; 3],
+    error: BorrowedFd<'a>,
+    call: BorrowedFd<'a>,
+    kick: BorrowedFd<'a>,
+}
+
+impl<'a> From<&'a SplitRing> for VringDescription<'a> {
+    fn from(ring: &'a SplitRing) -> Self {
+        Self {
+            size: ring.layout().size,
+            base: ring.base().into(),
+            parts: ring.user_addresses(),
+            error: ring.error_fd(),
+            call: ring.call_fd(),
+            kick: ring.kick_fd(),
+        }
+    }
+}
+
+impl<'a> From<&'a PackedRing> for VringDescription<'a> {
+    fn from(ring: &'a PackedRing) -> Self {
+        let signals = ring.signals();
+        Self {
+            size: ring.layout().size,
+            base: ring.base(),
+            parts: ring.user_addresses(),
+            error: signals.error_fd(),
+            call: signals.call_fd(),
+            kick: signals.kick_fd(),
+        }
+    }
+}
+
+impl<'a> From<&'a Ring> for VringDescription<'a> {
+    fn from(ring: &'a Ring) -> Self {
+        match ring {
+            Ring::Split(ring) => ring.ring().into(),
+            Ring::Packed(ring) => ring.into(),
+        }
+    }
+}
+
 impl SplitRing {
     /// The ring's addresses as SET_VRING_ADDR has them.
     pub fn addresses(&self, index: u32) -> VringAddress {
-        let [descriptors, available, used] = self.user_addresses();
-        VringAddress { index, log_used: false, descriptors, used, available, log: GuestAddr(0) }
+        address(index, self.user_addresses())
     }
+}
+
+impl PackedRing {
+    /// The ring's addresses as SET_VRING_ADDR has them: the driver's event suppression as
+    /// `available`, the device's as `used`.
+    pub fn addresses(&self, index: u32) -> VringAddress {
+        address(index, self.user_addresses())
+    }
+}
+
+fn address(index: u32, parts: [UserAddr; 3]) -> VringAddress {
+    let [descriptors, available, used] = parts;
+    VringAddress { index, log_used: false, descriptors, used, available, log: GuestAddr(0) }
 }

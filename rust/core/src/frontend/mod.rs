@@ -6,17 +6,25 @@
 //! ```text
 //! BlockDriver ── Client ── Stream ─────────────> back-end
 //!      │            └── back-end channel <─────────┤
-//!      └── BlockQueue ── SplitRing ── GuestMemory ──┘ shared
+//!      └── BlockQueue ── Ring ── GuestMemory ───────┘ shared
+//!                         ├── SplitChains ── SplitRing
+//!                         └── PackedRing
 //! ```
 
 pub mod block;
 mod channel;
 mod client;
 mod error;
+mod in_order;
 pub mod load;
 mod memory;
 mod messages;
+mod packed;
+mod ring;
+mod segment;
+mod signals;
 mod split;
+mod split_chains;
 mod window;
 mod xen;
 
@@ -26,8 +34,12 @@ pub use client::Client;
 pub use error::{BlockStatus, FrontendError, Result};
 pub use load::{LoadOptions, LoadReport, Pattern};
 pub use memory::{GuestMemory, Region, RegionSpec};
-pub use messages::{IMPLEMENTED, Negotiated, Wanted};
+pub use messages::{IMPLEMENTED, Negotiated, VringDescription, Wanted};
+pub use packed::{AVAIL, PackedLayout, PackedRing, USED};
+pub use ring::{Ring, RingFeatures};
+pub use segment::{Segment, UsedChain};
 pub use split::{Descriptor, INDIRECT, NEXT, RingLayout, SplitRing, Used, WRITE};
+pub use split_chains::SplitChains;
 pub use xen::{XenMemory, XenRegion};
 
 pub use crate::sys::interrupt::asking;

@@ -11,21 +11,16 @@
 //!
 //! Source: VIRTIO 1.3, "Split Virtqueues".
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
-use std::time::{Duration, Instant};
-
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
+use std::time::Duration;
 
 use super::error::{FrontendError, Result};
 use super::memory::GuestMemory;
+use super::signals::{self, Signals, UsedSide};
 use super::window::Window;
 use crate::address::{GuestAddr, UserAddr};
-use crate::error::HostError;
-use crate::sys::eventfd::EventFd;
-use crate::sys::interrupt;
 
 /// Descriptor flag: another descriptor follows.
 pub const NEXT: u16 = 0x1;
@@ -116,11 +111,7 @@ pub struct SplitRing {
     seen_used: u16,
     /// `Some(index at the last renewal)` while calls are suppressed.
     suppressed: Option<u16>,
-    kick: EventFd,
-    call: EventFd,
-    error: EventFd,
-    kicks: u64,
-    calls: u64,
+    signals: Signals,
 }
 
 impl SplitRing {
@@ -153,11 +144,7 @@ impl SplitRing {
             next_used: 0,
             seen_used: 0,
             suppressed: None,
-            kick: new_eventfd()?,
-            call: new_eventfd()?,
-            error: new_eventfd()?,
-            kicks: 0,
-            calls: 0,
+            signals: Signals::new()?,
         })
     }
 
@@ -196,13 +183,22 @@ impl SplitRing {
 
     /// Kicks the device, whether it wants that or not.
     pub fn kick(&mut self) {
-        self.kicks += 1;
-        self.kick.signal();
+        self.signals.kick();
     }
 
     /// Takes the next used chain.
     #[inline]
     pub fn pop(&mut self) -> Result<Option<Used>> {
+        let Some((used, _)) = self.peek()? else {
+            return Ok(None);
+        };
+        self.skip(1);
+        Ok(Some(used))
+    }
+
+    /// The used ring's next entry, and how many chains are used from there on.
+    #[inline]
+    pub(super) fn peek(&mut self) -> Result<Option<(Used, u16)>> {
         if self.next_used == self.seen_used && !self.look()? {
             return Ok(None);
         }
@@ -211,8 +207,14 @@ impl SplitRing {
             let size = self.layout.size;
             return Err(FrontendError::ring(format!("used head {head} in a ring of {size}")));
         }
-        self.next_used = self.next_used.wrapping_add(1);
-        Ok(Some(Used { head: head as u16, len }))
+        let ready = self.seen_used.wrapping_sub(self.next_used);
+        Ok(Some((Used { head: head as u16, len }, ready)))
+    }
+
+    /// Moves on by so many used chains, of those that [`peek`](Self::peek) has seen.
+    #[inline]
+    pub(super) fn skip(&mut self, chains: u16) {
+        self.next_used = self.next_used.wrapping_add(chains);
     }
 
     /// Waits for a used chain, asleep on the call descriptor. `false`: none came in time.
@@ -220,32 +222,7 @@ impl SplitRing {
     /// `alive` is the connection's socket: when the back-end hangs up, or signals the ring's
     /// error descriptor, and nothing is used, that is an error at once.
     pub fn wait(&mut self, timeout: Duration, alive: BorrowedFd<'_>) -> Result<bool> {
-        let until = Instant::now() + timeout;
-        loop {
-            if self.ask_for_call()? {
-                return Ok(true);
-            }
-            let left = until.saturating_duration_since(Instant::now());
-            let timeout = interrupt::slice(Some(left)).unwrap_or(left);
-            let [called, failed, gone] = self.sleep(timeout, alive)?;
-            if called {
-                self.call.clear();
-                self.calls += 1;
-            }
-            if self.look()? {
-                return Ok(true);
-            }
-            if failed {
-                return Err(FrontendError::ring("it signalled the error descriptor"));
-            }
-            if gone {
-                return Err(FrontendError::Closed { message: "requests" });
-            }
-            if left.is_zero() {
-                return Ok(false);
-            }
-            interrupt::ask().map_err(|e| HostError::new("wait for a call", e))?;
-        }
+        signals::wait(self, timeout, alive)
     }
 
     /// For a driver that polls: asks the device for no calls, or (until the next
@@ -279,40 +256,48 @@ impl SplitRing {
 
     /// Kicks sent.
     pub fn kicks(&self) -> u64 {
-        self.kicks
+        self.signals.kicks()
     }
 
     /// Calls taken while waiting.
     pub fn calls(&self) -> u64 {
-        self.calls
+        self.signals.calls()
     }
 
     /// The kick descriptor.
     pub fn kick_fd(&self) -> BorrowedFd<'_> {
-        self.kick.as_fd()
+        self.signals.kick_fd()
     }
 
     /// The call descriptor.
     pub fn call_fd(&self) -> BorrowedFd<'_> {
-        self.call.as_fd()
+        self.signals.call_fd()
     }
 
     /// The error descriptor.
     pub fn error_fd(&self) -> BorrowedFd<'_> {
-        self.error.as_fd()
+        self.signals.error_fd()
     }
 
     /// Whether the back-end has signalled the error descriptor.
     pub fn error_signalled(&self) -> bool {
-        let mut fds = [PollFd::from_borrowed_fd(self.error.as_fd(), PollFlags::IN)];
-        matches!(poll(&mut fds, Some(&timespec(Duration::ZERO))), Ok(1))
+        self.signals.error_signalled()
     }
 
     pub(super) fn user_addresses(&self) -> [UserAddr; 3] {
         self.user
     }
 
-    /// Reads the used index. `true`: there is something to take.
+    pub(super) fn signals(&self) -> &Signals {
+        &self.signals
+    }
+}
+
+impl UsedSide for SplitRing {
+    fn signals(&mut self) -> &mut Signals {
+        &mut self.signals
+    }
+
     fn look(&mut self) -> Result<bool> {
         // Pairs with the device's release of the index: entries and buffers are read after.
         let seen = self.used.u16(IDX, Ordering::Acquire);
@@ -328,28 +313,12 @@ impl SplitRing {
         Ok(new != 0)
     }
 
-    /// Asks to be called at the next used chain. `true`: there is one already.
     fn ask_for_call(&mut self) -> Result<bool> {
         self.suppress_calls(false);
         // Pairs with the device's fence between writing the used index and reading our wish:
         // either it sees the wish, or we see the index.
         fence(Ordering::SeqCst);
         self.look()
-    }
-
-    /// Sleeps until the call descriptor, the error descriptor or the end of the connection; says
-    /// which of them it was.
-    fn sleep(&self, timeout: Duration, alive: BorrowedFd<'_>) -> Result<[bool; 3]> {
-        let mut fds = [
-            PollFd::from_borrowed_fd(self.call.as_fd(), PollFlags::IN),
-            PollFd::from_borrowed_fd(self.error.as_fd(), PollFlags::IN),
-            PollFd::from_borrowed_fd(alive, PollFlags::RDHUP),
-        ];
-        match poll(&mut fds, Some(&timespec(timeout))) {
-            Ok(_) => Ok(fds.map(|fd| !fd.revents().is_empty())),
-            Err(Errno::INTR) => Ok([false; 3]),
-            Err(error) => Err(HostError::new("wait for a call", error).into()),
-        }
     }
 }
 
@@ -438,16 +407,6 @@ pub(super) fn write_descriptor(table: &Window, index: usize, descriptor: Descrip
 /// Notification Suppression".
 fn need_event(event: u16, new: u16, old: u16) -> bool {
     new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
-}
-
-fn new_eventfd() -> Result<EventFd> {
-    Ok(EventFd::new().map_err(|e| HostError::new("make an eventfd", e))?)
-}
-
-fn timespec(duration: Duration) -> Timespec {
-    // A day: longer waits are for a loop outside.
-    let seconds = duration.as_secs().min(86_400);
-    Timespec { tv_sec: seconds as i64, tv_nsec: i64::from(duration.subsec_nanos()) as _ }
 }
 
 #[cfg(test)]

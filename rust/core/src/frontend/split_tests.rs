@@ -1,3 +1,4 @@
+use std::os::fd::AsFd;
 use std::thread;
 
 use super::*;
@@ -181,7 +182,7 @@ fn waiting_ends_when_the_back_end_is_gone_or_reports_the_ring() {
     assert!(ring.error_signalled());
     let result = ring.wait(Duration::from_secs(10), alive.as_fd());
     assert!(matches!(result, Err(FrontendError::Ring { .. })));
-    ring.error.clear();
+    ring.signals.clear_error();
     assert!(!ring.error_signalled());
     drop(other);
     let result = ring.wait(Duration::from_secs(10), alive.as_fd());

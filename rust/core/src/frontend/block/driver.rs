@@ -10,6 +10,7 @@ use super::super::client::Client;
 use super::super::error::{BlockStatus, FrontendError, Result};
 use super::super::memory::GuestMemory;
 use super::super::messages::{IMPLEMENTED, Negotiated, Wanted};
+use super::super::ring::RingFeatures;
 use super::super::xen::XenMemory;
 use super::queue::QueueLayout;
 use super::{BlockConfig, BlockQueue, BlockRequest, Completion, Op, SECTOR, feature};
@@ -35,7 +36,7 @@ pub struct BlockOptions {
     pub memory: u64,
     /// Queues to use.
     pub num_queues: u16,
-    /// Entries of each ring: a power of two.
+    /// Entries of each ring: a power of two, but for packed rings.
     pub queue_size: u16,
     /// Bytes of the longest request; longer reads and writes are cut.
     pub request_bytes: u32,
@@ -43,6 +44,10 @@ pub struct BlockOptions {
     pub indirect: bool,
     /// Use the event index if the device offers it.
     pub event_idx: bool,
+    /// Have packed rings, and fail if the device does not offer them; else split ones.
+    pub packed: bool,
+    /// Have the device use requests in order, and fail if it does not offer that.
+    pub in_order: bool,
     /// Block features to accept if offered.
     pub features: u64,
     /// Protocol features to accept if offered.
@@ -60,6 +65,8 @@ impl Default for BlockOptions {
             request_bytes: 128 << 10,
             indirect: true,
             event_idx: true,
+            packed: false,
+            in_order: false,
             features: feature::ALL,
             protocol: IMPLEMENTED,
             timeout: Duration::from_secs(5),
@@ -343,17 +350,13 @@ impl BlockDriver {
         options: BlockOptions,
         xen: Option<Arc<XenMemory>>,
     ) -> Result<Self> {
-        let mut wanted = options.features & feature::ALL;
-        for (chosen, bit) in
-            [(options.indirect, features::INDIRECT_DESC), (options.event_idx, features::EVENT_IDX)]
-        {
-            wanted |= if chosen { bit } else { 0 };
-        }
+        let wanted = wanted_features(&options);
         let mut protocol = options.protocol;
         if xen.is_some() {
             protocol |= ProtocolFeatures::XEN_MMAP;
         }
         let negotiated = client.negotiate(&Wanted { features: wanted, protocol })?;
+        check_ring_features(&options, negotiated.features)?;
         if xen.is_some() {
             client.need_xen()?;
         }
@@ -549,6 +552,29 @@ fn check_sectors(op: Op, offset: u64, len: u64) -> Result<()> {
     Ok(())
 }
 
+fn wanted_features(options: &BlockOptions) -> u64 {
+    let chosen = [
+        (options.indirect, features::INDIRECT_DESC),
+        (options.event_idx, features::EVENT_IDX),
+        (options.packed, features::RING_PACKED),
+        (options.in_order, features::IN_ORDER),
+    ];
+    let bits = chosen.into_iter().filter_map(|(is_chosen, bit)| is_chosen.then_some(bit));
+    bits.fold(options.features & feature::ALL, |all, bit| all | bit)
+}
+
+/// What changes the rings' form is had as asked, or not at all.
+fn check_ring_features(options: &BlockOptions, accepted: u64) -> Result<()> {
+    let asked = [
+        (options.packed, features::RING_PACKED, "RING_PACKED"),
+        (options.in_order, features::IN_ORDER, "IN_ORDER"),
+    ];
+    match asked.into_iter().find(|(asked, bit, _)| *asked && accepted & bit == 0) {
+        Some((_, _, what)) => Err(FrontendError::NotOffered { what }),
+        None => Ok(()),
+    }
+}
+
 fn check_queues(
     options: &BlockOptions,
     negotiated: &Negotiated,
@@ -578,7 +604,11 @@ fn lay_out(
         let layout = QueueLayout {
             size: options.queue_size,
             indirect: negotiated.features & features::INDIRECT_DESC != 0,
-            event_idx: negotiated.features & features::EVENT_IDX != 0,
+            features: RingFeatures {
+                packed: negotiated.features & features::RING_PACKED != 0,
+                in_order: negotiated.features & features::IN_ORDER != 0,
+                event_idx: negotiated.features & features::EVENT_IDX != 0,
+            },
             start: GuestAddr(first + index * share),
             end: GuestAddr(first + (index + 1) * share),
             request_bytes: options.request_bytes.min(size_max),

@@ -3,23 +3,23 @@
 //! a request is a few stores; nothing is allocated.
 //!
 //! ```text
-//! direct:    descriptor 3i ─> 3i+1 ─> 3i+2          indirect:  descriptor i ─> table i of 3
-//!            header          data     status
+//! direct:    header ─> data ─> status          indirect:  descriptor ─> table of slot i
+//!            in the ring's own descriptors                               header, data, status
 //! ```
 
 use std::sync::Arc;
 
 use super::super::error::{FrontendError, Result};
 use super::super::memory::GuestMemory;
-use super::super::split::{
-    Descriptor, INDIRECT, NEXT, RingLayout, SplitRing, WRITE, write_descriptor,
-};
+use super::super::ring::{Ring, RingFeatures};
+use super::super::segment::Segment;
 use super::super::window::Window;
 use super::{BlockRequest, SECTOR};
 use crate::address::GuestAddr;
 
 /// Header, data, status.
 const DESCRIPTORS: u16 = 3;
+const DESCRIPTOR_BYTES: u64 = 16;
 /// A header and a status byte share a cache line, and no other slot does.
 const CELL: usize = 64;
 const HEADER: u32 = 16;
@@ -34,7 +34,7 @@ const PAGE: u64 = 4096;
 pub(super) struct QueueLayout {
     pub(super) size: u16,
     pub(super) indirect: bool,
-    pub(super) event_idx: bool,
+    pub(super) features: RingFeatures,
     /// Where the queue may put its things.
     pub(super) start: GuestAddr,
     pub(super) end: GuestAddr,
@@ -51,14 +51,15 @@ pub struct Completion {
     pub request: BlockRequest,
     /// The status byte: 0 is good.
     pub status: u8,
-    /// Bytes that the device says it wrote: data and status.
+    /// Bytes that the device says it wrote: data and status. All that there was room for, of a
+    /// request that it gave back as one of a batch in order.
     pub used_len: u32,
 }
 
 /// One request queue.
 #[derive(Debug)]
 pub struct BlockQueue {
-    ring: SplitRing,
+    ring: Ring,
     indirect: bool,
     /// Descriptor tables of the slots; empty memory when descriptors are direct.
     tables: (GuestAddr, Window),
@@ -78,18 +79,19 @@ impl BlockQueue {
                 "a ring of {size} entries has no room for a request of {DESCRIPTORS} descriptors"
             )));
         }
-        let ring_layout = RingLayout::at(layout.start, layout.size);
         let count = u64::from(slots);
-        let tables = ring_layout.end().0.next_multiple_of(64);
-        let tables_len = 16 * u64::from(DESCRIPTORS) * count;
+        let ring_end = Ring::end(layout.start, layout.size, layout.features.packed);
+        let tables = ring_end.0.next_multiple_of(64);
+        let tables_len = DESCRIPTOR_BYTES * u64::from(DESCRIPTORS) * count;
         let cells = (tables + tables_len).next_multiple_of(64);
         let data = (cells + CELL as u64 * count).next_multiple_of(PAGE);
         let slot_bytes = slot_bytes(layout, data, count)?;
         let window = |at: u64, len: u64| {
             Ok::<_, FrontendError>((GuestAddr(at), memory.window(GuestAddr(at), len as usize)?))
         };
+        let longest = if layout.indirect { 1 } else { DESCRIPTORS };
         Ok(Self {
-            ring: SplitRing::new(memory, ring_layout, layout.event_idx)?,
+            ring: Ring::new(memory, layout.start, layout.size, longest, layout.features)?,
             indirect: layout.indirect,
             tables: window(tables, tables_len)?,
             cells: window(cells, CELL as u64 * count)?,
@@ -143,8 +145,7 @@ impl BlockQueue {
         if let Some(entry) = self.in_flight.get_mut(usize::from(slot)) {
             *entry = Some(request);
         }
-        let head = self.describe(slot, &request);
-        self.ring.push(head);
+        self.push(slot, &request);
     }
 
     /// Shows the device what was submitted, and kicks it if it wants that.
@@ -159,22 +160,20 @@ impl BlockQueue {
         let Some(used) = self.ring.pop()? else {
             return Ok(None);
         };
-        let per_slot = if self.indirect { 1 } else { DESCRIPTORS };
-        let slot = used.head / per_slot;
+        let slot = used.token;
         let entry = self.in_flight.get_mut(usize::from(slot));
-        let request = entry.filter(|_| used.head % per_slot == 0).and_then(Option::take);
-        let Some(request) = request else {
-            let why = format!("head {} was used and is not in flight", used.head);
-            return Err(FrontendError::ring(why));
+        let Some(request) = entry.and_then(Option::take) else {
+            return Err(FrontendError::ring(format!("slot {slot} was used and is not in flight")));
         };
         let room = if request.op.device_writes() { request.len + 1 } else { 1 };
-        if used.len > room {
-            let why = format!("{} bytes written to {room} of head {}", used.len, used.head);
+        let used_len = used.len.unwrap_or(room);
+        if used_len > room {
+            let why = format!("{used_len} bytes written to {room} of slot {slot}");
             return Err(FrontendError::ring(why));
         }
         self.free.push(slot);
         let status = self.cells.1.byte(usize::from(slot) * CELL + STATUS);
-        Ok(Some(Completion { slot, request, status, used_len: used.len }))
+        Ok(Some(Completion { slot, request, status, used_len }))
     }
 
     /// Copies into a slot's data from its first byte on.
@@ -200,12 +199,12 @@ impl BlockQueue {
     }
 
     /// The ring beneath.
-    pub fn ring(&self) -> &SplitRing {
+    pub fn ring(&self) -> &Ring {
         &self.ring
     }
 
     /// The ring beneath, to wait on it or to break it.
-    pub fn ring_mut(&mut self) -> &mut SplitRing {
+    pub fn ring_mut(&mut self) -> &mut Ring {
         &mut self.ring
     }
 
@@ -213,40 +212,27 @@ impl BlockQueue {
         usize::from(slot) * self.slot_bytes as usize
     }
 
-    /// Writes a request's descriptors; returns the head.
-    fn describe(&self, slot: u16, request: &BlockRequest) -> u16 {
+    /// Puts a request's chain into the ring.
+    fn push(&mut self, slot: u16, request: &BlockRequest) {
         let cell = self.cells.0.0 + u64::from(slot) * CELL as u64;
         let data = self.data.0.0 + u64::from(slot) * u64::from(self.slot_bytes);
-        let first = if self.indirect { 0 } else { slot * DESCRIPTORS };
-        let (data_index, status_index) = (first + 1, first + 2);
-        let after_header = if request.len == 0 { status_index } else { data_index };
-        let direction = if request.op.device_writes() { WRITE } else { 0 };
-        let header = Descriptor { addr: cell, len: HEADER, flags: NEXT, next: after_header };
-        let status = cell + STATUS as u64;
-        self.set(slot, first, header);
-        if request.len != 0 {
-            let flags = NEXT | direction;
-            let len = request.len;
-            self.set(slot, data_index, Descriptor { addr: data, len, flags, next: status_index });
+        let header = Segment::readable(GuestAddr(cell), HEADER);
+        let status = Segment::writable(GuestAddr(cell + STATUS as u64), 1);
+        let device_writes = request.op.device_writes();
+        let data = Segment { addr: GuestAddr(data), len: request.len, device_writes };
+        match request.len {
+            0 => self.push_chain(slot, &[header, status]),
+            _ => self.push_chain(slot, &[header, data, status]),
         }
-        self.set(slot, status_index, Descriptor { addr: status, len: 1, flags: WRITE, next: 0 });
-        if !self.indirect {
-            return first;
-        }
-        let table_len = 16 * u32::from(DESCRIPTORS);
-        let addr = self.tables.0.0 + u64::from(slot) * u64::from(table_len);
-        let head = Descriptor { addr, len: table_len, flags: INDIRECT, next: 0 };
-        self.ring.set_descriptor(slot, head);
-        slot
     }
 
-    fn set(&self, slot: u16, index: u16, descriptor: Descriptor) {
-        if self.indirect {
-            let first = usize::from(slot) * usize::from(DESCRIPTORS);
-            write_descriptor(&self.tables.1, first + usize::from(index), descriptor);
-        } else {
-            self.ring.set_descriptor(index, descriptor);
+    fn push_chain(&mut self, slot: u16, segments: &[Segment]) {
+        if !self.indirect {
+            return self.ring.push(slot, segments);
         }
+        let first = usize::from(slot) * usize::from(DESCRIPTORS);
+        let at = self.tables.0.0 + DESCRIPTOR_BYTES * first as u64;
+        self.ring.push_indirect(slot, segments, &self.tables.1, first, at);
     }
 }
 
