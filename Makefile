@@ -30,7 +30,7 @@ SOURCES := Cargo.toml Cargo.lock pyproject.toml $(wildcard README.md) \
 PEERS := tests/peers/std tests/peers/xen
 
 .DELETE_ON_ERROR:
-.PHONY: help build build-arm64 demo test lint test-rust test-peers test-python test-guest guest-deps \
+.PHONY: help build build-arm64 demo test lint test-rust protocol-page test-peers test-python test-guest guest-deps \
     test-dpdk dpdk-deps test-xen test-xen-all xen-deps bench deps clean
 
 help: ## Shows this list.
@@ -58,6 +58,9 @@ lint: $(TOOLS) ## Checks format, lints and types, with warnings as errors.
 
 test-rust: deps ## Runs the core's own tests.
 	MODEL_SEQUENCES=1000000 $(LIMIT) $(CARGO) test --locked -p vhost-user-core -p vhost-user-python
+
+protocol-page: ## Writes the tables of docs/protocol.md anew, from the core and the names of its tests.
+	PROTOCOL_PAGE=write $(CARGO) test --locked -p vhost-user-core --test connection page::
 
 test-peers: ## Drives the core with front-ends of another project, and its back-end with the core.
 	$(foreach peer,$(PEERS),$(LIMIT) $(CARGO) test --locked --manifest-path $(peer)/Cargo.toml &&) true

@@ -73,33 +73,6 @@ def rows(document: str) -> list[list[str]]:
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)] for line in lines]
 
 
-def test_the_protocol_page_lists_every_message_and_feature_of_the_core() -> None:
-    table = (PROJECT / "rust/core/src/wire/message.rs").read_text()
-    messages = re.findall(r'^ *(\d+) \w+ +"(\w+)"', table, re.MULTILINE)
-    # It shares its number with GET_SHARED_OBJECT on the wire, and has another in the table.
-    messages = [("41" if name == "SET_XEN_MMAP" else number, name) for number, name in messages]
-    features = (PROJECT / "rust/core/src/wire/features.rs").read_text()
-    bits = re.findall(r"^        const (\w+) = 1 << (\d+);", features, re.MULTILINE)
-    expected = [*messages, *((number, feature) for feature, number in bits)]
-    assert [(row[0], row[1]) for row in rows("protocol.md")] == expected
-
-
-def test_the_protocol_page_offers_what_the_core_offers() -> None:
-    offer = (PROJECT / "rust/core/src/connection/offer.rs").read_text()
-    carried_out = offer.split("CARRIED_OUT: ProtocolFeatures =")[1].split(";")[0]
-    expected = set(re.findall(r"ProtocolFeatures::(\w+)", carried_out))
-    offered = {row[1] for row in rows("protocol.md") if row[2].startswith("offered")}
-    assert offered == expected
-
-
-def test_the_protocol_page_refuses_what_the_core_refuses() -> None:
-    state = (PROJECT / "rust/core/src/connection/state.rs").read_text()
-    refused = state.split("M::SetLogBase")[1].split("=>")[0].replace("\n", " ")
-    expected = {"SetLogBase", *re.findall(r"M::(\w+)", refused)}
-    found = {row[1] for row in rows("protocol.md") if len(row) == 4 and row[2] == "refused"}
-    assert {word.replace("_", "").lower() for word in found} == {n.lower() for n in expected}
-
-
 def test_the_command_line_page_lists_every_exit_status() -> None:
     assert [int(row[0]) for row in rows("cli.md")] == [int(status) for status in Exit]
 

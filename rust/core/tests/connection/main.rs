@@ -8,6 +8,7 @@ mod memory;
 mod model;
 mod negotiation;
 mod orders;
+mod page;
 mod property;
 mod random;
 mod resets;

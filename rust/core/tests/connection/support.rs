@@ -309,6 +309,11 @@ impl Peer {
         peer
     }
 
+    /// A descriptor to send.
+    pub(crate) fn descriptor(&self) -> OwnedFd {
+        self.spare.try_clone().unwrap()
+    }
+
     /// A message without descriptors that wants an acknowledgement.
     pub(crate) fn ask(&mut self, number: u32, payload: Vec<u8>) -> Said {
         self.say(number, NEED_REPLY, payload, 0)

@@ -1,0 +1,321 @@
+//! What no table of the core knows: the remarks on messages and features, and the tests that show
+//! what their rows say.
+//!
+//! A test is named by its file, from the top of the repository, and its own name. What is refused
+//! needs no line here: its row names the tests that try all that is refused.
+
+use vhost_user_core::wire::features::{EVENT_IDX, INDIRECT_DESC, PROTOCOL_FEATURES, VERSION_1};
+use vhost_user_core::wire::{BackendMessage, FrontendMessage, ProtocolFeatures};
+
+use BackendMessage as B;
+use FrontendMessage as M;
+use ProtocolFeatures as P;
+
+/// A row's subject, a remark (empty: nothing is special) and the row's tests.
+pub(super) type Line<T> = (T, &'static str, &'static [&'static str]);
+
+/// Tries each message of [`REFUSED`] after all that is offered was accepted.
+///
+/// [`REFUSED`]: super::super::negotiation::REFUSED
+pub(super) const REFUSED_MESSAGES: &str = "rust/core/tests/connection/negotiation.rs::\
+     messages_of_features_that_are_never_offered_are_refused_after_full_negotiation";
+/// Tries each bit that is not offered.
+pub(super) const REFUSED_FEATURES: &str = "rust/core/tests/connection/negotiation.rs::\
+     features_that_were_not_offered_are_refused_and_the_earlier_ones_stay";
+/// Tries each protocol feature that is not offered.
+pub(super) const REFUSED_PROTOCOL_FEATURES: &str = "rust/core/tests/connection/negotiation.rs::protocol_features_that_were_not_offered_are_refused";
+/// Looks for messages in the sources of the back-end.
+pub(super) const NOT_SENT: &str = "rust/core/tests/connection/page/mod.rs::\
+     the_page_says_what_the_core_does_and_names_the_test_of_each_row";
+
+/// The messages that are carried out, and remarks on those that are not.
+pub(super) const MESSAGES: &[Line<FrontendMessage>] = &[
+    (M::GetFeatures, "", &["tests/wire/test_bytes.py::test_features_are_asked_for_and_answered"]),
+    (
+        M::SetFeatures,
+        "VERSION_1 is required, but [not of disks](#drivers-of-the-legacy-interface); no change while \
+         rings run. A bit of the device type that was not offered is [ignored, if it does no \
+         harm](#bits-that-were-not-offered)",
+        &["rust/core/tests/connection/negotiation.rs::\
+             features_may_be_repeated_but_not_changed_while_a_ring_is_started"],
+    ),
+    (
+        M::SetOwner,
+        "may be repeated",
+        &["tests/hostile/test_negotiation.py::test_the_owner_may_be_set_twice"],
+    ),
+    (
+        M::ResetOwner,
+        "as a mark only, as the specification advises",
+        &["rust/core/tests/connection/negotiation.rs::\
+             ownership_may_be_taken_and_given_back_any_number_of_times"],
+    ),
+    (
+        M::SetMemTable,
+        "up to 32 regions, also while rings run: requests in flight keep the former table, and a ring \
+         that has no place in the new one breaks; answers when nothing uses the regions of Xen \
+         domains that it drops",
+        &["tests/hostile/test_orders.py::test_the_memory_table_may_be_replaced_while_rings_run"],
+    ),
+    (
+        M::SetLogBase,
+        "by a non-zero acknowledgement if one was asked for: it has an answer of its own only with \
+         LOG_SHMFD",
+        &[],
+    ),
+    (
+        M::SetVringNum,
+        "a power of two, up to the device's",
+        &["tests/hostile/test_queue_setup.py::test_a_ring_is_as_long_as_the_front_end_says"],
+    ),
+    (
+        M::SetVringAddr,
+        "",
+        &["rust/core/tests/connection/vrings.rs::\
+             a_started_ring_cannot_be_configured_but_for_its_own_addresses"],
+    ),
+    (
+        M::SetVringBase,
+        "16 bits. A ring that starts goes on from the used index in its memory, with a record if \
+         another one was named, unless the driver's index does not fit that: then from the index that \
+         was named. [After a crash](#after-a-back-end-that-has-crashed)",
+        &["tests/hostile/test_split_ring.py::test_the_index_wraps_at_sixteen_bits"],
+    ),
+    (
+        M::GetVringBase,
+        "answers when the requests in flight are done, or have failed as they were late (`drain=`). \
+         With a record of requests in flight late ones stay in it instead, and come again when the \
+         ring starts. Buffers that the device keeps without looking at them go back unused, and the \
+         base steps back over them",
+        &["tests/hostile/test_life_cycle.py::test_the_base_is_answered_once_nothing_is_in_flight"],
+    ),
+    (
+        M::SetVringKick,
+        "an eventfd, a pipe or a socket; starts the ring; again, it replaces the descriptor. Without \
+         a descriptor the ring is looked at every millisecond",
+        &[
+            "rust/core/tests/connection/vrings.rs::\
+             a_kick_starts_a_complete_ring_with_all_that_was_said",
+            "tests/hostile/test_queue_setup.py::test_a_ring_without_a_kick_descriptor_is_polled",
+        ],
+    ),
+    (
+        M::SetVringCall,
+        "an eventfd, a pipe or a socket. Takes effect before the answer, whatever the device does; \
+         the new one is signalled once, as the driver may have missed a call",
+        &["rust/core/tests/connection/vrings.rs::\
+             call_and_error_descriptors_may_come_before_anything_else_and_at_any_time"],
+    ),
+    (
+        M::SetVringErr,
+        "as SET_VRING_CALL; signalled when the ring breaks",
+        &["rust/core/tests/backend/serving.rs::\
+             a_broken_ring_leaves_the_others_alone_and_comes_back_after_a_stop"],
+    ),
+    (
+        M::GetProtocolFeatures,
+        "",
+        &["rust/core/tests/connection/negotiation.rs::\
+             protocol_features_are_readable_before_anything_else"],
+    ),
+    (
+        M::SetProtocolFeatures,
+        "",
+        &["rust/core/tests/connection/negotiation.rs::\
+             protocol_features_may_be_set_without_being_read_and_again"],
+    ),
+    (
+        M::GetQueueNum,
+        "of a network device it answers pairs of queues, as QEMU counts",
+        &["rust/core/tests/connection/negotiation.rs::\
+             a_network_device_answers_how_many_pairs_of_queues_it_has"],
+    ),
+    (
+        M::SetVringEnable,
+        "takes effect before the answer, whatever the device does: nothing is taken from a ring that \
+         is disabled, and what the device has of it is answered as ever",
+        &[
+            "rust/core/tests/connection/vrings.rs::\
+             a_ring_is_enabled_and_disabled_before_and_after_its_start",
+            "tests/hostile/test_orders.py::\
+             test_a_disabled_ring_takes_nothing_until_it_is_enabled_again",
+        ],
+    ),
+    (
+        M::SetBackendReqFd,
+        "",
+        &["rust/core/tests/connection/device.rs::\
+             the_back_ends_channel_comes_with_or_without_a_payload_and_any_number_of_times"],
+    ),
+    (
+        M::GetConfig,
+        "zeroes past the end of the space; answered from `config` where `read_config` fails",
+        &["rust/core/tests/connection/device.rs::\
+             configuration_is_read_at_any_offset_and_zero_past_its_end"],
+    ),
+    (
+        M::SetConfig,
+        "what the device takes",
+        &["rust/core/tests/connection/device.rs::a_write_of_configuration_must_lie_inside_it"],
+    ),
+    (
+        M::GetInflightFd,
+        "a new, empty memory file that nobody can cut, with room for rings of the greatest length \
+         that the device takes, whatever length was asked for: QEMU 10 asks for 128 entries and runs \
+         rings of 1024. More queues than the device has: a size of 0 and no descriptor",
+        &["rust/core/tests/backend/inflight.rs::\
+             a_record_is_made_for_the_largest_ring_whatever_the_front_end_asks"],
+    ),
+    (
+        M::SetInflightFd,
+        "before a ring is started. The record is looked at when a ring starts; one that cannot be \
+         that ring's breaks it, and nothing of it is followed. [After a \
+         crash](#after-a-back-end-that-has-crashed)",
+        &[
+            "rust/core/tests/backend/inflight.rs::\
+             what_was_not_given_back_comes_again_first_and_in_order",
+            "rust/core/tests/backend/inflight.rs::a_record_of_nonsense_breaks_its_queue_and_no_more",
+        ],
+    ),
+    (
+        M::ResetDevice,
+        "stops and disables all rings, as GET_VRING_BASE stops one, and forgets them; features and \
+         memory stay. A device that was reset and not touched since is not reset again",
+        &["rust/core/tests/connection/device.rs::\
+             a_reset_stops_and_forgets_the_rings_and_keeps_memory_and_features"],
+    ),
+    (
+        M::GetMaxMemSlots,
+        "509",
+        &["tests/hostile/test_memory.py::test_one_slot_more_than_announced_is_refused"],
+    ),
+    (
+        M::AddMemReg,
+        "",
+        &["rust/core/tests/connection/memory.rs::\
+             regions_up_to_the_promised_number_are_taken_and_one_more_is_not"],
+    ),
+    (
+        M::RemMemReg,
+        "answers when no request uses the region any more, or it was taken from those that are late \
+         (`drain=`); a ring in it breaks",
+        &["tests/hostile/test_memory.py::test_a_slot_is_gone_once_its_removal_is_acknowledged"],
+    ),
+    (
+        M::SetStatus,
+        "0 stops and disables the rings, which keep their bases; the device is reset too, unless the \
+         front-end has RESET_DEVICE to say so",
+        &["rust/core/tests/connection/device.rs::the_status_is_what_was_written"],
+    ),
+    (M::GetStatus, "", &["rust/core/tests/connection/device.rs::the_status_is_what_was_written"]),
+    (
+        M::SetXenMmap,
+        "only with XEN_MMAP, which is not offered by default; of the design before the one that was \
+         merged. With XEN_MMAP accepted, 41 is this message in every design, and refused unless \
+         `--xen=message` or `auto`",
+        &["rust/core/tests/connection/set_xen_mmap.rs::\
+             number_41_is_set_xen_mmap_in_every_design_and_answered_only_if_asked"],
+    ),
+];
+
+/// The messages to the front-end that are sent, and remarks on others.
+pub(super) const SENT: &[Line<BackendMessage>] = &[(
+    B::ConfigChangeMsg,
+    "after `resize`, `notify_config`, and when a ring breaks; never waited with: where the channel is \
+     full, the front-end has one to read yet",
+    &["rust/core/tests/backend/serving.rs::the_front_end_is_told_of_a_changed_configuration"],
+)];
+
+/// The protocol features that are offered, and remarks on others.
+pub(super) const PROTOCOL: &[Line<ProtocolFeatures>] = &[
+    (
+        P::MQ,
+        "",
+        &["rust/core/tests/connection/negotiation.rs::\
+             a_network_device_answers_how_many_pairs_of_queues_it_has"],
+    ),
+    (
+        P::REPLY_ACK,
+        "acknowledgements are given before it was accepted too",
+        &[
+            "tests/wire/test_bytes.py::\
+             test_an_acknowledgement_is_a_number_and_loses_the_need_reply_flag",
+            "rust/core/tests/connection/frames.rs::\
+             an_acknowledgement_is_given_also_before_reply_ack_was_accepted",
+        ],
+    ),
+    (
+        P::BACKEND_REQ,
+        "",
+        &["rust/core/tests/connection/device.rs::\
+             the_back_ends_channel_comes_with_or_without_a_payload_and_any_number_of_times"],
+    ),
+    (
+        P::CONFIG,
+        "if the device has a configuration space",
+        &["tests/python/test_config.py::\
+             test_a_network_device_counts_pairs_and_offers_config_only_if_it_has_one"],
+    ),
+    (
+        P::INFLIGHT_SHMFD,
+        "[After a crash](#after-a-back-end-that-has-crashed)",
+        &["tests/python/test_recovery.py::\
+             test_a_killed_back_end_loses_no_request_and_repeats_no_answer"],
+    ),
+    (
+        P::RESET_DEVICE,
+        "",
+        &["rust/core/tests/connection/resets.rs::\
+             reset_device_resets_once_until_something_is_said_again"],
+    ),
+    (
+        P::CONFIGURE_MEM_SLOTS,
+        "",
+        &["tests/hostile/test_orders.py::test_the_order_of_qemu_with_memory_slots"],
+    ),
+    (
+        P::STATUS,
+        "",
+        &["rust/core/tests/connection/device.rs::\
+             features_ok_does_not_stick_without_the_required_features"],
+    ),
+    (
+        P::XEN_MMAP,
+        "[xen.md](xen.md)",
+        &["rust/core/tests/connection/xen.rs::designs_are_told_apart_by_the_bytes_of_a_region"],
+    ),
+];
+
+/// The features of rings and transport that are offered, and remarks on others.
+pub(super) const FEATURES: &[Line<u64>] = &[
+    (1 << 27, "requests may lie in descriptors as they like all the same", &[]),
+    (
+        INDIRECT_DESC,
+        "",
+        &[
+            "tests/hostile/test_indirect_tables.py::\
+             test_an_indirect_table_may_be_longer_than_the_ring",
+            "rust/core/tests/ring/malformed.rs::\
+             an_indirect_descriptor_that_was_not_negotiated_is_refused",
+        ],
+    ),
+    (
+        EVENT_IDX,
+        "",
+        &["rust/core/tests/ring/notifications.rs::no_wake_up_is_lost_with_event_indices"],
+    ),
+    (
+        PROTOCOL_FEATURES,
+        "vhost's own: without it rings are enabled from their start",
+        &["rust/core/tests/connection/negotiation.rs::\
+             without_bit_30_all_rings_are_enabled_now_and_at_each_start"],
+    ),
+    (
+        VERSION_1,
+        "required, but [not of disks](#drivers-of-the-legacy-interface)",
+        &[
+            "rust/core/tests/connection/negotiation.rs::features_without_version_1_are_refused",
+            "rust/core/tests/connection/negotiation.rs::a_transitional_device_needs_no_version_1",
+        ],
+    ),
+];
