@@ -15,20 +15,25 @@ from .rust_source import lines_with, module_of, modules_named
 MAY_NAME = {
     "address": set(),
     "error": set(),
+    "ring_position": set(),
+    "token": set(),
     "sys": set(),
     "wire": {"address", "sys"},
     "socket": {"wire", "sys", "error"},
-    "connection": {"wire", "address"},
+    "connection": {"wire", "address", "ring_position"},
     "xen": {"sys"},
     "memory": {"address", "sys", "xen"},
-    "ring": {"memory", "address"},
-    "request": {"memory", "sys"},
+    "ring": {"memory", "address", "ring_position", "token"},
+    "request": {"memory", "sys", "token"},
     "batch_size": set(),
     "device": {"request", "batch_size", "memory"},
     "block": {"device", "request", "batch_size", "memory", "sys", "error"},
-    "worker": {"device", "request", "ring", "memory", "sys", "address", "error"},
+    "worker": {
+        *("device", "request", "ring", "memory"),
+        *("sys", "address", "ring_position", "token", "error"),
+    },
     "backend": {
-        *("socket", "wire", "connection", "worker"),
+        *("socket", "wire", "connection", "worker", "ring_position"),
         *("ring", "memory", "request", "device", "xen", "sys", "address", "error"),
     },
     "frontend": {"socket", "wire", "address", "sys", "error"},
@@ -36,7 +41,7 @@ MAY_NAME = {
 }
 """Which top-level modules of the core each may name, beside itself."""
 
-TESTS_MAY_NAME = {"block": {"ring", "address"}, "xen_guest": {"sys"}}
+TESTS_MAY_NAME = {"block": {"ring", "address", "token"}, "xen_guest": {"sys"}}
 """What the tests of a module may name beyond that, in files of their own: they stand at the other
 end of what the module serves."""
 

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::connection::Refusal;
+use crate::ring_position::RingPosition;
 use crate::wire::ProtocolFeatures;
 
 /// Hears what happens. Called on the back-end's own threads, and on threads on which a device uses
@@ -55,10 +56,10 @@ pub enum Event {
         queue: u16,
         /// The ring's entries.
         size: u16,
-        /// The available index it starts at.
-        base: u16,
-        /// The index that the front-end named, if the used ring says otherwise.
-        instead_of: Option<u16>,
+        /// Where it starts.
+        base: RingPosition,
+        /// What the front-end named, if the ring says otherwise.
+        instead_of: Option<RingPosition>,
     },
     /// Requests that a process had when it died come again, before any other.
     Resubmitted {
@@ -78,8 +79,8 @@ pub enum Event {
     QueueStopped {
         /// The vring's number.
         queue: u16,
-        /// The available index at which it goes on.
-        base: u16,
+        /// Where it goes on.
+        base: RingPosition,
     },
     /// The driver broke a vring, or its memory was taken away.
     QueueBroken {

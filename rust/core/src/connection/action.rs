@@ -7,6 +7,7 @@
 use std::os::fd::OwnedFd;
 
 use crate::address::{GuestAddr, UserAddr};
+use crate::ring_position::RingPosition;
 use crate::wire::payload::{Inflight, XenMapping};
 use crate::wire::{Frame, ReceivedFd};
 
@@ -64,24 +65,24 @@ pub struct RegionRange {
     pub user: UserAddr,
 }
 
-/// Everything needed to run a ring, complete and checked for form: index in range, size a power
-/// of two within the device's limit, addresses aligned. Whether the addresses lie in memory is
-/// the back-end's to say.
+/// Everything needed to run a ring, complete and checked for form: index in range, size within the
+/// device's limit and, of a split ring, a power of two, addresses aligned. Whether the addresses lie
+/// in memory is the back-end's to say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RingSetup {
     /// Which vring.
     pub index: u16,
     /// Entries.
     pub size: u16,
-    /// Descriptor table.
+    /// Descriptor table; of a packed ring its descriptors.
     pub descriptors: UserAddr,
-    /// Available ring.
+    /// Available ring; of a packed ring the driver's event area.
     pub available: UserAddr,
-    /// Used ring.
+    /// Used ring; of a packed ring the device's event area.
     pub used: UserAddr,
-    /// Next available index to process: what SET_VRING_BASE said, what the last stop returned,
-    /// or 0.
-    pub base: u16,
+    /// Where it stands, and so of which kind it is: what SET_VRING_BASE said, what the last stop
+    /// returned, or the beginning.
+    pub base: RingPosition,
     /// Enabled at this moment.
     pub enabled: bool,
     /// The virtio features that the driver accepted.
@@ -196,10 +197,10 @@ pub enum Action {
 pub enum Outcome {
     /// Done; nothing to report.
     Done,
-    /// A ring is stopped; its next available index.
-    Base(u16),
-    /// The rings that were started are stopped; of each its index and its next available index.
-    Stopped(Vec<(u16, u16)>),
+    /// A ring is stopped; where it stands.
+    Base(RingPosition),
+    /// The rings that were started are stopped; of each its number and where it stands.
+    Stopped(Vec<(u16, RingPosition)>),
     /// Bytes of the configuration space.
     Config(Vec<u8>),
     /// An empty record of requests in flight.

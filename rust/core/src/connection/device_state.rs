@@ -39,7 +39,7 @@ impl DeviceState {
             _ if self != Self::Unclear => Driver::Same,
             None => Driver::Unknown,
             Some(left) if !goes_on(left, setup) => Driver::Another,
-            Some(left) if left.base == 0 => Driver::Unknown,
+            Some(left) if left.base.is_initial() => Driver::Unknown,
             Some(_) => Driver::Same,
         }
     }

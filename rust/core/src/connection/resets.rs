@@ -9,13 +9,15 @@
 //!   did it says nothing: QEMU writes it whenever the machine pauses.
 //! * Crosvm, Cloud Hypervisor and QEMU before 8.2 say nothing more: all rings stop. It shows when
 //!   a ring starts again. A driver that goes on finds the ring as it left it. Another one, or the
-//!   same after a reset, begins at index 0, and perhaps in another place. A ring that stopped at
-//!   index 0 and starts there, in the same place, tells nothing; the next one may.
+//!   same after a reset, begins at its beginning, and perhaps in another place or with another kind
+//!   of ring. A ring that stopped at its beginning and starts there, in the same place, tells
+//!   nothing; the next one may.
 
 use super::device_state::{DeviceState, Driver};
 use super::state::{Commit, Connection, Handled, Verdict, read};
 use super::status::Status;
 use super::{Action, Refusal, Vring};
+use crate::ring_position::RingPosition;
 use crate::wire::{Frame, Payload, ProtocolFeatures};
 
 /// VIRTIO 1.3, "Device Status Field": the driver is set up and ready to drive the device.
@@ -59,7 +61,11 @@ impl Connection {
 
     /// As a reset, but for where each ring goes on: QEMU 7.2 and 8.0 write status 0 whenever the
     /// machine pauses, before they ask for the bases, and start the rings again from there.
-    pub(super) fn status_is_zero(&mut self, stopped: &[(u16, u16)], reset: bool) -> Verdict {
+    pub(super) fn status_is_zero(
+        &mut self,
+        stopped: &[(u16, RingPosition)],
+        reset: bool,
+    ) -> Verdict {
         for &(index, base) in stopped {
             self.ring_has_stopped(index, base);
         }
@@ -91,7 +97,7 @@ impl Connection {
     }
 
     /// A ring stands still, and goes on at `base`.
-    pub(super) fn ring_has_stopped(&mut self, index: u16, base: u16) {
+    pub(super) fn ring_has_stopped(&mut self, index: u16, base: RingPosition) {
         let features = self.ring_features();
         self.change(index, |vring| vring.stop(index, base, features));
         self.device_state =

@@ -3,7 +3,8 @@
 use super::device_state::Driver;
 use super::state::{Commit, Connection, Handled, Verdict, only_fd, read};
 use super::{Action, Refusal, Vring};
-use crate::wire::features::{LOG_ALL, PROTOCOL_FEATURES};
+use crate::ring_position::RingPosition;
+use crate::wire::features::{LOG_ALL, PROTOCOL_FEATURES, RING_PACKED};
 use crate::wire::payload::{VringAddress, VringFd, VringState};
 use crate::wire::{Frame, Payload, ReceivedFd};
 
@@ -21,14 +22,15 @@ impl Connection {
 
     pub(super) fn set_vring_num(&mut self, frame: &Frame) -> Handled {
         let VringState { index, num } = read(frame)?;
-        let max = self.offer.max_queue_size;
-        self.vring_mut(index)?.set_size(num, max)?;
+        let (max, packed) = (self.offer.max_queue_size, self.is_packed());
+        self.vring_mut(index)?.set_size(num, max, packed)?;
         Ok(Verdict::Done)
     }
 
     pub(super) fn set_vring_base(&mut self, frame: &Frame) -> Handled {
         let VringState { index, num } = read(frame)?;
-        self.vring_mut(index)?.set_base(num)?;
+        let packed = self.is_packed();
+        self.vring_mut(index)?.set_base(num, packed)?;
         Ok(Verdict::Done)
     }
 
@@ -37,7 +39,8 @@ impl Connection {
         if address.log_used && self.offer.features & LOG_ALL == 0 {
             return Err(Refusal("logging was not offered".to_owned()));
         }
-        self.vring_mut(address.index)?.set_addresses(&address)?;
+        let packed = self.is_packed();
+        self.vring_mut(address.index)?.set_addresses(&address, packed)?;
         Ok(Verdict::Done)
     }
 
@@ -48,10 +51,10 @@ impl Connection {
         if vring.is_started() {
             return Ok(Verdict::Act(Action::StopRing { index }, Commit::Stop { index }));
         }
-        Ok(base_answer(index, vring.base()))
+        Ok(base_answer(index, vring.base(self.is_packed())))
     }
 
-    pub(super) fn stopped(&mut self, index: u16, base: u16) -> Verdict {
+    pub(super) fn stopped(&mut self, index: u16, base: RingPosition) -> Verdict {
         self.ring_has_stopped(index, base);
         base_answer(index, base)
     }
@@ -107,6 +110,11 @@ impl Connection {
         self.features & !(LOG_ALL | PROTOCOL_FEATURES)
     }
 
+    /// Whether rings are packed ones.
+    fn is_packed(&self) -> bool {
+        self.features & RING_PACKED != 0
+    }
+
     /// Changes a vring that an action was about: its index has been checked.
     pub(super) fn change(&mut self, index: u16, change: impl FnOnce(&mut Vring)) {
         if let Some(vring) = self.vrings.get_mut(usize::from(index)) {
@@ -145,6 +153,6 @@ fn no_vring(index: u32) -> Refusal {
     Refusal(format!("there is no vring {index}"))
 }
 
-fn base_answer(index: u16, base: u16) -> Verdict {
-    Verdict::Answer(VringState { index: index.into(), num: base.into() }.to_bytes())
+fn base_answer(index: u16, base: RingPosition) -> Verdict {
+    Verdict::Answer(VringState { index: index.into(), num: base.to_word() }.to_bytes())
 }

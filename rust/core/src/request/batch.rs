@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use super::Request;
 use super::completion::{Done, Slot};
 use crate::memory::Buffers;
+use crate::token::Token;
 
 /// Requests of one queue that were popped together, in the order of the available ring.
 #[derive(Debug, Default)]
@@ -95,9 +96,9 @@ impl Batch {
         taken
     }
 
-    /// Takes back the answer to the request at `head`, if it has one.
-    pub(crate) fn take_answer(&mut self, head: u16) -> Option<Done> {
-        let place = self.done.iter().position(|done| done.slot.head == head)?;
+    /// Takes back the answer to the request with this token, if it has one.
+    pub(crate) fn take_answer(&mut self, token: Token) -> Option<Done> {
+        let place = self.done.iter().position(|done| done.slot.token == token)?;
         Some(self.done.remove(place))
     }
 
@@ -111,9 +112,9 @@ impl Batch {
         self.done.clear();
     }
 
-    /// The heads and the buffers of the requests that were not taken.
+    /// The ids and the buffers of the requests that were not taken.
     pub(crate) fn chains_mut(&mut self) -> impl Iterator<Item = (u16, &mut Buffers)> {
-        self.slots_mut().map(|slot| (slot.head, &mut slot.buffers))
+        self.slots_mut().map(|slot| (slot.token.id, &mut slot.buffers))
     }
 
     /// The slots of the requests that were not taken.

@@ -11,12 +11,14 @@ use super::kernel_hold::KernelHolds;
 use super::scope::{self, Publish, ScopeId};
 use crate::memory::{Buffers, GuestSlice, Writable};
 use crate::sys::fork;
+use crate::token::Token;
 
 /// What a request is made of, reused from request to request.
 #[derive(Debug)]
 pub(crate) struct Slot {
     pub(crate) buffers: Buffers,
-    pub(crate) head: u16,
+    /// Its chain.
+    pub(crate) token: Token,
     /// Its number among all that were popped from the ring.
     pub(crate) sequence: u64,
     /// A process that had it died.
@@ -52,7 +54,7 @@ impl Slot {
     pub(crate) fn new(queue: u16, completions: Arc<CompletionQueue>) -> Box<Self> {
         Box::new(Self {
             buffers: Buffers::default(),
-            head: 0,
+            token: Token::default(),
             sequence: 0,
             resubmitted: false,
             pieces: 0,
@@ -107,9 +109,9 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 pub(crate) struct CompletionQueue {
     waiting: parking_lot::Mutex<Waiting>,
     closed: AtomicBool,
-    /// The [holder](Holder) of each request that outlives its batch, by its head.
+    /// The [holder](Holder) of each request that outlives its batch, by its id.
     holders: Box<[AtomicU8]>,
-    /// Which places of a domain's memory the requests in flight read, by their heads: the session
+    /// Which places of a domain's memory the requests in flight read, by their ids: the session
     /// keeps a copy of these for them if it takes the memory away.
     reading: Mutex<Vec<Vec<GuestSlice>>>,
     kernel_holds: KernelHolds,
@@ -163,40 +165,40 @@ impl CompletionQueue {
         !self.is_ours() || self.closed.load(Ordering::Acquire)
     }
 
-    /// The device does not touch the memory of the request at `head` before it has
+    /// The device does not touch the memory of the request with this id before it has
     /// [claimed](Self::claim) it: until then it may be [revoked](Self::revoke).
-    pub(super) fn park(&self, head: u16) {
-        self.change_holder(head, Holder::Device, Holder::Nobody);
+    pub(super) fn park(&self, id: u16) {
+        self.change_holder(id, Holder::Device, Holder::Nobody);
     }
 
-    /// The device wants to touch the memory of the request at `head`; `false`: it went back.
-    pub(super) fn claim(&self, head: u16) -> bool {
-        self.change_holder(head, Holder::Nobody, Holder::Device) || !self.is_revoked(head)
+    /// The device wants to touch the memory of the request with this id; `false`: it went back.
+    pub(super) fn claim(&self, id: u16) -> bool {
+        self.change_holder(id, Holder::Nobody, Holder::Device) || !self.is_revoked(id)
     }
 
-    /// Takes the request at `head` from a device that does not touch it now; `false` if the device
+    /// Takes the request with this id from a device that does not touch it now; `false` if the device
     /// may.
-    pub(crate) fn revoke(&self, head: u16) -> bool {
-        self.change_holder(head, Holder::Nobody, Holder::Driver)
+    pub(crate) fn revoke(&self, id: u16) -> bool {
+        self.change_holder(id, Holder::Nobody, Holder::Driver)
     }
 
-    pub(super) fn is_revoked(&self, head: u16) -> bool {
-        let holder = self.holders.get(usize::from(head));
+    pub(super) fn is_revoked(&self, id: u16) -> bool {
+        let holder = self.holders.get(usize::from(id));
         holder.is_some_and(|holder| holder.load(Ordering::Acquire) == Holder::Driver as u8)
     }
 
-    fn change_holder(&self, head: u16, from: Holder, to: Holder) -> bool {
+    fn change_holder(&self, id: u16, from: Holder, to: Holder) -> bool {
         let (done, seen) = (Ordering::AcqRel, Ordering::Acquire);
         self.holders
-            .get(usize::from(head))
+            .get(usize::from(id))
             .is_some_and(|holder| holder.compare_exchange(from as u8, to as u8, done, seen).is_ok())
     }
 
-    /// Notes what these requests read, by their heads, as long as they are in flight.
+    /// Notes what these requests read, by their ids, as long as they are in flight.
     pub(crate) fn note<'a>(&self, chains: impl Iterator<Item = (u16, &'a mut Buffers)>) {
         let mut reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
-        for (head, buffers) in chains {
-            let place = usize::from(head);
+        for (id, buffers) in chains {
+            let place = usize::from(id);
             if place >= reading.len() {
                 reading.resize(place + 1, Vec::new());
             }
@@ -206,10 +208,10 @@ impl CompletionQueue {
     }
 
     /// These requests read no more.
-    pub(crate) fn forget(&self, heads: impl Iterator<Item = u16>) {
+    pub(crate) fn forget(&self, ids: impl Iterator<Item = u16>) {
         let mut reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
-        for head in heads {
-            if let Some(places) = reading.get_mut(usize::from(head)) {
+        for id in ids {
+            if let Some(places) = reading.get_mut(usize::from(id)) {
                 places.clear();
             }
         }
@@ -242,7 +244,7 @@ impl CompletionQueue {
         }
         let scope = scope::publish_later(|| Arc::clone(&queue) as Arc<dyn Publish>);
         let mut waiting = queue.waiting.lock();
-        if queue.closed.load(Ordering::Relaxed) || !queue.claim(slot.head) {
+        if queue.closed.load(Ordering::Relaxed) || !queue.claim(slot.token.id) {
             drop(waiting);
             slot.buffers.release();
             return Err(Stopped);
@@ -289,14 +291,14 @@ mod tests {
     /// A request with no buffers, which is as good as any here.
     fn request(queue: &Arc<CompletionQueue>, head: u16) -> Request {
         let mut slot = Slot::new(0, Arc::clone(queue));
-        slot.head = head;
+        slot.token.id = head;
         Request::new(slot)
     }
 
     fn collected(queue: &CompletionQueue) -> Vec<u16> {
         let mut done = Vec::new();
         queue.collect(&mut done);
-        done.iter().map(|done| done.slot.head).collect()
+        done.iter().map(|done| done.slot.token.id).collect()
     }
 
     #[test]

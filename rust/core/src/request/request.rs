@@ -54,9 +54,10 @@ impl Request {
         self.slot().queue
     }
 
-    /// The index of its first descriptor: its name among those in flight.
+    /// Its name among those in flight: of a split ring the index of its first descriptor, of a
+    /// packed one its buffer id.
     pub fn head(&self) -> u16 {
-        self.slot().head
+        self.slot().token.id
     }
 
     /// Its number among all that were ever popped from its ring. One that
@@ -72,8 +73,8 @@ impl Request {
 
     /// Whether its ring still runs, and it has not gone back.
     pub fn is_live(&self) -> bool {
-        let Slot { head, ref completions, .. } = *self.slot();
-        !completions.is_closed() && !completions.is_revoked(head)
+        let Slot { token, ref completions, .. } = *self.slot();
+        !completions.is_closed() && !completions.is_revoked(token.id)
     }
 
     /// Whether the device may touch the memory of a request whose claim was [parked];
@@ -81,17 +82,17 @@ impl Request {
     ///
     /// [parked]: RequestClaim::park
     pub fn claim(&self) -> bool {
-        let Slot { head, ref completions, .. } = *self.slot();
-        !completions.is_closed() && completions.claim(head)
+        let Slot { token, ref completions, .. } = *self.slot();
+        !completions.is_closed() && completions.claim(token.id)
     }
 
     /// The device's claim on the memory of a request that it keeps past its batch. `None`: the
     /// memory is the device's until it completes the request, as there is something to read, or
     /// memory that is mapped on demand.
     pub fn claims(&self) -> Option<RequestClaim> {
-        let Slot { head, ref buffers, ref completions, .. } = *self.slot();
+        let Slot { token, ref buffers, ref completions, .. } = *self.slot();
         let is_unused = buffers.readable().is_empty() && !buffers.waits();
-        is_unused.then(|| RequestClaim { completions: Arc::clone(completions), head })
+        is_unused.then(|| RequestClaim { completions: Arc::clone(completions), id: token.id })
     }
 
     /// To be held during a system call by which the kernel moves data between a device and the
@@ -158,7 +159,7 @@ impl Request {
     }
 
     pub(crate) fn buffers_mut(&mut self) -> Option<(u16, &mut Buffers)> {
-        self.slot_mut().map(|slot| (slot.head, &mut slot.buffers))
+        self.slot_mut().map(|slot| (slot.token.id, &mut slot.buffers))
     }
 
     pub(super) fn into_slot(mut self) -> Box<Slot> {
@@ -170,19 +171,19 @@ impl Request {
 #[derive(Debug)]
 pub struct RequestClaim {
     completions: Arc<CompletionQueue>,
-    head: u16,
+    id: u16,
 }
 
 impl RequestClaim {
     /// Notes that the device does not touch the memory before it has claimed it again: if the queue
     /// stops meanwhile, the buffer goes back to the driver unused.
     pub fn park(&self) {
-        self.completions.park(self.head);
+        self.completions.park(self.id);
     }
 
     /// As [`Request::claim`].
     pub fn claim(&self) -> bool {
-        !self.completions.is_closed() && self.completions.claim(self.head)
+        !self.completions.is_closed() && self.completions.claim(self.id)
     }
 }
 
@@ -200,9 +201,9 @@ impl Drop for Request {
 impl Done {
     /// Answers anew, with a failure.
     pub(crate) fn revise(&mut self, answer: impl FnOnce(&Request) -> u32) {
-        let Slot { queue, head, ref completions, .. } = *self.slot;
+        let Slot { queue, token, ref completions, .. } = *self.slot;
         let mut empty = Slot::new(queue, Arc::clone(completions));
-        empty.head = head;
+        empty.token = token;
         let request = Request::new(std::mem::replace(&mut self.slot, empty));
         request.mark_failed();
         let written = answer(&request);

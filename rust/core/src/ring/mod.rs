@@ -6,12 +6,15 @@ mod crash_tests;
 mod event;
 mod indirect;
 mod inflight;
+#[expect(clippy::module_inception, reason = "the noun of the folder")]
+mod ring;
 mod split;
 
 use std::fmt;
 
 pub use event::need_event;
 pub use inflight::{InflightRecord, RecordError, Unfinished};
+pub use ring::{Ring, RingLayout};
 pub use split::{Origin, SplitLayout, SplitRing, StartError};
 
 /// Descriptors of one chain beyond which it is refused, for rings of up to this size. Real

@@ -23,6 +23,7 @@ use super::stop::{Ended, LateRequests};
 use crate::memory::Memory;
 use crate::request::{CallbackScope, CompletionQueue, Doorbell};
 use crate::ring::StartError;
+use crate::ring_position::RingPosition;
 use crate::sys::received_fd::ReceivedFd;
 
 /// The longest that the control plane waits for the lock. Only guest memory that does not answer
@@ -223,7 +224,8 @@ impl QueueCell {
         let guard = self.queue.try_lock_for(LOCK_LIMIT);
         self.called.fetch_sub(1, Ordering::SeqCst);
         let queue = guard.ok_or(HeldUp)?.take();
-        Ok(queue.map_or(Ended { base: 0, kick: None }, |queue| queue.end()))
+        Ok(queue
+            .map_or(Ended { base: RingPosition::initial(false), kick: None }, |queue| queue.end()))
     }
 
     /// Notes that the worker has ended: what the device had then never comes back, and is not given

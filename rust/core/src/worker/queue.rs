@@ -11,7 +11,7 @@ use super::report::{Began, Report};
 use crate::device::Device;
 use crate::memory::Memory;
 use crate::request::{Batch, CompletionQueue, Done, Doorbell, Request, Slot};
-use crate::ring::{Origin, RingError, SplitRing, StartError};
+use crate::ring::{Origin, Ring, RingError, StartError};
 use crate::sys::guard::Loss;
 use crate::sys::received_fd::ReceivedFd;
 
@@ -64,7 +64,7 @@ pub(super) enum Next {
 /// What a queue is made of.
 pub(crate) struct QueueParts {
     pub(crate) index: u16,
-    pub(crate) ring: SplitRing,
+    pub(crate) ring: Ring,
     pub(crate) enabled: bool,
     pub(crate) kick: Option<ReceivedFd>,
     pub(crate) call: Option<Notifier>,
@@ -79,7 +79,7 @@ pub(crate) struct QueueParts {
 /// A started vring.
 pub(super) struct Queue {
     pub(super) index: u16,
-    pub(super) ring: SplitRing,
+    pub(super) ring: Ring,
     pub(super) device: Arc<dyn Device>,
     pub(super) report: Arc<dyn Report>,
     pub(super) doorbell: Arc<Doorbell>,
@@ -258,7 +258,7 @@ impl Queue {
         if self.phase != Phase::New {
             return Next::Idle;
         }
-        let named = self.ring.next_available();
+        let named = self.ring.position();
         self.phase = Phase::Running;
         match self.ring.begin() {
             Ok(base) => {
@@ -307,9 +307,9 @@ impl Queue {
             }
             let mut slot = self.spare_slot();
             match self.ring.pop(&mut slot.buffers) {
-                Ok(Some(head)) => {
+                Ok(Some(token)) => {
                     self.faulty |= slot.buffers.fault().is_some();
-                    slot.head = head;
+                    slot.token = token;
                     Origin { sequence: slot.sequence, resubmitted: slot.resubmitted } =
                         self.ring.origin();
                     slot.pieces = slot.buffers.pieces() as u32;
@@ -375,9 +375,9 @@ impl Queue {
     pub(super) fn put_back(&mut self, mut slot: Box<Slot>) {
         slot.forget_failure();
         if slot.resubmitted {
-            self.ring.unpop_unfinished(slot.head, slot.sequence);
+            self.ring.unpop_unfinished(slot.token, slot.sequence);
         } else {
-            self.ring.unpop(slot.head);
+            self.ring.unpop(slot.token);
         }
         self.in_flight -= 1;
         self.pieces -= slot.pieces;
@@ -416,12 +416,12 @@ impl Queue {
         // What the device leaves while the ring stops delays no stop: it comes again later.
         self.finishes = false;
         for slot in left {
-            while let Some(last) = self.ring.last_popped().filter(|&last| last != slot.head)
+            while let Some(last) = self.ring.last_popped().filter(|&last| last != slot.token)
                 && let Some(refused) = batch.take_answer(last)
             {
                 self.put_back(refused.slot);
             }
-            if slot.resubmitted || self.ring.last_popped() == Some(slot.head) {
+            if slot.resubmitted || self.ring.last_popped() == Some(slot.token) {
                 self.put_back(slot);
             } else {
                 // The answer behind it waits for other pages to be given back.
@@ -458,7 +458,7 @@ impl Queue {
     /// Writes the used element of one answer; returns how many bytes were moved.
     #[inline(always)] // The loops over what was answered are nothing but this.
     fn push(&mut self, mut done: Done) -> u64 {
-        let Slot { head, ref buffers, pieces, .. } = *done.slot;
+        let Slot { token, ref buffers, pieces, .. } = *done.slot;
         if !buffers.is_in(self.ring.memory()) && buffers.is_detached() {
             self.answer_anew(&mut done);
         }
@@ -469,7 +469,7 @@ impl Queue {
         }
         self.in_flight -= 1;
         self.pieces -= pieces;
-        self.ring.push(head, done.written);
+        self.ring.push(token, done.written);
         keep(&mut self.spare, &self.ring, done.slot);
         bytes
     }
@@ -478,8 +478,8 @@ impl Queue {
     /// queue was late with a request there: what was written to it has reached nobody.
     #[cold]
     fn answer_anew(&mut self, done: &mut Done) {
-        let Slot { head, ref mut buffers, .. } = *done.slot;
-        if self.ring.walk_again(head, buffers).is_err() {
+        let Slot { token, ref mut buffers, .. } = *done.slot;
+        if self.ring.walk_again(token, buffers).is_err() {
             buffers.release();
         }
         done.revise(|request| self.device.refuse(self.index, request));
@@ -688,7 +688,7 @@ impl Queue {
 
 /// Keeps a slot for the next chain. One that still holds an older table of memory lets go of it:
 /// a region that was removed is unmapped with its last request.
-fn keep(spare: &mut Spare, ring: &SplitRing, mut slot: Box<Slot>) {
+fn keep(spare: &mut Spare, ring: &Ring, mut slot: Box<Slot>) {
     slot.buffers.hold_only(ring.memory());
     if spare.len() < SPARE_SLOTS && slot.buffers.capacity() <= KEPT_PIECES {
         spare.push(slot);

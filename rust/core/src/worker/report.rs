@@ -4,6 +4,7 @@ use std::fmt;
 
 use crate::memory::Fault;
 use crate::ring::{RingError, StartError};
+use crate::ring_position::RingPosition;
 
 /// What a worker reports. Called on any thread that serves a queue, possibly with that queue's lock
 /// held: it must neither block nor wait for the back-end.
@@ -58,9 +59,9 @@ pub(crate) enum Broken {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Began {
     pub(crate) size: u16,
-    pub(crate) base: u16,
+    pub(crate) base: RingPosition,
     /// What the front-end named.
-    pub(crate) named: u16,
+    pub(crate) named: RingPosition,
     /// Requests that come again, as the process that had them died.
     pub(crate) unfinished: u16,
 }

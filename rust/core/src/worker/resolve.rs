@@ -75,7 +75,7 @@ impl Queue {
     #[cold]
     pub(super) fn return_memory(&mut self, done: &mut Vec<Done>) {
         let device = Arc::clone(&self.device);
-        self.completions.forget(done.iter().map(|answer| answer.slot.head));
+        self.completions.forget(done.iter().map(|answer| answer.slot.token.id));
         let memory = self.ring.memory();
         let is_simple = |buffers: &Buffers| !buffers.waits() && buffers.is_in(memory);
         let none_shared = self.provided.as_ref().is_none_or(|provided| provided.is_empty());

@@ -6,13 +6,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use super::queue::{MOST_PIECES, Queue};
 use crate::memory::{Buffers, GuestSlice};
 use crate::request::{Batch, CompletionQueue, Request, Slot};
+use crate::ring_position::RingPosition;
 use crate::sys::received_fd::ReceivedFd;
 
 /// What is left of a queue that has ended.
 #[derive(Debug)]
 pub(crate) struct Ended {
-    /// Its next available index.
-    pub(crate) base: u16,
+    /// Where it stood.
+    pub(crate) base: RingPosition,
     /// Still registered with the worker.
     pub(crate) kick: Option<ReceivedFd>,
 }
@@ -33,21 +34,21 @@ impl Queue {
     /// over those that were popped last; behind one that stays they are completed empty.
     pub(super) fn return_unused(&mut self) {
         self.collect();
-        while let Some(head) = self.ring.last_popped()
-            && self.completions.revoke(head)
+        while let Some(token) = self.ring.last_popped()
+            && self.completions.revoke(token.id)
         {
-            self.ring.unpop(head);
+            self.ring.unpop(token);
             self.in_flight -= 1;
         }
-        for head in self.ring.heads_in_flight() {
-            if self.completions.revoke(head) {
-                self.ring.push(head, 0);
+        for token in self.ring.tokens_in_flight() {
+            if self.completions.revoke(token.id) {
+                self.ring.push(token, 0);
                 self.in_flight -= 1;
             }
         }
         if self.receives {
-            while let Some(head) = self.ring.take_unfinished() {
-                self.ring.push(head, 0);
+            while let Some(token) = self.ring.take_unfinished() {
+                self.ring.push(token, 0);
             }
         }
         self.forget_pieces_if_idle();
@@ -63,12 +64,12 @@ impl Queue {
         let (requests, recorded) = (self.in_flight, self.is_recorded());
         let mut late = LateRequests { requests, recorded, ..LateRequests::default() };
         let mut buffers = Buffers::default();
-        for head in self.ring.heads_in_flight() {
+        for token in self.ring.tokens_in_flight() {
             // A driver that has changed its chains meanwhile may have made them longer.
             if late.reads.len() >= MOST_PIECES as usize {
                 break;
             }
-            if self.ring.walk_again(head, &mut buffers).is_ok() {
+            if self.ring.walk_again(token, &mut buffers).is_ok() {
                 late.reads.extend(buffers.readable().parts(0, u64::MAX));
             }
         }
@@ -82,14 +83,14 @@ impl Queue {
         self.completions = CompletionQueue::new(0, Arc::clone(&self.doorbell));
         let (mut batch, mut pieces) = (Batch::default(), 0);
         // One by one: together they may describe more than anybody has memory for.
-        for head in self.ring.heads_in_flight() {
+        for token in self.ring.tokens_in_flight() {
             let mut slot = Slot::new(self.index, Arc::clone(&self.completions));
             // A chain that the driver has changed since is not written to.
-            if pieces > MOST_PIECES || self.ring.walk_again(head, &mut slot.buffers).is_err() {
+            if pieces > MOST_PIECES || self.ring.walk_again(token, &mut slot.buffers).is_err() {
                 slot.buffers.release();
             }
             pieces += slot.buffers.pieces() as u32;
-            slot.head = head;
+            slot.token = token;
             self.fail_one(slot, &mut batch);
         }
         self.pieces = 0;
@@ -113,7 +114,7 @@ impl Queue {
 
     /// Ends the queue.
     pub(super) fn end(self: Box<Self>) -> Ended {
-        let base = self.ring.next_available();
+        let base = self.ring.position();
         self.counters.in_flight.store(0, Ordering::Relaxed);
         // The ring is unmapped with the rest.
         let Self { kick, .. } = *self;

@@ -1,6 +1,7 @@
 //! The contract with the back-end, which carries out one action at a time: one rule, one test.
 
 use vhost_user_core::connection::{Connection, Outcome, Step};
+use vhost_user_core::ring_position::RingPosition;
 
 use super::support::*;
 
@@ -17,5 +18,5 @@ fn an_outcome_that_does_not_fit_the_action_closes_the_connection() {
     let mut connection = Connection::new(offer(1));
     assert!(matches!(connection.done(Outcome::Done), Step::Close(_)));
     connection.handle(bare_frame(SET_VRING_CALL, PLAIN, word(0x100)));
-    assert!(matches!(connection.done(Outcome::Base(0)), Step::Close(_)));
+    assert!(matches!(connection.done(Outcome::Base(RingPosition::Split(0))), Step::Close(_)));
 }

@@ -112,7 +112,10 @@ fn a_reset_stops_and_forgets_the_rings_and_keeps_memory_and_features() {
         assert_eq!(peer.ask(number, payload), ack());
         assert_eq!(peer.deeds, [deed]);
         let ring = peer.connection.ring(0).unwrap();
-        assert_eq!((ring.is_started(), ring.is_enabled(), ring.base()), (false, false, base));
+        assert_eq!(
+            (ring.is_started(), ring.is_enabled(), ring.base(false).to_word()),
+            (false, false, base)
+        );
         assert_eq!((peer.connection.status(), peer.connection.features()), (0, OFFERED));
         assert_eq!(peer.say(SET_VRING_KICK, NEED_REPLY, word(0), 1), nack());
         assert_eq!(peer.ask(SET_VRING_NUM, state(0, 16)), ack());

@@ -356,7 +356,7 @@ impl Model {
         if self.device != Device::Open || tells {
             self.settle();
         }
-        let (size, base) = (size as u16, base as u16);
+        let size = size as u16;
         deed(Deed::Start { index, size, parts, base, enabled, features, reset })
     }
 

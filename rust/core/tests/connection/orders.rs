@@ -64,7 +64,7 @@ impl Peer {
     }
 
     /// Both rings run, and were started just now, disabled.
-    fn has_started_both(&mut self, size: u16, base: u16) {
+    fn has_started_both(&mut self, size: u16, base: u32) {
         assert_eq!(self.take_starts(), [0, 1].map(|index| started(index, size, base, false)));
         assert!(self.is_running(0) && self.is_running(1));
     }
@@ -74,7 +74,7 @@ fn parts(index: u32) -> [u64; 3] {
     PARTS.map(|part| part + u64::from(index) * 0x1_0000)
 }
 
-fn started(index: u16, size: u16, base: u16, enabled: bool) -> Deed {
+fn started(index: u16, size: u16, base: u32, enabled: bool) -> Deed {
     let parts = parts(index.into());
     Deed::Start { index, size, parts, base, enabled, features: DEVICE_FEATURES, reset: false }
 }

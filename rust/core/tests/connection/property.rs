@@ -70,7 +70,7 @@ fn run(seed: u64, writer: &UnixStream, seen: &mut Seen) -> u64 {
 /// Sends a message to both and compares what they say and where they are.
 fn step(peer: &mut Peer, model: &mut Model, message: &Message) -> Result<Said, String> {
     peer.fails = message.fails;
-    peer.base = message.base;
+    peer.base = message.base.into();
     let said = peer.say(message.number, message.flags, message.payload.clone(), message.fds);
     let deeds = peer.take_deeds();
     let (expected, deed) = model.expect(message);
@@ -86,7 +86,7 @@ fn compare(peer: &Peer, model: &Model) -> Result<(), String> {
     let connection = &peer.connection;
     let rings: Vec<(bool, bool, u32)> = (0..QUEUES as u16)
         .filter_map(|index| connection.ring(index))
-        .map(|ring| (ring.is_started(), ring.is_enabled(), ring.base().into()))
+        .map(|ring| (ring.is_started(), ring.is_enabled(), ring.base(false).to_word()))
         .collect();
     let model_rings: Vec<(bool, bool, u32)> =
         model.rings.iter().map(|ring| (ring.started, ring.enabled, ring.base)).collect();

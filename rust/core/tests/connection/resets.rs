@@ -30,7 +30,7 @@ fn start(peer: &mut Peer, index: u32, base: u32, parts: [u64; 3]) -> bool {
 }
 
 fn stop(peer: &mut Peer, index: u32, base: u16) {
-    peer.base = base;
+    peer.base = base.into();
     assert_eq!(peer.ask(SET_VRING_ENABLE, state(index, 0)), ack());
     assert_eq!(peer.ask(GET_VRING_BASE, state(index, 0)), Said::Reply(state(index, base.into())));
 }

@@ -5,6 +5,8 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 
 use vhost_user_core::connection::{Action, Connection, Offer, Outcome, Refusal, Step};
+use vhost_user_core::ring_position::RingPosition;
+use vhost_user_core::wire::features::RING_PACKED;
 use vhost_user_core::wire::payload::Inflight;
 use vhost_user_core::wire::{Flags, Frame, Header, ProtocolFeatures};
 
@@ -130,7 +132,7 @@ pub(crate) enum Deed {
         index: u16,
         size: u16,
         parts: [u64; 3],
-        base: u16,
+        base: u32,
         enabled: bool,
         features: u64,
         reset: bool,
@@ -200,7 +202,7 @@ impl From<&Action> for Deed {
                 index: setup.index,
                 size: setup.size,
                 parts: [setup.descriptors.0, setup.available.0, setup.used.0],
-                base: setup.base,
+                base: setup.base.to_word(),
                 enabled: setup.enabled,
                 features: setup.features,
                 reset: *reset,
@@ -266,7 +268,7 @@ pub(crate) struct Peer {
     /// What the back-end was asked to do, in order.
     pub(crate) deeds: Vec<Deed>,
     /// Where the next ring is stopped.
-    pub(crate) base: u16,
+    pub(crate) base: u32,
     /// The back-end fails the next action.
     pub(crate) fails: bool,
     spare: OwnedFd,
@@ -352,7 +354,7 @@ impl Peer {
             return Outcome::Failed(Refusal("the back-end failed".to_owned()));
         }
         match deed {
-            Deed::Stop { .. } => Outcome::Base(self.base),
+            Deed::Stop { .. } => Outcome::Base(self.position()),
             Deed::StopRings { .. } => Outcome::Stopped(self.stopped()),
             Deed::ReadConfig { offset, size } => Outcome::Config(config_bytes(*offset, *size)),
             &Deed::MakeRecord { queues: num_queues, entries: queue_size } => Outcome::Record {
@@ -364,9 +366,14 @@ impl Peer {
     }
 
     /// All rings that are started stop at `base`.
-    fn stopped(&self) -> Vec<(u16, u16)> {
+    fn position(&self) -> RingPosition {
+        RingPosition::from_word(self.base, self.connection.features() & RING_PACKED != 0).unwrap()
+    }
+
+    fn stopped(&self) -> Vec<(u16, RingPosition)> {
         let rings = (0..).map_while(|index| Some((index, self.connection.ring(index)?)));
-        rings.filter(|(_, ring)| ring.is_started()).map(|(index, _)| (index, self.base)).collect()
+        let started = rings.filter(|(_, ring)| ring.is_started());
+        started.map(|(index, _)| (index, self.position())).collect()
     }
 
     /// Gives up the back-end's side.

@@ -9,7 +9,8 @@ use crate::backend::event::{Event, Stuck};
 use crate::backend::shared::State;
 use crate::connection::{Refusal, RingSetup};
 use crate::request::CompletionQueue;
-use crate::ring::{SplitLayout, SplitRing};
+use crate::ring::{Ring, RingLayout, SplitLayout};
+use crate::ring_position::RingPosition;
 use crate::sys::event_kind::EventKind;
 use crate::wire::ReceivedFd;
 use crate::wire::features::{EVENT_IDX, INDIRECT_DESC};
@@ -42,7 +43,7 @@ impl Session<'_> {
             self.forget_records();
         }
         let record = self.record(index, setup.size);
-        let ring = SplitRing::find(&self.memory, layout(&setup), setup.base)
+        let ring = Ring::find(&self.memory, &layout(&setup), setup.base)
             .map_err(|e| Refusal(format!("SET_VRING_KICK: queue {index}: {e}")))?
             .with_record(record);
         let worker = self.worker(index)?;
@@ -140,21 +141,21 @@ impl Session<'_> {
         Ok(())
     }
 
-    pub(super) fn stop_ring(&mut self, index: u16) -> Result<u16, Refusal> {
+    pub(super) fn stop_ring(&mut self, index: u16) -> Result<RingPosition, Refusal> {
         let base =
             self.stop_rings(&[index], Rest::IsRecorded, self.shared().drain()).pop().flatten();
         base.ok_or_else(|| held_up("GET_VRING_BASE", index))
     }
 
     /// Stops rings, all at the same time, and waits for their requests; `rest` is what becomes of
-    /// those that are not back within `limit`. Returns each ring's next available index; `None` for
-    /// a ring that guest memory holds up.
+    /// those that are not back within `limit`. Returns where each ring stands; `None` for a ring that
+    /// guest memory holds up.
     pub(super) fn stop_rings(
         &mut self,
         indices: &[u16],
         rest: Rest,
         limit: Duration,
-    ) -> Vec<Option<u16>> {
+    ) -> Vec<Option<RingPosition>> {
         let begun = Instant::now();
         let stopping = |&index: &u16| {
             let queue = self.started(index)?;
@@ -229,8 +230,8 @@ impl Session<'_> {
         }
     }
 
-    /// Ends a ring that has stopped; returns its next available index.
-    fn end_ring(&self, queue: &QueueCell) -> Option<u16> {
+    /// Ends a ring that has stopped; returns where it stands.
+    fn end_ring(&self, queue: &QueueCell) -> Option<RingPosition> {
         let ended = queue.end().ok()?;
         if let Some(worker) = self.known_worker(queue.index()) {
             worker.unwatch(ended.kick);
@@ -245,7 +246,7 @@ impl Session<'_> {
         (begun + limit).saturating_duration_since(Instant::now())
     }
 
-    fn ring_has_stopped(&mut self, index: u16, base: Option<u16>) {
+    fn ring_has_stopped(&mut self, index: u16, base: Option<RingPosition>) {
         let queue = self.vrings[usize::from(index)].queue.take();
         if let (Some(queue), Some(worker)) = (queue, self.known_worker(index)) {
             worker.remove(&queue);
@@ -264,9 +265,8 @@ impl Session<'_> {
     }
 
     /// Stops and disables all rings, sets the status to 0, and with `reset` resets the device;
-    /// memory stays. Returns the next available index of each ring that was started, with its
-    /// number.
-    pub(super) fn stop_all(&mut self, reset: bool) -> Result<Vec<(u16, u16)>, Refusal> {
+    /// memory stays. Returns where each ring stands that was started, with its number.
+    pub(super) fn stop_all(&mut self, reset: bool) -> Result<Vec<(u16, RingPosition)>, Refusal> {
         self.shared().set_device_status(0);
         let started = self.all_started();
         // Without a reset the machine may only have paused, and go on later.
@@ -277,7 +277,7 @@ impl Session<'_> {
             self.device().reset();
             self.forget_records();
         }
-        let base = |(index, base): (u16, Option<u16>)| {
+        let base = |(index, base): (u16, Option<RingPosition>)| {
             base.map(|base| (index, base)).ok_or_else(|| held_up("reset", index))
         };
         started.into_iter().zip(bases).map(base).collect()
@@ -309,15 +309,15 @@ impl Session<'_> {
     }
 }
 
-fn layout(setup: &RingSetup) -> SplitLayout {
-    SplitLayout {
+fn layout(setup: &RingSetup) -> RingLayout {
+    RingLayout::Split(SplitLayout {
         size: setup.size,
         descriptors: setup.descriptors,
         available: setup.available,
         used: setup.used,
         indirect: setup.features & INDIRECT_DESC != 0,
         event_idx: setup.features & EVENT_IDX != 0,
-    }
+    })
 }
 
 /// Registers a kick descriptor, and gives it back.

@@ -11,6 +11,7 @@ use crate::device::Device;
 use crate::memory::{Extent, Memory, MemoryPolicy, Region};
 use crate::request::{Batch, CompletionQueue, Doorbell, Request, Slot};
 use crate::ring::{SplitLayout, SplitRing};
+use crate::token::Token;
 
 /// Where things are in the ring's region, which starts at guest address 0.
 const DESCRIPTORS: u64 = 0;
@@ -166,7 +167,7 @@ impl Driver {
     pub(super) fn collect(&mut self) -> Vec<(u16, u32)> {
         let mut done = Vec::new();
         self.completions.collect(&mut done);
-        let used = done.iter().map(|done| (done.slot.head, done.written));
+        let used = done.iter().map(|done| (done.slot.token.id, done.written));
         used.inspect(|&(head, written)| self.ring.push(head, written)).collect()
     }
 
@@ -266,7 +267,7 @@ impl Driver {
         device.handle(0, &mut self.batch);
         assert!(self.batch.is_empty(), "the device left a request");
         for done in self.batch.take_done() {
-            self.ring.push(done.slot.head, done.written);
+            self.ring.push(done.slot.token.id, done.written);
         }
         self.ring.publish();
     }
@@ -274,7 +275,8 @@ impl Driver {
     fn pop_one(&mut self) -> Request {
         let mut slot = Slot::new(0, Arc::clone(&self.completions));
         self.ring.available().unwrap();
-        slot.head = self.ring.pop(&mut slot.buffers).unwrap().expect("a chain was made available");
+        let head = self.ring.pop(&mut slot.buffers).unwrap().expect("a chain was made available");
+        slot.token = Token { id: head, descriptors: 1 };
         Request::new(slot)
     }
 
