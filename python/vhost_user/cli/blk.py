@@ -37,6 +37,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--direct", action="store_true", help="move data past the host's page cache (O_DIRECT)"
     )
     disk.add_argument(
+        "--incoming",
+        action="store_true",
+        help="start though another back-end has the image: its guest is to come here",
+    )
+    disk.add_argument(
         "--block-size",
         type=checked(parse_size),
         metavar="BYTES",
@@ -82,6 +87,7 @@ def _disk(path: Path, options: argparse.Namespace) -> object:
             path,
             read_only=options.read_only,
             direct=options.direct,
+            incoming=options.incoming,
             block_size=options.block_size,
             num_queues=options.num_queues,
             queue_size=options.queue_size,

@@ -177,6 +177,7 @@ class FileDisk(_RustDisk):
         *,
         read_only: bool = False,
         direct: bool = False,
+        incoming: bool = False,
         block_size: int | None = None,
         num_queues: int = NUM_QUEUES,
         queue_size: int = MAX_QUEUE_SIZE,
@@ -193,15 +194,22 @@ class FileDisk(_RustDisk):
         ``direct``: data goes past the host's page cache (open(2), "O_DIRECT"), straight between
         the disk and guest memory where the kernel can do that. Parts of blocks go through the
         cache all the same, and what a foreign mapping of Xen holds through memory of our own.
+        ``incoming``: another back-end may have the image open, and a guest is to come from there.
+        The image is locked when the first queue of the guest starts here, and not before. With and
+        without it the lock is given up when the last queue stops, after all that was written was
+        put on stable storage; a guest whose image somebody else has locked meanwhile does not start
+        again. If others have changed the size of the image since then, that of the disk follows.
 
         Raises ``ValueError`` if it has less than 512 bytes, or a size or block size that cannot be,
-        ``OSError`` if it cannot be opened, or, when a ``Backend`` starts it, if the file system has
-        no direct I/O.
+        ``OSError`` if it cannot be opened, or, when a ``Backend`` starts it, if somebody else has
+        locked it or the file system has no direct I/O.
         """
-        if not isinstance(direct, bool):
-            raise TypeError(f"direct is True or False, not {direct!r}")
+        for name, value in (("direct", direct), ("incoming", incoming)):
+            if not isinstance(value, bool):
+                raise TypeError(f"{name} is True or False, not {value!r}")
         self.path = os.fspath(path)
         self.direct = direct
+        self.incoming = incoming
         size, blocks = _measured(self.path, read_only=read_only)
         block_size = blocks if block_size is None else _checked_block_size(block_size)
         name = os.fsdecode(self.path)

@@ -17,6 +17,35 @@ impl fmt::Display for ConfigRefused {
     }
 }
 
+/// What a device found when it took what it shares with other processes.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Acquired {
+    /// Its configuration space is not as it was: the front-end is to be told.
+    pub config_changed: bool,
+    /// What the user should know.
+    pub warning: Option<String>,
+}
+
+/// Why a device cannot be used now: no ring of it starts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unavailable(pub String);
+
+impl fmt::Display for Unavailable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Why a device keeps what it shares with other processes though no ring of it runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotGivenUp(pub String);
+
+impl fmt::Display for NotGivenUp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// A running virtqueue in the hands of a device that takes buffers from it by itself: from any
 /// thread, when it has something to put into them.
 pub trait QueueHandle: Send + Sync {
@@ -119,6 +148,27 @@ pub trait Device: Send + Sync + 'static {
     /// The driver accepted these features (the device type's and the ring's).
     fn negotiated(&self, features: u64) {
         let _ = features;
+    }
+
+    /// The first ring is about to start. The device takes what its guest leaves behind in another
+    /// back-end, which has [released](Self::release) it. May be called again while it has it.
+    ///
+    /// # Errors
+    /// Somebody else has it. The ring does not start, and the front-end's message fails.
+    fn acquire(&self) -> Result<Acquired, Unavailable> {
+        Ok(Acquired::default())
+    }
+
+    /// No ring runs: the last has stopped, or the first did not start. The device gives up what its
+    /// guest may need in another back-end, before the front-end hears of the stop. `settled`: the
+    /// device has no request any more. Else requests that did not come back in time are still in
+    /// its hands, be they failed or recorded, and it is asked once more when the front-end is gone.
+    ///
+    /// # Errors
+    /// It was not given up. The ring has stopped all the same.
+    fn release(&self, settled: bool) -> Result<(), NotGivenUp> {
+        let _ = settled;
+        Ok(())
     }
 
     /// The first ring of a session has started.

@@ -12,7 +12,7 @@ use vhost_user_core::backend::{
     self, Event, MemoryOptions, Observer, Options, QueueStats, State, Stuck, Threads, XenDesigns,
     XenOptions,
 };
-use vhost_user_core::block::{BlockDevice, FileDisk, NullDisk};
+use vhost_user_core::block::{BlockDevice, FileDisk, NullDisk, Sharing};
 use vhost_user_core::device::Device;
 use vhost_user_core::socket::{Endpoint, ListenOptions};
 
@@ -295,9 +295,14 @@ impl Served {
                 let path: PathBuf = device.getattr("path")?.extract()?;
                 let read_only = device.getattr("read_only")?.extract()?;
                 let direct = device.getattr("direct")?.extract()?;
+                let sharing = match (read_only, device.getattr("incoming")?.extract()?) {
+                    (true, _) => Sharing::Readers,
+                    (false, true) => Sharing::Incoming,
+                    (false, false) => Sharing::None,
+                };
                 let open = if direct { FileDisk::open_direct } else { FileDisk::open };
                 let block_size = device.getattr("block_size")?.extract()?;
-                let disk = open(&path, read_only).map_err(|e| error::host(&e))?;
+                let disk = open(&path, sharing).map_err(|e| error::host(&e))?;
                 let disk = disk.with_block_size(block_size);
                 let device = BlockDevice::new(disk, &options(device)?).map_err(invalid)?;
                 let device = Arc::new(device.observed_by(observer));

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::connection::Refusal;
+use crate::device::NotGivenUp;
 use crate::ring_position::RingPosition;
 use crate::wire::ProtocolFeatures;
 
@@ -104,6 +105,10 @@ pub enum Event {
     },
     /// Memory of late requests could not be taken away from the device, for this reason.
     NotTaken(String),
+    /// What the device shares with other processes is not as it was when its rings stopped.
+    DeviceChanged(String),
+    /// The device keeps from other processes what it should give up when its rings stop.
+    NotGivenUp(NotGivenUp),
     /// A message had no effect; the connection goes on.
     Refused(Refusal),
     /// The back-end has closed the connection, for this reason.
@@ -159,6 +164,8 @@ impl Event {
             | Self::HeldByKernel { .. }
             | Self::NotTaken(_)
             | Self::NotRecorded { .. }
+            | Self::DeviceChanged(_)
+            | Self::NotGivenUp(_)
             | Self::Refused(_)
             | Self::Closed(_)
             | Self::AcceptHeld(_)
@@ -220,6 +227,8 @@ impl fmt::Display for Event {
                 f,
                 "the device can still write to memory of requests that were failed: {why}"
             ),
+            Self::DeviceChanged(what) => f.write_str(what),
+            Self::NotGivenUp(why) => why.fmt(f),
             Self::Refused(why) => write!(f, "refused: {why}"),
             Self::Closed(why) => write!(f, "connection closed: {why}"),
             Self::Disconnected => f.write_str("front-end disconnected"),

@@ -10,8 +10,17 @@ use super::numbers::{BlkOp, ByteRange, Status, VIRTIO_ID};
 use super::refusal::{Attempt, FailureObserver};
 use super::request::BlockRequest;
 use crate::batch_size::{BatchSize, half};
-use crate::device::{ConfigRefused, Device};
+use crate::device::{Acquired, ConfigRefused, Device, NotGivenUp, Unavailable};
 use crate::request::{Batch, Request};
+
+/// What a disk found when its rings were to start.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Taken {
+    /// Its bytes, if others have changed them since the disk was asked last.
+    pub new_size: Option<u64>,
+    /// What the user should know.
+    pub warning: Option<String>,
+}
 
 /// Where the data of a block device is. All requests have been checked: ranges lie inside the
 /// disk, and a read-only disk is never asked to change.
@@ -30,6 +39,26 @@ pub trait Disk: Send + Sync + 'static {
 
     /// All writes that have returned are on stable storage when this returns.
     fn flush(&self) -> io::Result<()>;
+
+    /// The first ring is about to start: see [`Device::acquire`].
+    ///
+    /// # Errors
+    /// The disk cannot be used now.
+    fn take(&self) -> Result<Taken, Unavailable> {
+        Ok(Taken::default())
+    }
+
+    /// No ring runs any more: see [`Device::release`].
+    ///
+    /// # Errors
+    /// The disk stays this process's.
+    fn give_up(&self, settled: bool) -> Result<(), NotGivenUp> {
+        let _ = settled;
+        Ok(())
+    }
+
+    /// The front-end is gone.
+    fn disconnected(&self) {}
 
     /// The driver no longer needs what is in this range.
     fn discard(&self, range: ByteRange) -> io::Result<()> {
@@ -181,8 +210,27 @@ impl<D: Disk> Device for BlockDevice<D> {
         self.core.negotiated(features);
     }
 
+    fn acquire(&self) -> Result<Acquired, Unavailable> {
+        let Taken { new_size, mut warning } = self.disk.take()?;
+        let Some(size) = new_size else { return Ok(Acquired { config_changed: false, warning }) };
+        let resized = self.core.resize(size);
+        if let Err(error) = &resized {
+            let before = self.core.size();
+            warning = Some(format!("the image has {size} bytes now, the disk {before}: {error}"));
+        }
+        Ok(Acquired { config_changed: resized.is_ok(), warning })
+    }
+
+    fn release(&self, settled: bool) -> Result<(), NotGivenUp> {
+        self.disk.give_up(settled)
+    }
+
     fn reset(&self) {
         self.core.reset();
+    }
+
+    fn disconnected(&self) {
+        self.disk.disconnected();
     }
 
     fn batch_limit(&self, queue: u16, available: u16) -> u16 {

@@ -12,24 +12,25 @@
 //!
 //! When the kernel fails to write a page out it says so once, drops the page and calls the file
 //! clean again. A later `fdatasync` that succeeds would be a lie about that page. So the first
-//! failure is final: no flush and no durable write succeeds until the image is opened anew.
+//! failure is final: no flush and no durable write succeeds until the image is opened anew. Nor is
+//! the image given up to another back-end, which would know nothing of it.
 
 use std::io;
-use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{FileType, MemfdFlags, Mode, OFlags};
 
 use super::config::Geometry;
-use super::disk::Disk;
+use super::disk::{Disk, Taken};
 use super::image::{HostImage, Image};
+use super::image_lock::{ImageLock, LockError, Meanwhile, Sharing};
 use super::numbers::{ByteRange, SECTOR};
 use super::request::BlockRequest;
+use crate::device::{NotGivenUp, Unavailable};
 use crate::error::HostError;
 use crate::sys::block_device::DeviceBlocks;
-use crate::sys::lock::{Hold, lock_description};
 use crate::sys::private_fd::PrivateFd;
 
 /// Zeroes that are written in one call where the image can only be zeroed by writing.
@@ -39,7 +40,10 @@ static ZEROES: [u8; 1 << 16] = [0; 1 << 16];
 #[derive(Debug)]
 pub struct FileDisk<I = HostImage> {
     image: I,
-    size: u64,
+    /// The lock on it, and its path; none on what no other process can open.
+    lock: Option<(ImageLock, String)>,
+    /// Bytes of the image when it was last asked.
+    size: AtomicU64,
     /// The blocks of what it is kept on.
     host: DeviceBlocks,
     /// Bytes of a logical block, as the driver is told.
@@ -53,14 +57,16 @@ pub struct FileDisk<I = HostImage> {
 }
 
 impl FileDisk {
-    /// Opens the image at `path` and locks it: alone for writing, shared for reading. The lock
-    /// goes with the disk.
+    /// Opens the image at `path`, to read only with [`Sharing::Readers`], and locks it: shared, or
+    /// alone for writing. The lock goes with the disk. One for writing is given up when the last
+    /// ring of the device stops, and taken again when the first starts. With [`Sharing::Incoming`]
+    /// it is taken then only: another back-end of this package may have the image open.
     ///
     /// # Errors
     /// It cannot be opened, is neither regular file nor block device, has a size that is no
-    /// multiple of 512, or is locked by somebody else.
-    pub fn open(path: &Path, read_only: bool) -> Result<Self, HostError> {
-        Self::open_as(path, read_only, |fd| Ok(HostImage::new(fd)))
+    /// multiple of 512, or is in use by somebody else.
+    pub fn open(path: &Path, sharing: Sharing) -> Result<Self, HostError> {
+        Self::open_as(path, sharing, |fd| Ok(HostImage::new(fd)))
     }
 
     /// As [`open`](Self::open); data goes past the host's page cache, as far as requests are in
@@ -68,35 +74,9 @@ impl FileDisk {
     ///
     /// # Errors
     /// As [`open`](Self::open), and the file system has no direct I/O.
-    pub fn open_direct(path: &Path, read_only: bool) -> Result<Self, HostError> {
-        Self::open_as(path, read_only, |fd| HostImage::direct(fd, read_only))
-    }
-
-    fn open_as(
-        path: &Path,
-        read_only: bool,
-        image: impl FnOnce(PrivateFd) -> io::Result<HostImage>,
-    ) -> Result<Self, HostError> {
-        let shown = path.display();
-        let opening = |e| HostError::new(format!("open disk image {shown}"), e);
-        let access = if read_only { OFlags::RDONLY } else { OFlags::RDWR };
-        // Non-blocking: a FIFO must become an error and not a wait. Files do not mind.
-        let flags = access | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let fd = PrivateFd::make(|| rustix::fs::open(path, flags, Mode::empty()));
-        let fd = fd.map_err(|e| opening(e.into()))?;
-        let stat = rustix::fs::fstat(&fd).map_err(|e| opening(e.into()))?;
-        match FileType::from_raw_mode(stat.st_mode) {
-            FileType::RegularFile | FileType::BlockDevice => {}
-            _ => return Err(opening(other("it is neither a regular file nor a block device"))),
-        }
-        let hold = if read_only { Hold::Shared } else { Hold::Alone };
-        lock_description(fd.as_fd(), hold).map_err(|error| match error.kind() {
-            io::ErrorKind::WouldBlock => {
-                opening(other("it is in use: another back-end or program has locked it"))
-            }
-            _ => HostError::new(format!("lock disk image {shown}"), error),
-        })?;
-        image(fd).and_then(|image| Self::new(image, read_only)).map_err(opening)
+    pub fn open_direct(path: &Path, sharing: Sharing) -> Result<Self, HostError> {
+        let read_only = sharing == Sharing::Readers;
+        Self::open_as(path, sharing, |fd| HostImage::direct(fd, read_only))
     }
 
     /// Returns a disk of `size` zero bytes in memory that is gone with the disk.
@@ -113,6 +93,33 @@ impl FileDisk {
 }
 
 impl<I: Image> FileDisk<I> {
+    /// Opens and locks the image at `path`, and uses it by what `image` makes of it.
+    pub(super) fn open_as(
+        path: &Path,
+        sharing: Sharing,
+        image: impl FnOnce(PrivateFd) -> io::Result<I>,
+    ) -> Result<Self, HostError> {
+        let shown = path.display();
+        let opening = |e| HostError::new(format!("open disk image {shown}"), e);
+        let read_only = sharing == Sharing::Readers;
+        let access = if read_only { OFlags::RDONLY } else { OFlags::RDWR };
+        // Non-blocking: a FIFO must become an error and not a wait. Files do not mind.
+        let flags = access | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let fd = PrivateFd::make(|| rustix::fs::open(path, flags, Mode::empty()));
+        let fd = fd.map_err(|e| opening(e.into()))?;
+        let stat = rustix::fs::fstat(&fd).map_err(|e| opening(e.into()))?;
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile | FileType::BlockDevice => {}
+            _ => return Err(opening(other("it is neither a regular file nor a block device"))),
+        }
+        let lock = ImageLock::mark(&fd, sharing).map_err(|error| match error {
+            LockError::InUse(who) => opening(other(&format!("it is in use: {who} has locked it"))),
+            LockError::Host(error) => HostError::new(format!("lock disk image {shown}"), error),
+        })?;
+        let disk = image(fd).and_then(|image| Self::new(image, read_only)).map_err(opening)?;
+        Ok(Self { lock: Some((lock, shown.to_string())), ..disk })
+    }
+
     /// Returns a disk of all of `image`, in the logical blocks of what that is kept on: those of a
     /// block device, and 512 bytes for a file.
     ///
@@ -123,8 +130,16 @@ impl<I: Image> FileDisk<I> {
         if !size.is_multiple_of(SECTOR) {
             return Err(other(&format!("its size is no multiple of 512 bytes: {size}")));
         }
-        let (failed, syncing) = (AtomicBool::new(false), Mutex::new(()));
-        Ok(Self { image, size, host, block_size: host.logical, read_only, failed, syncing })
+        Ok(Self {
+            image,
+            lock: None,
+            size: AtomicU64::new(size),
+            host,
+            block_size: host.logical,
+            read_only,
+            failed: AtomicBool::new(false),
+            syncing: Mutex::new(()),
+        })
     }
 
     /// Tells the driver of other logical blocks. Parts of the host's blocks can be read and
@@ -201,7 +216,7 @@ impl<I: Image> Disk for FileDisk<I> {
             read_only: self.read_only,
             discard: true,
             write_zeroes: true,
-            ..Geometry::new(self.size)
+            ..Geometry::new(self.size.load(Ordering::Relaxed))
         };
         disk.laid_out_as(self.host, self.block_size)
     }
@@ -225,6 +240,50 @@ impl<I: Image> Disk for FileDisk<I> {
             self.failed.store(true, Ordering::SeqCst);
         }
         done
+    }
+
+    fn take(&self) -> Result<Taken, Unavailable> {
+        let Some((lock, path)) = &self.lock else { return Ok(Taken::default()) };
+        let failed = |what: &str, error| Unavailable(format!("{path}: {what}: {error}"));
+        let meanwhile = lock.take().map_err(|error| match error {
+            LockError::InUse(who) => Unavailable(format!(
+                "{path} is in use: {who} has locked it, and no ring runs here while it does"
+            )),
+            LockError::Host(error) => failed("it cannot be locked", error),
+        })?;
+        let size = self.image.size().map_err(|error| failed("its size cannot be found", error))?;
+        let new_size = (self.size.swap(size, Ordering::Relaxed) != size).then_some(size);
+        let changed = (meanwhile == Meanwhile::Changed).then(|| format!(
+            "{path} was written to by somebody else since the rings stopped: what the guest has \
+             of it in its caches may be wrong"
+        ));
+        Ok(Taken { new_size, warning: changed })
+    }
+
+    fn give_up(&self, settled: bool) -> Result<(), NotGivenUp> {
+        let Some((lock, path)) = &self.lock else { return Ok(()) };
+        if self.read_only || !lock.is_taken() {
+            return Ok(());
+        }
+        let kept = |why: String| NotGivenUp(format!("{path} stays locked: {why}"));
+        if !settled {
+            return Err(kept("requests that did not come back may still write to it".to_owned()));
+        }
+        self.flush()
+            .map_err(|error| kept(format!("what was written is not on stable storage: {error}")))?;
+        // As large as the next back-end finds it.
+        let size = self.image.size();
+        size.and_then(|size| {
+            self.size.store(size, Ordering::Relaxed);
+            lock.give_up()
+        })
+        .map_err(|error| kept(error.to_string()))
+    }
+
+    fn disconnected(&self) {
+        if let Some((lock, _)) = &self.lock {
+            lock.forget_front_end();
+        }
     }
 
     fn discard(&self, range: ByteRange) -> io::Result<()> {

@@ -15,6 +15,7 @@ mod guard_table;
 pub mod interrupt;
 pub mod io;
 pub mod lock;
+pub mod lock_holder;
 mod loss_flag;
 pub mod mmap;
 pub mod no_signal_write;

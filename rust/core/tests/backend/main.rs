@@ -9,4 +9,5 @@ mod late;
 mod served;
 mod serving;
 mod stopping;
+mod taking_over;
 mod unhelpful;

@@ -8,6 +8,7 @@ use super::session::{RECHECK_INTERVAL, Session};
 use crate::backend::event::{Event, Stuck};
 use crate::backend::shared::State;
 use crate::connection::{Refusal, RingSetup};
+use crate::device::{Acquired, Unavailable};
 use crate::request::CompletionQueue;
 use crate::ring::{Ring, RingLayout, SplitLayout};
 use crate::ring_position::RingPosition;
@@ -33,6 +34,25 @@ pub(super) enum Rest {
 
 impl Session<'_> {
     pub(super) fn start_ring(
+        &mut self,
+        setup: RingSetup,
+        kick: Option<ReceivedFd>,
+        reset: bool,
+    ) -> Result<(), Refusal> {
+        let index = setup.index;
+        let first = self.queues().next().is_none();
+        if first {
+            self.acquire_device()
+                .map_err(|why| Refusal(format!("SET_VRING_KICK: queue {index}: {why}")))?;
+        }
+        let started = self.start_ring_of_device(setup, kick, reset);
+        if first && started.is_err() {
+            self.release_device();
+        }
+        started
+    }
+
+    fn start_ring_of_device(
         &mut self,
         setup: RingSetup,
         kick: Option<ReceivedFd>,
@@ -167,9 +187,14 @@ impl Session<'_> {
         let queues: Vec<_> = indices.iter().map(stopping).collect();
         let late: Vec<_> =
             queues.iter().flatten().filter(|queue| !self.wait(queue, begun, limit)).collect();
+        self.late.extend(late.iter().map(|queue| Arc::downgrade(queue.completions())));
         self.end_late(&late, rest);
         let end = |(&index, queue): (&u16, Option<Arc<QueueCell>>)| {
             let base = queue.and_then(|queue| self.end_ring(&queue));
+            if base.is_none() {
+                self.late
+                    .extend(self.started(index).map(|held| Arc::downgrade(held.completions())));
+            }
             self.ring_has_stopped(index, base);
             base
         };
@@ -260,8 +285,30 @@ impl Session<'_> {
         }
         if self.queues().next().is_none() {
             self.device().stopped();
+            self.release_device();
         }
         self.update_state();
+    }
+
+    fn acquire_device(&mut self) -> Result<(), Unavailable> {
+        let Acquired { config_changed, warning } = self.device().acquire()?;
+        if let Some(warning) = warning {
+            self.event(Event::DeviceChanged(warning));
+        }
+        if config_changed {
+            self.notify_config();
+        }
+        Ok(())
+    }
+
+    /// Lets the device give up what it shares with other processes, unless it has requests still.
+    pub(super) fn release_device(&mut self) {
+        self.late.retain(|completions| completions.strong_count() > 0);
+        let kept = self.device().release(self.late.is_empty()).err();
+        if let Some(why) = kept.as_ref().filter(|&why| self.kept.as_ref() != Some(why)) {
+            self.event(Event::NotGivenUp(why.clone()));
+        }
+        self.kept = kept;
     }
 
     /// Stops and disables all rings, sets the status to 0, and with `reset` resets the device;

@@ -13,7 +13,7 @@ use crate::backend::offer::offer;
 use crate::backend::options::Threads;
 use crate::backend::shared::{PendingEvents, Shared};
 use crate::connection::{Action, Connection, Outcome, Refusal, Step};
-use crate::device::Device;
+use crate::device::{Device, NotGivenUp};
 use crate::memory::{Memory, MemoryPolicy, Region};
 use crate::request::CompletionQueue;
 use crate::socket::{Incoming, Stream};
@@ -45,6 +45,10 @@ pub(in crate::backend) struct Session<'a> {
     pub(super) records: Option<Records>,
     /// The completions of all rings that were started: requests may outlive their ring.
     pub(super) completions: Vec<Weak<CompletionQueue>>,
+    /// The completions of rings whose requests did not all come back when they stopped.
+    pub(super) late: Vec<Weak<CompletionQueue>>,
+    /// Why the device did not give up what it shares with other processes, when it was asked last.
+    pub(super) kept: Option<NotGivenUp>,
     pub(super) workers: Vec<Option<Worker>>,
     pub(super) channel: Channel,
     /// The features and protocol features that the log has been told of.
@@ -74,6 +78,8 @@ impl<'a> Session<'a> {
             vrings: (0..queues).map(|_| Vring::default()).collect(),
             records: None,
             completions: Vec::new(),
+            late: Vec::new(),
+            kept: None,
             workers: (0..workers).map(|_| None).collect(),
             channel: Channel::default(),
             told_negotiated: None,
@@ -239,7 +245,7 @@ impl<'a> Session<'a> {
         bytes
     }
 
-    fn notify_config(&mut self) {
+    pub(super) fn notify_config(&mut self) {
         if self.connection.can_notify_config()
             && let Err(why) = self.channel.config_changed()
         {

@@ -45,6 +45,9 @@ impl Session<'_> {
         let mapped = std::mem::take(&mut self.mapped);
         self.take_away(&mapped.iter().filter_map(Weak::upgrade).collect::<Vec<_>>());
         self.shared().set_device_status(0);
+        if self.kept.is_some() {
+            self.release_device();
+        }
         self.device().disconnected();
         let completions = self.completions.iter().filter_map(Weak::upgrade);
         let held: Vec<_> = completions.filter(|queue| queue.kernel_holds().any()).collect();

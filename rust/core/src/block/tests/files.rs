@@ -8,10 +8,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use super::*;
 
 /// A directory of this test alone, removed when dropped.
-struct Dir(PathBuf);
+pub(super) struct Dir(PathBuf);
 
 impl Dir {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("vhost-user-block-{}-{number}", std::process::id());
@@ -20,7 +20,7 @@ impl Dir {
         Self(path)
     }
 
-    fn image(&self, len: u64) -> PathBuf {
+    pub(super) fn image(&self, len: u64) -> PathBuf {
         let path = self.0.join("disk.img");
         File::create(&path).unwrap().set_len(len).unwrap();
         path
@@ -34,12 +34,12 @@ impl Drop for Dir {
 }
 
 #[track_caller]
-fn refusal(path: &Path, read_only: bool) -> String {
-    FileDisk::open(path, read_only).expect_err("it cannot be a disk").to_string()
+fn refusal(path: &Path, sharing: Sharing) -> String {
+    FileDisk::open(path, sharing).expect_err("it cannot be a disk").to_string()
 }
 
 fn device(path: &Path) -> BlockDevice<FileDisk> {
-    let disk = FileDisk::open(path, false).unwrap();
+    let disk = FileDisk::open(path, Sharing::None).unwrap();
     let device = BlockDevice::new(disk, &BlockOptions::default()).unwrap();
     device.negotiated(device.features());
     device
@@ -49,15 +49,15 @@ fn device(path: &Path) -> BlockDevice<FileDisk> {
 fn what_cannot_be_a_disk_is_refused_with_its_path_and_the_reason() {
     let dir = Dir::new();
     let missing = dir.0.join("missing");
-    let message = refusal(&missing, false);
+    let message = refusal(&missing, Sharing::None);
     assert!(message.contains(missing.to_str().unwrap()), "{message}");
     assert!(message.contains("No such file"), "{message}");
     let neither = "neither a regular file nor a block device";
-    let message = refusal(&dir.0, true);
+    let message = refusal(&dir.0, Sharing::Readers);
     assert!(message.contains(neither), "{message}");
-    let message = refusal(Path::new("/dev/null"), false);
+    let message = refusal(Path::new("/dev/null"), Sharing::None);
     assert!(message.contains(neither), "{message}");
-    let message = refusal(&dir.image(1000), false);
+    let message = refusal(&dir.image(1000), Sharing::None);
     assert!(message.contains("no multiple of 512 bytes: 1000"), "{message}");
 }
 
@@ -67,8 +67,8 @@ fn a_fifo_is_refused_without_waiting_for_its_other_end() {
     let path = dir.0.join("fifo");
     let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
     rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
-    for read_only in [true, false] {
-        let message = refusal(&path, read_only);
+    for sharing in [Sharing::Readers, Sharing::None] {
+        let message = refusal(&path, sharing);
         assert!(message.contains("neither"), "{message}");
     }
 }
@@ -77,27 +77,27 @@ fn a_fifo_is_refused_without_waiting_for_its_other_end() {
 fn an_image_in_use_is_refused_and_free_again_afterwards() {
     let dir = Dir::new();
     let path = dir.image(4096);
-    let first = FileDisk::open(&path, false).unwrap();
-    for read_only in [false, true] {
-        let message = refusal(&path, read_only);
+    let first = FileDisk::open(&path, Sharing::None).unwrap();
+    for sharing in [Sharing::None, Sharing::Readers] {
+        let message = refusal(&path, sharing);
         assert!(message.contains("in use"), "{message}");
     }
     // Closing another descriptor of the file does not take the lock along.
     drop(File::open(&path).unwrap());
-    assert!(FileDisk::open(&path, false).is_err());
+    assert!(FileDisk::open(&path, Sharing::None).is_err());
     drop(first);
-    FileDisk::open(&path, false).unwrap();
+    FileDisk::open(&path, Sharing::None).unwrap();
 }
 
 #[test]
 fn readers_share_an_image_and_keep_writers_out() {
     let dir = Dir::new();
     let path = dir.image(4096);
-    let first = FileDisk::open(&path, true).unwrap();
-    let second = FileDisk::open(&path, true).unwrap();
-    assert!(FileDisk::open(&path, false).is_err());
+    let first = FileDisk::open(&path, Sharing::Readers).unwrap();
+    let second = FileDisk::open(&path, Sharing::Readers).unwrap();
+    assert!(FileDisk::open(&path, Sharing::None).is_err());
     drop((first, second));
-    FileDisk::open(&path, false).unwrap();
+    FileDisk::open(&path, Sharing::None).unwrap();
 }
 
 #[test]
@@ -105,7 +105,10 @@ fn a_read_only_disk_needs_no_right_to_write() {
     let dir = Dir::new();
     let path = dir.image(4096);
     fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o400)).unwrap();
-    let device = BlockDevice::new(FileDisk::open(&path, true).unwrap(), &BlockOptions::default());
+    let device = BlockDevice::new(
+        FileDisk::open(&path, Sharing::Readers).unwrap(),
+        &BlockOptions::default(),
+    );
     assert!(device.unwrap().core().is_read_only());
 }
 

@@ -8,6 +8,7 @@ mod files;
 mod image;
 mod layout;
 mod legacy;
+mod lock;
 mod refusals;
 mod space;
 mod switch;
@@ -15,7 +16,7 @@ mod switch;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use super::{BlockDevice, BlockOptions, FileDisk, HostImage};
+use super::{BlockDevice, BlockOptions, FileDisk, HostImage, Sharing};
 use crate::device::Device;
 use driver::Driver;
 
