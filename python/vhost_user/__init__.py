@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .devices.block import FileDisk as FileDisk
     from .devices.block import NullDisk as NullDisk
     from .devices.rng import Rng as Rng
+    from .devices.state import StateReader as StateReader
     from .errors import GuestError as GuestError
     from .errors import MappingError as MappingError
     from .errors import NegotiationError as NegotiationError
@@ -58,6 +59,7 @@ __all__ = [
     "RequestError",
     "Rng",
     "StaleRequestError",
+    "StateReader",
     "VhostUserError",
     "VirtioBlkDriver",
     "XenFlags",
@@ -116,6 +118,7 @@ _HOMES = {
     "RequestError": "errors",
     "Rng": "devices.rng",
     "StaleRequestError": "errors",
+    "StateReader": "devices.state",
     "VhostUserError": "errors",
     "VirtioBlkDriver": "_core",
     "XenFlags": "xen_region",

@@ -345,6 +345,18 @@ class Frontend:
         """Who is at the other end."""
     def config(self, offset: int, length: int) -> bytes:
         """Bytes of the device's configuration space."""
+    def save_state(self, *, most: int = 536870912) -> bytes:
+        """Fetches the state of the device, for ``load_state`` at another back-end of its kind.
+
+        SET_DEVICE_STATE_FD and CHECK_DEVICE_STATE of QEMU "Vhost-user Protocol", "Migrating
+        back-end state". The queues of a ``VirtioBlkDriver`` stop before, and start again where they
+        stood. ``most``: bytes after which it is given up.
+
+        ``NegotiationError`` if the back-end does not offer it, ``ProtocolError`` if it refuses or
+        fails, ``ValueError`` if there are more bytes. The back-end's log says why.
+        """
+    def load_state(self, state: Buffer, /) -> None:
+        """Gives the device a state that ``save_state`` has returned. Raises as that does."""
     def set_xen_memory(
         self, regions: Sequence[XenRegion], *, design: SentDesign = "merged"
     ) -> None:

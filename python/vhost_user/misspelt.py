@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from .devices.base import Device
 from .devices.block import BlockDevice
 
-COMMON = ("on_start", "on_stop", "on_reset", "on_disconnect")
+COMMON = ("on_start", "on_stop", "on_reset", "on_disconnect", "save", "load")
 
 BLOCK = (*COMMON, "read", "write", "flush", "discard", "write_zeroes", "on_batch")
 
@@ -20,6 +20,9 @@ OTHER_NAMES = {
     "pread": "read",
     "pwrite": "write",
     "on_request": "on_queue",
+    "on_save": "save",
+    "on_load": "load",
+    "restore": "load",
     "on_connect": "on_start",
     "on_close": "on_disconnect",
 }

@@ -571,6 +571,9 @@ def _missing(device: Device) -> str | None:
             return "read, nor on_batch"
         if not device.read_only and lacks("write", BlockDevice):
             return "write: add it, or say read_only=True"
+    saves, loads = (not lacks(name, Device) for name in ("save", "load"))
+    if saves != loads:
+        return "load, without which what save writes is lost" if saves else "save for its load"
     return None
 
 
@@ -578,7 +581,7 @@ def _overrides(device: Device) -> list[str]:
     """The optional callbacks that the device's class has."""
     base = BlockDevice if isinstance(device, BlockDevice) else Device
     names = (
-        *("read_config", "write_config", "on_queue_stop"),
+        *("read_config", "write_config", "on_queue_stop", "save", "load"),
         *("flush", "discard", "write_zeroes", "on_batch"),
     )
     has = (name for name in names if getattr(type(device), name, None) is not None)

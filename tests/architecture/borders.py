@@ -27,6 +27,7 @@ MAY_NAME = {
     "request": {"memory", "sys", "token"},
     "batch_size": set(),
     "device": {"request", "batch_size", "memory"},
+    "state": {"device", "sys"},
     "block": {"device", "request", "batch_size", "memory", "sys", "error"},
     "worker": {
         *("device", "request", "ring", "memory"),
@@ -34,7 +35,7 @@ MAY_NAME = {
     },
     "backend": {
         *("socket", "wire", "connection", "worker", "ring_position"),
-        *("ring", "memory", "request", "device", "xen", "sys", "address", "error"),
+        *("ring", "memory", "request", "device", "xen", "sys", "address", "error", "state"),
     },
     "frontend": {"socket", "wire", "address", "sys", "error"},
     "xen_guest": {"frontend", "xen", "wire", "address", "error"},

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 from ..errors import VhostUserError
 
 if TYPE_CHECKING:
+    from typing import BinaryIO
+
     from .. import Queue
+    from .state import StateReader
 
 MAX_QUEUES = 256
 """More virtqueues than any device type has; the protocol numbers them with 8 bits."""
@@ -76,6 +79,14 @@ class Device:
 
     served_as: ClassVar[Literal["queue", "block", "file", "null"]] = "queue"
     """Who moves the data; set by the classes of this package."""
+
+    state_name: ClassVar[str] = ""
+    """What ``save`` writes is for devices of this name alone, at most 255 bytes; the name of the
+    class if it is empty."""
+
+    state_version: ClassVar[int] = 1
+    """Raise it when ``save`` writes something else. A state of a higher version is refused, one of
+    a lower one is for ``load`` to tell."""
 
     served_by: Served | None = None
     """The back-end; set by it."""
@@ -240,6 +251,58 @@ class Device:
         have had no request at all is taken to go on.
         """
 
+    def save(self, out: BinaryIO, /) -> None:
+        """Writes the device's state to ``out``, for ``load`` of the same device elsewhere or later.
+
+        That is what its driver has set or is owed, as the position in a log or the handles of open
+        files; neither what the device was made with nor data that stays where it is. Front-ends
+        ask for it when the machine is migrated, or its snapshot is taken: QEMU of file systems,
+        crosvm of all devices (QEMU "Vhost-user Protocol", "Migrating back-end state"). It is
+        offered to them if the class has both this and ``load``.
+
+        No queue runs, and each request has been answered. Nothing is to be given up: if the
+        migration fails, or it was a snapshot, the queues start again without a ``load``. ``out`` is
+        a file in memory for at most 256 MiB. What this raises is reported, and fails the migration.
+        Called on a thread of its own, and like all callbacks never beside another unless the
+        device is ``thread_safe``.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.save")
+
+    def load(self, source: StateReader, /) -> None:
+        """Takes a state that ``save`` has written, to its last byte.
+
+        ``source`` is a file in memory: ``source.read(n)``, and ``source.version`` with the
+        ``state_version`` of who has saved it. It is whole and undamaged, and of a device with the
+        same ``device_id`` and ``state_name``; else this is not called. But whoever carried it may
+        have changed it: check what would do harm, and check it all before anything is changed, as
+        a device that raises goes on as it is. That, or a byte that was not read, is reported, and
+        the machine does not go on here.
+
+        Called before ``on_start``, perhaps before the features are negotiated, and on a thread of
+        its own as ``save`` is.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.load")
+
+    def _save_state(self) -> bytes:
+        """What ``save`` writes."""
+        from .state import StateWriter  # Not at the top: few devices are asked.
+
+        with StateWriter() as out:
+            result: object = self.save(out)  # type: ignore[func-returns-value]
+            _returns_nothing("save", result, "out.write(...) the data")
+            return out.getvalue()
+
+    def _load_state(self, version: int, state: bytes) -> None:
+        """Has ``load`` take a state, all of it."""
+        from .state import StateReader
+
+        with StateReader(state, version) as source:
+            result: object = self.load(source)  # type: ignore[func-returns-value]
+            _returns_nothing("load", result, "raise if it does not fit")
+            left = len(state) - source.tell()
+        if left:
+            raise ValueError(f"load left {left} of {len(state)} bytes unread: they do not fit")
+
     def on_disconnect(self) -> None:
         """The front-end is gone, and its memory with it."""
 
@@ -279,6 +342,13 @@ class Device:
         if self.served_by is not None and self.served_by.state != "stopped":
             self.served_by.set_config(space, notify=notify)
         self._config = space
+
+
+def _returns_nothing(name: str, result: object, advice: str) -> None:
+    """``TypeError`` for a callback that returns something, which would be lost."""
+    if result is not None:
+        what = type(result).__name__
+        raise TypeError(f"{name} returned {what}, where it is to return None: {advice}")
 
 
 def checked_number(name: str, value: int, what: str) -> int:

@@ -20,7 +20,7 @@ SECTOR = 512
 BLKSSZGET = 0x1268
 """linux/fs.h: asks a block device for the bytes of its logical blocks."""
 
-LIFE = ("on_start", "on_stop", "on_reset", "on_disconnect")
+LIFE = ("on_start", "on_stop", "on_reset", "on_disconnect", "save", "load")
 """What a device in Python may hear besides requests."""
 
 NUM_QUEUES = 16

@@ -46,6 +46,26 @@ impl fmt::Display for NotGivenUp {
     }
 }
 
+/// What a device saves is of this form.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StateForm {
+    /// A name that no other form has, at most 255 bytes.
+    pub name: String,
+    /// Grows when what is saved changes. A device takes what older versions have saved, or says in
+    /// [`load`](Device::load) that it does not.
+    pub version: u32,
+}
+
+/// A device did not save its state, or did not take one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StateRefused(pub String);
+
+impl fmt::Display for StateRefused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// A running virtqueue in the hands of a device that takes buffers from it by itself: from any
 /// thread, when it has something to put into them.
 pub trait QueueHandle: Send + Sync {
@@ -206,6 +226,31 @@ pub trait Device: Send + Sync + 'static {
     /// did not tell and a ring shows it that starts, none runs but those that started just before
     /// it. Features are negotiated anew.
     fn reset(&self) {}
+
+    /// What the device saves, if it has a state that a front-end is to carry to another back-end:
+    /// what a driver has set or is owed, and neither its data nor what it was made with.
+    fn state_form(&self) -> Option<StateForm> {
+        None
+    }
+
+    /// Saves the state. No ring runs, and the rings may go on afterwards: nothing is given up. On a
+    /// thread of its own, as is [`load`](Self::load).
+    ///
+    /// # Errors
+    /// The migration or the snapshot fails, and the driver goes on here.
+    fn save(&self) -> Result<Vec<u8>, StateRefused> {
+        Err(StateRefused("this device has no state to save".to_owned()))
+    }
+
+    /// Takes a state, of this `version` of its form, in place of the present one. No ring runs, and
+    /// there may have been neither memory nor features yet. Who refuses it changes nothing.
+    ///
+    /// # Errors
+    /// The machine does not go on here.
+    fn load(&self, version: u32, state: &[u8]) -> Result<(), StateRefused> {
+        let _ = (version, state);
+        Err(StateRefused("this device has no state to load".to_owned()))
+    }
 
     /// The front-end is gone and its memory with it.
     fn disconnected(&self) {}

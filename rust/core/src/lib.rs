@@ -18,6 +18,7 @@ pub mod request;
 pub mod ring;
 pub mod ring_position;
 pub mod socket;
+pub mod state;
 pub mod sys;
 pub mod token;
 pub mod wire;

@@ -12,7 +12,7 @@ use vhost_user_core::block::{
     BlkOp, BlockCore, BlockOptions, BlockRequest as CoreRequest, ByteRange, FailureObserver,
     Geometry, InvalidBlock, Status, VIRTIO_ID,
 };
-use vhost_user_core::device::{ConfigRefused, Device};
+use vhost_user_core::device::{ConfigRefused, Device, StateForm, StateRefused};
 use vhost_user_core::request::{Batch, Request};
 
 use crate::block_batch::BlockBatch;
@@ -101,7 +101,8 @@ impl PyBlock {
         let core = BlockCore::new(&geometry, &options(object)?).map_err(|e| error::block(&e))?;
         let core = core.observed_by(Arc::clone(&reports) as Arc<dyn FailureObserver>);
         let count = core.num_queues();
-        let (device, core) = (Arc::new(PyDevice::new(object, views.raw, reports)?), Arc::new(core));
+        let (device, core) =
+            (Arc::new(PyDevice::new(object, overrides, views.raw, reports)?), Arc::new(core));
         Ok(Self {
             late: geometry.flush.then(|| LateWrites::new(&device, &core)),
             device,
@@ -450,6 +451,34 @@ impl Device for PyBlock {
     fn reset(&self) {
         self.core.reset();
         self.device.reset();
+    }
+
+    /// A class without `save` has the cache mode alone.
+    fn state_form(&self) -> Option<StateForm> {
+        self.device.state_form().cloned().or_else(|| self.core.state_form())
+    }
+
+    /// The cache mode, and what `save` writes.
+    fn save(&self) -> Result<Vec<u8>, StateRefused> {
+        let mut state = vec![self.core.save()];
+        if self.device.state_form().is_some() {
+            state.extend(self.device.save()?);
+        }
+        Ok(state)
+    }
+
+    fn load(&self, version: u32, state: &[u8]) -> Result<(), StateRefused> {
+        let Some((&mode, rest)) = state.split_first() else {
+            return Err(StateRefused("a disk's state begins with its cache mode".to_owned()));
+        };
+        self.core.check(mode)?;
+        if self.device.state_form().is_some() {
+            self.device.load(version, rest)?;
+        } else if !rest.is_empty() {
+            let bytes = state.len();
+            return Err(StateRefused(format!("a disk's state is 1 byte, not {bytes}")));
+        }
+        self.core.load(mode)
     }
 
     fn disconnected(&self) {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PyTuple};
-use vhost_user_core::device::{ConfigRefused, Device, QueueHandle};
+use vhost_user_core::device::{ConfigRefused, Device, QueueHandle, StateForm, StateRefused};
 use vhost_user_core::request::Batch;
 
 use crate::call::{call, call_for_value};
@@ -63,7 +63,7 @@ impl QueueDevice {
         let num_queues: u16 = object.getattr("num_queues")?.extract()?;
         let queue_size = object.getattr("queue_size")?.extract()?;
         let has = |name: &str| overrides.iter().any(|known| known == name);
-        let device = PyDevice::new(object, views.raw, reports)?;
+        let device = PyDevice::new(object, overrides, views.raw, reports)?;
         let seat = |index| {
             let budget = CopyBudget::new(index, views.copy_budget);
             let origin = device.origin("on_queue", &budget, None);
@@ -300,6 +300,18 @@ impl Device for QueueDevice {
 
     fn reset(&self) {
         self.device.reset();
+    }
+
+    fn state_form(&self) -> Option<StateForm> {
+        self.device.state_form().cloned()
+    }
+
+    fn save(&self) -> Result<Vec<u8>, StateRefused> {
+        self.device.save()
+    }
+
+    fn load(&self, version: u32, state: &[u8]) -> Result<(), StateRefused> {
+        self.device.load(version, state)
     }
 
     fn disconnected(&self) {

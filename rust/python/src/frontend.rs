@@ -10,12 +10,13 @@ use std::time::Duration;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyType};
+use pyo3::types::{PyBytes, PyDict, PyType};
 use vhost_user_core::frontend::{
     BlockDriver, Client, FrontendError, Negotiated, ProtocolFeatures, Wanted, feature_names,
 };
 use vhost_user_core::socket::{Stream, settled};
 
+use crate::buffer::SourceBuffer;
 use crate::descriptor::descriptor;
 use crate::error;
 use crate::interrupt::interruptible;
@@ -147,6 +148,22 @@ impl Frontend {
         self.client(py, |client| client.config(offset, length))
     }
 
+    /// Fetches the device's state from the back-end. Queues that run pause meanwhile.
+    #[pyo3(signature = (*, most=536_870_912))]
+    fn save_state<'py>(&self, py: Python<'py>, most: u64) -> PyResult<Bound<'py, PyBytes>> {
+        let state = self.paused(py, |client| client.save_state(most))?;
+        Ok(PyBytes::new(py, &state))
+    }
+
+    /// Gives the device a state that `save_state` has returned. Queues that run pause meanwhile.
+    #[pyo3(signature = (state, /))]
+    fn load_state(&self, py: Python<'_>, state: &Bound<'_, PyAny>) -> PyResult<()> {
+        let buffer = SourceBuffer::of(state)?;
+        let mut state = vec![0; buffer.bytes().len()];
+        buffer.bytes().read(&mut state);
+        self.paused(py, |client| client.load_state(&state))
+    }
+
     /// SET_MEM_TABLE: all of guest memory, in regions of Xen domains.
     #[pyo3(signature = (regions, *, design="merged"))]
     fn set_xen_memory(
@@ -259,6 +276,19 @@ impl Frontend {
         self.with_open(py, |end| match end {
             End::Plain(client, _) => work(client),
             End::Block(driver) => work(driver.client()),
+            End::Closed => Err(no_path()),
+        })
+    }
+
+    /// As [`client`](Self::client), while no queue runs.
+    fn paused<T: Send>(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&mut Client) -> Result<T, FrontendError> + Send,
+    ) -> PyResult<T> {
+        self.with_open(py, |end| match end {
+            End::Plain(client, _) => work(client),
+            End::Block(driver) => driver.paused(work),
             End::Closed => Err(no_path()),
         })
     }

@@ -8,10 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+use vhost_user_core::device::{StateForm, StateRefused};
 use vhost_user_core::request::CallbackScope;
 
-use crate::call::call;
+use crate::call::{call, call_for_value};
 use crate::callback_thread::Running;
 use crate::copy_budget::CopyBudget;
 use crate::device_lock::DeviceLock;
@@ -24,6 +27,9 @@ use crate::traits::FlushesFirst;
 /// How long a callback of the control plane (`on_start`, `on_stop` ...) waits for a callback that
 /// is running. Without a limit a stuck device could never be stopped.
 const CONTROL_LIMIT: Duration = Duration::from_secs(1);
+
+/// Most bytes of the name of what a device saves.
+const MOST_NAME: usize = 255;
 
 thread_local! {
     static IN_CALLBACK: Cell<bool> = const { Cell::new(false) };
@@ -56,20 +62,24 @@ pub(crate) struct PyDevice {
     stuck: AtomicBool,
     /// Grows with each start, when bound methods are looked up again.
     starts: AtomicU64,
+    /// What `save` writes, if there is one.
+    state_form: Option<StateForm>,
 }
 
 impl PyDevice {
     pub(crate) fn new(
         object: &Bound<'_, PyAny>,
+        overrides: &[String],
         raw_views: bool,
         reports: Arc<Reports>,
     ) -> PyResult<Self> {
+        let state_form = Self::form(object, overrides)?;
         let thread_safe = object.getattr("thread_safe")?.is_truthy()?;
         let name = object.get_type().name()?.to_string();
         let lock = DeviceLock::new(thread_safe);
         let (stuck, starts) = (AtomicBool::new(false), AtomicU64::new(1));
         let object = object.clone().unbind();
-        Ok(Self { object, name, raw_views, lock, reports, stuck, starts })
+        Ok(Self { object, name, raw_views, lock, reports, stuck, starts, state_form })
     }
 
     /// As [`enter`](Self::enter), from a thread that may come when the interpreter has ended:
@@ -194,6 +204,47 @@ impl PyDevice {
 
     pub(crate) fn disconnected(&self) {
         self.tell("on_disconnect");
+    }
+
+    /// The form of what it saves, if its class has both `save` and `load`.
+    fn form(object: &Bound<'_, PyAny>, overrides: &[String]) -> PyResult<Option<StateForm>> {
+        let has = |name: &str| overrides.iter().any(|known| known == name);
+        if !has("save") || !has("load") {
+            return Ok(None);
+        }
+        let given: String = object.getattr("state_name")?.extract()?;
+        let class = || object.get_type().name().map(|name| name.to_string());
+        let name = if given.is_empty() { class()? } else { given };
+        if name.len() > MOST_NAME {
+            let (bytes, most) = (name.len(), MOST_NAME);
+            let text = format!("state_name has at most {most} bytes, not {bytes}: {name:?}");
+            return Err(PyValueError::new_err(text));
+        }
+        Ok(Some(StateForm { name, version: object.getattr("state_version")?.extract()? }))
+    }
+
+    /// What it saves, if it does.
+    pub(crate) fn state_form(&self) -> Option<&StateForm> {
+        self.state_form.as_ref()
+    }
+
+    /// Has it save its state.
+    pub(crate) fn save(&self) -> Result<Vec<u8>, StateRefused> {
+        let state = self.ask("save", |py| {
+            let save = self.method(py, "_save_state")?;
+            Ok(call_for_value(py, &save, [])?.cast::<PyBytes>()?.as_bytes().to_vec())
+        });
+        state.ok_or_else(|| StateRefused("save has failed, as the log says".to_owned()))
+    }
+
+    /// Has it load a state.
+    pub(crate) fn load(&self, version: u32, state: &[u8]) -> Result<(), StateRefused> {
+        let loaded = self.ask("load", |py| {
+            let version = version.into_pyobject(py)?.into_any();
+            let state = PyBytes::new(py, state).into_any();
+            call(py, "load", &self.method(py, "_load_state")?, [&version, &state])
+        });
+        loaded.ok_or_else(|| StateRefused("load has failed, as the log says".to_owned()))
     }
 }
 

@@ -109,6 +109,19 @@ pub enum Event {
     DeviceChanged(String),
     /// The device keeps from other processes what it should give up when its rings stop.
     NotGivenUp(NotGivenUp),
+    /// The device's state was saved, for another back-end or for later.
+    StateSaved {
+        /// Bytes of it.
+        bytes: u64,
+    },
+    /// The device goes on with a state that was saved before.
+    StateLoaded {
+        /// Bytes of it.
+        bytes: u64,
+    },
+    /// The front-end has begun to save or to load the state of the device, has not asked how that
+    /// went, and it failed for this reason.
+    StateFailed(String),
     /// A message had no effect; the connection goes on.
     Refused(Refusal),
     /// The back-end has closed the connection, for this reason.
@@ -151,7 +164,9 @@ impl Event {
         match self {
             Self::QueueStarted { instead_of: Some(_), .. }
             | Self::FeaturesIgnored { .. }
-            | Self::Resubmitted { .. } => Level::Info,
+            | Self::Resubmitted { .. }
+            | Self::StateSaved { .. }
+            | Self::StateLoaded { .. } => Level::Info,
             Self::QueueStarted { .. } | Self::QueueStopped { .. } | Self::Negotiated { .. } => {
                 Level::Debug
             }
@@ -166,6 +181,7 @@ impl Event {
             | Self::NotRecorded { .. }
             | Self::DeviceChanged(_)
             | Self::NotGivenUp(_)
+            | Self::StateFailed(_)
             | Self::Refused(_)
             | Self::Closed(_)
             | Self::AcceptHeld(_)
@@ -229,6 +245,13 @@ impl fmt::Display for Event {
             ),
             Self::DeviceChanged(what) => f.write_str(what),
             Self::NotGivenUp(why) => why.fmt(f),
+            Self::StateSaved { bytes } => {
+                write!(f, "the device's state was saved: {bytes} bytes")
+            }
+            Self::StateLoaded { bytes } => {
+                write!(f, "the device's state was loaded: {bytes} bytes")
+            }
+            Self::StateFailed(why) => f.write_str(why),
             Self::Refused(why) => write!(f, "refused: {why}"),
             Self::Closed(why) => write!(f, "connection closed: {why}"),
             Self::Disconnected => f.write_str("front-end disconnected"),

@@ -24,6 +24,7 @@ pub(super) fn offer(device: &dyn Device, xen: Option<&XenOptions>) -> Offer {
     let mut protocol_features = Offer::CARRIED_OUT;
     // QEMU warns about a configuration space that its device type has no use for.
     protocol_features.set(ProtocolFeatures::CONFIG, device.config_len() > 0);
+    protocol_features.set(ProtocolFeatures::DEVICE_STATE, device.state_form().is_some());
     Offer {
         features: device.features() & DEVICE_BITS | VERSION_1 | INDIRECT_DESC | EVENT_IDX,
         required_features: if serves_legacy_drivers(device) { 0 } else { VERSION_1 },

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::numbers::{ID_LEN, SECTOR, feature};
 use super::parse::{DISCARD, ZERO};
-use crate::device::ConfigRefused;
+use crate::device::{ConfigRefused, StateRefused};
 use crate::sys::block_device::DeviceBlocks;
 
 /// Bytes of the configuration space.
@@ -260,6 +260,40 @@ impl BlockConfig {
                 Ok(())
             }
             _ => Err(ConfigRefused(format!("writeback: {mode} is neither 0 nor 1"))),
+        }
+    }
+
+    /// Returns whether the driver may choose the cache mode.
+    pub fn has_modes(&self) -> bool {
+        self.offered & feature::CONFIG_WCE != 0
+    }
+
+    /// Returns the cache mode that the driver has chosen: 1 with the write cache, else 0.
+    pub fn mode(&self) -> u8 {
+        self.writeback.load(Ordering::Relaxed).into()
+    }
+
+    /// Sets the cache mode that the driver has chosen elsewhere.
+    ///
+    /// # Errors
+    /// It is neither 0 nor 1, or there is no cache that it could be on.
+    pub fn load_mode(&self, mode: u8) -> Result<(), StateRefused> {
+        self.check_mode(mode)?;
+        self.set_mode(mode == 1);
+        Ok(())
+    }
+
+    /// Says whether there is such a mode.
+    ///
+    /// # Errors
+    /// As [`load_mode`](Self::load_mode).
+    pub fn check_mode(&self, mode: u8) -> Result<(), StateRefused> {
+        match (mode, self.has_modes()) {
+            (0, _) | (1, true) => Ok(()),
+            (1, false) => {
+                Err(StateRefused("the write cache was on, and this disk has none".to_owned()))
+            }
+            _ => Err(StateRefused(format!("the cache mode is {mode}, neither 0 nor 1"))),
         }
     }
 

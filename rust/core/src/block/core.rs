@@ -9,7 +9,7 @@ use super::numbers::{ID_LEN, SECTOR, Status};
 use super::parse::{Limits, Parsed, Refused, parse};
 use super::refusal::FailureObserver;
 use super::request::{BlockRequest, HEADER, write_status};
-use crate::device::ConfigRefused;
+use crate::device::{ConfigRefused, StateForm, StateRefused};
 use crate::request::{Batch, Request};
 
 /// Configuration, features, serial number, and the check of each request against them. Its
@@ -210,6 +210,34 @@ impl BlockCore {
     /// As [`Device::negotiated`](crate::device::Device::negotiated).
     pub fn negotiated(&self, features: u64) {
         self.config.negotiated(features);
+    }
+
+    /// Returns what a disk saves that has nothing but its cache mode: one byte, if the driver may
+    /// choose the mode.
+    pub fn state_form(&self) -> Option<StateForm> {
+        self.config.has_modes().then(|| StateForm { name: "disk".to_owned(), version: 1 })
+    }
+
+    /// Returns what a driver has set, as one byte: 0 or 1, the cache mode as VIRTIO 1.3, "Block
+    /// Device", "Device configuration layout" has it in `writeback`.
+    pub fn save(&self) -> u8 {
+        self.config.mode()
+    }
+
+    /// Whether [`load`](Self::load) takes this mode.
+    ///
+    /// # Errors
+    /// There is no such mode.
+    pub fn check(&self, mode: u8) -> Result<(), StateRefused> {
+        self.config.check_mode(mode)
+    }
+
+    /// Takes what [`save`](Self::save) has returned. No request is under way.
+    ///
+    /// # Errors
+    /// There is no such mode.
+    pub fn load(&self, mode: u8) -> Result<(), StateRefused> {
+        self.config.load_mode(mode)
     }
 
     /// As [`Device::reset`](crate::device::Device::reset).

@@ -10,7 +10,9 @@ use super::numbers::{BlkOp, ByteRange, Status, VIRTIO_ID};
 use super::refusal::{Attempt, FailureObserver};
 use super::request::BlockRequest;
 use crate::batch_size::{BatchSize, half};
-use crate::device::{Acquired, ConfigRefused, Device, NotGivenUp, Unavailable};
+use crate::device::{
+    Acquired, ConfigRefused, Device, NotGivenUp, StateForm, StateRefused, Unavailable,
+};
 use crate::request::{Batch, Request};
 
 /// What a disk found when its rings were to start.
@@ -231,6 +233,22 @@ impl<D: Disk> Device for BlockDevice<D> {
 
     fn disconnected(&self) {
         self.disk.disconnected();
+    }
+
+    fn state_form(&self) -> Option<StateForm> {
+        self.core.state_form()
+    }
+
+    fn save(&self) -> Result<Vec<u8>, StateRefused> {
+        Ok(vec![self.core.save()])
+    }
+
+    fn load(&self, _version: u32, state: &[u8]) -> Result<(), StateRefused> {
+        let &[mode] = state else {
+            let bytes = state.len();
+            return Err(StateRefused(format!("a disk's state is 1 byte, not {bytes}")));
+        };
+        self.core.load(mode)
     }
 
     fn batch_limit(&self, queue: u16, available: u16) -> u16 {

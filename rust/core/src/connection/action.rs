@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 
 use crate::address::{GuestAddr, UserAddr};
 use crate::ring_position::RingPosition;
-use crate::wire::payload::{Inflight, XenMapping};
+use crate::wire::payload::{Inflight, TransferDirection, XenMapping};
 use crate::wire::{Frame, ReceivedFd};
 
 /// What follows from one message.
@@ -188,6 +188,16 @@ pub enum Action {
         /// The file.
         fd: ReceivedFd,
     },
+    /// Begin to save the device's state to this descriptor, or to load it from there. No ring is
+    /// started.
+    TransferState {
+        /// Which way.
+        direction: TransferDirection,
+        /// The front-end's end of a pipe, or what serves as one.
+        fd: ReceivedFd,
+    },
+    /// Wait for the end of that; done if it went well.
+    AwaitState,
     /// The channel for the back-end's own requests; replaces the former one.
     SetBackendChannel(ReceivedFd),
 }

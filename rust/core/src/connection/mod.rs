@@ -34,6 +34,7 @@ mod resets;
 mod rings;
 mod state;
 mod status;
+mod transfer;
 mod vring;
 mod words;
 

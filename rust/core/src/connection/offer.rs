@@ -43,7 +43,8 @@ impl Offer {
         .union(ProtocolFeatures::RESET_DEVICE)
         .union(ProtocolFeatures::INFLIGHT_SHMFD)
         .union(ProtocolFeatures::CONFIGURE_MEM_SLOTS)
-        .union(ProtocolFeatures::STATUS);
+        .union(ProtocolFeatures::STATUS)
+        .union(ProtocolFeatures::DEVICE_STATE);
 
     /// Refuses what nobody could tell apart: the rule, in words.
     pub fn check(&self) -> Result<(), &'static str> {
@@ -84,7 +85,7 @@ mod tests {
         };
         let honest = everything.honest();
         assert_eq!(honest.features, !((1 << 26) | (1 << 33) | (1 << 34)));
-        assert_eq!(honest.protocol_features.bits(), 0x1_b229);
+        assert_eq!(honest.protocol_features.bits(), 0x9_b229);
     }
 
     #[test]

@@ -115,7 +115,7 @@ impl Connection {
         self.device_state = DeviceState::Initial;
     }
 
-    fn driver_is_known(&mut self) {
+    pub(super) fn driver_is_known(&mut self) {
         self.device_state = DeviceState::Used;
         self.vrings.iter_mut().for_each(Vring::forget_last_run);
     }

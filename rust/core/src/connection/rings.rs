@@ -66,6 +66,7 @@ impl Connection {
         if vring.is_started() {
             return Ok(Verdict::Act(Action::ReplaceKick { index, kick }, Commit::Nothing));
         }
+        self.not_while_loading(index)?;
         let mut setup = vring.setup(index, self.ring_features())?;
         setup.enabled |= self.enable_at_start;
         if self.regions == 0 {

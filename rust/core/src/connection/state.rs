@@ -8,7 +8,7 @@ use super::status::Status;
 use super::words::count;
 use super::{Action, Offer, Outcome, Refusal, Step, Vring};
 use crate::wire::message::{Answer, Needs, Row};
-use crate::wire::payload::XenMapping;
+use crate::wire::payload::{TransferDirection, XenMapping};
 use crate::wire::{
     Flags, Frame, FrontendMessage, MAX_PAYLOAD, Payload, PayloadError, ProtocolFeatures, ReceivedFd,
 };
@@ -27,6 +27,8 @@ pub struct Connection {
     pub(super) vrings: Vec<Vring>,
     pub(super) status: Status,
     pub(super) device_state: DeviceState,
+    /// The device's state is being loaded, and the front-end has not asked how that went.
+    pub(super) loading: bool,
     pub(super) backend_channel: bool,
     pending: Option<Pending>,
 }
@@ -66,6 +68,8 @@ pub(super) enum Commit {
     StatusZero { reset: bool },
     Reset,
     BackendChannel,
+    Transfer { direction: TransferDirection },
+    Transferred,
 }
 
 pub(super) type Handled = Result<Verdict, Refusal>;
@@ -89,6 +93,7 @@ impl Connection {
             vrings: vec![Vring::default(); offer.num_queues.into()],
             status: Status::default(),
             device_state: DeviceState::default(),
+            loading: false,
             backend_channel: false,
             pending: None,
             offer,
@@ -127,11 +132,21 @@ impl Connection {
         };
         match outcome {
             // The back-end has named the message itself.
-            Outcome::Failed(why) => request.refuse(why),
+            Outcome::Failed(why) => {
+                self.failed(&commit);
+                request.refuse(why)
+            }
             outcome => {
                 let handled = self.commit(commit, outcome);
                 self.conclude(request, handled)
             }
+        }
+    }
+
+    /// An action failed. It has changed nothing, but the front-end knows how a transfer went.
+    fn failed(&mut self, commit: &Commit) {
+        if matches!(commit, Commit::Transferred) {
+            self.transfer_is_over();
         }
     }
 
@@ -250,6 +265,8 @@ impl Connection {
             M::ResetDevice => Ok(self.reset_device()),
             M::GetInflightFd => self.get_inflight_fd(&frame),
             M::SetInflightFd => self.set_inflight_fd(frame),
+            M::SetDeviceStateFd => self.set_device_state_fd(frame),
+            M::CheckDeviceState => Ok(Self::check_device_state()),
             M::SetBackendReqFd => self.set_backend_req_fd(frame),
             M::SetLogBase
             | M::SetLogFd
@@ -265,8 +282,6 @@ impl Connection {
             | M::GpuSetSocket
             | M::VringKick
             | M::GetSharedObject
-            | M::SetDeviceStateFd
-            | M::CheckDeviceState
             // Their features are never offered, so the table has stopped them already.
             | M::GetShmemConfig => Err(Refusal("not carried out by this back-end".to_owned())),
         }
@@ -304,6 +319,10 @@ impl Connection {
                 Ok(Self::record_made(inflight, fd))
             }
             (Commit::Reset, Outcome::Stopped(_)) => Ok(self.reset()),
+            (Commit::Transfer { direction }, Outcome::Done) => {
+                Ok(self.transfer_has_begun(direction))
+            }
+            (Commit::Transferred, Outcome::Done) => Ok(self.transfer_is_over()),
             (commit, Outcome::Done) => self.commit_done(commit),
             (_, outcome) => Err(Refusal(format!("the back-end reported {outcome:?}"))),
         }
@@ -324,6 +343,8 @@ impl Connection {
             Commit::Stop { .. }
             | Commit::ReadConfig { .. }
             | Commit::StatusZero { .. }
+            | Commit::Transfer { .. }
+            | Commit::Transferred
             | Commit::Reset => {
                 return Err(Refusal("the back-end reported no result".to_owned()));
             }

@@ -115,7 +115,17 @@ impl Client {
 
     /// A message that is answered with a payload of its own.
     pub(super) fn ask(&mut self, message: FrontendMessage, payload: Vec<u8>) -> Result<Frame> {
-        self.send(message, payload, Vec::new(), false)?;
+        self.ask_with(message, payload, Vec::new())
+    }
+
+    /// As [`ask`](Self::ask), with descriptors.
+    pub(super) fn ask_with(
+        &mut self,
+        message: FrontendMessage,
+        payload: Vec<u8>,
+        fds: Vec<OwnedFd>,
+    ) -> Result<Frame> {
+        self.send(message, payload, fds, false)?;
         self.reply(message)
     }
 

@@ -28,7 +28,8 @@ pub const IMPLEMENTED: ProtocolFeatures = ProtocolFeatures::MQ
     .union(ProtocolFeatures::CONFIG)
     .union(ProtocolFeatures::RESET_DEVICE)
     .union(ProtocolFeatures::CONFIGURE_MEM_SLOTS)
-    .union(ProtocolFeatures::STATUS);
+    .union(ProtocolFeatures::STATUS)
+    .union(ProtocolFeatures::DEVICE_STATE);
 
 /// These are carried out too, but only for who asks for them: XEN_MMAP changes what regions look like,
 /// and a record of requests in flight is of use to who keeps it.

@@ -14,6 +14,7 @@
 pub mod block;
 mod channel;
 mod client;
+mod device_state;
 mod error;
 mod in_order;
 pub mod load;

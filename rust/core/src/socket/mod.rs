@@ -22,7 +22,7 @@ pub use endpoint::{Endpoint, Source, settled};
 pub use error::SocketError;
 pub use listener::{ListenOptions, Listener};
 pub use next::Next;
-pub use stream::{DEFAULT_DEADLINE, Incoming, Stream};
+pub use stream::{Beside, DEFAULT_DEADLINE, Incoming, Stream};
 
 /// Bytes that a socket's path may have: `sockaddr_un` holds 108 with the terminating zero.
 pub const MAX_PATH: usize = 107;

@@ -12,7 +12,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use rustix::event::PollFlags;
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::{Errno, ioctl_fionread, retry_on_intr};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
@@ -46,6 +46,17 @@ pub enum Incoming {
     /// The wake descriptor became readable. What had arrived of a message is kept for the next
     /// call, and so is the message's deadline.
     Woken,
+}
+
+/// What [`Stream::wait_beside`] waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beside {
+    /// The wake descriptor became readable.
+    Woken,
+    /// The peer will send nothing any more.
+    HungUp,
+    /// What was waited for is there.
+    Ready,
 }
 
 /// A connected Unix stream socket.
@@ -112,6 +123,27 @@ impl Stream {
     /// After an error the connection is out of step and must be dropped.
     pub fn receive(&mut self, wake: BorrowedFd<'_>) -> Result<Incoming, SocketError> {
         self.receive_inner(Some(wake), None)
+    }
+
+    /// Waits for something beside the connection, whose next message can wait: until `other` is
+    /// readable, the peer has gone, or `wake` is readable. That wins over the others.
+    pub fn wait_beside(
+        &self,
+        wake: BorrowedFd<'_>,
+        other: BorrowedFd<'_>,
+    ) -> Result<Beside, SocketError> {
+        let mut fds = [
+            PollFd::from_borrowed_fd(wake, PollFlags::IN),
+            PollFd::from_borrowed_fd(other, PollFlags::IN),
+            PollFd::from_borrowed_fd(self.fd.as_fd(), PollFlags::RDHUP),
+        ];
+        retry_on_intr(|| poll(&mut fds, None)).map_err(|e| HostError::new("poll a socket", e))?;
+        let is_there = |fd: &PollFd<'_>| !fd.revents().is_empty();
+        Ok(match fds.iter().position(is_there) {
+            Some(0) => Beside::Woken,
+            Some(1) => Beside::Ready,
+            _ => Beside::HungUp,
+        })
     }
 
     /// As [`receive`](Self::receive), with a limit for the first byte as well

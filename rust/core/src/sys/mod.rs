@@ -19,6 +19,7 @@ pub mod lock_holder;
 mod loss_flag;
 pub mod mmap;
 pub mod no_signal_write;
+pub mod pipe_end;
 pub mod private_fd;
 pub mod received_fd;
 pub mod scratch;

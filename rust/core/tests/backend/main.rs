@@ -8,6 +8,7 @@ mod inflight;
 mod late;
 mod served;
 mod serving;
+mod state;
 mod stopping;
 mod taking_over;
 mod unhelpful;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use vhost_user_core::address::GuestAddr;
 use vhost_user_core::backend::{Backend, Event, Observer, Options};
-use vhost_user_core::device::Device;
+use vhost_user_core::device::{Device, StateForm, StateRefused};
 use vhost_user_core::frontend::{
     Client, Descriptor, GuestMemory, NEXT, RegionSpec, RingLayout, SplitRing, Used, WRITE, Wanted,
 };
@@ -31,6 +31,8 @@ pub(crate) struct Mirror {
     pub(crate) leave: AtomicBool,
     pub(crate) block: Gate,
     pub(crate) log: Mutex<Vec<&'static str>>,
+    /// What it saves and has loaded, if it does.
+    pub(crate) state: Mutex<Option<Vec<u8>>>,
     /// How many requests each batch had.
     pub(crate) batches: Mutex<Vec<usize>>,
 }
@@ -87,6 +89,28 @@ impl Device for Mirror {
     }
     fn reset(&self) {
         self.log.lock().unwrap().push("reset");
+    }
+    fn state_form(&self) -> Option<StateForm> {
+        let form = StateForm { name: "mirror".to_owned(), version: 2 };
+        self.state.lock().unwrap().is_some().then_some(form)
+    }
+    fn save(&self) -> Result<Vec<u8>, StateRefused> {
+        self.log.lock().unwrap().push("save");
+        self.block.pass();
+        match self.state.lock().unwrap().clone().unwrap() {
+            bad if bad == b"bad" => Err(StateRefused("it is bad".to_owned())),
+            bad if bad == b"panic" => panic!("at the disco"),
+            state => Ok(state),
+        }
+    }
+    fn load(&self, version: u32, state: &[u8]) -> Result<(), StateRefused> {
+        self.log.lock().unwrap().push("load");
+        self.block.pass();
+        if version != 2 || state == b"bad" {
+            return Err(StateRefused("it is bad".to_owned()));
+        }
+        *self.state.lock().unwrap() = Some(state.to_vec());
+        Ok(())
     }
     fn disconnected(&self) {
         self.log.lock().unwrap().push("disconnected");

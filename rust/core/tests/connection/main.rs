@@ -14,5 +14,6 @@ mod random;
 mod resets;
 mod set_xen_mmap;
 mod support;
+mod transfer;
 mod vrings;
 mod xen;

@@ -57,6 +57,8 @@ pub(crate) struct Model {
     written_status: u8,
     reset_needed: bool,
     device: Device,
+    /// A state is on its way in.
+    loading: bool,
 }
 
 /// How a message says that it was refused.
@@ -125,8 +127,8 @@ const ROWS: [Row; 44] = [
     (39, (8, 8), (0, 0), 1 << 16, Refused::Ack),
     (40, (0, 0), (0, 0), 1 << 16, Refused::Close),
     (41, (16, 16), (0, 0), NEVER, Refused::Empty),
-    (42, (8, 8), (1, 1), NEVER, Refused::Code(0x101)),
-    (43, (0, 0), (0, 0), NEVER, Refused::Code(1)),
+    (42, (8, 8), (1, 1), 1 << 19, Refused::Code(0x101)),
+    (43, (0, 0), (0, 0), 1 << 19, Refused::Code(1)),
     (44, (0, 0), (0, 0), NEVER, Refused::Close),
 ];
 
@@ -146,6 +148,8 @@ impl Model {
             return (refusal(message), None);
         };
         if deed.is_some() && message.fails {
+            // Who has asked knows, whatever the answer is.
+            self.loading &= message.number != CHECK_DEVICE_STATE;
             return (refusal(message), deed);
         }
         *self = next;
@@ -274,6 +278,20 @@ impl Model {
             }
             39 => self.set_status(quad(payload, 0), message.base),
             40 => answer(word(self.status().into())),
+            42 => {
+                let load = [false, true].into_iter().nth(long(payload, 0) as usize)?;
+                let stopped = self.rings.iter().all(|ring| !ring.started);
+                (stopped && long(payload, 4) == 0).then_some(())?;
+                self.loading = load;
+                if load {
+                    self.settle();
+                }
+                Some((Some(word(0x100)), Some(Deed::Transfer { load })))
+            }
+            43 => {
+                self.loading = false;
+                Some((Some(word(0)), Some(Deed::Await)))
+            }
             number => panic!("message {number} needs what is never offered"),
         }
     }
@@ -341,7 +359,7 @@ impl Model {
         if ring.started {
             return deed(Deed::ReplaceKick { index, fd });
         }
-        if ring.size == 0 || !can_start {
+        if ring.size == 0 || !can_start || self.loading {
             return None;
         }
         let (size, parts, base) = (ring.size, ring.parts?, ring.base);

@@ -64,9 +64,9 @@ impl Random {
     }
 
     fn number(&mut self) -> u32 {
-        const CARRIED_OUT: [u32; 29] = [
+        const CARRIED_OUT: [u32; 32] = [
             1, 2, 3, 4, 5, 8, 8, 9, 9, 10, 11, 12, 12, 13, 14, 15, 16, 17, 18, 21, 24, 25, 31, 32,
-            34, 36, 37, 38, 39,
+            34, 36, 37, 38, 39, 42, 43, 43,
         ];
         match self.below(20) {
             0..16 => self.pick(&CARRIED_OUT),
@@ -121,6 +121,7 @@ impl Random {
                 let value = u64::from(self.index()) | if without { 0x100 } else { 0 };
                 (word(value), usize::from(!without))
             }
+            SET_DEVICE_STATE_FD => (state(self.pick(&[0, 0, 1, 1, 1, 2]), 0), 1),
             SET_PROTOCOL_FEATURES => {
                 let accepted = match self.below(4) {
                     0 => PROTOCOL & self.next(),

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use vhost_user_core::connection::{Action, Connection, Offer, Outcome, Refusal, Step};
 use vhost_user_core::ring_position::RingPosition;
 use vhost_user_core::wire::features::RING_PACKED;
-use vhost_user_core::wire::payload::Inflight;
+use vhost_user_core::wire::payload::{Inflight, TransferDirection};
 use vhost_user_core::wire::{Flags, Frame, Header, ProtocolFeatures};
 
 pub(crate) const GET_FEATURES: u32 = 1;
@@ -38,6 +38,8 @@ pub(crate) const ADD_MEM_REG: u32 = 37;
 pub(crate) const REM_MEM_REG: u32 = 38;
 pub(crate) const SET_STATUS: u32 = 39;
 pub(crate) const GET_STATUS: u32 = 40;
+pub(crate) const SET_DEVICE_STATE_FD: u32 = 42;
+pub(crate) const CHECK_DEVICE_STATE: u32 = 43;
 
 /// Flags of a request that wants no acknowledgement, and of one that does.
 pub(crate) const PLAIN: u32 = 0x1;
@@ -50,8 +52,9 @@ pub(crate) const OFFERED: u64 = 0x1_7000_1200;
 /// The features of a block device that are not offered here: any that the standard names, and no one
 /// else's.
 pub(crate) const NOT_OFFERED_AND_HARMLESS: u64 = 0x3_ecf7;
-/// MQ, REPLY_ACK, BACKEND_REQ, CONFIG, INFLIGHT_SHMFD, RESET_DEVICE, CONFIGURE_MEM_SLOTS, STATUS.
-pub(crate) const PROTOCOL: u64 = 0x1_b229;
+/// MQ, REPLY_ACK, BACKEND_REQ, CONFIG, INFLIGHT_SHMFD, RESET_DEVICE, CONFIGURE_MEM_SLOTS, STATUS,
+/// DEVICE_STATE.
+pub(crate) const PROTOCOL: u64 = 0x9_b229;
 
 /// Bytes of a record that the back-end makes.
 pub(crate) const RECORD: u64 = 0x3000;
@@ -178,6 +181,10 @@ pub(crate) enum Deed {
         entries: u16,
         bytes: u64,
     },
+    Transfer {
+        load: bool,
+    },
+    Await,
 }
 
 impl From<&Action> for Deed {
@@ -231,6 +238,10 @@ impl From<&Action> for Deed {
                 entries: inflight.queue_size,
                 bytes: inflight.mmap_size,
             },
+            Action::TransferState { direction, .. } => {
+                Self::Transfer { load: *direction == TransferDirection::Load }
+            }
+            Action::AwaitState => Self::Await,
         }
     }
 }

@@ -6,6 +6,7 @@ mod records;
 mod rings;
 #[expect(clippy::module_inception, reason = "the noun of the folder")]
 mod session;
+mod state;
 mod teardown;
 mod vring;
 mod workers;

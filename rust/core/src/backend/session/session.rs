@@ -17,6 +17,7 @@ use crate::device::{Device, NotGivenUp};
 use crate::memory::{Memory, MemoryPolicy, Region};
 use crate::request::CompletionQueue;
 use crate::socket::{Incoming, Stream};
+use crate::state::Transfer;
 use crate::sys::guard::Loss;
 use crate::wire::{Frame, ProtocolFeatures, features};
 use crate::worker::Worker;
@@ -51,6 +52,8 @@ pub(in crate::backend) struct Session<'a> {
     pub(super) kept: Option<NotGivenUp>,
     pub(super) workers: Vec<Option<Worker>>,
     pub(super) channel: Channel,
+    /// The transfer of the device's state that was begun last.
+    pub(super) transfer: Option<Transfer>,
     /// The features and protocol features that the log has been told of.
     told_negotiated: Option<(u64, ProtocolFeatures)>,
     /// The bits without an offer that the log has been told of.
@@ -58,6 +61,8 @@ pub(in crate::backend) struct Session<'a> {
     /// A ring could not be stopped, so that the front-end and this session do not agree about it:
     /// the connection ends.
     pub(super) has_lost_a_ring: bool,
+    /// Nobody waits for an answer any more.
+    pub(super) is_over: bool,
 }
 
 impl<'a> Session<'a> {
@@ -82,9 +87,11 @@ impl<'a> Session<'a> {
             kept: None,
             workers: (0..workers).map(|_| None).collect(),
             channel: Channel::default(),
+            transfer: None,
             told_negotiated: None,
             told_ignored: 0,
             has_lost_a_ring: false,
+            is_over: false,
         }
     }
 
@@ -120,7 +127,7 @@ impl<'a> Session<'a> {
                 Step::Reply(Some(reply)) => return self.send(&reply),
                 Step::Refuse { reply, why } => {
                     self.event(Event::Refused(why));
-                    return self.send(&reply) && !self.has_lost_a_ring;
+                    return !self.is_over && self.send(&reply) && !self.has_lost_a_ring;
                 }
                 Step::Close(why) => {
                     self.event(Event::Closed(why.to_string()));
@@ -141,7 +148,7 @@ impl<'a> Session<'a> {
         in_time
     }
 
-    fn pending_events(&mut self) -> bool {
+    pub(super) fn pending_events(&mut self) -> bool {
         let PendingEvents { stop, broken, panicked, config_changed } =
             self.shared().pending_events();
         if broken {
@@ -201,6 +208,8 @@ impl<'a> Session<'a> {
             Action::StopRings { reset } => return self.stop_all(reset).map(Outcome::Stopped),
             Action::MakeRecord { asked } => return self.make_record(asked),
             Action::SetRecord { inflight, fd } => self.set_record(inflight, fd)?,
+            Action::TransferState { direction, fd } => self.transfer_state(direction, fd)?,
+            Action::AwaitState => self.await_state()?,
             Action::SetBackendChannel(fd) => self.channel = Channel::open(fd)?,
         }
         Ok(Outcome::Done)

@@ -39,6 +39,7 @@ impl Session<'_> {
                 self.shared().disown(thread);
             }
         }
+        self.end_transfer(deadline);
         self.channel = Channel::default();
         self.vrings.clear();
         self.memory = Arc::default();

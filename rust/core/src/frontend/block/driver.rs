@@ -278,15 +278,33 @@ impl BlockDriver {
     /// Disables and stops all queues, as a driver does before it goes away. Returns where each
     /// of them stood.
     pub fn stop(&mut self) -> Result<Vec<u32>> {
-        let indexes = 0..self.queues.len() as u32;
-        if self.negotiated.features & features::PROTOCOL_FEATURES != 0 {
-            indexes.clone().try_for_each(|i| self.client.set_vring_enable(i, false))?;
-        }
-        let bases = indexes.map(|i| self.client.vring_base(i)).collect::<Result<_>>()?;
+        let bases = self.stop_rings()?;
         if self.negotiated.protocol.contains(ProtocolFeatures::STATUS) {
             self.client.set_status(0)?;
         }
         Ok(bases)
+    }
+
+    fn stop_rings(&mut self) -> Result<Vec<u32>> {
+        let indexes = 0..self.queues.len() as u32;
+        if self.negotiated.features & features::PROTOCOL_FEATURES != 0 {
+            indexes.clone().try_for_each(|i| self.client.set_vring_enable(i, false))?;
+        }
+        indexes.map(|i| self.client.vring_base(i)).collect()
+    }
+
+    /// Stops all queues as a machine does that pauses, has `work` done, and starts them again where
+    /// they stood.
+    ///
+    /// # Errors
+    /// Those of `work`, or the back-end does not do it.
+    pub fn paused<T>(&mut self, work: impl FnOnce(&mut Client) -> Result<T>) -> Result<T> {
+        self.settle()?;
+        self.stop_rings()?;
+        let done = work(&mut self.client);
+        self.start_rings()?;
+        self.queues.iter_mut().for_each(|queue| queue.ring_mut().kick());
+        done
     }
 
     /// The control connection.
@@ -397,6 +415,16 @@ impl BlockDriver {
             Some(xen) => self.client.set_xen_memory(xen)?,
             None => self.client.set_memory(&self.memory)?,
         }
+        self.start_rings()?;
+        if status {
+            self.client.set_status(driver_ok)?;
+        }
+        self.queues.iter_mut().for_each(|queue| queue.ring_mut().kick());
+        Ok(())
+    }
+
+    /// Starts the rings where they stand.
+    fn start_rings(&mut self) -> Result<()> {
         for (index, queue) in (0..).zip(&self.queues) {
             self.client.start_ring(index, queue.ring())?;
         }
@@ -404,10 +432,6 @@ impl BlockDriver {
             let mut indexes = 0..self.queues.len() as u32;
             indexes.try_for_each(|i| self.client.set_vring_enable(i, true))?;
         }
-        if status {
-            self.client.set_status(driver_ok)?;
-        }
-        self.queues.iter_mut().for_each(|queue| queue.ring_mut().kick());
         Ok(())
     }
 

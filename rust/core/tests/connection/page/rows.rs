@@ -207,6 +207,24 @@ pub(super) const MESSAGES: &[Line<FrontendMessage>] = &[
          front-end has RESET_DEVICE to say so",
         &["rust/core/tests/connection/device.rs::the_status_is_what_was_written"],
     ),
+    (
+        M::SetDeviceStateFd,
+        "while no ring is started, through the end of a pipe or of a Unix stream socket; answered at \
+         once with 0x100, and the state travels beside further messages. One that is not over gives \
+         way to the next. [A device's own state](#a-devices-own-state)",
+        &[
+            "rust/core/tests/backend/state.rs::\
+             what_one_back_end_saves_another_loads_before_it_knows_memory_and_features",
+            "rust/core/tests/connection/transfer.rs::\
+             no_state_is_transferred_while_a_ring_is_started",
+        ],
+    ),
+    (
+        M::CheckDeviceState,
+        "answers when the transfer is over, and waits for it as long as the front-end does",
+        &["rust/core/tests/backend/state.rs::\
+             a_check_ends_with_its_front_end_though_the_state_does_not_end"],
+    ),
     (M::GetStatus, "", &["rust/core/tests/connection/device.rs::the_status_is_what_was_written"]),
     (
         M::SetXenMmap,
@@ -278,6 +296,12 @@ pub(super) const PROTOCOL: &[Line<ProtocolFeatures>] = &[
         "",
         &["rust/core/tests/connection/device.rs::\
              features_ok_does_not_stick_without_the_required_features"],
+    ),
+    (
+        P::DEVICE_STATE,
+        "if the device has [a state of its own](#a-devices-own-state): disks with a write cache, and \
+         classes with `save` and `load`",
+        &["rust/core/tests/backend/state.rs::a_device_without_a_state_offers_no_transfer"],
     ),
     (
         P::XEN_MMAP,
