@@ -8,6 +8,7 @@ use super::region::Backing;
 use super::segment::GuestSlice;
 use super::span::{Readable, Writable};
 use super::table::{Memory, OutOfMemory};
+use super::translator::{MOST_PIECES, Miss};
 use super::xen::demand::Demand;
 use crate::address::GuestAddr;
 
@@ -41,7 +42,9 @@ impl Buffers {
     #[inline]
     pub fn add(&mut self, at: GuestAddr, len: u32, access: Access) {
         let len = u64::from(len);
-        let Some(memory) = &self.memory else { return self.add_outside(at, len, access) };
+        let Some(memory) = &self.memory else {
+            return self.add_outside(at, len, access, Unreachable::Outside);
+        };
         let (list, total) = match access {
             Access::DeviceReadable => (&mut self.readable, &mut self.readable_len),
             Access::DeviceWritable => (&mut self.writable, &mut self.writable_len),
@@ -50,7 +53,7 @@ impl Buffers {
             Some(segment) => list.push(segment),
             None => match add_pieces(memory, list, &mut self.demand, (at, len), access) {
                 Ok(()) => {}
-                Err(OutOfMemory { .. }) => return self.add_outside(at, len, access),
+                Err(error) => return self.add_outside(at, len, access, error.reason),
             },
         }
         *total += len;
@@ -60,7 +63,7 @@ impl Buffers {
     /// is what lies behind the last such buffer, and with it the byte that says that the request
     /// failed, which is the last of all.
     #[cold]
-    fn add_outside(&mut self, at: GuestAddr, len: u64, access: Access) {
+    fn add_outside(&mut self, at: GuestAddr, len: u64, access: Access, reason: Unreachable) {
         let (list, total) = match access {
             Access::DeviceReadable => (&mut self.readable, &mut self.readable_len),
             Access::DeviceWritable => (&mut self.writable, &mut self.writable_len),
@@ -69,7 +72,17 @@ impl Buffers {
         *total = 0;
         let demand = self.demand.get_or_insert_default();
         demand.forget_side(access);
-        demand.fail(Fault { at, len, access, reason: Unreachable::Outside });
+        demand.fail(Fault { at, len, access, reason });
+        if let Some(memory) = &self.memory
+            && reason == Unreachable::Untranslated
+        {
+            memory.add_misses(at.0, len, access, &mut demand.misses);
+        }
+    }
+
+    /// Returns the translations that it lacks.
+    pub fn misses(&self) -> &[Miss] {
+        self.demand().map_or(&[], |demand| &demand.misses)
     }
 
     /// Unmaps what was mapped for this chain alone. Its segments are gone then.
@@ -151,7 +164,7 @@ impl Buffers {
     #[cold]
     pub fn fail(&mut self, at: GuestAddr, len: u64, reason: Unreachable) {
         self.forget();
-        self.fail_with(Fault { at, len, access: Access::DeviceReadable, reason });
+        self.add_outside(at, len, Access::DeviceReadable, reason);
     }
 
     /// Notes that some of the chain cannot be reached. The segments that it has stay.
@@ -236,6 +249,9 @@ fn add_pieces(
     (at, len): (GuestAddr, u64),
     access: Access,
 ) -> Result<(), OutOfMemory> {
+    if list.len() > MOST_PIECES {
+        return Err(OutOfMemory { at, len, reason: Unreachable::TooManyPieces });
+    }
     memory.backing(at, len, access, |place| {
         let how = match place.backing {
             Backing::Mapped(segment) => return list.push(segment),

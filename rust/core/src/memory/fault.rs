@@ -25,6 +25,10 @@ pub enum Unreachable {
     Outside,
     /// The guest has granted it to nobody, or not for this, or has taken it back.
     NotGranted,
+    /// The front-end has told no translation of all of it that allows this.
+    Untranslated,
+    /// By its translations it lies in more pieces than any honest buffer.
+    TooManyPieces,
 }
 
 impl fmt::Display for Fault {
@@ -37,6 +41,13 @@ impl fmt::Display for Fault {
         write!(f, "{len} bytes at {at} cannot be {what}: ")?;
         f.write_str(match reason {
             Unreachable::NotGranted => "no grant allows it",
+            Unreachable::Untranslated => {
+                "the front-end has no translation that allows it; most likely the guest's IOMMU does \
+                 not map it for the device"
+            }
+            Unreachable::TooManyPieces => {
+                "by its translations it lies in more than 65536 pieces, which are not looked at"
+            }
             Unreachable::Outside => {
                 "no memory region that the front-end has shared covers them; most likely the VMM \
                  has memory, such as a module plugged in later, that it does not share"

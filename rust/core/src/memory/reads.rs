@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::access::Access;
+use super::fault::Unreachable;
 use super::region::Backing;
 use super::segment::GuestSlice;
 use super::table::{Memory, OutOfMemory};
@@ -146,7 +147,10 @@ fn read(
             Backing::Denied => whole = false,
         }
     })?;
-    if whole { Ok(()) } else { Err(OutOfMemory { at, len: out.len() as u64 }) }
+    if whole {
+        return Ok(());
+    }
+    Err(OutOfMemory { at, len: out.len() as u64, reason: Unreachable::Outside })
 }
 
 #[cold]

@@ -1,6 +1,7 @@
 //! One region of guest memory: where the driver and the front-end see it, and where it is mapped
 //! here.
 
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -192,6 +193,30 @@ impl Region {
                 Backing::Mapped(GuestSlice::new(map.base().wrapping_add(inside as usize), here))
             }
             None => Backing::Denied,
+        }
+    }
+
+    /// Returns whether a mapped piece lies in what is mapped for all of its life.
+    pub(super) fn has_mapped(&self, piece: GuestSlice) -> bool {
+        let inside = |area: GuestSlice| {
+            let offset = piece.base().addr().checked_sub(area.base().addr());
+            offset.is_some_and(|offset| offset < area.len())
+        };
+        inside(self.readable) || self.granted_areas().any(inside)
+    }
+
+    /// Returns the file behind a piece of its mapping, and where in the file that lies.
+    pub(super) fn file_of(&self, piece: GuestSlice) -> Option<(BorrowedFd<'_>, u64)> {
+        match &self.hold {
+            Hold::File(mapping) => mapping.file_of(piece.base()),
+            Hold::Frames(_) | Hold::Grants { .. } | Hold::OnDemand(_) => None,
+        }
+    }
+
+    /// Has `mapping` tell of a loss as the region's own mapping does.
+    pub(super) fn watch_as_well(&self, mapping: &Mapping) {
+        if let Hold::File(own) = &self.hold {
+            mapping.watch_as(own);
         }
     }
 

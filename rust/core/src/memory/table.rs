@@ -7,9 +7,11 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::access::Access;
+use super::fault::Unreachable;
 use super::index::Index;
 use super::region::{Backing, Region};
 use super::segment::GuestSlice;
+use super::translator::{Addressing, Translator};
 use super::window::Window;
 use super::xen::on_demand::OnDemand;
 use crate::address::{GuestAddr, UserAddr};
@@ -19,6 +21,7 @@ use crate::address::{GuestAddr, UserAddr};
 pub struct Memory {
     /// Sorted by guest address, without overlap.
     regions: Box<[Arc<Region>]>,
+    /// Finds the region of an address that a chain names; empty where those are translated first.
     index: Index,
     /// Sorted by user address, without those that have none.
     by_user: Box<[Arc<Region>]>,
@@ -27,8 +30,10 @@ pub struct Memory {
     fallback: Option<Arc<Region>>,
     /// Where granted pages are mapped in advance.
     granted: Box<[GuestSlice]>,
-    /// Rings may be told by guest addresses.
-    by_guest: bool,
+    /// Some of it is a domain's: rings may be told by guest addresses.
+    of_domain: bool,
+    addressing: Addressing,
+    translator: Option<Box<Translator>>,
 }
 
 /// A range that no region, or no run of adjacent regions, covers.
@@ -38,6 +43,8 @@ pub struct OutOfMemory {
     pub at: GuestAddr,
     /// The number of bytes of the range.
     pub len: u64,
+    /// Why it cannot be reached.
+    pub reason: Unreachable,
 }
 
 /// Why a table cannot be made.
@@ -55,25 +62,56 @@ pub enum TableError {
 }
 
 impl Memory {
+    /// Returns a table of these regions, where addresses are understood as by default.
+    pub fn new(regions: Vec<Arc<Region>>) -> Result<Self, TableError> {
+        Self::addressed(regions, Addressing::default())
+    }
+
     /// Returns a table of these regions.
-    pub fn new(mut regions: Vec<Arc<Region>>) -> Result<Self, TableError> {
+    pub fn addressed(
+        mut regions: Vec<Arc<Region>>,
+        addressing: Addressing,
+    ) -> Result<Self, TableError> {
         regions.sort_unstable_by_key(|r| r.guest());
         if let Some((a, b)) = overlap(&regions, |r| r.guest().0) {
             return Err(TableError::GuestOverlap(a.guest(), b.guest()));
         }
-        let mut by_user: Vec<_> =
-            regions.iter().filter(|r| !r.has_no_user_address()).map(Arc::clone).collect();
+        let has_user_address = |r: &&Arc<Region>| !addressing.guest && !r.has_no_user_address();
+        let mut by_user: Vec<_> = regions.iter().filter(has_user_address).map(Arc::clone).collect();
         by_user.sort_unstable_by_key(|r| r.user());
         if let Some((a, b)) = overlap(&by_user, |r| r.user().0) {
             return Err(TableError::UserOverlap(a.user(), b.user()));
         }
-        let index = Index::new(regions.iter().map(|r| (r.guest().0, r.size())));
+        let mut index = Index::new(regions.iter().map(|r| (r.guest().0, r.size())));
         let fallback = the_fallback(&regions)?;
         let granted = regions.iter().flat_map(|r| r.granted_areas()).collect();
-        let by_guest = regions.iter().any(|r| r.is_xen());
+        let of_domain = regions.iter().any(|r| r.is_xen());
         let user_index = Index::new(by_user.iter().map(|r| (r.user().0, r.size())));
+        let translator = addressing
+            .iotlb
+            .as_ref()
+            .map(|iotlb| Translator::new(iotlb, std::mem::take(&mut index)));
         let (regions, by_user) = (regions.into(), by_user.into());
-        Ok(Self { regions, index, by_user, user_index, fallback, granted, by_guest })
+        Ok(Self {
+            regions,
+            index,
+            by_user,
+            user_index,
+            fallback,
+            granted,
+            of_domain,
+            addressing,
+            translator,
+        })
+    }
+
+    /// Returns how its addresses are understood.
+    pub fn addressing(&self) -> &Addressing {
+        &self.addressing
+    }
+
+    pub(super) fn translator(&self) -> Option<&Translator> {
+        self.translator.as_deref()
     }
 
     /// Returns the region for every address that no other has.
@@ -85,7 +123,7 @@ impl Memory {
     /// and the hypervisor is asked for it.
     #[inline]
     pub fn needs_resolving(&self) -> bool {
-        self.by_guest || self.fallback.is_some()
+        self.of_domain || self.fallback.is_some()
     }
 
     /// Returns whether some of it is, or is to be, foreign mappings, which have no pages that the
@@ -98,7 +136,7 @@ impl Memory {
     pub fn with(&self, region: Arc<Region>) -> Result<Self, TableError> {
         let mut regions = self.regions.to_vec();
         regions.push(region);
-        Self::new(regions)
+        Self::addressed(regions, self.addressing.clone())
     }
 
     /// This table without the one region that has exactly these addresses and this size.
@@ -112,7 +150,7 @@ impl Memory {
         let same = |r: &Arc<Region>| r.guest() == guest && r.user() == user && r.size() == size;
         let at = regions.iter().position(same).ok_or(TableError::NoSuchRegion)?;
         let removed = regions.remove(at);
-        Ok((Self::new(regions)?, removed))
+        Ok((Self::addressed(regions, self.addressing.clone())?, removed))
     }
 
     /// Returns the regions, by guest address.
@@ -135,7 +173,7 @@ impl Memory {
             Backing::Mapped(segment) => found(segment),
             Backing::OnDemand(_) | Backing::Denied => mapped = false,
         })?;
-        if mapped { Ok(()) } else { Err(OutOfMemory { at, len }) }
+        if mapped { Ok(()) } else { Err(OutOfMemory { at, len, reason: Unreachable::Outside }) }
     }
 
     /// `[at, at + len)` if it is one mapped piece and not empty, as nearly every buffer is.
@@ -155,7 +193,10 @@ impl Memory {
         access: Access,
         mut found: impl FnMut(Place<'a>),
     ) -> Result<(), OutOfMemory> {
-        let outside = || OutOfMemory { at, len };
+        if let Some(translator) = self.translator() {
+            return self.translated(translator, (at, len), access, found);
+        }
+        let outside = || OutOfMemory { at, len, reason: Unreachable::Outside };
         at.checked_add(len).ok_or_else(outside)?;
         let (mut next, mut left) = (at.0, len);
         let mut place = self.index.find(next);
@@ -204,7 +245,8 @@ impl Memory {
 
     /// Pins a part of a ring, as [`window`](Self::window). Front-ends on Xen that have not mapped
     /// the guest's memory tell guest addresses instead. Pages that are mapped on demand stay
-    /// mapped as long as the window is there.
+    /// mapped as long as the window is there. What lies in several pieces by its translations is
+    /// mapped once more, in one piece.
     pub fn ring_part(
         &self,
         at: UserAddr,
@@ -212,12 +254,16 @@ impl Memory {
         align: usize,
         access: Access,
     ) -> Option<Window> {
-        let guest = self.guest_of(at).or_else(|| self.by_guest.then_some(GuestAddr(at.0)))?;
+        let guest = self.ring_address(at)?;
         let mut places = Vec::new();
         self.backing(guest, len as u64, access, |place| places.push(place)).ok()?;
-        let [place] = &places[..] else { return None };
+        let [place] = &places[..] else {
+            return self.translates().then(|| self.stitched(&places, len, align))?;
+        };
         match &place.backing {
-            Backing::Mapped(segment) => Window::mapped(self.holder(guest)?, *segment, len, align),
+            Backing::Mapped(segment) => {
+                Window::mapped(self.holder(*segment)?, *segment, len, align)
+            }
             Backing::OnDemand(OnDemand::Grants(grants, domid)) => {
                 Window::of_grants(grants, *domid, guest, len, align, access)
             }
@@ -228,15 +274,44 @@ impl Memory {
         }
     }
 
-    /// Returns the guest's address of a byte that the front-end has at `at`.
-    fn guest_of(&self, at: UserAddr) -> Option<GuestAddr> {
-        let region = self.by_user.get(self.user_index.find(at.0))?;
-        let offset = at.0.checked_sub(region.user().0).filter(|&offset| offset < region.size())?;
-        region.guest().checked_add(offset)
+    /// Returns what stands for an address of a ring in chains: the guest's, or the I/O virtual one.
+    fn ring_address(&self, at: UserAddr) -> Option<GuestAddr> {
+        if self.translates() || self.addressing.guest {
+            return Some(GuestAddr(at.0));
+        }
+        let known = self.at_user(at.0);
+        let guest = known.and_then(|(region, offset)| region.guest().checked_add(offset));
+        guest.or_else(|| self.of_domain.then_some(GuestAddr(at.0)))
     }
 
-    fn holder(&self, at: GuestAddr) -> Option<&Arc<Region>> {
-        self.regions.get(self.index.find(at.0))
+    /// Maps pieces of files once more, one behind the other.
+    fn stitched(&self, places: &[Place<'_>], len: usize, align: usize) -> Option<Window> {
+        let piece = |place: &Place<'_>| match place.backing {
+            Backing::Mapped(segment) => Some((Arc::clone(self.holder(segment)?), segment)),
+            Backing::OnDemand(_) | Backing::Denied => None,
+        };
+        let pieces = places.iter().map(piece).collect::<Option<Vec<_>>>()?;
+        Window::stitched(pieces, len, align)
+    }
+
+    /// Returns the region that has this address of the front-end's, and the offset in it.
+    pub(super) fn at_user(&self, at: u64) -> Option<(&Arc<Region>, u64)> {
+        let region = self.by_user.get(self.user_index.find(at))?;
+        let offset = at.checked_sub(region.user().0).filter(|&offset| offset < region.size())?;
+        Some((region, offset))
+    }
+
+    /// Returns the region that has this address of the guest's, and the offset in it.
+    pub(super) fn at_guest(&self, at: u64) -> Option<(&Arc<Region>, u64)> {
+        let index = self.translator.as_ref().map_or(&self.index, |known| &known.by_guest);
+        let region = self.regions.get(index.find(at))?;
+        let offset = at.checked_sub(region.guest().0).filter(|&offset| offset < region.size())?;
+        Some((region, offset))
+    }
+
+    /// Returns the region that a mapped piece was found in.
+    fn holder(&self, piece: GuestSlice) -> Option<&Arc<Region>> {
+        self.regions.iter().find(|region| region.has_mapped(piece))
     }
 
     /// Returns where granted pages are mapped in advance.
@@ -273,7 +348,15 @@ fn the_fallback(regions: &[Arc<Region>]) -> Result<Option<Arc<Region>>, TableErr
 
 impl fmt::Display for OutOfMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:#x} bytes at {} are not all in guest memory", self.len, self.at)
+        let Self { at, len, reason } = self;
+        match reason {
+            Unreachable::Untranslated => {
+                write!(f, "{len:#x} bytes at {at} are not all translated by the front-end")
+            }
+            Unreachable::Outside | Unreachable::NotGranted | Unreachable::TooManyPieces => {
+                write!(f, "{len:#x} bytes at {at} are not all in guest memory")
+            }
+        }
     }
 }
 

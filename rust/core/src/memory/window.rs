@@ -31,6 +31,7 @@ enum Holder {
     Frames(Arc<Mapping>),
     Private(Mapping),
     Record(Arc<Mapping>),
+    Stitched(Mapping, Vec<Arc<Region>>),
 }
 
 impl Window {
@@ -73,6 +74,27 @@ impl Window {
         let lead = (at.0 % XEN_PAGE) as usize;
         let place = GuestSlice::new(area.base().wrapping_add(lead), len);
         Self::new(place, len, align, Holder::Frames(area))
+    }
+
+    /// Maps pieces of files once more, so that they are one. `None`: they are not whole pages but
+    /// for their first and their last bytes, or cannot be mapped page by page.
+    pub(super) fn stitched(
+        pieces: Vec<(Arc<Region>, GuestSlice)>,
+        len: usize,
+        align: usize,
+    ) -> Option<Self> {
+        let file = |(region, piece): &(Arc<Region>, GuestSlice)| {
+            let (fd, offset) = region.file_of(*piece)?;
+            // A copy, as the regions are to be held as well.
+            Some((fd.try_clone_to_owned().ok()?, offset, piece.len()))
+        };
+        let parts = pieces.iter().map(file).collect::<Option<Vec<_>>>()?;
+        let (mapping, lead) = Mapping::stitched(&parts).ok()?;
+        pieces.first()?.0.watch_as_well(&mapping);
+        let place =
+            GuestSlice::new(mapping.base().wrapping_add(lead), len.min(mapping.len() - lead));
+        let regions = pieces.into_iter().map(|(region, _)| region).collect();
+        Self::new(place, len, align, Holder::Stitched(mapping, regions))
     }
 
     /// Returns a piece of the record of requests in flight.

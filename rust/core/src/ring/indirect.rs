@@ -47,9 +47,12 @@ impl Tables {
     ) -> Result<Option<&[u8]>, RingError> {
         let len = chain.table_len(outer)?;
         let start = self.reads.waiting();
-        let Ok(table) = self.reads.read(memory, outer.at, len) else {
-            buffers.fail(outer.at, len as u64, Unreachable::Outside);
-            return Ok(None);
+        let table = match self.reads.read(memory, outer.at, len) {
+            Ok(table) => table,
+            Err(error) => {
+                buffers.fail(outer.at, len as u64, error.reason);
+                return Ok(None);
+            }
         };
         if table.is_none() {
             self.waiting.push(Waiting { chain, at: outer.at, bytes: start..start + len });

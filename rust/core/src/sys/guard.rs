@@ -90,6 +90,11 @@ impl Guard {
         Ok(Self { number, slot, loss: OnceLock::new() })
     }
 
+    /// Returns who is told when this mapping is lost.
+    pub(super) fn loss(&self) -> Option<&Arc<Loss>> {
+        self.loss.get()
+    }
+
     /// Has `loss` told when this mapping is lost; the first call counts.
     pub(super) fn watch(&self, loss: &Arc<Loss>) {
         let loss = self.loss.get_or_init(|| Arc::clone(loss));

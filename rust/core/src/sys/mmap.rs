@@ -3,7 +3,7 @@
 
 use std::ffi::c_void;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -92,6 +92,40 @@ impl Mapping {
     /// [`place`](Self::place).
     pub fn reserved(len: usize) -> io::Result<Self> {
         Self::anonymous(len, ProtFlags::empty(), MapFlags::PRIVATE | MapFlags::NORESERVE)
+    }
+
+    /// Maps these parts of files, each with the file, where in it and how many bytes, one behind the
+    /// other. Returns the mapping, and where in it the first byte of the first part is.
+    ///
+    /// # Errors
+    /// A part does not begin, or end, where a page does, and another is before it, or behind it; or
+    /// a file cannot be mapped so.
+    pub fn stitched(parts: &[(OwnedFd, u64, usize)]) -> io::Result<(Self, usize)> {
+        let page = rustix::param::page_size();
+        let lead = parts.first().map_or(0, |(_, offset, _)| (offset % page as u64) as usize);
+        let whole = lead + parts.iter().map(|(_, _, len)| len).sum::<usize>();
+        fault_handlers::install()?;
+        let mut mapping = Self::reserved(whole.next_multiple_of(page))?;
+        let mut at = lead;
+        for (fd, offset, len) in parts {
+            let (skip, end) = (at % page, at + len);
+            let start = offset.checked_sub(skip as u64).filter(|o| o.is_multiple_of(page as u64));
+            let meets = (skip == 0 || at == lead) && (end == whole || end.is_multiple_of(page));
+            let start = start.filter(|_| meets).ok_or(io::ErrorKind::InvalidInput)?;
+            let bytes = (skip + len).next_multiple_of(page);
+            mapping.place(at - skip, fd.as_fd(), start, bytes, Protection::ReadWrite)?;
+            at = end;
+        }
+        mapping.keep_to_ourselves();
+        mapping.guard = Some(Guard::new(mapping.base as usize, mapping.len, Owner::File)?);
+        Ok((mapping, lead))
+    }
+
+    /// Returns the file that was kept, and where in it a byte of this mapping lies.
+    pub fn file_of(&self, byte: *mut u8) -> Option<(BorrowedFd<'_>, u64)> {
+        let (file, offset) = self.file.as_ref()?;
+        let inside = byte.addr().checked_sub(self.base.addr()).filter(|&at| at < self.len)?;
+        Some((file.as_fd(), offset + inside as u64))
     }
 
     fn anonymous(len: usize, prot: ProtFlags, flags: MapFlags) -> io::Result<Self> {
@@ -243,6 +277,13 @@ impl Mapping {
         }
     }
 
+    /// Has the one told of a loss who is told of a loss of `other`.
+    pub fn watch_as(&self, other: &Self) {
+        if let Some(loss) = other.guard.as_ref().and_then(Guard::loss) {
+            self.watch(loss);
+        }
+    }
+
     fn keep_to_ourselves(&self) {
         self.advise(Advice::LinuxDontDump);
         self.advise(Advice::LinuxDontFork);
@@ -317,6 +358,29 @@ mod tests {
         let file = memfd_create("a place", MemfdFlags::CLOEXEC).unwrap();
         let mut area = Mapping::reserved(4096).unwrap();
         let _ = area.place(4096, file.as_fd(), 0, 4096, Protection::Read);
+    }
+
+    #[test]
+    fn parts_of_files_are_stitched_where_their_pages_meet() {
+        let file = SharedMemory::new("stitched", 4 * 4096).unwrap();
+        let bytes: Vec<u8> = (0..4 * 4096).map(|at| (at / 4096) as u8).collect();
+        file.write(0, &bytes);
+        let part = |offset, len| (file.as_fd().try_clone_to_owned().unwrap(), offset, len);
+        let parts = [part(2 * 4096 + 100, 3996), part(0, 4096), part(3 * 4096, 10)];
+        let (mapping, lead) = Mapping::stitched(&parts).unwrap();
+        assert_eq!((lead, mapping.len()), (100, 3 * 4096));
+        let seen = read(&mapping).unwrap();
+        assert_eq!([seen[100], seen[4096], seen[8191], seen[8192]], [2, 0, 0, 3]);
+        // It is the same memory, and no copy.
+        file.write(3 * 4096, &[9]);
+        assert_eq!(read(&mapping).unwrap()[8192], 9);
+        for bad in [
+            [part(0, 100), part(4096, 10)],
+            [part(0, 4096), part(4096 + 1, 10)],
+            [part(5, 4096), part(4096, 10)],
+        ] {
+            assert!(Mapping::stitched(&bad).is_err());
+        }
     }
 
     #[test]

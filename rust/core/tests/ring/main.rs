@@ -14,4 +14,5 @@ mod model;
 mod notifications;
 mod oracle;
 mod positions;
+mod translations;
 mod unusual;

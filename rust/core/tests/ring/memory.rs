@@ -12,7 +12,7 @@ use rustix::fs::{Mode, OFlags};
 use vhost_user_core::address::{GuestAddr, UserAddr};
 use vhost_user_core::memory::{
     Access, Buffers, Extent, Memory, MemoryPolicy, OutOfMemory, Reads, Region, RegionError,
-    TableError,
+    TableError, Unreachable,
 };
 
 use crate::guest::{memfd, region, user};
@@ -158,7 +158,7 @@ proptest! {
 fn a_range_past_the_end_of_the_address_space_is_outside() {
     let top = u64::MAX - 0xfff;
     let memory = Memory::new(vec![at(top, 0, 0x1000)]).unwrap();
-    let error = OutOfMemory { at: GuestAddr(top), len: 0x1001 };
+    let error = OutOfMemory { at: GuestAddr(top), len: 0x1001, reason: Unreachable::Outside };
     assert_eq!(memory.segments(GuestAddr(top), 0x1001, |_| {}), Err(error));
     assert!(bytes_at(&memory, top, 0x800).is_ok());
 }

@@ -9,6 +9,7 @@ use crate::address::GuestAddr;
 use crate::memory::access::Access;
 use crate::memory::fault::{Fault, Unreachable};
 use crate::memory::segment::GuestSlice;
+use crate::memory::translator::Miss;
 use crate::sys::mmap::Mapping;
 use crate::sys::scratch::Scratch;
 use crate::xen::{GrantRef, XEN_PAGE};
@@ -30,6 +31,8 @@ pub(in crate::memory) struct Demand {
     /// Zeroes in the place of all pieces that are lost. They are as long as the longest piece.
     pub(super) zeroes: Option<Mapping>,
     pub(super) fault: Option<Fault>,
+    /// Translations of I/O virtual addresses that the front-end has to be asked for.
+    pub(in crate::memory) misses: Vec<Miss>,
 }
 
 /// A run of bytes in consecutive pages.
@@ -96,6 +99,7 @@ impl Demand {
         self.pins.clear();
         self.zeroes = None;
         self.fault = None;
+        self.misses.clear();
         self.bounce.reset(0, IDLE_BOUNCE);
         self.share = None;
     }
