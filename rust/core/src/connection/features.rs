@@ -45,13 +45,17 @@ impl Connection {
             return Err(Refusal(format!("required: {}", self.requirement(missing))));
         }
         let changed = (features ^ self.features) & !LOG_ALL;
-        if changed != 0 && self.vrings.iter().any(|vring| vring.is_started()) {
+        if changed != 0 && self.any_ring_is_started() {
             let changed = self.describe(changed);
             return Err(Refusal(format!("changed while a vring is started: {changed}")));
         }
         let enable_all = features & PROTOCOL_FEATURES == 0;
         let action = Action::Features { features, enable_all, ignored };
         Ok(Verdict::Act(action, Commit::Features { features, enable_all }))
+    }
+
+    fn any_ring_is_started(&self) -> bool {
+        self.vrings.iter().any(|vring| vring.is_started())
     }
 
     /// The driver writes its features in two halves of 32 bits, and crosvm passes each on as it
@@ -95,13 +99,27 @@ impl Connection {
         describe(features, Some(self.offer.device_type))
     }
 
+    /// Why some of these are never offered on this connection.
+    fn why(&self, surplus: ProtocolFeatures) -> &'static str {
+        let addresses = surplus == ProtocolFeatures::GPA_ADDRESSES && self.offer.xen.is_some();
+        if addresses { " (not possible with XEN_MMAP)" } else { "" }
+    }
+
     pub(super) fn set_protocol_features(&mut self, frame: &Frame) -> Handled {
         let accepted = ProtocolFeatures::from_bits_retain(read(frame)?);
         let surplus = accepted.difference(self.offer.protocol_features);
         if !surplus.is_empty() {
-            return Err(Refusal(format!("not offered: {}", surplus.describe())));
+            return Err(Refusal(format!(
+                "not offered: {}{}",
+                surplus.describe(),
+                self.why(surplus)
+            )));
         }
         check_dependencies(accepted)?;
+        let changed = accepted.symmetric_difference(self.protocol_features);
+        if changed.contains(ProtocolFeatures::GPA_ADDRESSES) && self.any_ring_is_started() {
+            return Err(Refusal("changed while a vring is started: GPA_ADDRESSES".to_owned()));
+        }
         self.protocol_features = accepted;
         Ok(Verdict::Done)
     }

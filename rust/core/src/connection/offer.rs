@@ -44,7 +44,8 @@ impl Offer {
         .union(ProtocolFeatures::INFLIGHT_SHMFD)
         .union(ProtocolFeatures::CONFIGURE_MEM_SLOTS)
         .union(ProtocolFeatures::STATUS)
-        .union(ProtocolFeatures::DEVICE_STATE);
+        .union(ProtocolFeatures::DEVICE_STATE)
+        .union(ProtocolFeatures::GPA_ADDRESSES);
 
     /// Refuses what nobody could tell apart: the rule, in words.
     pub fn check(&self) -> Result<(), &'static str> {
@@ -62,6 +63,10 @@ impl Offer {
         self.features |= PROTOCOL_FEATURES;
         self.protocol_features &= Self::CARRIED_OUT;
         self.protocol_features.set(ProtocolFeatures::XEN_MMAP, self.xen.is_some());
+        if self.xen.is_some() {
+            // Which addresses are which is told with XEN_MMAP, and not known before.
+            self.protocol_features.remove(ProtocolFeatures::GPA_ADDRESSES);
+        }
         self
     }
 }
@@ -85,7 +90,7 @@ mod tests {
         };
         let honest = everything.honest();
         assert_eq!(honest.features, !((1 << 26) | (1 << 33) | (1 << 34)));
-        assert_eq!(honest.protocol_features.bits(), 0x9_b229);
+        assert_eq!(honest.protocol_features.bits(), 0x29_b229);
     }
 
     #[test]
@@ -121,6 +126,25 @@ mod tests {
         assert_eq!(offers(&offer), 0);
         offer.xen = Some(XenDesigns::MERGED);
         assert_eq!(offers(&offer), 1);
+    }
+
+    #[test]
+    fn guest_addresses_are_offered_unless_xen_mmap_is() {
+        let mut offer = Offer {
+            features: 0,
+            required_features: 0,
+            protocol_features: ProtocolFeatures::all(),
+            num_queues: 1,
+            device_type: 2,
+            max_queue_size: 256,
+            max_memory_slots: 8,
+            config_len: 0,
+            xen: None,
+        };
+        let offers = |offer: &Offer| offer.clone().honest().protocol_features.bits() >> 21 & 1;
+        assert_eq!(offers(&offer), 1);
+        offer.xen = Some(XenDesigns::ALL);
+        assert_eq!(offers(&offer), 0);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::address::{GuestAddr, UserAddr};
 use crate::socket::Stream;
 use crate::wire::FrontendMessage as M;
 use crate::wire::payload::{
-    Config, Inflight, MemoryTable, SingleRegion, VringAddress, VringFd, VringState,
+    self, Config, Inflight, MemoryTable, SingleRegion, VringAddress, VringFd, VringState,
 };
 use crate::wire::{Payload, ProtocolFeatures, RegionLayout, features};
 
@@ -32,9 +32,11 @@ pub const IMPLEMENTED: ProtocolFeatures = ProtocolFeatures::MQ
     .union(ProtocolFeatures::DEVICE_STATE);
 
 /// These are carried out too, but only for who asks for them: XEN_MMAP changes what regions look like,
-/// and a record of requests in flight is of use to who keeps it.
-const ON_REQUEST: ProtocolFeatures =
-    ProtocolFeatures::XEN_MMAP.union(ProtocolFeatures::INFLIGHT_SHMFD);
+/// a record of requests in flight is of use to who keeps it, and with GPA_ADDRESSES memory must be
+/// [`with_guest_addresses`](GuestMemory::with_guest_addresses).
+const ON_REQUEST: ProtocolFeatures = ProtocolFeatures::XEN_MMAP
+    .union(ProtocolFeatures::INFLIGHT_SHMFD)
+    .union(ProtocolFeatures::GPA_ADDRESSES);
 
 /// Features to accept if the back-end offers them.
 #[derive(Clone, Copy, Debug)]
@@ -140,6 +142,16 @@ impl Client {
         self.set_vring_kick(index, Some(kick))
     }
 
+    /// A region as it is told: with GPA_ADDRESSES it has no address of the front-end's, as with
+    /// QEMU.
+    fn describe(&self, region: &Region) -> payload::Region {
+        let mut told = region.description();
+        if self.protocol.contains(ProtocolFeatures::GPA_ADDRESSES) {
+            told.user = UserAddr(0);
+        }
+        told
+    }
+
     /// GET_FEATURES.
     pub fn features(&mut self) -> Result<u64> {
         self.offered = self.ask_for(M::GetFeatures, Vec::new())?;
@@ -224,20 +236,21 @@ impl Client {
     /// SET_MEM_TABLE: replaces all of guest memory.
     pub fn set_memory_table(&mut self, memory: &GuestMemory) -> Result<()> {
         let regions = memory.regions();
-        let table = MemoryTable { regions: regions.iter().map(Region::description).collect() };
+        let regions_told = regions.iter().map(|region| self.describe(region)).collect();
+        let table = MemoryTable { regions: regions_told };
         let fds = regions.iter().map(|region| copy(region.as_fd())).collect::<Result<_>>()?;
         self.tell(M::SetMemTable, table.to_bytes(RegionLayout::Plain), fds)
     }
 
     /// ADD_MEM_REG.
     pub fn add_region(&mut self, region: &Region) -> Result<()> {
-        let payload = SingleRegion(region.description()).to_bytes(RegionLayout::Plain);
+        let payload = SingleRegion(self.describe(region)).to_bytes(RegionLayout::Plain);
         self.tell(M::AddMemReg, payload, vec![copy(region.as_fd())?])
     }
 
     /// REM_MEM_REG.
     pub fn remove_region(&mut self, region: &Region) -> Result<()> {
-        let payload = SingleRegion(region.description()).to_bytes(RegionLayout::Plain);
+        let payload = SingleRegion(self.describe(region)).to_bytes(RegionLayout::Plain);
         self.tell(M::RemMemReg, payload, Vec::new())
     }
 

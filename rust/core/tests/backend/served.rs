@@ -17,6 +17,7 @@ use vhost_user_core::frontend::{
 };
 use vhost_user_core::request::{Batch, Request};
 use vhost_user_core::socket::{Endpoint, ListenOptions};
+use vhost_user_core::wire::ProtocolFeatures;
 
 use super::support::Directory;
 
@@ -209,9 +210,13 @@ impl Driver {
     pub(crate) fn connect_as(socket: &Path, queues: u16, wanted: &Wanted) -> Self {
         let regions = [(0, MIB), (2 * MIB, MIB), (4 * MIB, MIB)];
         let specs = regions.map(|(guest, size)| RegionSpec { guest: GuestAddr(guest), size });
-        let memory = Arc::new(GuestMemory::new(&specs).unwrap());
+        let mut memory = GuestMemory::new(&specs).unwrap();
         let mut client = Client::connect(socket, LIMIT).unwrap();
         let negotiated = client.negotiate(wanted).unwrap();
+        if negotiated.protocol.contains(ProtocolFeatures::GPA_ADDRESSES) {
+            memory = memory.with_guest_addresses();
+        }
+        let memory = Arc::new(memory);
         client.set_features(negotiated.features).unwrap();
         client.set_memory(&memory).unwrap();
         let mut at = GuestAddr(0);

@@ -9,6 +9,7 @@ pub(crate) const SLOTS: u64 = 4;
 const VERSION_1: u64 = 1 << 32;
 const BIT_30: u64 = 1 << 30;
 const RESET_DEVICE_BIT: u64 = 1 << 13;
+const GPA_ADDRESSES: u64 = 1 << 21;
 
 /// A message as sent, and how the back-end will behave if it is asked to act.
 #[derive(Clone, Debug)]
@@ -222,7 +223,10 @@ impl Model {
             15 => answer(word(PROTOCOL)),
             16 => {
                 let protocol = quad(payload, 0);
-                self.protocol = (protocol & !PROTOCOL == 0).then_some(protocol)?;
+                let addresses_change = (protocol ^ self.protocol) & GPA_ADDRESSES != 0;
+                let started = self.rings.iter().any(|ring| ring.started);
+                let taken = protocol & !PROTOCOL == 0 && !(addresses_change && started);
+                self.protocol = taken.then_some(protocol)?;
                 nothing()
             }
             17 => answer(word(QUEUES as u64)),

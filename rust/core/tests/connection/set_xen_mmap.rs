@@ -64,7 +64,7 @@ fn a_refused_message_leaves_the_former_one_in_force() {
 /// Number 41 with a payload of 16 bytes, on a connection that was offered XEN_MMAP in `xen`.
 fn say_41(xen: Option<XenDesigns>, accepted: u64, flags: u32) -> Step {
     let mut connection = Connection::new(xen_offer(xen));
-    connection.handle(frame(SET_PROTOCOL_FEATURES, word(PROTOCOL | accepted), 0));
+    connection.handle(frame(SET_PROTOCOL_FEATURES, word(PROTOCOL_ON_XEN | accepted), 0));
     let payload = [word(1), word(5)].concat();
     connection.handle(Frame::new(41, Flags::from_bits_retain(flags), payload, Vec::new()))
 }

@@ -53,8 +53,10 @@ pub(crate) const OFFERED: u64 = 0x1_7000_1200;
 /// else's.
 pub(crate) const NOT_OFFERED_AND_HARMLESS: u64 = 0x3_ecf7;
 /// MQ, REPLY_ACK, BACKEND_REQ, CONFIG, INFLIGHT_SHMFD, RESET_DEVICE, CONFIGURE_MEM_SLOTS, STATUS,
-/// DEVICE_STATE.
-pub(crate) const PROTOCOL: u64 = 0x9_b229;
+/// DEVICE_STATE, GPA_ADDRESSES.
+pub(crate) const PROTOCOL: u64 = 0x29_b229;
+/// What of it is offered together with XEN_MMAP: all but GPA_ADDRESSES.
+pub(crate) const PROTOCOL_ON_XEN: u64 = PROTOCOL & !(1 << 21);
 
 /// Bytes of a record that the back-end makes.
 pub(crate) const RECORD: u64 = 0x3000;

@@ -55,7 +55,7 @@ pub(crate) enum End {
 impl Xen {
     pub(crate) fn new(designs: XenDesigns) -> Self {
         let mut connection = Connection::new(xen_offer(Some(designs)));
-        let accept = word(PROTOCOL | XEN_MMAP);
+        let accept = word(PROTOCOL_ON_XEN | XEN_MMAP);
         let step = connection.handle(frame(SET_PROTOCOL_FEATURES, accept, 0));
         assert!(matches!(step, Step::Reply(Some(_))), "{step:?}");
         let mut xen = Self(connection);
@@ -195,7 +195,7 @@ fn a_design_that_is_not_in_use_is_refused_by_its_name_and_size() {
 #[test]
 fn without_xen_mmap_regions_have_32_bytes_and_nothing_else() {
     let mut connection = Connection::new(xen_offer(Some(XenDesigns::ALL)));
-    connection.handle(frame(SET_PROTOCOL_FEATURES, word(PROTOCOL), 0));
+    connection.handle(frame(SET_PROTOCOL_FEATURES, word(PROTOCOL_ON_XEN), 0));
     let step = connection.handle(frame(SET_MEM_TABLE, xen_table(&[(RAM, Tail::Merged(1, 1))]), 1));
     let Step::Refuse { why: Refusal(why), .. } = step else { panic!("{step:?}") };
     let needs = "regions of 40 bytes (merged) need XEN_MMAP, which was not negotiated";
@@ -231,7 +231,7 @@ fn flags_0_are_an_ordinary_mapping() {
 #[test]
 fn xen_mmap_is_not_accepted_when_it_was_not_offered() {
     let mut connection = Connection::new(xen_offer(None));
-    let step = connection.handle(frame(SET_PROTOCOL_FEATURES, word(PROTOCOL | XEN_MMAP), 0));
+    let step = connection.handle(frame(SET_PROTOCOL_FEATURES, word(PROTOCOL_ON_XEN | XEN_MMAP), 0));
     let Step::Refuse { why, .. } = step else { panic!("{step:?}") };
     assert!(why.0.contains("not offered: XEN_MMAP"), "{why}");
     assert!(!connection.protocol_features().contains(ProtocolFeatures::XEN_MMAP));
@@ -305,8 +305,17 @@ fn postcopy_and_dirty_logging_are_refused_with_xen_mmap() {
     let of_each = [(6, 16, 1), (7, 0, 1), (28, 0, 0), (29, 0, 0), (30, 0, 0)];
     for (number, bytes, fds) in of_each {
         let payload = vec![0; bytes];
-        let step = connection(PROTOCOL | XEN_MMAP).handle(frame(number, payload, fds));
+        let step = connection(PROTOCOL_ON_XEN | XEN_MMAP).handle(frame(number, payload, fds));
         let (Step::Refuse { why, .. } | Step::Close(why)) = step else { panic!("{step:?}") };
         assert!(why.0.contains("not possible with XEN_MMAP"), "{number}: {why}");
     }
+}
+
+#[test]
+fn guest_addresses_are_refused_where_xen_mmap_is_offered() {
+    let mut connection = Connection::new(xen_offer(Some(XenDesigns::ALL)));
+    let step = connection.handle(frame(SET_PROTOCOL_FEATURES, word(PROTOCOL), 0));
+    let Step::Refuse { why, .. } = step else { panic!("{step:?}") };
+    let expected = "SET_PROTOCOL_FEATURES: not offered: GPA_ADDRESSES (not possible with XEN_MMAP)";
+    assert_eq!(why.0, expected);
 }

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use super::session::{RECHECK_INTERVAL, Session};
 use crate::backend::event::Event;
 use crate::connection::{Refusal, RegionOffer, RegionRange};
-use crate::memory::{Extent, GuestSlice, Memory, Region, UnmapNotifier, XenKind};
+use crate::memory::{Addressing, Extent, GuestSlice, Memory, Region, UnmapNotifier, XenKind};
+use crate::wire::ProtocolFeatures;
 use crate::wire::payload::XenMeans;
 use crate::worker::{Broken, HeldUp, Report};
 
@@ -20,7 +21,8 @@ impl Session<'_> {
     pub(super) fn set_memory(&mut self, offers: Vec<RegionOffer>) -> Result<(), Refusal> {
         let map = |offer| self.map("SET_MEM_TABLE", offer);
         let regions = offers.into_iter().map(map).collect::<Result<Vec<_>, _>>()?;
-        let memory = Memory::new(regions).map_err(|e| Refusal(format!("SET_MEM_TABLE: {e}")))?;
+        let memory = Memory::addressed(regions, self.addressing());
+        let memory = memory.map_err(|e| Refusal(format!("SET_MEM_TABLE: {e}")))?;
         // A guest's kernel ends its grants as soon as it hears that they are not used any more.
         let removed = self.memory.domains_regions_outside(&memory);
         self.swap_memory(memory);
@@ -29,9 +31,28 @@ impl Session<'_> {
     }
 
     pub(super) fn add_region(&mut self, offer: RegionOffer) -> Result<(), Refusal> {
+        self.settle_addressing("ADD_MEM_REG")?;
         let region = self.map("ADD_MEM_REG", offer)?;
         let memory = self.memory.with(region).map_err(|e| Refusal(format!("ADD_MEM_REG: {e}")))?;
         self.swap_memory(memory);
+        Ok(())
+    }
+
+    /// How the front-end's addresses are to be understood, as far as it was negotiated.
+    fn addressing(&self) -> Addressing {
+        let guest = self.connection.protocol_features().contains(ProtocolFeatures::GPA_ADDRESSES);
+        Addressing { guest, iotlb: None }
+    }
+
+    /// Has addresses understood as was negotiated by now. No ring is started yet if that changes
+    /// anything.
+    pub(super) fn settle_addressing(&mut self, message: &str) -> Result<(), Refusal> {
+        let addressing = self.addressing();
+        if !self.memory.addressing().is_like(&addressing) {
+            let regions = self.memory.regions().to_vec();
+            let memory = Memory::addressed(regions, addressing);
+            self.swap_memory(memory.map_err(|e| Refusal(format!("{message}: {e}")))?);
+        }
         Ok(())
     }
 
@@ -132,7 +153,9 @@ impl Session<'_> {
                 *region = again;
             }
         }
-        self.swap_memory(Memory::new(regions).map_err(|error| error.to_string())?);
+        let addressing = self.memory.addressing().clone();
+        let memory = Memory::addressed(regions, addressing).map_err(|error| error.to_string())?;
+        self.swap_memory(memory);
         Ok(())
     }
 

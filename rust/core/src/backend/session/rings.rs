@@ -62,6 +62,7 @@ impl Session<'_> {
         if reset {
             self.forget_records();
         }
+        self.settle_addressing("SET_VRING_KICK")?;
         let record = self.record(index, setup.size);
         let ring = Ring::find(&self.memory, &layout(&setup), setup.base)
             .map_err(|e| Refusal(format!("SET_VRING_KICK: queue {index}: {e}")))?

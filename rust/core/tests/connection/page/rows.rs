@@ -304,6 +304,12 @@ pub(super) const PROTOCOL: &[Line<ProtocolFeatures>] = &[
         &["rust/core/tests/backend/state.rs::a_device_without_a_state_offers_no_transfer"],
     ),
     (
+        P::GPA_ADDRESSES,
+        "addresses of rings are the guest's, and those of regions in the front-end do not matter",
+        &["rust/core/tests/backend/guest_addresses.rs::\
+             rings_are_found_by_guest_addresses_though_the_regions_have_no_other"],
+    ),
+    (
         P::XEN_MMAP,
         "[xen.md](xen.md)",
         &["rust/core/tests/connection/xen.rs::designs_are_told_apart_by_the_bytes_of_a_region"],
