@@ -4,6 +4,7 @@ use std::fmt;
 
 use crate::connection::Refusal;
 use crate::device::NotGivenUp;
+use crate::memory::Beyond;
 use crate::ring_position::RingPosition;
 use crate::wire::ProtocolFeatures;
 
@@ -98,6 +99,14 @@ pub enum Event {
         /// What was wrong.
         error: String,
     },
+    /// The dirty log is too short for the memory that a vring's requests were in: a front-end that
+    /// copies the memory elsewhere does not hear of some writes. Reported once for each log.
+    LogTooShort {
+        /// The vring's number.
+        queue: u16,
+        /// What it has no bit for.
+        beyond: Beyond,
+    },
     /// A vring cannot be changed or stopped: guest memory that does not answer holds it up.
     HeldUp {
         /// The vring's number.
@@ -176,6 +185,7 @@ impl Event {
             Self::QueueBroken { .. }
             | Self::RequestFailed { .. }
             | Self::HeldUp { .. }
+            | Self::LogTooShort { .. }
             | Self::HeldByKernel { .. }
             | Self::NotTaken(_)
             | Self::NotRecorded { .. }
@@ -231,6 +241,12 @@ impl fmt::Display for Event {
             Self::RequestFailed { queue, error } => {
                 write!(f, "queue {queue}: a request failed: {error}")
             }
+            Self::LogTooShort { queue, beyond: Beyond { at, log_bytes, needed } } => write!(
+                f,
+                "queue {queue}: the page at guest address {at} was written, and the dirty log \
+                 (SET_LOG_BASE) has {log_bytes} bytes where {needed} are needed for that: the \
+                 front-end does not hear of it"
+            ),
             Self::HeldByKernel { queue } => write!(
                 f,
                 "queue {queue}: direct I/O of its requests is still under way, and is waited for: \

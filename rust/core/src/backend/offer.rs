@@ -4,7 +4,7 @@ use super::options::XenOptions;
 use crate::connection::Offer;
 use crate::device::Device;
 use crate::wire::ProtocolFeatures;
-use crate::wire::features::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
+use crate::wire::features::{EVENT_IDX, INDIRECT_DESC, LOG_ALL, VERSION_1};
 
 /// Regions taken at the same time: what libvhost-user takes, and as many as KVM has slots for.
 const MEMORY_SLOTS: u64 = 509;
@@ -25,8 +25,9 @@ pub(super) fn offer(device: &dyn Device, xen: Option<&XenOptions>) -> Offer {
     // QEMU warns about a configuration space that its device type has no use for.
     protocol_features.set(ProtocolFeatures::CONFIG, device.config_len() > 0);
     protocol_features.set(ProtocolFeatures::DEVICE_STATE, device.state_form().is_some());
+    let rings = VERSION_1 | INDIRECT_DESC | EVENT_IDX;
     Offer {
-        features: device.features() & DEVICE_BITS | VERSION_1 | INDIRECT_DESC | EVENT_IDX,
+        features: device.features() & DEVICE_BITS | rings | LOG_ALL,
         required_features: if serves_legacy_drivers(device) { 0 } else { VERSION_1 },
         protocol_features,
         num_queues: device.num_queues(),

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::event::{Event, Observer, Stuck};
 use crate::error::HostError;
+use crate::memory::Beyond;
 use crate::sys::eventfd::{self, EventFd, EventSignaller};
 use crate::worker::{Began, Broken, Failed, QueueCounters, Report};
 
@@ -321,6 +322,10 @@ impl Report for Shared {
 
     fn request_failed(&self, queue: u16, why: Failed) {
         self.event(Event::RequestFailed { queue, error: why.to_string() });
+    }
+
+    fn log_too_short(&self, queue: u16, beyond: Beyond) {
+        self.event(Event::LogTooShort { queue, beyond });
     }
 
     fn worker_panicked(&self, message: String) {

@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 
 use crate::address::{GuestAddr, UserAddr};
 use crate::ring_position::RingPosition;
-use crate::wire::payload::{Inflight, TransferDirection, XenMapping};
+use crate::wire::payload::{Inflight, Log, TransferDirection, XenMapping};
 use crate::wire::{Frame, ReceivedFd};
 
 /// What follows from one message.
@@ -87,13 +87,17 @@ pub struct RingSetup {
     pub enabled: bool,
     /// The virtio features that the driver accepted.
     pub features: u64,
+    /// The address under which the dirty log knows the used ring; `None`: writes to it are not
+    /// logged.
+    pub used_log: Option<GuestAddr>,
 }
 
 /// What the back-end must do for a message.
 #[derive(Debug)]
 pub enum Action {
     /// The accepted features (virtio and vhost bits). `enable_all`: bit 30 was not accepted, so
-    /// every ring is enabled from now on.
+    /// every ring is enabled from now on. While a ring is started nothing but LOG_ALL differs from
+    /// what was accepted before.
     Features {
         /// All accepted bits.
         features: u64,
@@ -198,6 +202,23 @@ pub enum Action {
     },
     /// Wait for the end of that; done if it went well.
     AwaitState,
+    /// Use this dirty log, and the former one no more, whether rings are started or not. While
+    /// LOG_ALL is among the accepted features all writes to guest memory are noted in it.
+    SetLog {
+        /// Where it stands.
+        log: Log,
+        /// The file.
+        fd: ReceivedFd,
+    },
+    /// Signal this descriptor when something was noted in the dirty log.
+    SetLogEvent(ReceivedFd),
+    /// Note writes to the used ring of a started ring from now on, or no more.
+    LogUsedRing {
+        /// Which vring.
+        index: u16,
+        /// The address under which the log knows the used ring.
+        at: Option<GuestAddr>,
+    },
     /// The channel for the back-end's own requests; replaces the former one.
     SetBackendChannel(ReceivedFd),
 }

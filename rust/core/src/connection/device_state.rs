@@ -47,5 +47,5 @@ impl DeviceState {
 
 /// Whether a ring that was left so is started where it stood.
 fn goes_on(left: &RingSetup, setup: &RingSetup) -> bool {
-    RingSetup { enabled: setup.enabled, ..*left } == *setup
+    RingSetup { enabled: setup.enabled, used_log: setup.used_log, ..*left } == *setup
 }

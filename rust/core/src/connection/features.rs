@@ -1,7 +1,7 @@
 //! Negotiation: the two feature words.
 
 use super::state::{Commit, Connection, Handled, Verdict, read};
-use super::{Action, Refusal};
+use super::{Action, Offer, Refusal};
 use crate::wire::device_features::harmless;
 use crate::wire::features::{LOG_ALL, PROTOCOL_FEATURES, VERSION_1, describe};
 use crate::wire::{Flags, Frame, Payload, ProtocolFeatures};
@@ -32,13 +32,10 @@ impl Connection {
         let features = accepted & !ignored;
         let surplus = features & !self.offer.features;
         if surplus != 0 {
-            return Err(Refusal(format!("not offered: {}", self.describe(surplus))));
+            return Err(self.not_offered(&self.describe(surplus), surplus & LOG_ALL != 0));
         }
         if self.is_first_half(features, frame.header.flags) {
             return Ok(Verdict::Done);
-        }
-        if features & LOG_ALL != 0 && self.xen().is_some() {
-            return Err(Refusal("dirty logging is not possible with XEN_MMAP".to_owned()));
         }
         let missing = self.offer.required_features & !features;
         if missing != 0 {
@@ -56,6 +53,13 @@ impl Connection {
 
     fn any_ring_is_started(&self) -> bool {
         self.vrings.iter().any(|vring| vring.is_started())
+    }
+
+    /// `not_on_xen`: with XEN_MMAP there is none of it.
+    fn not_offered(&self, names: &str, not_on_xen: bool) -> Refusal {
+        let xen = not_on_xen && self.offer.xen.is_some();
+        let why = if xen { " (not possible with XEN_MMAP)" } else { "" };
+        Refusal(format!("not offered: {names}{why}"))
     }
 
     /// The driver writes its features in two halves of 32 bits, and crosvm passes each on as it
@@ -99,21 +103,12 @@ impl Connection {
         describe(features, Some(self.offer.device_type))
     }
 
-    /// Why some of these are never offered on this connection.
-    fn why(&self, surplus: ProtocolFeatures) -> &'static str {
-        let addresses = surplus == ProtocolFeatures::GPA_ADDRESSES && self.offer.xen.is_some();
-        if addresses { " (not possible with XEN_MMAP)" } else { "" }
-    }
-
     pub(super) fn set_protocol_features(&mut self, frame: &Frame) -> Handled {
         let accepted = ProtocolFeatures::from_bits_retain(read(frame)?);
         let surplus = accepted.difference(self.offer.protocol_features);
         if !surplus.is_empty() {
-            return Err(Refusal(format!(
-                "not offered: {}{}",
-                surplus.describe(),
-                self.why(surplus)
-            )));
+            let not_on_xen = Offer::NOT_ON_XEN.intersects(surplus);
+            return Err(self.not_offered(&surplus.describe(), not_on_xen));
         }
         check_dependencies(accepted)?;
         let changed = accepted.symmetric_difference(self.protocol_features);

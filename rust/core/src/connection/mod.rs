@@ -27,6 +27,7 @@ mod device_state;
 mod features;
 mod inflight;
 mod layout;
+mod log;
 mod memory;
 mod offer;
 mod reply;

@@ -7,8 +7,8 @@ use crate::wire::{ProtocolFeatures, XenDesigns};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Offer {
     /// Virtio feature bits: the ring's and the device type's. [`Connection::new`] adds
-    /// PROTOCOL_FEATURES and drops the bits that it cannot honour: LOG_ALL, ACCESS_PLATFORM and
-    /// RING_PACKED.
+    /// PROTOCOL_FEATURES and drops the bits that it cannot honour: ACCESS_PLATFORM, RING_PACKED, and
+    /// LOG_ALL without LOG_SHMFD.
     ///
     /// [`Connection::new`]: super::Connection::new
     pub features: u64,
@@ -37,6 +37,7 @@ impl Offer {
     /// The protocol features that the connection knows how to carry out. All others are never
     /// offered, so their messages are refused by the rule "not negotiated".
     pub const CARRIED_OUT: ProtocolFeatures = ProtocolFeatures::MQ
+        .union(ProtocolFeatures::LOG_SHMFD)
         .union(ProtocolFeatures::REPLY_ACK)
         .union(ProtocolFeatures::BACKEND_REQ)
         .union(ProtocolFeatures::CONFIG)
@@ -46,6 +47,12 @@ impl Offer {
         .union(ProtocolFeatures::STATUS)
         .union(ProtocolFeatures::DEVICE_STATE)
         .union(ProtocolFeatures::GPA_ADDRESSES);
+
+    /// What cannot go together with XEN_MMAP, and is not offered where that is: which addresses are
+    /// which is told with XEN_MMAP, and not known before; and pages that come and go have no place
+    /// in a dirty log.
+    pub(super) const NOT_ON_XEN: ProtocolFeatures =
+        ProtocolFeatures::GPA_ADDRESSES.union(ProtocolFeatures::LOG_SHMFD);
 
     /// Refuses what nobody could tell apart: the rule, in words.
     pub fn check(&self) -> Result<(), &'static str> {
@@ -59,14 +66,16 @@ impl Offer {
 
     /// The offer as the front-end gets to see it.
     pub(super) fn honest(mut self) -> Self {
-        self.features &= !(LOG_ALL | ACCESS_PLATFORM | RING_PACKED);
-        self.features |= PROTOCOL_FEATURES;
         self.protocol_features &= Self::CARRIED_OUT;
         self.protocol_features.set(ProtocolFeatures::XEN_MMAP, self.xen.is_some());
         if self.xen.is_some() {
-            // Which addresses are which is told with XEN_MMAP, and not known before.
-            self.protocol_features.remove(ProtocolFeatures::GPA_ADDRESSES);
+            self.protocol_features -= Self::NOT_ON_XEN;
         }
+        self.features &= !(ACCESS_PLATFORM | RING_PACKED);
+        if !self.protocol_features.contains(ProtocolFeatures::LOG_SHMFD) {
+            self.features &= !LOG_ALL;
+        }
+        self.features |= PROTOCOL_FEATURES;
         self
     }
 }
@@ -89,8 +98,8 @@ mod tests {
             xen: None,
         };
         let honest = everything.honest();
-        assert_eq!(honest.features, !((1 << 26) | (1 << 33) | (1 << 34)));
-        assert_eq!(honest.protocol_features.bits(), 0x29_b229);
+        assert_eq!(honest.features, !((1 << 33) | (1 << 34)));
+        assert_eq!(honest.protocol_features.bits(), 0x29_b22b);
     }
 
     #[test]

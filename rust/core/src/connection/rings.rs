@@ -40,8 +40,17 @@ impl Connection {
             return Err(Refusal("logging was not offered".to_owned()));
         }
         let packed = self.is_packed();
-        self.vring_mut(address.index)?.set_addresses(&address, packed)?;
-        Ok(Verdict::Done)
+        let vring = self.vring_mut(address.index)?;
+        vring.set_addresses(&address, packed)?;
+        let at = address.log_used.then_some(address.log);
+        if !vring.is_started() {
+            vring.log_used_ring(at);
+            return Ok(Verdict::Done);
+        }
+        // The index of a vring has no more bits.
+        let index = address.index as u16;
+        let commit = Commit::LogUsedRing { index, at };
+        Ok(Verdict::Act(Action::LogUsedRing { index, at }, commit))
     }
 
     /// Stops a started ring; one that is not started just says where it would start.

@@ -7,8 +7,9 @@ use super::reply::Request;
 use super::status::Status;
 use super::words::count;
 use super::{Action, Offer, Outcome, Refusal, Step, Vring};
+use crate::address::GuestAddr;
 use crate::wire::message::{Answer, Needs, Row};
-use crate::wire::payload::{TransferDirection, XenMapping};
+use crate::wire::payload::{Log, TransferDirection, XenMapping};
 use crate::wire::{
     Flags, Frame, FrontendMessage, MAX_PAYLOAD, Payload, PayloadError, ProtocolFeatures, ReceivedFd,
 };
@@ -70,6 +71,8 @@ pub(super) enum Commit {
     BackendChannel,
     Transfer { direction: TransferDirection },
     Transferred,
+    Log(Log),
+    LogUsedRing { index: u16, at: Option<GuestAddr> },
 }
 
 pub(super) type Handled = Result<Verdict, Refusal>;
@@ -268,9 +271,9 @@ impl Connection {
             M::SetDeviceStateFd => self.set_device_state_fd(frame),
             M::CheckDeviceState => Ok(Self::check_device_state()),
             M::SetBackendReqFd => self.set_backend_req_fd(frame),
-            M::SetLogBase
-            | M::SetLogFd
-            | M::SendRarp
+            M::SetLogBase => self.set_log_base(frame),
+            M::SetLogFd => self.set_log_fd(frame),
+            M::SendRarp
             | M::NetSetMtu
             | M::IotlbMsg
             | M::SetVringEndian
@@ -323,6 +326,7 @@ impl Connection {
                 Ok(self.transfer_has_begun(direction))
             }
             (Commit::Transferred, Outcome::Done) => Ok(self.transfer_is_over()),
+            (Commit::Log(log), Outcome::Done) => Ok(Self::log_taken(log)),
             (commit, Outcome::Done) => self.commit_done(commit),
             (_, outcome) => Err(Refusal(format!("the back-end reported {outcome:?}"))),
         }
@@ -340,11 +344,13 @@ impl Connection {
             Commit::WriteConfig => self.device_state.touched(),
             Commit::Status(byte) => self.set_status_byte(byte),
             Commit::BackendChannel => self.backend_channel = true,
+            Commit::LogUsedRing { index, at } => self.change(index, |ring| ring.log_used_ring(at)),
             Commit::Stop { .. }
             | Commit::ReadConfig { .. }
             | Commit::StatusZero { .. }
             | Commit::Transfer { .. }
             | Commit::Transferred
+            | Commit::Log(_)
             | Commit::Reset => {
                 return Err(Refusal("the back-end reported no result".to_owned()));
             }

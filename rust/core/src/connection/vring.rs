@@ -1,7 +1,7 @@
 //! What the front-end has said about one vring.
 
 use super::{Refusal, RingSetup};
-use crate::address::UserAddr;
+use crate::address::{GuestAddr, UserAddr};
 use crate::ring_position::RingPosition;
 use crate::wire::features::RING_PACKED;
 use crate::wire::payload::VringAddress;
@@ -21,6 +21,8 @@ use crate::wire::payload::VringAddress;
 pub struct Vring {
     size: Option<u16>,
     addresses: Option<Addresses>,
+    /// Where the dirty log knows the used ring, if writes to it are to be noted.
+    used_log: Option<GuestAddr>,
     /// `None`: where a new ring stands.
     base: Option<RingPosition>,
     started: bool,
@@ -55,7 +57,7 @@ impl Vring {
     }
 
     /// SET_VRING_ADDR: where the parts are. A started ring takes its own addresses again, which
-    /// is how a front-end switches logging.
+    /// is how a front-end [switches logging](Self::log_used_ring).
     pub(super) fn set_addresses(
         &mut self,
         address: &VringAddress,
@@ -72,6 +74,11 @@ impl Vring {
         }
         self.addresses = Some(addresses);
         Ok(())
+    }
+
+    /// Has writes to the used ring noted under this address of the dirty log, or no more.
+    pub(super) fn log_used_ring(&mut self, at: Option<GuestAddr>) {
+        self.used_log = at;
     }
 
     /// Everything that is needed to start the ring, or what is missing.
@@ -99,6 +106,7 @@ impl Vring {
             base,
             enabled: self.enabled,
             features,
+            used_log: self.used_log,
         })
     }
 
@@ -196,7 +204,6 @@ fn checked_size(num: u32, max: u16, packed: bool) -> Result<u16, Refusal> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::address::GuestAddr;
 
     fn address(descriptors: u64, available: u64, used: u64) -> VringAddress {
         VringAddress {

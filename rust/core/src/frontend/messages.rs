@@ -23,6 +23,7 @@ use crate::wire::{Payload, ProtocolFeatures, RegionLayout, features};
 
 /// Protocol features that this front-end can carry out.
 pub const IMPLEMENTED: ProtocolFeatures = ProtocolFeatures::MQ
+    .union(ProtocolFeatures::LOG_SHMFD)
     .union(ProtocolFeatures::REPLY_ACK)
     .union(ProtocolFeatures::BACKEND_REQ)
     .union(ProtocolFeatures::CONFIG)
@@ -133,10 +134,10 @@ impl Client {
         index: u32,
         ring: impl Into<VringDescription<'a>>,
     ) -> Result<()> {
-        let VringDescription { size, base, parts, error, call, kick } = ring.into();
+        let VringDescription { size, base, parts, log, error, call, kick } = ring.into();
         self.set_vring_num(index, size.into())?;
         self.set_vring_base(index, base)?;
-        self.set_vring_addr(&address(index, parts))?;
+        self.set_vring_addr(&address(index, parts, log))?;
         self.set_vring_err(index, Some(error))?;
         self.set_vring_call(index, Some(call))?;
         self.set_vring_kick(index, Some(kick))
@@ -343,7 +344,9 @@ pub struct VringDescription<'a> {
     size: u16,
     base: u32,
     /// In the order of SET_VRING_ADDR's fields `descriptor`, `available` and `used`.
-    parts: [UserAddr; 3],
+    pub(super) parts: [UserAddr; 3],
+    /// Where in the guest is what the device writes: the used ring, or the device's event area.
+    pub(super) log: GuestAddr,
     error: BorrowedFd<'a>,
     call: BorrowedFd<'a>,
     kick: BorrowedFd<'a>,
@@ -355,6 +358,7 @@ impl<'a> From<&'a SplitRing> for VringDescription<'a> {
             size: ring.layout().size,
             base: ring.base().into(),
             parts: ring.user_addresses(),
+            log: ring.layout().used,
             error: ring.error_fd(),
             call: ring.call_fd(),
             kick: ring.kick_fd(),
@@ -369,6 +373,7 @@ impl<'a> From<&'a PackedRing> for VringDescription<'a> {
             size: ring.layout().size,
             base: ring.base(),
             parts: ring.user_addresses(),
+            log: ring.layout().device_event,
             error: signals.error_fd(),
             call: signals.call_fd(),
             kick: signals.kick_fd(),
@@ -386,9 +391,10 @@ impl<'a> From<&'a Ring> for VringDescription<'a> {
 }
 
 impl SplitRing {
-    /// The ring's addresses as SET_VRING_ADDR has them.
+    /// The ring's addresses as SET_VRING_ADDR has them: the used ring's in the guest too, as QEMU
+    /// always tells it. Writes to the used ring are not logged.
     pub fn addresses(&self, index: u32) -> VringAddress {
-        address(index, self.user_addresses())
+        address(index, self.user_addresses(), self.layout().used)
     }
 }
 
@@ -396,11 +402,11 @@ impl PackedRing {
     /// The ring's addresses as SET_VRING_ADDR has them: the driver's event suppression as
     /// `available`, the device's as `used`.
     pub fn addresses(&self, index: u32) -> VringAddress {
-        address(index, self.user_addresses())
+        address(index, self.user_addresses(), self.layout().device_event)
     }
 }
 
-fn address(index: u32, parts: [UserAddr; 3]) -> VringAddress {
+pub(super) fn address(index: u32, parts: [UserAddr; 3], log: GuestAddr) -> VringAddress {
     let [descriptors, available, used] = parts;
-    VringAddress { index, log_used: false, descriptors, used, available, log: GuestAddr(0) }
+    VringAddress { index, log_used: false, descriptors, used, available, log }
 }

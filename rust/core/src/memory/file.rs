@@ -48,6 +48,12 @@ impl Region {
         Ok(Some(Arc::new(Self::held([whole; 2], extent, Hold::File(again), Some(mapped)))))
     }
 
+    /// Where all of it is mapped, if its memory is a file that the front-end shares.
+    pub(super) fn host(&self) -> Option<GuestSlice> {
+        let (_, hold, whole) = self.parts();
+        matches!(hold, Hold::File(_)).then_some(whole)
+    }
+
     /// Whether its memory is a file that the front-end shares.
     pub fn is_file(&self) -> bool {
         matches!(self.parts().1, Hold::File(_))

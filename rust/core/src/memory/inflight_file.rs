@@ -53,7 +53,7 @@ impl InflightFile {
     pub fn window(&self, at: usize, len: usize) -> Option<Window> {
         at.checked_add(len).filter(|&end| end <= self.place.len())?;
         let place = GuestSlice::new(self.place.base().wrapping_add(at), len);
-        Window::of_record(&self.mapping, place, len, ALIGN)
+        Window::of_file(&self.mapping, place, len, ALIGN)
     }
 
     /// Has `loss` told if the front-end cuts the file.

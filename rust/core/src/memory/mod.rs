@@ -10,8 +10,10 @@
 
 mod access;
 mod buffers;
+mod by_host;
 #[cfg(test)]
 pub(crate) mod crash;
+mod dirty_log;
 mod fault;
 mod file;
 mod index;
@@ -33,6 +35,7 @@ mod xen;
 
 pub use access::Access;
 pub use buffers::Buffers;
+pub use dirty_log::{Beyond, DirtyLog};
 pub use fault::{Fault, Unreachable};
 pub use inflight_file::InflightFile;
 pub use iotlb::{BadTranslation, Iotlb, MOST_TRANSLATIONS, Permission, Translation};

@@ -35,6 +35,13 @@ pub enum RegionError {
         /// The one that the limit is for.
         whose: Whose,
     },
+    /// A dirty log does not start at a page of its file.
+    NotAPage {
+        /// Where it starts.
+        offset: u64,
+        /// The number of bytes of a page.
+        page: u64,
+    },
     /// The file lies on this file system, which may stop to answer.
     FileSystem(String),
     /// Its descriptor is this, not the device that it should be, and this process cannot open that.
@@ -69,6 +76,9 @@ impl fmt::Display for RegionError {
             Self::NotAFile(kind) => write!(f, "its descriptor is {kind}, not a regular file"),
             Self::FileTooShort { file, needed } => {
                 write!(f, "its file has {file:#x} bytes, offset and size ask for {needed:#x}")
+            }
+            Self::NotAPage { offset, page } => {
+                write!(f, "its offset {offset:#x} is no multiple of a page ({page:#x} bytes)")
             }
             Self::TooLarge { size, most } => {
                 write!(f, "{size:#x} bytes are more than the {most:#x} that a region may have")

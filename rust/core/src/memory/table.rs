@@ -4,9 +4,10 @@
 //! table that it started with: so no message ever pulls memory from under a request.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::access::Access;
+use super::by_host::ByHost;
 use super::fault::Unreachable;
 use super::index::Index;
 use super::region::{Backing, Region};
@@ -34,6 +35,8 @@ pub struct Memory {
     of_domain: bool,
     addressing: Addressing,
     translator: Option<Box<Translator>>,
+    /// The regions by where they are mapped here, once a dirty log has asked for that.
+    by_host: OnceLock<ByHost>,
 }
 
 /// A range that no region, or no run of adjacent regions, covers.
@@ -102,6 +105,7 @@ impl Memory {
             of_domain,
             addressing,
             translator,
+            by_host: OnceLock::new(),
         })
     }
 
@@ -312,6 +316,12 @@ impl Memory {
     /// Returns the region that a mapped piece was found in.
     fn holder(&self, piece: GuestSlice) -> Option<&Arc<Region>> {
         self.regions.iter().find(|region| region.has_mapped(piece))
+    }
+
+    /// Returns the regions of files by where they are mapped here.
+    #[inline]
+    pub(super) fn by_host(&self) -> &ByHost {
+        self.by_host.get_or_init(|| ByHost::new(&self.regions))
     }
 
     /// Returns where granted pages are mapped in advance.

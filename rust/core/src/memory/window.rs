@@ -30,7 +30,7 @@ enum Holder {
     Grants(Arc<GrantMap>),
     Frames(Arc<Mapping>),
     Private(Mapping),
-    Record(Arc<Mapping>),
+    File(Arc<Mapping>),
     Stitched(Mapping, Vec<Arc<Region>>),
 }
 
@@ -97,14 +97,15 @@ impl Window {
         Self::new(place, len, align, Holder::Stitched(mapping, regions))
     }
 
-    /// Returns a piece of the record of requests in flight.
-    pub(super) fn of_record(
+    /// Returns a piece of a file that is no guest memory: of a record of requests in flight, or of a
+    /// dirty log.
+    pub(super) fn of_file(
         mapping: &Arc<Mapping>,
         place: GuestSlice,
         len: usize,
         align: usize,
     ) -> Option<Self> {
-        Self::new(place, len, align, Holder::Record(Arc::clone(mapping)))
+        Self::new(place, len, align, Holder::File(Arc::clone(mapping)))
     }
 
     /// Returns `len` zeroes of this process's own, aligned to a page.
@@ -186,6 +187,19 @@ impl Window {
             // made, to 4 at least, and so are the offsets; the region is mapped while `self` holds
             // it; all access from this process is atomic.
             unsafe { AtomicU32::from_ptr(place) }.store(value.to_le(), Ordering::Relaxed);
+        }
+    }
+
+    /// Sets bits of the little-endian `u64` at `offset`, a multiple of 8 in a window aligned to 8,
+    /// by one atomic OR. Nothing is stored if they are all set: what has to be visible before the
+    /// bits are cleared by somebody else needs a fence before the call.
+    #[inline]
+    pub fn set_bits(&self, offset: usize, bits: u64) {
+        let (place, bits) = (self.at(offset, 8).cast::<u64>(), bits.to_le());
+        // SAFETY: as in `load_u16`, with 8 for 2.
+        let word = unsafe { AtomicU64::from_ptr(place) };
+        if word.load(Ordering::Relaxed) & bits != bits {
+            word.fetch_or(bits, Ordering::AcqRel);
         }
     }
 

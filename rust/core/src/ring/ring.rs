@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use super::{InflightRecord, Origin, RingError, SplitLayout, SplitRing, StartError};
+use super::{InflightRecord, Origin, RingError, SplitLayout, SplitRing, StartError, UsedLog};
 use crate::memory::{Buffers, Memory};
 use crate::ring_position::RingPosition;
 use crate::token::Token;
@@ -202,6 +202,13 @@ impl Ring {
     pub fn publish(&mut self) -> bool {
         match &mut self.format {
             Format::Split(ring) => ring.publish(),
+        }
+    }
+
+    /// Has writes to the part of the ring that the driver reads noted from now on, or no more.
+    pub fn set_log(&mut self, log: Option<UsedLog>) {
+        match &mut self.format {
+            Format::Split(ring) => ring.set_log(log),
         }
     }
 

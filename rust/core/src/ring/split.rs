@@ -19,8 +19,8 @@ use super::chain::{Chain, DESC_INDIRECT, DESC_LEN, DESC_NEXT, Descriptor};
 use super::indirect::Tables;
 use super::inflight::{InflightRecord, Unfinished};
 use super::{MAX_CHAIN, RingError, need_event};
-use crate::address::UserAddr;
-use crate::memory::{Access, Buffers, Memory, Window};
+use crate::address::{GuestAddr, UserAddr};
+use crate::memory::{Access, Buffers, DirtyLog, Memory, Window};
 
 const AVAIL_NO_INTERRUPT: u16 = 1;
 const USED_NO_NOTIFY: u16 = 1;
@@ -107,6 +107,17 @@ pub struct SplitRing {
     origin: Origin,
     /// The number of the next chain, if there is no record.
     sequence: u64,
+    /// Where writes to the used ring are noted.
+    log: Option<UsedLog>,
+}
+
+/// Where writes to the used ring are noted.
+#[derive(Clone, Debug)]
+pub struct UsedLog {
+    /// The log.
+    pub log: Arc<DirtyLog>,
+    /// The address under which the log knows the used ring.
+    pub at: GuestAddr,
 }
 
 /// Where a chain comes from.
@@ -144,6 +155,7 @@ impl SplitRing {
             unfinished: VecDeque::new(),
             origin: Origin::default(),
             sequence: 0,
+            log: None,
         })
     }
 
@@ -383,6 +395,11 @@ impl SplitRing {
             return false;
         }
         // Release pairs with the driver's acquire of the index: elements and buffers are visible.
+        let first = self.published;
+        if let Some(log) = &self.log {
+            // A process that dies behind the next store leaves marks that are nearly always there.
+            self.mark_published(log, first);
+        }
         self.parts.used.store_u16(2, self.next_used, Ordering::Release);
         self.published = self.next_used;
         if let Some(record) = &mut self.record {
@@ -391,7 +408,25 @@ impl SplitRing {
         // Orders the store above before the loads below. It pairs with the driver's fence between
         // asking for a notification and looking at the index: one of the two sees the other.
         fence(Ordering::SeqCst);
+        if let Some(log) = &self.log {
+            self.mark_published(log, first);
+        }
         self.wants_notification()
+    }
+
+    /// Has writes to the used ring noted from now on, or no more.
+    pub fn set_log(&mut self, log: Option<UsedLog>) {
+        self.log = log;
+    }
+
+    /// Marks the used index, and the elements from the one numbered `first` on.
+    fn mark_published(&self, log: &UsedLog, first: u16) {
+        let count = usize::from(self.next_used.wrapping_sub(first));
+        let slot = usize::from(first & self.mask);
+        let before_the_end = count.min(usize::from(self.layout.size) - slot);
+        log.mark(2, 2);
+        log.mark(RING_HEADER + 8 * slot, 8 * before_the_end);
+        log.mark(RING_HEADER, 8 * (count - before_the_end));
     }
 
     /// What was published before counts for no decision to notify any more: the driver may not
@@ -413,16 +448,19 @@ impl SplitRing {
     /// Asks the driver for a kick when it makes more than the next `left` chains available, then
     /// looks once more; `true` if it has done so already, so that no kick may come for it.
     pub fn enable_kicks(&mut self, left: u16) -> Result<bool, RingError> {
+        let at = self.event_at();
         if self.layout.event_idx {
-            let at = RING_HEADER + 8 * usize::from(self.layout.size);
             // Chains that come again are none of those that the driver makes available.
             let event = self.next_avail.wrapping_add(left.saturating_sub(self.unfinished()));
             self.parts.used.store_u16(at, event, Ordering::Relaxed);
         } else {
-            self.parts.used.store_u16(0, 0, Ordering::Relaxed);
+            self.parts.used.store_u16(at, 0, Ordering::Relaxed);
         }
         // Pairs with the driver's fence between its index and its look at what was stored above.
         fence(Ordering::SeqCst);
+        if let Some(log) = &self.log {
+            log.mark(at, 2);
+        }
         Ok(self.available()? > left)
     }
 
@@ -431,7 +469,17 @@ impl SplitRing {
     pub fn disable_kicks(&mut self) {
         if !self.layout.event_idx {
             self.parts.used.store_u16(0, USED_NO_NOTIFY, Ordering::Relaxed);
+            if let Some(log) = &self.log {
+                DirtyLog::order();
+                log.mark(0, 2);
+            }
         }
+    }
+
+    /// Where in the used ring the driver is told when to kick: in its last field with event indices,
+    /// else in its flags.
+    fn event_at(&self) -> usize {
+        if self.layout.event_idx { RING_HEADER + 8 * usize::from(self.layout.size) } else { 0 }
     }
 
     /// The table of memory that chains are looked up in.
@@ -510,6 +558,15 @@ impl SplitRing {
         let at = DESC_LEN * usize::from(index);
         let table = &self.parts.descriptors;
         Descriptor::new(table.load_u64(at), table.load_u64(at + 8))
+    }
+}
+
+impl UsedLog {
+    /// Marks `len` bytes of the used ring from `offset` on.
+    #[inline]
+    fn mark(&self, offset: usize, len: usize) {
+        // An address that wraps is beyond every log, as the last one is.
+        self.log.mark(GuestAddr(self.at.0.saturating_add(offset as u64)), len as u64);
     }
 }
 

@@ -93,6 +93,14 @@ impl SharedMemory {
     number!(load_u32, store_u32, u32, AtomicU32);
     number!(load_u64, store_u64, u64, AtomicU64);
 
+    /// Stores the number at `offset`, which must be aligned to its size; returns the former one.
+    #[inline]
+    pub fn swap_u64(&self, offset: usize, value: u64, order: Ordering) -> u64 {
+        let at = self.at(offset, size_of::<u64>(), align_of::<AtomicU64>());
+        // SAFETY: as for the loads.
+        unsafe { AtomicU64::from_ptr(at.cast()) }.swap(value, order)
+    }
+
     /// Returns a pointer to `len` bytes at `offset`, aligned to `align` (a power of two).
     #[inline]
     fn at(&self, offset: usize, len: usize, align: usize) -> *mut u8 {

@@ -18,6 +18,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use super::context::WorkerContext;
 use super::notifier::Notifier;
 use super::queue::{Next, Phase, Queue, QueueParts};
+use super::queue_log::QueueLog;
 use super::report::Broken;
 use super::stop::{Ended, LateRequests};
 use crate::memory::Memory;
@@ -158,6 +159,11 @@ impl QueueCell {
         self.change(|queue| queue.set_error(error)).map(drop)
     }
 
+    /// Has what is written noted in this log from now on, and in no other; `None`: nowhere.
+    pub(crate) fn set_log(&self, log: Option<QueueLog>) -> Result<(), HeldUp> {
+        self.change(|queue| queue.set_log(log)).map(drop)
+    }
+
     /// Replaces the kick descriptor; returns the former one, which the caller has to unwatch.
     pub(crate) fn set_kick(&self, kick: Option<ReceivedFd>) -> Result<Option<ReceivedFd>, HeldUp> {
         let former = self.change(|queue| queue.set_kick(kick))?;
@@ -210,6 +216,11 @@ impl QueueCell {
     /// Fails what the device has not given back, once the queue is closed.
     pub(crate) fn fail_rest(&self) -> Result<(), HeldUp> {
         self.change(Queue::fail_rest).map(drop)
+    }
+
+    /// Notes what may have been written for requests that the device does not give back.
+    pub(crate) fn mark_rest(&self) -> Result<(), HeldUp> {
+        self.change(Queue::mark_rest).map(drop)
     }
 
     /// Requests that were popped and not given back.

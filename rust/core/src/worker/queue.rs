@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use super::counters::{QueueCounters, bump};
 use super::notifier::Notifier;
 use super::provided::Provided;
+use super::queue_log::{Extent, QueueLog};
 use super::report::{Began, Report};
 use crate::device::Device;
 use crate::memory::Memory;
@@ -74,6 +75,7 @@ pub(crate) struct QueueParts {
     pub(crate) doorbell: Arc<Doorbell>,
     pub(crate) loss: Arc<Loss>,
     pub(crate) counters: Arc<QueueCounters>,
+    pub(crate) log: Option<QueueLog>,
 }
 
 /// A started vring.
@@ -135,15 +137,17 @@ pub(super) struct Queue {
     /// Once it has happened nothing is popped and nothing is published.
     loss: Arc<Loss>,
     pub(super) counters: Arc<QueueCounters>,
+    /// Where writes to guest memory are noted.
+    pub(super) log: Option<QueueLog>,
 }
 
 impl Queue {
     pub(super) fn new(parts: QueueParts) -> Self {
         let QueueParts { index, ring, enabled, kick, call, error, .. } = parts;
-        let QueueParts { device, report, doorbell, loss, counters, .. } = parts;
+        let QueueParts { device, report, doorbell, loss, counters, log, .. } = parts;
         let (receives, max_bytes) = (device.receives(index), device.max_request_bytes());
         let framing = device.framing_bytes();
-        Self {
+        let mut queue = Self {
             index,
             completions: CompletionQueue::new(ring.size(), Arc::clone(&doorbell)),
             doorbell,
@@ -179,7 +183,10 @@ impl Queue {
             detached: false,
             loss,
             counters,
-        }
+            log: None,
+        };
+        queue.set_log(log);
+        queue
     }
 
     // --- taking --------------------------------------------------------------------------------
@@ -437,6 +444,13 @@ impl Queue {
     /// [`publish`](Self::publish).
     #[inline]
     pub(super) fn push_done(&mut self, batch: &mut Batch) {
+        self.push_written(batch, Extent::Whole);
+    }
+
+    /// As [`push_done`](Self::push_done): for each request so much was written.
+    #[inline]
+    pub(super) fn push_written(&mut self, batch: &mut Batch, extent: Extent) {
+        self.mark(batch.done_mut(), extent);
         let (before, mut bytes) = (self.in_flight, 0);
         for done in batch.take_done() {
             bytes += self.push(done);
@@ -483,6 +497,7 @@ impl Queue {
             buffers.release();
         }
         done.revise(|request| self.device.refuse(self.index, request));
+        self.mark(std::slice::from_ref(done), Extent::Whole);
     }
 
     /// Gives requests back that were completed outside a batch.
@@ -499,6 +514,7 @@ impl Queue {
         if self.provided.is_some() {
             self.return_memory(&mut done);
         }
+        self.mark(&done, Extent::Whole);
         let (before, mut bytes) = (self.in_flight, 0);
         for done in done.drain(..) {
             bytes += self.push(done);
@@ -517,6 +533,9 @@ impl Queue {
         {
             call.send();
             bump(&self.counters.calls, 1);
+        }
+        if self.log.is_some() {
+            self.tell_logged();
         }
     }
 

@@ -7,6 +7,7 @@ use parking_lot::MutexGuard;
 
 use super::cell::QueueCell;
 use super::queue::Queue;
+use super::queue_log::Extent;
 use super::report::Broken;
 use crate::device::{QueueHandle, SendData, TooLarge};
 use crate::request::{Batch, Publish, Request, ScopeId, publish_later};
@@ -274,7 +275,7 @@ impl Queue {
         if self.provided.is_some() {
             self.take_back(batch);
         }
-        self.push_done(batch);
+        self.push_written(batch, Extent::Written);
     }
 
     /// Has the device told when there are more than `available` chains.

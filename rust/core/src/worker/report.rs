@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::memory::Fault;
+use crate::memory::{Beyond, Fault};
 use crate::ring::{RingError, StartError};
 use crate::ring_position::RingPosition;
 
@@ -15,6 +15,8 @@ pub(crate) trait Report: Send + Sync {
     fn queue_broken(&self, queue: u16, error: Broken);
     /// A request failed before the device saw it. Each reason is told once for each start of a ring.
     fn request_failed(&self, queue: u16, why: Failed);
+    /// The dirty log has no bit for something that was written. Told once for each log.
+    fn log_too_short(&self, queue: u16, beyond: Beyond);
     /// The thread ended by a panic, with this message.
     fn worker_panicked(&self, message: String);
 }

@@ -37,17 +37,20 @@ impl Queue {
         while let Some(token) = self.ring.last_popped()
             && self.completions.revoke(token.id)
         {
+            self.mark_chain(token);
             self.ring.unpop(token);
             self.in_flight -= 1;
         }
         for token in self.ring.tokens_in_flight() {
             if self.completions.revoke(token.id) {
+                self.mark_chain(token);
                 self.ring.push(token, 0);
                 self.in_flight -= 1;
             }
         }
         if self.receives {
             while let Some(token) = self.ring.take_unfinished() {
+                self.mark_chain(token);
                 self.ring.push(token, 0);
             }
         }

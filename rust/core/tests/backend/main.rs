@@ -4,6 +4,7 @@
 #[allow(dead_code)] // Each test program uses a part of it.
 mod support;
 
+mod dirty_log;
 mod guest_addresses;
 mod inflight;
 mod late;

@@ -4,6 +4,7 @@
 mod actions;
 mod device;
 mod frames;
+mod log;
 mod memory;
 mod model;
 mod negotiation;

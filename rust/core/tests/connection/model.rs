@@ -28,6 +28,7 @@ pub(crate) struct Message {
 pub(crate) struct Ring {
     size: u32,
     parts: Option<[u64; 3]>,
+    used_log: Option<u64>,
     pub(crate) base: u32,
     pub(crate) started: bool,
     pub(crate) enabled: bool,
@@ -91,9 +92,9 @@ const ROWS: [Row; 44] = [
     (3, (0, 0), (0, 0), FREE, Refused::Ack),
     (4, (0, 0), (0, 0), FREE, Refused::Ack),
     (5, (40, 8 + 32 * 32), (1, 32), FREE, Refused::Ack),
-    // Without LOG_SHMFD it has no answer of its own.
-    (6, (16, 16), (1, 1), NEVER, Refused::Ack),
-    (7, (0, 0), (1, 1), NEVER, Refused::Ack),
+    // Without LOG_SHMFD it has no answer of its own, and is refused by an acknowledgement.
+    (6, (16, 16), (1, 1), 1 << 1, Refused::Close),
+    (7, (0, 0), (1, 1), 1 << 1, Refused::Ack),
     (8, (8, 8), (0, 0), FREE, Refused::Ack),
     (9, (40, 40), (0, 0), FREE, Refused::Ack),
     (10, (8, 8), (0, 0), FREE, Refused::Ack),
@@ -146,12 +147,12 @@ impl Model {
         let mut next = self.clone();
         let effect = next.admit(message).and_then(|()| next.apply(message));
         let Some((answer, deed)) = effect else {
-            return (refusal(message), None);
+            return (self.refusal(message), None);
         };
         if deed.is_some() && message.fails {
             // Who has asked knows, whatever the answer is.
             self.loading &= message.number != CHECK_DEVICE_STATE;
-            return (refusal(message), deed);
+            return (self.refusal(message), deed);
         }
         *self = next;
         let said = match answer {
@@ -198,6 +199,12 @@ impl Model {
             2 => self.features(quad(payload, 0), message.flags),
             3 | 4 => nothing(),
             5 => self.table(payload, message.fds),
+            6 => {
+                let (bytes, offset) = (quad(payload, 0), quad(payload, 8));
+                bytes.checked_add(offset).filter(|_| bytes > 0)?;
+                Some((Some(payload.to_vec()), Some(Deed::SetLog { bytes, offset })))
+            }
+            7 => deed(Deed::LogEvent),
             8 => {
                 let num = long(payload, 4);
                 let fits = num.is_power_of_two() && num <= u32::from(MAX_QUEUE_SIZE);
@@ -310,7 +317,7 @@ impl Model {
             return nothing();
         }
         let running = self.rings.iter().any(|ring| ring.started);
-        if features & VERSION_1 == 0 || (running && features != self.features) {
+        if features & VERSION_1 == 0 || (running && (features ^ self.features) & !LOG_ALL != 0) {
             return None;
         }
         let enable_all = features & BIT_30 == 0;
@@ -337,11 +344,15 @@ impl Model {
         let parts = [quad(payload, 8), quad(payload, 24), quad(payload, 16)];
         let aligned = parts[0] & 15 == 0 && parts[1] & 1 == 0 && parts[2] & 3 == 0;
         let changed = ring.parts != Some(parts);
-        if long(payload, 4) != 0 || !aligned || (ring.started && changed) {
+        if long(payload, 4) > 1 || !aligned || (ring.started && changed) {
             return None;
         }
         ring.parts = Some(parts);
-        nothing()
+        ring.used_log = (long(payload, 4) == 1).then(|| quad(payload, 32));
+        if !ring.started {
+            return nothing();
+        }
+        deed(Deed::LogUsedRing { index: payload[0].into(), at: ring.used_log })
     }
 
     fn base(&mut self, index: u32, stopped_at: u16) -> Option<Effect> {
@@ -366,7 +377,7 @@ impl Model {
         if ring.size == 0 || !can_start || self.loading {
             return None;
         }
-        let (size, parts, base) = (ring.size, ring.parts?, ring.base);
+        let (size, parts, base, used_log) = (ring.size, ring.parts?, ring.base, ring.used_log);
         let features = self.features & DEVICE_FEATURES;
         let stood = ring.stood.take();
         ring.started = true;
@@ -379,7 +390,7 @@ impl Model {
             self.settle();
         }
         let size = size as u16;
-        deed(Deed::Start { index, size, parts, base, enabled, features, reset })
+        deed(Deed::Start { index, size, parts, base, enabled, features, used_log, reset })
     }
 
     fn stop(&mut self, index: usize, at: u16) {
@@ -445,16 +456,17 @@ impl Model {
     fn stopped_ring(&mut self, payload: &[u8]) -> Option<&mut Ring> {
         self.rings.get_mut(long(payload, 0) as usize).filter(|ring| !ring.started)
     }
-}
 
-fn refusal(message: &Message) -> Said {
-    let row = ROWS.iter().find(|row| row.0 == message.number);
-    match row.map_or(Refused::Ack, |row| row.4) {
-        Refused::Ack if message.flags == NEED_REPLY => nack(),
-        Refused::Ack | Refused::Close => Said::Closed,
-        Refused::Empty => Said::Refused(vec![]),
-        Refused::Code(code) => Said::Refused(word(code)),
-        Refused::Zeroes(count) => Said::Refused(vec![0; count]),
+    fn refusal(&self, message: &Message) -> Said {
+        let row = ROWS.iter().find(|row| row.0 == message.number);
+        let has_answer = message.number != 6 || self.protocol & 2 != 0;
+        match row.filter(|_| has_answer).map_or(Refused::Ack, |row| row.4) {
+            Refused::Ack if message.flags == NEED_REPLY => nack(),
+            Refused::Ack | Refused::Close => Said::Closed,
+            Refused::Empty => Said::Refused(vec![]),
+            Refused::Code(code) => Said::Refused(word(code)),
+            Refused::Zeroes(count) => Said::Refused(vec![0; count]),
+        }
     }
 }
 

@@ -76,7 +76,8 @@ fn parts(index: u32) -> [u64; 3] {
 
 fn started(index: u16, size: u16, base: u32, enabled: bool) -> Deed {
     let parts = parts(index.into());
-    Deed::Start { index, size, parts, base, enabled, features: DEVICE_FEATURES, reset: false }
+    let (features, used_log) = (DEVICE_FEATURES, None);
+    Deed::Start { index, size, parts, base, enabled, features, used_log, reset: false }
 }
 
 /// MQ, REPLY_ACK, BACKEND_REQ, CONFIG, RESET_DEVICE, CONFIGURE_MEM_SLOTS, STATUS: all of ours, as

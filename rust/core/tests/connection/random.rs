@@ -64,9 +64,9 @@ impl Random {
     }
 
     fn number(&mut self) -> u32 {
-        const CARRIED_OUT: [u32; 32] = [
-            1, 2, 3, 4, 5, 8, 8, 9, 9, 10, 11, 12, 12, 13, 14, 15, 16, 17, 18, 21, 24, 25, 31, 32,
-            34, 36, 37, 38, 39, 42, 43, 43,
+        const CARRIED_OUT: [u32; 34] = [
+            1, 2, 3, 4, 5, 6, 7, 8, 8, 9, 9, 10, 11, 12, 12, 13, 14, 15, 16, 17, 18, 21, 24, 25,
+            31, 32, 34, 36, 37, 38, 39, 42, 43, 43,
         ];
         match self.below(20) {
             0..16 => self.pick(&CARRIED_OUT),
@@ -103,14 +103,21 @@ impl Random {
         match number {
             SET_FEATURES => (word(self.features()), 0),
             SET_MEM_TABLE => self.table(),
+            SET_LOG_BASE => {
+                let bytes = self.pick(&[0x2000, 0x2000, 1, 0, u64::MAX]);
+                let offset = self.pick(&[0, 0, 0x1000, u64::MAX]);
+                ([word(bytes), word(offset)].concat(), 1)
+            }
             SET_VRING_NUM => {
                 let num = self.pick(&[1, 4, 64, 64, 128, 256, 0, 3, 512, 0x1_0000]);
                 (state(self.index(), num), 0)
             }
             SET_VRING_ADDR => {
-                let flags = self.pick(&[0, 0, 0, 0, 0, 0, 0, 1, 2]);
+                let flags = self.pick(&[0, 0, 0, 0, 0, 1, 1, 1, 2]);
                 let shift = self.pick(&[0, 0, 0, 0, 0, 16, 8, 4, 2, 1]);
-                (address(self.index(), flags, PARTS.map(|part| part + shift)), 0)
+                let log = self.pick(&[0x2000, 0x2000, 1, u64::MAX]);
+                let parts = PARTS.map(|part| part + shift);
+                (logged_address(self.index(), flags, parts, log), 0)
             }
             SET_VRING_BASE => {
                 let base = self.pick(&[0, 1, 300, 0xffff, 0x1_0000]);
@@ -167,6 +174,7 @@ impl Random {
             1 => OFFERED & 0xffff_ffff,
             2 => OFFERED & self.next(),
             3 => OFFERED | 1 << self.below(64),
+            4 | 5 => OFFERED & !LOG_ALL,
             _ => OFFERED,
         }
     }

@@ -16,6 +16,7 @@ pub(crate) const SET_OWNER: u32 = 3;
 pub(crate) const RESET_OWNER: u32 = 4;
 pub(crate) const SET_MEM_TABLE: u32 = 5;
 pub(crate) const SET_LOG_BASE: u32 = 6;
+pub(crate) const SET_LOG_FD: u32 = 7;
 pub(crate) const SET_VRING_NUM: u32 = 8;
 pub(crate) const SET_VRING_ADDR: u32 = 9;
 pub(crate) const SET_VRING_BASE: u32 = 10;
@@ -47,16 +48,18 @@ pub(crate) const NEED_REPLY: u32 = 0x9;
 
 /// VERSION_1, EVENT_IDX, INDIRECT_DESC, and a block device's FLUSH (9) and MQ (12).
 pub(crate) const DEVICE_FEATURES: u64 = 0x1_3000_1200;
-/// The same with PROTOCOL_FEATURES (30), as the front-end sees it.
-pub(crate) const OFFERED: u64 = 0x1_7000_1200;
+/// Writes to guest memory are to be logged.
+pub(crate) const LOG_ALL: u64 = 1 << 26;
+/// The device's with PROTOCOL_FEATURES (30) and LOG_ALL (26), as the front-end sees them.
+pub(crate) const OFFERED: u64 = 0x1_7400_1200;
 /// The features of a block device that are not offered here: any that the standard names, and no one
 /// else's.
 pub(crate) const NOT_OFFERED_AND_HARMLESS: u64 = 0x3_ecf7;
-/// MQ, REPLY_ACK, BACKEND_REQ, CONFIG, INFLIGHT_SHMFD, RESET_DEVICE, CONFIGURE_MEM_SLOTS, STATUS,
-/// DEVICE_STATE, GPA_ADDRESSES.
-pub(crate) const PROTOCOL: u64 = 0x29_b229;
-/// What of it is offered together with XEN_MMAP: all but GPA_ADDRESSES.
-pub(crate) const PROTOCOL_ON_XEN: u64 = PROTOCOL & !(1 << 21);
+/// MQ, LOG_SHMFD, REPLY_ACK, BACKEND_REQ, CONFIG, INFLIGHT_SHMFD, RESET_DEVICE,
+/// CONFIGURE_MEM_SLOTS, STATUS, DEVICE_STATE, GPA_ADDRESSES.
+pub(crate) const PROTOCOL: u64 = 0x29_b22b;
+/// What of it is offered together with XEN_MMAP: all but LOG_SHMFD and GPA_ADDRESSES.
+pub(crate) const PROTOCOL_ON_XEN: u64 = PROTOCOL & !(1 << 1 | 1 << 21);
 
 /// Bytes of a record that the back-end makes.
 pub(crate) const RECORD: u64 = 0x3000;
@@ -67,7 +70,7 @@ pub(crate) const CONFIG_LEN: usize = 60;
 /// A block device with this many queues.
 pub(crate) fn offer(num_queues: u16) -> Offer {
     Offer {
-        features: DEVICE_FEATURES,
+        features: DEVICE_FEATURES | LOG_ALL,
         required_features: 1 << 32,
         protocol_features: ProtocolFeatures::from_bits_retain(PROTOCOL),
         num_queues,
@@ -89,8 +92,13 @@ pub(crate) fn state(index: u32, num: u32) -> Vec<u8> {
 
 /// The parts in the order of [`Deed::Start`]: descriptors, available, used.
 pub(crate) fn address(index: u32, flags: u32, parts: [u64; 3]) -> Vec<u8> {
+    logged_address(index, flags, parts, 0)
+}
+
+/// The same, with the address under which the dirty log knows the used ring.
+pub(crate) fn logged_address(index: u32, flags: u32, parts: [u64; 3], log: u64) -> Vec<u8> {
     let [descriptors, available, used] = parts;
-    let words = [descriptors, used, available, 0].map(u64::to_ne_bytes).concat();
+    let words = [descriptors, used, available, log].map(u64::to_ne_bytes).concat();
     [state(index, flags), words].concat()
 }
 
@@ -140,6 +148,7 @@ pub(crate) enum Deed {
         base: u32,
         enabled: bool,
         features: u64,
+        used_log: Option<u64>,
         reset: bool,
     },
     ReplaceKick {
@@ -187,6 +196,15 @@ pub(crate) enum Deed {
         load: bool,
     },
     Await,
+    SetLog {
+        bytes: u64,
+        offset: u64,
+    },
+    LogEvent,
+    LogUsedRing {
+        index: u16,
+        at: Option<u64>,
+    },
 }
 
 impl From<&Action> for Deed {
@@ -214,6 +232,7 @@ impl From<&Action> for Deed {
                 base: setup.base.to_word(),
                 enabled: setup.enabled,
                 features: setup.features,
+                used_log: setup.used_log.map(|at| at.0),
                 reset: *reset,
             },
             Action::ReplaceKick { index, kick } => {
@@ -244,6 +263,11 @@ impl From<&Action> for Deed {
                 Self::Transfer { load: *direction == TransferDirection::Load }
             }
             Action::AwaitState => Self::Await,
+            Action::SetLog { log, .. } => Self::SetLog { bytes: log.size, offset: log.offset },
+            Action::SetLogEvent(_) => Self::LogEvent,
+            Action::LogUsedRing { index, at } => {
+                Self::LogUsedRing { index: *index, at: at.map(|at| at.0) }
+            }
         }
     }
 }

@@ -48,7 +48,7 @@ fn misaligned_addresses_and_flags_are_refused() {
         (0, [descriptors, available + 1, used]),
         (0, [descriptors, available, used + 2]),
         (0xffff_fffe, PARTS),
-        (1, PARTS),
+        (2, PARTS),
     ] {
         let mut peer = Peer::negotiated();
         assert_eq!(peer.ask(SET_VRING_ADDR, address(0, flags, parts)), nack());
@@ -116,6 +116,7 @@ fn a_kick_starts_a_complete_ring_with_all_that_was_said() {
         base: 0xfffe,
         enabled: false,
         features: DEVICE_FEATURES,
+        used_log: None,
         reset: false,
     };
     assert_eq!(peer.deeds, [start]);

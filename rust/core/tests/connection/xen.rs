@@ -59,7 +59,7 @@ impl Xen {
         let step = connection.handle(frame(SET_PROTOCOL_FEATURES, accept, 0));
         assert!(matches!(step, Step::Reply(Some(_))), "{step:?}");
         let mut xen = Self(connection);
-        assert_eq!(xen.say(SET_FEATURES, word(OFFERED), 0), End::Done);
+        assert_eq!(xen.say(SET_FEATURES, word(OFFERED & !LOG_ALL), 0), End::Done);
         xen
     }
 
@@ -293,6 +293,23 @@ fn a_whole_space_of_grants_is_one_region() {
 }
 
 #[test]
+fn dirty_logging_is_neither_offered_where_xen_mmap_is_nor_taken() {
+    let logging = || Connection::new(xen_offer(Some(XenDesigns::ALL)));
+    let offered = |number| match logging().handle(frame(number, vec![], 0)) {
+        Step::Reply(Some(reply)) => u64::from_ne_bytes(reply.payload.try_into().unwrap()),
+        step => panic!("{step:?}"),
+    };
+    assert_eq!(offered(GET_FEATURES), OFFERED & !LOG_ALL);
+    assert_eq!(offered(GET_PROTOCOL_FEATURES), PROTOCOL_ON_XEN | XEN_MMAP);
+    for (number, bits) in [(SET_FEATURES, OFFERED), (SET_PROTOCOL_FEATURES, PROTOCOL)] {
+        let Step::Refuse { why, .. } = logging().handle(frame(number, word(bits), 0)) else {
+            panic!("taken: {number}");
+        };
+        assert!(why.0.ends_with("(not possible with XEN_MMAP)"), "{why}");
+    }
+}
+
+#[test]
 fn postcopy_and_dirty_logging_are_refused_with_xen_mmap() {
     let everything = Offer { protocol_features: ProtocolFeatures::all(), ..offer(2) };
     let connection = |accepted: u64| {
@@ -314,7 +331,7 @@ fn postcopy_and_dirty_logging_are_refused_with_xen_mmap() {
 #[test]
 fn guest_addresses_are_refused_where_xen_mmap_is_offered() {
     let mut connection = Connection::new(xen_offer(Some(XenDesigns::ALL)));
-    let step = connection.handle(frame(SET_PROTOCOL_FEATURES, word(PROTOCOL), 0));
+    let step = connection.handle(frame(SET_PROTOCOL_FEATURES, word(PROTOCOL_ON_XEN | 1 << 21), 0));
     let Step::Refuse { why, .. } = step else { panic!("{step:?}") };
     let expected = "SET_PROTOCOL_FEATURES: not offered: GPA_ADDRESSES (not possible with XEN_MMAP)";
     assert_eq!(why.0, expected);

@@ -1,6 +1,8 @@
 //! One front-end's connection, from its first message to its last.
 
 mod inflight;
+mod log;
+mod logging;
 mod memory;
 mod records;
 mod rings;

@@ -14,7 +14,7 @@ use crate::ring::{Ring, RingLayout, SplitLayout};
 use crate::ring_position::RingPosition;
 use crate::sys::event_kind::EventKind;
 use crate::wire::ReceivedFd;
-use crate::wire::features::{EVENT_IDX, INDIRECT_DESC};
+use crate::wire::features::{EVENT_IDX, INDIRECT_DESC, LOG_ALL};
 use crate::worker::{HeldUp, Notifier, QueueCell, QueueParts, ReceiveHandle, Worker};
 
 /// Longest wait for workers to look at new rings that are to stop already.
@@ -70,6 +70,7 @@ impl Session<'_> {
         let worker = self.worker(index)?;
         let kick = watch(worker, index, kick)?;
         let doorbell = Arc::clone(worker.doorbell());
+        let log = self.logging.of_queue(setup.used_log);
         let vring = &self.vrings[usize::from(index)];
         let queue = QueueCell::new(QueueParts {
             index,
@@ -83,11 +84,13 @@ impl Session<'_> {
             doorbell,
             loss: Arc::clone(&self.loss),
             counters: self.shared().queue(index),
+            log,
         });
         if reset {
             self.device().reset();
-            self.device().negotiated(self.connection.features());
+            self.device().negotiated(self.connection.features() & !LOG_ALL);
         }
+        self.vrings[usize::from(index)].used_log = setup.used_log;
         self.ring_has_started(index, setup.enabled, queue);
         Ok(())
     }
@@ -250,6 +253,8 @@ impl Session<'_> {
         if !failing.is_empty() {
             self.take_from_device(&reads);
         }
+        // One that guest memory holds up is not stopped at all.
+        queues.iter().for_each(|queue| queue.mark_rest().unwrap_or_default());
         for (queue, _) in failing.iter().zip(recorded).filter(|(_, recorded)| !recorded) {
             // One that guest memory holds up does not end either, which is said then.
             let _ = queue.fail_rest();
@@ -385,6 +390,6 @@ fn watch(
     Ok(Some(kick))
 }
 
-fn held_up(message: &str, queue: u16) -> Refusal {
+pub(super) fn held_up(message: &str, queue: u16) -> Refusal {
     Refusal(format!("{message}: queue {queue} is held up by guest memory that does not answer"))
 }

@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use super::logging::Logging;
 use super::records::Records;
 use super::vring::Vring;
 use crate::backend::channel::Channel;
@@ -19,6 +20,7 @@ use crate::request::CompletionQueue;
 use crate::socket::{Incoming, Stream};
 use crate::state::Transfer;
 use crate::sys::guard::Loss;
+use crate::wire::features::LOG_ALL;
 use crate::wire::{Frame, ProtocolFeatures, features};
 use crate::worker::Worker;
 
@@ -44,6 +46,7 @@ pub(in crate::backend) struct Session<'a> {
     pub(super) vrings: Vec<Vring>,
     /// The records of requests in flight that the front-end keeps, if it does.
     pub(super) records: Option<Records>,
+    pub(super) logging: Logging,
     /// The completions of all rings that were started: requests may outlive their ring.
     pub(super) completions: Vec<Weak<CompletionQueue>>,
     /// The completions of rings whose requests did not all come back when they stopped.
@@ -82,6 +85,7 @@ impl<'a> Session<'a> {
             loss: Loss::new(Arc::clone(&context.shared.wake)),
             vrings: (0..queues).map(|_| Vring::default()).collect(),
             records: None,
+            logging: Logging::default(),
             completions: Vec::new(),
             late: Vec::new(),
             kept: None,
@@ -210,13 +214,20 @@ impl<'a> Session<'a> {
             Action::SetRecord { inflight, fd } => self.set_record(inflight, fd)?,
             Action::TransferState { direction, fd } => self.transfer_state(direction, fd)?,
             Action::AwaitState => self.await_state()?,
+            Action::SetLog { log, fd } => self.set_log(log, fd)?,
+            Action::SetLogEvent(fd) => self.set_log_event(fd)?,
+            Action::LogUsedRing { index, at } => self.log_used_ring(index, at)?,
             Action::SetBackendChannel(fd) => self.channel = Channel::open(fd)?,
         }
         Ok(Outcome::Done)
     }
 
     fn set_features(&mut self, features: u64, enable_all: bool) -> Result<(), Refusal> {
-        self.device().negotiated(features);
+        self.switch_logging(features & LOG_ALL != 0)?;
+        if self.queues().next().is_none() {
+            // While a ring is started nothing of the device's can differ.
+            self.device().negotiated(features & !LOG_ALL);
+        }
         if enable_all {
             for index in 0..self.device().num_queues() {
                 self.enable(index, true)?;
@@ -229,7 +240,8 @@ impl<'a> Session<'a> {
     /// front-ends set the features before the protocol features, or both again. Once for each
     /// outcome: firmware and kernel may accept the same.
     pub(super) fn tell_negotiated(&mut self) {
-        let features = self.connection.features();
+        // Logging is switched on and off again.
+        let features = self.connection.features() & !LOG_ALL;
         let protocol = self.connection.protocol_features();
         if self.told_negotiated.replace((features, protocol)) != Some((features, protocol)) {
             let names = features::describe(features, Some(self.device().virtio_id()));

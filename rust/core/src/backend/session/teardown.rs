@@ -4,6 +4,7 @@ use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::logging::Logging;
 use super::rings::Rest;
 use super::session::{RECHECK_INTERVAL, Session};
 use crate::backend::channel::Channel;
@@ -43,6 +44,7 @@ impl Session<'_> {
         self.channel = Channel::default();
         self.vrings.clear();
         self.memory = Arc::default();
+        (self.records, self.logging) = (None, Logging::default());
         let mapped = std::mem::take(&mut self.mapped);
         self.take_away(&mapped.iter().filter_map(Weak::upgrade).collect::<Vec<_>>());
         self.shared().set_device_status(0);

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::address::GuestAddr;
 use crate::worker::{Notifier, QueueCell};
 
 /// A vring's descriptors and flags, as long as the session lasts.
@@ -10,6 +11,8 @@ pub(super) struct Vring {
     pub(super) enabled: bool,
     pub(super) call: Option<Notifier>,
     pub(super) error: Option<Notifier>,
+    /// Where the dirty log knows its used ring, if writes to that are to be noted.
+    pub(super) used_log: Option<GuestAddr>,
     /// While it is started.
     pub(super) queue: Option<Arc<QueueCell>>,
 }

@@ -4,7 +4,9 @@
 //! A test is named by its file, from the top of the repository, and its own name. What is refused
 //! needs no line here: its row names the tests that try all that is refused.
 
-use vhost_user_core::wire::features::{EVENT_IDX, INDIRECT_DESC, PROTOCOL_FEATURES, VERSION_1};
+use vhost_user_core::wire::features::{
+    EVENT_IDX, INDIRECT_DESC, LOG_ALL, PROTOCOL_FEATURES, VERSION_1,
+};
 use vhost_user_core::wire::{BackendMessage, FrontendMessage, ProtocolFeatures};
 
 use BackendMessage as B;
@@ -33,11 +35,14 @@ pub(super) const MESSAGES: &[Line<FrontendMessage>] = &[
     (M::GetFeatures, "", &["tests/wire/test_bytes.py::test_features_are_asked_for_and_answered"]),
     (
         M::SetFeatures,
-        "VERSION_1 is required, but [not of disks](#drivers-of-the-legacy-interface); no change while \
-         rings run. A bit of the device type that was not offered is [ignored, if it does no \
+        "VERSION_1 is required, but [not of disks](#drivers-of-the-legacy-interface); but for \
+         LOG_ALL no change while rings run. A bit of the device type that was not offered is [ignored, if it does no \
          harm](#bits-that-were-not-offered)",
-        &["rust/core/tests/connection/negotiation.rs::\
-             features_may_be_repeated_but_not_changed_while_a_ring_is_started"],
+        &[
+            "rust/core/tests/connection/negotiation.rs::\
+             features_may_be_repeated_but_not_changed_while_a_ring_is_started",
+            "rust/core/tests/connection/log.rs::no_feature_but_log_all_changes_while_a_ring_runs",
+        ],
     ),
     (
         M::SetOwner,
@@ -59,9 +64,21 @@ pub(super) const MESSAGES: &[Line<FrontendMessage>] = &[
     ),
     (
         M::SetLogBase,
-        "by a non-zero acknowledgement if one was asked for: it has an answer of its own only with \
-         LOG_SHMFD",
-        &[],
+        "at any time, and again: answered, by the payload of the request, when the former log is not \
+         used any more. A log that cannot be mapped closes the connection, since writes would be \
+         taken for logged. [The dirty log](#the-dirty-log)",
+        &[
+            "rust/core/tests/backend/dirty_log.rs::\
+             a_log_is_not_used_any_more_when_the_next_one_is_answered",
+            "rust/core/tests/backend/dirty_log.rs::\
+             a_log_that_cannot_be_mapped_ends_the_connection_and_says_why",
+        ],
+    ),
+    (
+        M::SetLogFd,
+        "an eventfd, a pipe or a socket",
+        &["rust/core/tests/backend/dirty_log.rs::\
+             whoever_gave_an_eventfd_for_the_log_is_told_when_something_was_noted"],
     ),
     (
         M::SetVringNum,
@@ -70,9 +87,13 @@ pub(super) const MESSAGES: &[Line<FrontendMessage>] = &[
     ),
     (
         M::SetVringAddr,
-        "",
-        &["rust/core/tests/connection/vrings.rs::\
-             a_started_ring_cannot_be_configured_but_for_its_own_addresses"],
+        "with its own addresses for a started ring too, which switches whether writes to the ring are \
+         logged",
+        &[
+            "rust/core/tests/connection/vrings.rs::\
+             a_started_ring_cannot_be_configured_but_for_its_own_addresses",
+            "rust/core/tests/connection/log.rs::logging_is_switched_on_while_a_ring_runs",
+        ],
     ),
     (
         M::SetVringBase,
@@ -253,6 +274,12 @@ pub(super) const PROTOCOL: &[Line<ProtocolFeatures>] = &[
              a_network_device_answers_how_many_pairs_of_queues_it_has"],
     ),
     (
+        P::LOG_SHMFD,
+        "not with `--xen`. [The dirty log](#the-dirty-log)",
+        &["rust/core/tests/backend/dirty_log.rs::\
+             a_copy_made_while_the_device_writes_is_complete_once_the_rings_have_stopped"],
+    ),
+    (
         P::REPLY_ACK,
         "acknowledgements are given before it was accepted too",
         &[
@@ -333,6 +360,11 @@ pub(super) const FEATURES: &[Line<u64>] = &[
         EVENT_IDX,
         "",
         &["rust/core/tests/ring/notifications.rs::no_wake_up_is_lost_with_event_indices"],
+    ),
+    (
+        LOG_ALL,
+        "vhost's own; not with `--xen`. It may change while rings run",
+        &["rust/core/tests/connection/log.rs::logging_is_switched_on_while_a_ring_runs"],
     ),
     (
         PROTOCOL_FEATURES,
