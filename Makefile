@@ -52,6 +52,7 @@ lint: $(TOOLS) ## Checks format, lints and types, with warnings as errors.
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	$(foreach peer,$(PEERS),$(CARGO) clippy --locked --manifest-path $(peer)/Cargo.toml \
 	    --all-targets -- -D warnings &&) true
+	rustfmt --edition 2024 --check tests/guest/rig/verifier.rs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -89,7 +90,7 @@ bench: build ## Measures side by side with other back-ends; needs two free cores
 deps: ## Installs the system packages that the tests need, or says which are missing.
 	.ci/deps test
 
-guest-deps: $(TOOLS) ## Downloads QEMU and kernels, old and new, into .cache (200 MB), installing nothing.
+guest-deps: $(TOOLS) ## Downloads QEMU and kernels, old and new, into .cache (300 MB), installing nothing.
 	PYTHONPATH=tests $(BIN)/python -m guest.rig fetch
 
 dpdk-deps: $(TOOLS) ## Downloads DPDK's test program into .cache (35 MB), installing nothing.

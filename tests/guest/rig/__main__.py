@@ -7,7 +7,7 @@ import sys
 
 from rig.archive import ArchiveError
 
-from .packages import NEWEST, OLDEST, SUITES, Packages, fetch
+from .packages import MIDDLE, NEWEST, OLDEST, SUITES, Packages, fetch
 from .record import PROTOCOL_FEATURES, dump, record
 
 SHOWN = ("qemu-system-x86", "busybox-static", "e2fsprogs", "libblkio1", "libvirt-daemon", "ovmf")
@@ -16,7 +16,7 @@ SHOWN = ("qemu-system-x86", "busybox-static", "e2fsprogs", "libblkio1", "libvirt
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python3 -m guest.rig", description=__doc__)
     parser.add_argument("command", choices=["fetch", "record"])
-    parser.add_argument("--suite", choices=SUITES, help="fetch: the two that are tested")
+    parser.add_argument("--suite", choices=SUITES, help="fetch: the three that are tested")
     parser.add_argument("--features", choices=PROTOCOL_FEATURES, default="all")
     arguments = parser.parse_args()
     try:
@@ -24,7 +24,7 @@ def main() -> int:
             packages = fetch(arguments.suite or OLDEST)
             sys.stdout.write(dump(record(packages, arguments.features)))
             return 0
-        for suite in [arguments.suite] if arguments.suite else (OLDEST, NEWEST):
+        for suite in [arguments.suite] if arguments.suite else (OLDEST, MIDDLE, NEWEST):
             print(f"guest: {_contents(fetch(suite))}")
     except ArchiveError as error:
         print(f"guest: {error}", file=sys.stderr)

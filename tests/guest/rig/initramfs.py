@@ -1,5 +1,5 @@
 """The guest's root file system: busybox, the virtio drivers, the ext4 tools, a ping that looks at
-the data.
+the data, and a program that verifies a disk.
 
 Linux unpacks it into memory; ``init.sh`` is process 1.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 from rig.cpio import Cpio
 from rig.unpack import unpacked
 
+from . import verifier
 from .packages import Packages
 
 MODULES = ("virtio_pci", "virtio_blk", "virtio_rng", "virtio_console", "virtio_net", "ext4")
@@ -31,6 +32,7 @@ def build(packages: Packages) -> Path:
     """The archive for ``packages``, beside their tree; made again when its recipe is newer."""
     image = packages.root.with_name("initramfs.cpio")
     recipe = [*Path(__file__).parent.glob("*.py"), INIT, packages.root / "../manifest.json"]
+    recipe.append(verifier.build())
     if image.exists() and all(image.stat().st_mtime > path.stat().st_mtime for path in recipe):
         return image
     archive = Cpio()
@@ -86,6 +88,7 @@ def _add_tools(archive: Cpio, packages: Packages) -> None:
     for program in TOOLS:
         archive.file(program, (packages.root / program).read_bytes(), mode=0o755)
         libraries.update(packages.libraries(program))
+    archive.file("bin/verifier", verifier.build().read_bytes(), mode=0o755)
     archive.link("sbin/mkfs.ext4", "mke2fs")
     archive.file("etc/mke2fs.conf", (packages.root / "etc/mke2fs.conf").read_bytes())
     archive.link("etc/mtab", "/proc/mounts")

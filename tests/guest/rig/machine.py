@@ -90,7 +90,9 @@ class Machine:
     """A guest with the given vhost-user devices; a context manager that ends QEMU.
 
     ``directory`` takes ``console.log`` and ``qemu.log``. ``options`` of QEMU come before devices.
-    QEMU loads the kernel, but ``from_disk`` leaves that to the firmware and what it finds.
+    QEMU loads the kernel, that of ``system`` if it is given, but ``from_disk`` leaves that to the
+    firmware and what it finds. ``machine`` is QEMU's name of what it makes: ``q35`` is the newest.
+    With ``incoming`` there is no guest before one has come.
     """
 
     def __init__(
@@ -103,6 +105,9 @@ class Machine:
         memory_mib: int = 256,
         options: Sequence[str] = (),
         from_disk: bool = False,
+        system: Packages | None = None,
+        machine: str = "q35",
+        incoming: bool = False,
     ) -> None:
         self.console = directory / "console.log"
         self.log = directory / "qemu.log"
@@ -114,8 +119,9 @@ class Machine:
         with dialogue_of_qemu, monitor_of_qemu, open(self.log, "wb") as log:
             fds = (dialogue_of_qemu.fileno(), monitor_of_qemu.fileno())
             command = [
-                *_base(packages, cpus, memory_mib),
-                *([] if from_disk else _kernel(packages)),
+                *_base(packages, cpus, memory_mib, machine),
+                *([] if from_disk else _kernel(system or packages)),
+                *(["-incoming", "defer"] if incoming else []),
                 *_serial_ports(self.console, *fds),
                 *options,
                 *(word for number, d in enumerate(devices) for word in d.options(number, packages)),
@@ -244,12 +250,12 @@ class Machine:
         return "\n".join(parts)
 
 
-def _base(packages: Packages, cpus: int, memory_mib: int) -> list[str]:
+def _base(packages: Packages, cpus: int, memory_mib: int, machine: str) -> list[str]:
     command = packages.program("usr/bin/qemu-system-x86_64")
     for directory in FIRMWARE_DIRECTORIES:
         command += ["-L", str(packages.root / directory)]
     memory = f"memory-backend-memfd,id=memory,size={memory_mib}M,share=on"
-    command += ["-machine", "q35,memory-backend=memory", "-object", memory]
+    command += ["-machine", f"{machine},memory-backend=memory", "-object", memory]
     command += ["-accel", "tcg,thread=multi", "-cpu", "max"]
     command += ["-m", f"{memory_mib}M,slots=1,maxmem=1G", "-smp", str(cpus)]
     return [*command, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]

@@ -56,10 +56,11 @@ SUITES = {
     for suite in (
         Suite(name="bookworm", qemu="7.2", linux="6.1"),
         Suite(name="bookworm-backports", qemu="10.0", linux="6.12"),
+        Suite(name="trixie", qemu="10.0", linux="6.12"),
         Suite(name="trixie-backports", qemu="11.1", linux="7.3"),
     )
 }
-OLDEST, NEWEST = "bookworm", "trixie-backports"
+OLDEST, MIDDLE, NEWEST = "bookworm", "trixie", "trixie-backports"
 
 
 class Packages(Tree):
