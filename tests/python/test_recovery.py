@@ -1,25 +1,17 @@
 """A back-end that is killed with requests in flight: the next one finishes them, and the driver
 sees no more than a pause."""
 
-import contextlib
 import os
 import random
-import signal
-import subprocess
-import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
 
 import pytest
-from peer import wire
 from peer.blk import CANARY, Status, Type
-from peer.front_end import WANTED, FrontEnd
-from peer.memory import GuestMemory
-from peer.numbers import ProtocolFeature
+from peer.front_end import FrontEnd
+from peer.mortal import Mortal, come_back, negotiate, new_record
 from peer.numbers import Request as Message
-from peer.process import eventually
 
 ROUNDS = int(os.environ.get("RECOVERY_ROUNDS", "12"))
 SLOTS = 16
@@ -61,44 +53,6 @@ COMMANDS = {
 }
 
 
-class Mortal:
-    """A back-end that is killed and started anew, in a folder with its image."""
-
-    def __init__(self, folder: Path, words: Sequence[str]) -> None:
-        self._folder = folder
-        self._words = words
-        self._process = self._start()
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([sys.executable, *self._words], cwd=self._folder)
-
-    def replace(self) -> None:
-        """Kills it, and starts the next one."""
-        self._process.send_signal(signal.SIGKILL)
-        self._process.wait()
-        self._process = self._start()
-
-    def connect(self, memory: GuestMemory | None = None) -> FrontEnd:
-        """Dials until it listens."""
-        found: list[FrontEnd] = []
-
-        def dial() -> bool:
-            assert self._process.poll() is None, "the back-end has ended"
-            with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
-                found.append(FrontEnd.connect(str(self._folder / "disk.sock"), memory))
-            return bool(found)
-
-        assert eventually(dial, 60)
-        return found[0]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.wait()
-
-
 class Load:
     """Writes that are in flight all the time, each to a place of its own."""
 
@@ -134,33 +88,6 @@ class Load:
     def finish(self) -> None:
         """Waits for all."""
         self.take(len(self._in_flight))
-
-
-def negotiate(front: FrontEnd) -> None:
-    front.negotiate(protocol=WANTED | ProtocolFeature.INFLIGHT_SHMFD)
-    assert front.protocol & ProtocolFeature.INFLIGHT_SHMFD
-
-
-def new_record(front: FrontEnd) -> tuple[bytes, int]:
-    """What GET_INFLIGHT_FD answers: its payload and the descriptor."""
-    front.channel.command(Message.GET_INFLIGHT_FD, wire.inflight(0, 0, 1, 128))
-    payload = front.channel.answer_to(Message.GET_INFLIGHT_FD)
-    (fd,) = front.channel.descriptors
-    front.channel.descriptors.clear()
-    return payload, fd
-
-
-def come_back(mortal: Mortal, former: FrontEnd, record: tuple[bytes, int]) -> FrontEnd:
-    """A new connection with the former one's memory, rings and record, as QEMU makes it."""
-    former.channel.close()
-    front = mortal.connect(former.memory)
-    negotiate(front)
-    front.rings = former.rings
-    payload, fd = record
-    front.change(Message.SET_INFLIGHT_FD, payload, [fd])
-    front.share_memory()
-    front.start_ring(base=front.rings[0].used_index)
-    return front
 
 
 @pytest.fixture(params=COMMANDS)
