@@ -88,7 +88,7 @@ def versions(state: State, sector: int) -> set[bytes]:
 
 
 class Driver:
-    """Has writes in flight all the time, and flushes now and then."""
+    """Has writes in flight all the time on the first ring, and flushes now and then on the last."""
 
     def __init__(self, front: FrontEnd, seed: int, *, flushes: bool = True) -> None:
         self.front = front
@@ -97,6 +97,7 @@ class Driver:
         """Each write is on stable storage when it is answered."""
         self._chance = random.Random(seed)
         self._flushes = flushes
+        self._last = len(front.rings) - 1
         self._writes = [self._prepare(slot) for slot in SLOTS]
         self._zeroes = [self._prepare_zeroes(slot) for slot in SLOTS]
         self._flush = front.blk().prepare(Type.FLUSH, 0)
@@ -122,8 +123,9 @@ class Driver:
         for slot in self._chance.sample(sorted(idle), self._chance.randint(0, len(idle))):
             self._write(slot)
         if self._flushes and not self._flushing and self._chance.random() < 0.5:
-            self._flushing[self._start(self._flush)] = list(self.account.done)
+            self._flushing[self._start(self._flush, self._last)] = list(self.account.done)
         self.front.rings[0].kick()
+        self.front.rings[self._last].kick()
 
     def _write(self, slot: int) -> None:
         self.account.begun[slot] += 1
@@ -133,29 +135,34 @@ class Driver:
             self.front.memory.write(request.data, content)
         self._writing[self._start(request)] = slot
 
-    def _start(self, request: Request) -> int:
+    def _start(self, request: Request, ring: int = 0) -> int:
         self.front.memory.write(request.status, bytes([CANARY]))
-        return self.front.blk().submit(request)
-
-    @property
-    def in_flight(self) -> int:
-        """Requests that are not answered."""
-        return len(self._writing) + len(self._flushing)
+        return self.front.blk(ring).submit(request)
 
     def take(self, count: int) -> None:
-        """Waits for so many answers, and takes what they promise to account."""
+        """Waits for so many answers of the first ring, and takes to account what they promise."""
         for used in self.front.rings[0].wait(count, PATIENCE):
-            if used.head in self._flushing:
-                self._expect_ok(self._flush)
-                self.account.keep(self._flushing.pop(used.head))
-                continue
-            slot = self._writing.pop(used.head)
-            version = self.account.begun[slot]
-            zeroes = not any(SLOTS[slot].content(version))
-            self._expect_ok(self._zeroes[slot] if zeroes else self._writes[slot])
-            self.account.done[slot] = version
-            if self.through:
-                self.account.sure[slot] = version
+            if used.head in self._flushing and self._last == 0:
+                self._flushed(used.head)
+            else:
+                self._written(used.head)
+
+    def _take_flush(self) -> None:
+        (used,) = self.front.rings[self._last].wait(1, PATIENCE)
+        self._flushed(used.head)
+
+    def _flushed(self, head: int) -> None:
+        self._expect_ok(self._flush)
+        self.account.keep(self._flushing.pop(head))
+
+    def _written(self, head: int) -> None:
+        slot = self._writing.pop(head)
+        version = self.account.begun[slot]
+        zeroes = not any(SLOTS[slot].content(version))
+        self._expect_ok(self._zeroes[slot] if zeroes else self._writes[slot])
+        self.account.done[slot] = version
+        if self.through:
+            self.account.sure[slot] = version
 
     def _expect_ok(self, request: Request) -> None:
         status = self.front.memory.read(request.status, 1)[0]
@@ -168,10 +175,19 @@ class Driver:
     def turn(self) -> None:
         """Has something in flight, and takes some of what comes back."""
         self.submit()
-        if self.in_flight:
-            self.take(self._chance.randint(1, self.in_flight))
+        if self._in_flight:
+            self.take(self._chance.randint(1, self._in_flight))
+        if self._flushing and self._last and self._chance.random() < 0.5:
+            self._take_flush()
 
     def finish(self) -> None:
         """Takes all that is in flight."""
-        if self.in_flight:
-            self.take(self.in_flight)
+        if self._in_flight:
+            self.take(self._in_flight)
+        if self._flushing:
+            self._take_flush()
+
+    @property
+    def _in_flight(self) -> int:
+        """Requests on the first ring that are not answered."""
+        return len(self._writing) + (0 if self._last else len(self._flushing))

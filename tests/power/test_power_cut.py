@@ -1,6 +1,7 @@
 """Whatever a power cut leaves of a disk: what the driver was told is on stable storage is there."""
 
 import os
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -22,7 +23,7 @@ class Methods(vu.BlockDevice):
     """Serves request by request, by calls on a descriptor."""
 
     def __init__(self, path: str) -> None:
-        super().__init__(size=SIZE)
+        super().__init__(size=SIZE, num_queues=2)
         self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
 
     def read(self, offset: int, buf: memoryview, /) -> None:
@@ -41,11 +42,14 @@ class Methods(vu.BlockDevice):
         os.close(self.fd)
 
 
-class Batches(Methods):
-    """Has Rust move the data of a batch, and answers late and in another order."""
+class Late(Methods):
+    """Has Rust move the data, and answers from a thread of its own, in another order."""
 
     def on_batch(self, batch: vu.BlockBatch, /) -> None:
         late = [request.defer() for request in batch]
+        threading.Thread(target=self.answer, args=[late]).start()
+
+    def answer(self, late: list[vu.BlockRequest]) -> None:
         for request in reversed(late):
             if request.op == "write":
                 request.pwritev(self.fd)
@@ -68,7 +72,7 @@ DISKS: dict[str, Make] = {
     "file": vu.FileDisk,
     "direct": lambda path: vu.FileDisk(path, direct=True),
     "methods": Methods,
-    "batches": Batches,
+    "late": Late,
 }
 
 
@@ -91,7 +95,8 @@ def cut_again_and_again(driver: Driver, disk: VolatileDisk) -> int:
 
 
 def test_a_flushed_write_outlives_a_power_cut(front: FrontEnd, disk: VolatileDisk) -> None:
-    driver = Driver(front.start(), seed=1)
+    """The flush goes by a queue of its own."""
+    driver = Driver(front.start(queues=2), seed=1)
     undecided = cut_again_and_again(driver, disk)
     assert any(driver.account.sure)
     # Else nothing was ever at stake.
@@ -119,6 +124,7 @@ def test_a_write_outlives_a_power_cut_once_the_write_cache_is_off(
         driver.through = not cached
         if not cached:
             driver.account.keep(done)
+            driver.account.check(disk.state())
         for _ in range(ROUNDS // 5):
             driver.turn()
             driver.account.check(disk.state())
