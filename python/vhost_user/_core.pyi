@@ -273,6 +273,8 @@ class Backend:
 class _FrontendOptions(TypedDict, total=False):
     timeout: float
     xen: bool
+    packed: bool
+    in_order: bool
 
 class _BlkOptions(TypedDict, total=False):
     memory: int
@@ -280,6 +282,9 @@ class _BlkOptions(TypedDict, total=False):
     queue_size: int
     timeout: float
     guest: XenGuest | None
+    packed: bool
+    in_order: bool
+    inflight: bool
 
 @disjoint_base
 class Frontend:
@@ -300,9 +305,12 @@ class Frontend:
         fd: int | None = None,
         timeout: float = 5.0,
         xen: bool = False,
+        packed: bool = False,
+        in_order: bool = False,
     ) -> Self:
         """Connects to ``socket``, or takes over a connected socket ``fd``, and negotiates.
-        ``xen``: XEN_MMAP too, for regions of Xen domains.
+        ``xen``: XEN_MMAP too, for regions of Xen domains. ``packed``, ``in_order``: RING_PACKED
+        and IN_ORDER too; ``NegotiationError`` if the back-end does not offer them.
 
         ``OSError`` if nobody answers in ``timeout`` seconds, which also limits each later
         exchange; ``NegotiationError``, ``ProtocolError``.
@@ -397,9 +405,19 @@ class VirtioBlkDriver(Frontend):
         queue_size: int = 128,
         timeout: float = 5.0,
         guest: XenGuest | None = None,
+        packed: bool = False,
+        in_order: bool = False,
+        inflight: bool = False,
     ) -> Self:
         """As ``Frontend``, and starts ``num_queues`` rings in ``memory`` bytes of its own, or in
-        all the memory of ``guest``, a ``vhost_user.testing.XenGuest``.
+        all the memory of ``guest``, a ``vhost_user.testing.XenGuest``. ``queue_size``: entries of
+        each, a power of two, with ``packed`` any number to 32768.
+
+        ``inflight``: keeps a record of the requests in flight (INFLIGHT_SHMFD;
+        ``NegotiationError`` if the back-end does not offer it). When the back-end is gone in the
+        middle of a call, the driver then connects to ``socket`` again, in ``timeout`` seconds, and
+        the next back-end finishes what was in flight: the call only takes longer. QEMU
+        "Vhost-user Protocol", "Inflight I/O tracking".
         """
     @classmethod
     def connect(  # type: ignore[override]
@@ -412,6 +430,9 @@ class VirtioBlkDriver(Frontend):
     @property
     def read_only(self) -> bool:
         """Whether the disk is read-only."""
+    @property
+    def reconnections(self) -> int:
+        """How often the driver has gone on with another back-end, with ``inflight``."""
     def pread(self, n: int, offset: int) -> bytes:
         """Reads ``n`` bytes at ``offset``, both multiples of 512. ``RequestError`` if the device
         fails it.

@@ -10,7 +10,8 @@ import pytest
 from .command import LIMIT, Server, command, run
 
 NAMES = [
-    *("socket", "rw", "block_size", "iodepth", "numjobs", "seconds", "operations", "bytes", "iops"),
+    *("socket", "rw", "block_size", "iodepth", "numjobs"),
+    *("packed", "in_order", "inflight", "seconds", "operations", "bytes", "iops"),
     *("bytes_per_second", "latency_p50_us", "latency_p99_us", "kicks", "calls"),
     *("verified", "errors", "mismatches"),
 ]
@@ -43,6 +44,14 @@ def test_people_get_a_table(image: str) -> None:
     titles = ["requests/s", "throughput", "latency p50", "latency p99"]
     titles += ["requests a kick", "requests a call", "verified"]
     assert [line.split("  ")[0] for line in lines[1:]] == titles
+
+
+def test_a_record_of_requests_in_flight_is_kept_if_asked(image: str) -> None:
+    with Server("blk", "--blk-file", image, "--socket-path", "d.sock"):
+        result = run("bench", "d.sock", "--runtime", "0.1", "--inflight", "--verify")
+    assert result.status == 0
+    head = "d.sock: randread, 4 KiB, 32 in flight, 1 queue, with a record, 0."
+    assert result.out.startswith(head)
 
 
 def test_more_queues_than_there_are_is_an_error_with_both_numbers(image: str) -> None:

@@ -76,6 +76,23 @@ def test_the_driver_writes_its_image_and_reads_it_again(other: Other, image: str
             assert disk.pread(len(content), place) == content
 
 
+@pytest.mark.parametrize(
+    ("option", "feature"), [("--packed", "RING_PACKED"), ("--in-order", "IN_ORDER")]
+)
+def test_a_form_of_rings_that_it_has_not_is_refused_by_name(
+    other: Other, option: str, feature: str
+) -> None:
+    result = run("bench", other.socket, option)
+    problem = f"{other.socket}: the back-end does not offer {feature}"
+    assert (result.status, result.out) == (3, "")
+    assert result.err.startswith(f"vhost-user: {problem}")
+    keyword = {"--packed": "packed", "--in-order": "in_order"}[option]
+    with pytest.raises(vu.NegotiationError, match=f"does not offer {feature}"):
+        vu.Frontend(other.socket, **{keyword: True})
+    lines = run("info", other.socket).out.splitlines()
+    assert "rings: split" in lines
+
+
 def test_bench_drives_it_and_finds_its_data_right(other: Other) -> None:
     options = ["--numjobs", "2", "--runtime", "0.1", "--verify", "--json"]
     result = run("bench", other.socket, *options)

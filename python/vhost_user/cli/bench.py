@@ -38,6 +38,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--poll", action="store_true", help="busy-wait for answers instead of sleeping"
     )
     parser.add_argument(
+        "--packed", action="store_true", help="packed rings, which the back-end has to offer"
+    )
+    parser.add_argument(
+        "--in-order",
+        action="store_true",
+        help="requests used in order, which the back-end has to offer",
+    )
+    parser.add_argument(
+        "--inflight",
+        action="store_true",
+        help="keep the record of requests in flight, which the back-end has to offer",
+    )
+    parser.add_argument(
         "--verify",
         action="store_true",
         help="first fill the whole disk with a pattern, then check what is read; overwrites it",
@@ -64,7 +77,13 @@ def measure(fd: int, options: argparse.Namespace) -> "LoadReport":
     # A power of two with room for all that is in flight.
     entries = max(128, 1 << (options.iodepth - 1).bit_length())
     with VirtioBlkDriver(
-        fd=fd, timeout=options.timeout, num_queues=options.numjobs, queue_size=entries
+        fd=fd,
+        timeout=options.timeout,
+        num_queues=options.numjobs,
+        queue_size=entries,
+        packed=options.packed,
+        in_order=options.in_order,
+        inflight=options.inflight,
     ) as driver:
         if driver.read_only and (options.verify or options.rw in WRITING):
             raise Failure(f"{options.socket} is read-only: it can only be read, without --verify")
@@ -89,6 +108,9 @@ def summary(options: argparse.Namespace, report: "LoadReport") -> dict[str, Any]
         "block_size": options.bs,
         "iodepth": options.iodepth,
         "numjobs": options.numjobs,
+        "packed": options.packed,
+        "in_order": options.in_order,
+        "inflight": options.inflight,
         "seconds": report.elapsed,
         "operations": report.ops,
         "bytes": report.bytes,
@@ -118,7 +140,8 @@ def _check(options: argparse.Namespace) -> None:
 def _for_people(options: argparse.Namespace, result: dict[str, Any]) -> str:
     title = (
         f"{options.socket}: {options.rw}, {format_size(options.bs)}, {options.iodepth} in flight, "
-        f"{options.numjobs} queue{'s' if options.numjobs > 1 else ''}, {result['seconds']:.1f} s"
+        f"{options.numjobs} queue{'s' if options.numjobs > 1 else ''}{_rings(options)}, "
+        f"{result['seconds']:.1f} s"
     )
     rows = [
         ("requests/s", f"{result['iops']:,.0f}"),
@@ -131,6 +154,16 @@ def _for_people(options: argparse.Namespace, result: dict[str, Any]) -> str:
     if options.verify:
         rows.append(("verified", f"{result['verified']:,}"))
     return f"{title}\n{render(rows)}"
+
+
+def _rings(options: argparse.Namespace) -> str:
+    asked = {
+        "packed": options.packed,
+        "in order": options.in_order,
+        "with a record": options.inflight,
+    }
+    words = [word for word, is_asked in asked.items() if is_asked]
+    return "".join(f", {word}" for word in words)
 
 
 def _ratio(operations: int, notifications: int) -> str:

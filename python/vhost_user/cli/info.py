@@ -57,6 +57,8 @@ def ask(peer: "Frontend", device_id: int | None) -> dict[str, Any]:
         "type_is_guessed": device_id is not None and not is_told,
         "features": _bits(peer.offered_features, features),
         "protocol_features": _bits(peer.offered_protocol_features, protocol),
+        "ring_formats": ["split", *(["packed"] if "RING_PACKED" in features else [])],
+        "in_order": "IN_ORDER" in features,
         "num_queues": peer.num_queues,
         "max_mem_slots": peer.max_mem_slots,
     }
@@ -80,6 +82,7 @@ def render(found: dict[str, Any]) -> str:
     for title, name, of in (("queues", "num_queues", unit), ("memory slots", "max_mem_slots", "")):
         if found[name] is not None:
             lines.append(f"{title}: {found[name]}{of}")
+    lines.append(f"rings: {_rings(found)}")
     if block:
         lines.append(f"size: {block['size']} bytes ({format_size(block['size'])})")
         lines.append("configuration, read as a block device's:")
@@ -91,6 +94,11 @@ def _type(found: dict[str, Any]) -> str:
     if found["type"] is None:
         return "type: not known (--type TYPE tells it)"
     return f"type: {found['type']}" + (" (guessed)" if found["type_is_guessed"] else "")
+
+
+def _rings(found: dict[str, Any]) -> str:
+    in_order = ", in order if asked" if found["in_order"] else ""
+    return " or ".join(found["ring_formats"]) + in_order
 
 
 def _bits(value: int, names: list[str]) -> dict[str, Any]:

@@ -93,6 +93,8 @@ class BlkFactory(Protocol):
         queue_size: int = 128,
         timeout: float = 5.0,
         guest: XenGuest | None = None,
+        packed: bool = False,
+        in_order: bool = False,
         **backend: Unpack[BackendOptions],
     ) -> TestedDisk:
         """The driver of ``device``, as ``blk`` gives it."""
@@ -106,13 +108,16 @@ def blk(
     queue_size: int = 128,
     timeout: float = 5.0,
     guest: XenGuest | None = None,
+    packed: bool = False,
+    in_order: bool = False,
     **backend: Unpack[BackendOptions],
 ) -> Iterator[TestedDisk]:
     """Serves ``device`` on a socket of its own and gives a driver that is connected to it.
 
     What a callback raises is raised by the driver's method, as the ``__cause__`` of its
     ``RequestError``; so is what else a request failed for. The cause of a ``TimeoutError`` shows
-    where a callback is that does not return. ``backend``: options of ``Backend``.
+    where a callback is that does not return. ``packed``, ``in_order``: what ``VirtioBlkDriver``
+    takes. ``backend``: options of ``Backend``.
     ``guest``: the driver's rings and buffers lie in this guest of Xen, and fill its memory:
     ``ValueError`` if another's do. At the end nothing of it may still be mapped:
     ``AssertionError``. ``TypeError`` for a device that is no disk.
@@ -127,7 +132,13 @@ def blk(
         with (
             Backend(device, socket=socket, **options) as running,
             TestedDisk(
-                socket, num_queues=num_queues, queue_size=queue_size, timeout=timeout, guest=guest
+                socket,
+                num_queues=num_queues,
+                queue_size=queue_size,
+                timeout=timeout,
+                guest=guest,
+                packed=packed,
+                in_order=in_order,
             ) as driver,
         ):
             driver.backend = running

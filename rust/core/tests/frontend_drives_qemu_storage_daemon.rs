@@ -55,6 +55,18 @@ fn noise(len: usize, seed: u64) -> Vec<u8> {
 }
 
 #[test]
+fn ring_features_that_are_not_offered_are_refused_by_name() {
+    let disk = Disk::new(1, true, &[0; 4096]);
+    for (options, what) in [
+        (BlockOptions { packed: true, ..BlockOptions::default() }, "RING_PACKED"),
+        (BlockOptions { in_order: true, ..BlockOptions::default() }, "IN_ORDER"),
+    ] {
+        let error = BlockDriver::connect(&disk.socket(), options).unwrap_err().to_string();
+        assert_eq!(error, format!("the back-end does not offer {what}"));
+    }
+}
+
+#[test]
 fn what_is_in_the_image_is_read() {
     let content = noise(4 * MIB, 1);
     let disk = Disk::new(1, true, &content);

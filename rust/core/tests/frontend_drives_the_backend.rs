@@ -152,6 +152,30 @@ fn a_driver_connects_again_to_the_same_and_to_a_restarted_back_end() {
 }
 
 #[test]
+fn a_driver_with_a_record_goes_on_with_the_next_back_end() {
+    let directory = Directory::new();
+    let socket = directory.join("socket");
+    let disk = disk(MIB, 1);
+    let mut backend = Some(serve(&disk, &socket));
+    let options = BlockOptions { inflight: true, request_bytes: 4096, ..BlockOptions::default() };
+    let mut driver = BlockDriver::connect(&socket, options).unwrap();
+    let memory = driver.memory().regions()[0].user();
+    for round in 1..=3 {
+        Pattern { seed: round }.prepare(&mut driver).unwrap();
+        backend.take();
+        backend = Some(serve(&disk, &socket));
+        let mut back = vec![0; MIB as usize];
+        driver.pread(&mut back, 0).unwrap();
+        assert_eq!(Pattern { seed: round }.check(0, &back), Ok(()));
+        assert_eq!(driver.reconnections(), round);
+    }
+    driver.reconnect().unwrap();
+    assert_eq!(driver.reconnections(), 4);
+    assert_eq!(driver.memory().regions()[0].user(), memory);
+    driver.pread(&mut [0; 512], 0).unwrap();
+}
+
+#[test]
 fn what_the_device_refuses_leaves_the_driver_usable() {
     let directory = Directory::new();
     let socket = directory.join("socket");

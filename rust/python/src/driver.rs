@@ -26,7 +26,7 @@ impl VirtioBlkDriver {
     /// memory of its own or of a `guest`.
     #[new]
     #[pyo3(signature = (socket=None, *, fd=None, memory=67_108_864, num_queues=1, queue_size=128,
-                        timeout=5.0, guest=None))]
+                        timeout=5.0, guest=None, packed=false, in_order=false, inflight=false))]
     #[allow(clippy::too_many_arguments)] // One keyword for each option.
     fn new(
         py: Python<'_>,
@@ -37,11 +37,22 @@ impl VirtioBlkDriver {
         queue_size: u16,
         timeout: f64,
         guest: Option<&XenGuest>,
+        packed: bool,
+        in_order: bool,
+        inflight: bool,
     ) -> PyResult<PyClassInitializer<Self>> {
         let timeout = seconds_of(timeout)?;
         let memory = guest.map_or(memory, |guest| guest.guest().description().size);
-        let options =
-            BlockOptions { memory, num_queues, queue_size, timeout, ..BlockOptions::default() };
+        let options = BlockOptions {
+            memory,
+            num_queues,
+            queue_size,
+            timeout,
+            packed,
+            in_order,
+            inflight,
+            ..BlockOptions::default()
+        };
         let target = Target::new(socket.clone(), fd)?;
         let guest = guest.map(|guest| guest.told(py)).transpose()?;
         let driver = interruptible(py, || match (target, guest) {
@@ -67,6 +78,12 @@ impl VirtioBlkDriver {
     #[getter]
     fn read_only(slf: &Bound<'_, Self>) -> PyResult<bool> {
         driver(slf, |driver| Ok(driver.read_only()))
+    }
+
+    /// How often the driver has gone on with another back-end.
+    #[getter]
+    fn reconnections(slf: &Bound<'_, Self>) -> PyResult<u64> {
+        driver(slf, |driver| Ok(driver.reconnections()))
     }
 
     /// Reads `n` bytes at `offset`; both multiples of 512.

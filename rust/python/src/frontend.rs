@@ -34,10 +34,20 @@ pub(crate) struct Frontend {
     end: Seat<End>,
     path: Option<PathBuf>,
     timeout: Duration,
-    /// XEN_MMAP is to be accepted.
-    xen: bool,
+    asked: Asked,
     /// The process that has the connection.
     process: u32,
+}
+
+/// What is asked of the back-end beyond the usual.
+#[derive(Clone, Copy, Default)]
+struct Asked {
+    /// XEN_MMAP.
+    xen: bool,
+    /// RING_PACKED.
+    packed: bool,
+    /// IN_ORDER.
+    in_order: bool,
 }
 
 /// What holds the connection.
@@ -56,22 +66,26 @@ pub(crate) enum Target {
 #[pymethods]
 impl Frontend {
     /// Connects to `socket`, or takes over a connected socket `fd`, and negotiates; with `xen` for
-    /// telling of Xen domains' memory.
+    /// telling of Xen domains' memory, with `packed` and `in_order` for rings of that form.
     #[new]
-    #[pyo3(signature = (socket=None, *, fd=None, timeout=5.0, xen=false))]
+    #[pyo3(signature = (socket=None, *, fd=None, timeout=5.0, xen=false, packed=false,
+                        in_order=false))]
     fn new(
         py: Python<'_>,
         socket: Option<PathBuf>,
         fd: Option<RawFd>,
         timeout: f64,
         xen: bool,
+        packed: bool,
+        in_order: bool,
     ) -> PyResult<Self> {
+        let asked = Asked { xen, packed, in_order };
         let timeout = crate::backend::seconds(timeout)?;
         let target = Target::new(socket.clone(), fd)?;
-        let end = interruptible(py, || plain(target, timeout, xen))?;
+        let end = interruptible(py, || plain(target, timeout, asked))?;
         let end = end.map_err(|e| error::frontend(py, &e))?;
         let path = socket.as_deref().map(settled);
-        Ok(Self { end: Seat::new(end), path, timeout, xen, process: process::id() })
+        Ok(Self { end: Seat::new(end), path, timeout, asked, process: process::id() })
     }
 
     /// Connects to `socket`; options as the class takes them.
@@ -200,7 +214,7 @@ impl Frontend {
                 // The back-end takes one front-end at a time: the old one leaves first.
                 *end = End::Closed;
                 let target = Target::new(this.path.clone(), None).map_err(|_| no_path())?;
-                *end = plain(target, this.timeout, this.xen)?;
+                *end = plain(target, this.timeout, this.asked)?;
                 Ok(())
             }
         })?;
@@ -236,7 +250,8 @@ impl Frontend {
     /// A connection with a block driver on it.
     pub(crate) fn block(driver: BlockDriver, path: Option<PathBuf>, timeout: Duration) -> Self {
         let end = Seat::new(End::Block(Box::new(driver)));
-        Self { end, path, timeout, xen: false, process: process::id() }
+        let asked = Asked::default();
+        Self { end, path, timeout, asked, process: process::id() }
     }
 
     /// Uses what holds the connection, detached.
@@ -340,13 +355,15 @@ impl Target {
     }
 }
 
-fn plain(target: Target, timeout: Duration, xen: bool) -> Result<End, FrontendError> {
+fn plain(target: Target, timeout: Duration, asked: Asked) -> Result<End, FrontendError> {
+    let Asked { xen, packed, in_order } = asked;
     let mut client = match target {
         Target::Path(path) => Client::connect(&path, timeout)?,
         Target::Stream(stream) => Client::from_stream(stream, timeout),
     };
     let wanted = if xen { Wanted::on_xen() } else { Wanted::default() };
-    let negotiated = client.negotiate(&wanted)?;
+    let negotiated = client.negotiate(&wanted.with_rings(packed, in_order))?;
+    negotiated.need_ring_features(packed, in_order)?;
     if xen {
         client.need_xen()?;
     }

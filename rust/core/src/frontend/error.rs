@@ -109,6 +109,11 @@ impl FrontendError {
             if about_memory.iter().any(|about| about.name() == *message))
     }
 
+    /// Whether the back-end is gone, or went in the middle of an exchange.
+    pub(crate) fn is_gone(&self) -> bool {
+        matches!(self, Self::Closed { .. } | Self::Socket { source: SocketError::Host(_), .. })
+    }
+
     /// A failed exchange: ends and silences get variants of their own.
     pub(crate) fn socket(message: &'static str, timeout: Duration, source: SocketError) -> Self {
         match source {

@@ -78,6 +78,28 @@ impl Wanted {
     pub fn on_xen() -> Self {
         Self { protocol: IMPLEMENTED | ProtocolFeatures::XEN_MMAP, ..Self::default() }
     }
+
+    /// The same, and the features that change the form of the rings.
+    pub fn with_rings(self, packed: bool, in_order: bool) -> Self {
+        let packed = if packed { features::RING_PACKED } else { 0 };
+        let in_order = if in_order { features::IN_ORDER } else { 0 };
+        Self { features: self.features | packed | in_order, ..self }
+    }
+}
+
+impl Negotiated {
+    /// Fails if a feature that changes the form of the rings is wanted and was not offered.
+    pub fn need_ring_features(&self, packed: bool, in_order: bool) -> Result<()> {
+        let wanted = [
+            (packed, features::RING_PACKED, "RING_PACKED"),
+            (in_order, features::IN_ORDER, "IN_ORDER"),
+        ];
+        let is_missing = |(wanted, bit, _): &(bool, u64, _)| *wanted && self.features & bit == 0;
+        match wanted.into_iter().find(is_missing) {
+            Some((_, _, what)) => Err(FrontendError::NotOffered { what }),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Client {

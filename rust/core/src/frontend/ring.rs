@@ -183,6 +183,11 @@ impl Ring {
         self.signals().error_signalled()
     }
 
+    /// For the next back-end: what the last one has reported is over.
+    pub(super) fn clear_error(&self) {
+        self.signals().clear_error();
+    }
+
     fn signals(&self) -> &Signals {
         match self {
             Self::Split(ring) => ring.ring().signals(),

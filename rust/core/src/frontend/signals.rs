@@ -106,7 +106,6 @@ impl Signals {
     }
 
     /// Forgets what a back-end signalled that is gone.
-    #[cfg(test)]
     pub(super) fn clear_error(&self) {
         self.error.clear();
     }

@@ -1,6 +1,6 @@
 //! A disk at the other end of a socket.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,6 +13,7 @@ use super::super::messages::{IMPLEMENTED, Negotiated, Wanted};
 use super::super::ring::RingFeatures;
 use super::super::xen::XenMemory;
 use super::queue::QueueLayout;
+use super::record::Record;
 use super::{BlockConfig, BlockQueue, BlockRequest, Completion, Op, SECTOR, feature};
 use crate::address::GuestAddr;
 use crate::error::HostError;
@@ -48,6 +49,10 @@ pub struct BlockOptions {
     pub packed: bool,
     /// Have the device use requests in order, and fail if it does not offer that.
     pub in_order: bool,
+    /// Keep a record of the requests in flight (INFLIGHT_SHMFD), and fail if the back-end does not
+    /// offer that. When the back-end is gone in the middle of requests, the driver then connects
+    /// again, within `timeout`, and the next one finishes them.
+    pub inflight: bool,
     /// Block features to accept if offered.
     pub features: u64,
     /// Protocol features to accept if offered.
@@ -67,6 +72,7 @@ impl Default for BlockOptions {
             event_idx: true,
             packed: false,
             in_order: false,
+            inflight: false,
             features: feature::ALL,
             protocol: IMPLEMENTED,
             timeout: Duration::from_secs(5),
@@ -77,15 +83,17 @@ impl Default for BlockOptions {
 /// A disk at the other end of a socket. Dropping it closes the connection.
 #[derive(Debug)]
 pub struct BlockDriver {
-    path: Option<PathBuf>,
-    options: BlockOptions,
-    client: Client,
+    pub(super) path: Option<PathBuf>,
+    pub(super) options: BlockOptions,
+    pub(super) client: Client,
     memory: Arc<GuestMemory>,
     /// How the back-end is told of it, on Xen.
     xen: Option<Arc<XenMemory>>,
-    negotiated: Negotiated,
-    config: BlockConfig,
-    queues: Vec<BlockQueue>,
+    pub(super) negotiated: Negotiated,
+    pub(super) config: BlockConfig,
+    pub(super) queues: Vec<BlockQueue>,
+    /// What is in flight, for the back-end that comes after this one.
+    pub(super) record: Option<Record>,
     next_queue: usize,
     /// The seed of the load pattern that the whole disk holds, as far as this driver knows.
     pattern: Option<u64>,
@@ -239,8 +247,10 @@ impl BlockDriver {
         Ok(false)
     }
 
-    /// Connects again to the same path, as after a restart of the back-end: new connection, new
-    /// memory unless it is a Xen domain's, fresh rings. What was in flight is lost.
+    /// Connects again to the same path, as after a restart of the back-end. With a record of the
+    /// requests in flight the driver goes on as it is, and the back-end finishes them. Without one
+    /// it begins anew: new memory unless it is a Xen domain's, fresh rings, and what was in flight
+    /// is lost.
     ///
     /// # Errors
     /// A connection that was handed over cannot be made again.
@@ -248,10 +258,10 @@ impl BlockDriver {
         let path = self.path.clone().ok_or_else(|| {
             FrontendError::range("a connection that was handed over cannot be made again")
         })?;
-        // The old connection goes first: a back-end serves one at a time.
-        let (stream, _) = Stream::pair()
-            .map_err(|source| FrontendError::Connect { path: path.clone(), source })?;
-        self.client = Client::from_stream(stream, self.options.timeout);
+        self.hang_up(&path)?;
+        if self.record.is_some() {
+            return self.resume();
+        }
         let pattern = self.pattern;
         let driver = Self::dial(&path, self.options.clone(), self.xen.clone())?;
         *self = Self { pattern, ..driver };
@@ -271,8 +281,15 @@ impl BlockDriver {
     /// # Errors
     /// The device does not answer.
     pub fn settle(&mut self) -> Result<()> {
-        let (timeout, alive) = (self.options.timeout, self.client.as_fd());
-        self.queues.iter_mut().try_for_each(|queue| settle(queue, timeout, alive))
+        for index in 0..self.queues.len() {
+            while self.queues[index].in_flight() != 0 {
+                // What the answers say concerns nobody any more.
+                if self.queues[index].completed()?.is_none() {
+                    self.wait(index)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Disables and stops all queues, as a driver does before it goes away. Returns where each
@@ -368,13 +385,8 @@ impl BlockDriver {
         options: BlockOptions,
         xen: Option<Arc<XenMemory>>,
     ) -> Result<Self> {
-        let wanted = wanted_features(&options);
-        let mut protocol = options.protocol;
-        if xen.is_some() {
-            protocol |= ProtocolFeatures::XEN_MMAP;
-        }
-        let negotiated = client.negotiate(&Wanted { features: wanted, protocol })?;
-        check_ring_features(&options, negotiated.features)?;
+        let negotiated = client.negotiate(&wanted(&options, xen.is_some()))?;
+        negotiated.need_ring_features(options.packed, options.in_order)?;
         if xen.is_some() {
             client.need_xen()?;
         }
@@ -382,6 +394,10 @@ impl BlockDriver {
         let config = BlockConfig::new(&bytes, negotiated.features);
         check_queues(&options, &negotiated, &config)?;
         client.set_features(negotiated.features)?;
+        let record = options
+            .inflight
+            .then(|| Record::new(&mut client, options.num_queues, options.queue_size))
+            .transpose()?;
         let memory = match &xen {
             Some(xen) => Arc::clone(&xen.memory),
             None => Arc::new(GuestMemory::with_size(options.memory)?),
@@ -396,6 +412,7 @@ impl BlockDriver {
             negotiated,
             config,
             queues,
+            record,
             next_queue: 0,
             pattern: None,
         };
@@ -405,11 +422,14 @@ impl BlockDriver {
 
     /// From the features on: memory, rings, enable, DRIVER_OK, and one kick for each ring, since
     /// some back-ends start a ring at its first kick only.
-    fn start_queues(&mut self) -> Result<()> {
+    pub(super) fn start_queues(&mut self) -> Result<()> {
         let status = self.negotiated.protocol.contains(ProtocolFeatures::STATUS);
         let [before @ .., driver_ok] = STATUS_STEPS;
         if status {
             before.iter().try_for_each(|&step| self.client.set_status(step))?;
+        }
+        if let Some(record) = &self.record {
+            record.give(&mut self.client)?;
         }
         match &self.xen {
             Some(xen) => self.client.set_xen_memory(xen)?,
@@ -448,13 +468,14 @@ impl BlockDriver {
         mut drain: impl FnMut(&BlockQueue, u16, &Piece),
     ) -> Result<()> {
         self.settle()?;
-        let queue = self.next_queue;
-        self.next_queue = (queue + 1) % self.queues.len();
-        let queue = &mut self.queues[queue];
+        let index = self.next_queue;
+        self.next_queue = (index + 1) % self.queues.len();
         let mut pieces = pieces.into_iter().peekable();
-        let mut placed: Vec<Option<Piece>> = (0..queue.slots()).map(|_| None).collect();
+        let slots = self.queues[index].slots();
+        let mut placed: Vec<Option<Piece>> = (0..slots).map(|_| None).collect();
         let mut failure = None;
         loop {
+            let queue = &mut self.queues[index];
             while failure.is_none() && pieces.peek().is_some() {
                 let Some(slot) = queue.take_slot() else { break };
                 let Some(piece) = pieces.next() else { break };
@@ -466,8 +487,9 @@ impl BlockDriver {
             if queue.in_flight() == 0 {
                 return failure.map_or(Ok(()), Err);
             }
-            wait(queue, self.options.timeout, self.client.as_fd())?;
+            self.wait(index)?;
             interrupt::ask_at_times().map_err(|e| HostError::new("wait for a call", e))?;
+            let queue = &mut self.queues[index];
             while let Some(done) = queue.completed()? {
                 let piece = placed[usize::from(done.slot)].take();
                 match (judge(&done), piece) {
@@ -477,6 +499,22 @@ impl BlockDriver {
                 }
             }
         }
+    }
+
+    /// Waits for an answer on a queue, or until the next back-end has taken over.
+    fn wait(&mut self, index: usize) -> Result<()> {
+        let timeout = self.options.timeout;
+        match self.queues[index].ring_mut().wait(timeout, self.client.as_fd()) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(FrontendError::TimedOut { message: "requests", timeout }),
+            Err(error) if self.can_resume(&error) => self.resume(),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What the driver asks of every back-end that it meets.
+    pub(super) fn wanted(&self) -> Wanted {
+        wanted(&self.options, self.xen.is_some())
     }
 
     /// Cuts a read or a write into requests.
@@ -538,24 +576,6 @@ impl BlockDriver {
     }
 }
 
-/// Waits for an answer.
-fn wait(queue: &mut BlockQueue, timeout: Duration, alive: BorrowedFd<'_>) -> Result<()> {
-    if queue.ring_mut().wait(timeout, alive)? {
-        return Ok(());
-    }
-    Err(FrontendError::TimedOut { message: "requests", timeout })
-}
-
-/// Waits until nothing is in flight on a queue. What the answers say concerns nobody any more.
-fn settle(queue: &mut BlockQueue, timeout: Duration, alive: BorrowedFd<'_>) -> Result<()> {
-    while queue.in_flight() != 0 {
-        if queue.completed()?.is_none() {
-            wait(queue, timeout, alive)?;
-        }
-    }
-    Ok(())
-}
-
 fn judge(done: &Completion) -> Result<()> {
     BlockStatus::check(done.status).map_err(|status| FrontendError::Request {
         op: done.request.op.name(),
@@ -576,27 +596,20 @@ fn check_sectors(op: Op, offset: u64, len: u64) -> Result<()> {
     Ok(())
 }
 
-fn wanted_features(options: &BlockOptions) -> u64 {
-    let chosen = [
-        (options.indirect, features::INDIRECT_DESC),
-        (options.event_idx, features::EVENT_IDX),
-        (options.packed, features::RING_PACKED),
-        (options.in_order, features::IN_ORDER),
-    ];
-    let bits = chosen.into_iter().filter_map(|(is_chosen, bit)| is_chosen.then_some(bit));
-    bits.fold(options.features & feature::ALL, |all, bit| all | bit)
-}
-
-/// What changes the rings' form is had as asked, or not at all.
-fn check_ring_features(options: &BlockOptions, accepted: u64) -> Result<()> {
-    let asked = [
-        (options.packed, features::RING_PACKED, "RING_PACKED"),
-        (options.in_order, features::IN_ORDER, "IN_ORDER"),
-    ];
-    match asked.into_iter().find(|(asked, bit, _)| *asked && accepted & bit == 0) {
-        Some((_, _, what)) => Err(FrontendError::NotOffered { what }),
-        None => Ok(()),
+/// What a driver with these options asks of a back-end.
+fn wanted(options: &BlockOptions, on_xen: bool) -> Wanted {
+    let bit = |is_wanted: bool, bit| if is_wanted { bit } else { 0 };
+    let features = options.features & feature::ALL
+        | bit(options.indirect, features::INDIRECT_DESC)
+        | bit(options.event_idx, features::EVENT_IDX);
+    let mut protocol = options.protocol;
+    if on_xen {
+        protocol |= ProtocolFeatures::XEN_MMAP;
     }
+    if options.inflight {
+        protocol |= ProtocolFeatures::INFLIGHT_SHMFD;
+    }
+    Wanted { features, protocol }.with_rings(options.packed, options.in_order)
 }
 
 fn check_queues(

@@ -3,6 +3,8 @@
 mod config;
 mod driver;
 mod queue;
+mod record;
+mod recovery;
 mod request;
 
 pub use config::BlockConfig;

@@ -45,6 +45,18 @@ pub(super) struct Places {
     random: u64,
 }
 
+/// How far one queue has come with its load, whatever back-ends come and go.
+pub(super) struct Progress {
+    phase: Phase,
+    places: Places,
+    began: Instant,
+    measured_from: Instant,
+    /// When each slot's request was made available.
+    made: Box<[Instant]>,
+    tally: Tally,
+    reads: u64,
+}
+
 pub(super) struct Lane<'a> {
     queue: &'a mut BlockQueue,
     alive: BorrowedFd<'a>,
@@ -52,19 +64,30 @@ pub(super) struct Lane<'a> {
     options: &'a LoadOptions,
     given_up: &'a AtomicBool,
     pattern: Pattern,
-    places: Places,
-    /// When each slot's request was made available.
-    made: Box<[Instant]>,
-    tally: Tally,
-    reads: u64,
+    progress: &'a mut Progress,
 }
 
-/// What to do with the answers that come.
+/// What to do next, and with the answers that come.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
+    Begin,
     WarmUp,
     Measure,
     Drain,
+    Over,
+}
+
+impl Progress {
+    pub(super) fn new(queue: &BlockQueue, places: Places) -> Self {
+        let now = Instant::now();
+        let made = vec![now; queue.slots().into()].into_boxed_slice();
+        let (phase, tally) = (Phase::Begin, Tally::new());
+        Self { phase, places, began: now, measured_from: now, made, tally, reads: 0 }
+    }
+
+    pub(super) fn into_tally(self) -> Tally {
+        self.tally
+    }
 }
 
 impl<'a> Lane<'a> {
@@ -73,48 +96,50 @@ impl<'a> Lane<'a> {
         alive: BorrowedFd<'a>,
         timeout: Duration,
         options: &'a LoadOptions,
-        places: Places,
+        progress: &'a mut Progress,
         given_up: &'a AtomicBool,
     ) -> Self {
-        let made = vec![Instant::now(); queue.slots().into()].into_boxed_slice();
         let pattern = Pattern { seed: options.seed };
-        let tally = Tally::new();
-        Self { queue, alive, timeout, options, given_up, pattern, places, made, tally, reads: 0 }
+        Self { queue, alive, timeout, options, given_up, pattern, progress }
     }
 
     /// Runs to the limit and collects everything in flight, unless the load is given up. `share`:
     /// operations to do if the limit is a number of them.
-    pub(super) fn run(mut self, share: u64) -> Result<Tally> {
+    pub(super) fn run(mut self, share: u64) -> Result<()> {
         if self.options.polling {
             self.queue.ring_mut().suppress_calls(true);
         }
-        let began = Instant::now();
-        self.fill_queue(began);
-        let (mut phase, mut measured_from) = (Phase::WarmUp, began);
-        loop {
-            if phase == Phase::WarmUp && began.elapsed() >= self.options.warm_up {
-                phase = Phase::Measure;
-                measured_from = Instant::now();
-                self.tally.restart(self.queue);
-            }
+        if self.progress.phase == Phase::Begin {
+            self.begin();
+        }
+        while self.progress.phase != Phase::Over {
             self.check_given_up()?;
-            let now = self.collect(phase)?;
-            let over = match self.options.limit {
-                Limit::Time(time) => now - measured_from >= time,
-                Limit::Ops(_) => self.tally.ops >= share,
-            };
-            if phase == Phase::Measure && over {
-                phase = Phase::Drain;
-                self.tally.finish(self.queue, now - measured_from);
+            let phase = self.progress.phase;
+            if phase == Phase::WarmUp && self.progress.began.elapsed() >= self.options.warm_up {
+                self.measure();
             }
-            if phase == Phase::Drain && self.queue.in_flight() == 0 {
-                return Ok(self.tally);
+            let now = self.collect()?;
+            let measured = now - self.progress.measured_from;
+            let over = match self.options.limit {
+                Limit::Time(time) => measured >= time,
+                Limit::Ops(_) => self.progress.tally.ops >= share,
+            };
+            if self.progress.phase == Phase::Measure && over {
+                self.progress.phase = Phase::Drain;
+                self.progress.tally.finish(self.queue, measured);
+            }
+            if self.progress.phase == Phase::Drain && self.queue.in_flight() == 0 {
+                self.progress.phase = Phase::Over;
             }
         }
+        Ok(())
     }
 
     /// Makes the first requests: as many as the depth says.
-    fn fill_queue(&mut self, now: Instant) {
+    fn begin(&mut self) {
+        let now = Instant::now();
+        self.progress.began = now;
+        self.progress.phase = Phase::WarmUp;
         for _ in 0..self.options.depth {
             if let Some(slot) = self.queue.take_slot() {
                 self.submit(slot, now);
@@ -123,57 +148,63 @@ impl<'a> Lane<'a> {
         self.queue.publish();
     }
 
+    /// The warm-up is over.
+    fn measure(&mut self) {
+        self.progress.phase = Phase::Measure;
+        self.progress.measured_from = Instant::now();
+        self.progress.tally.restart(self.queue);
+    }
+
     /// Waits for answers and handles all there are with one look at the clock; returns its time.
-    fn collect(&mut self, phase: Phase) -> Result<Instant> {
+    fn collect(&mut self) -> Result<Instant> {
         let first = self.wait()?;
         let now = Instant::now();
         let mut next = Some(first);
         while let Some(done) = next {
-            self.take(&done, phase, now);
+            self.take(&done, now);
             next = self.queue.completed()?;
         }
         self.queue.publish();
         Ok(now)
     }
 
-    fn take(&mut self, done: &Completion, phase: Phase, now: Instant) {
-        if phase != Phase::Drain {
-            let time = self.made.get(usize::from(done.slot)).map_or(Duration::ZERO, |&at| now - at);
-            self.tally.latency.record(time);
-            self.tally.ops += 1;
+    fn take(&mut self, done: &Completion, now: Instant) {
+        let is_drained = self.progress.phase == Phase::Drain;
+        if !is_drained {
+            let made = self.progress.made.get(usize::from(done.slot));
+            self.progress.tally.latency.record(made.map_or(Duration::ZERO, |&at| now - at));
+            self.progress.tally.ops += 1;
         }
         if done.status != 0 {
-            self.tally.errors += 1;
+            self.progress.tally.errors += 1;
         } else if done.request.op == Op::Read {
             self.verify(done);
         }
-        if phase != Phase::Drain
-            && let Some(slot) = self.queue.take_slot()
-        {
+        if !is_drained && let Some(slot) = self.queue.take_slot() {
             self.submit(slot, now);
         }
     }
 
     fn verify(&mut self, done: &Completion) {
-        self.reads += 1;
-        if !self.options.verify.includes(self.reads) {
+        self.progress.reads += 1;
+        if !self.options.verify.includes(self.progress.reads) {
             return;
         }
-        self.tally.verified += 1;
+        self.progress.tally.verified += 1;
         let BlockRequest { sector, len, .. } = done.request;
         if let Err(bad) = self.pattern.check_slot(self.queue, done.slot, sector, len) {
-            self.tally.mismatches += 1;
-            self.tally.first_mismatch.get_or_insert(bad);
+            self.progress.tally.mismatches += 1;
+            self.progress.tally.first_mismatch.get_or_insert(bad);
         }
     }
 
     fn submit(&mut self, slot: u16, now: Instant) {
-        let (op, sector) = self.places.next();
+        let (op, sector) = self.progress.places.next();
         let len = self.options.block_bytes;
         if op == Op::Write {
             self.pattern.fill(self.queue, slot, sector, len);
         }
-        if let Some(made) = self.made.get_mut(usize::from(slot)) {
+        if let Some(made) = self.progress.made.get_mut(usize::from(slot)) {
             *made = now;
         }
         self.queue.submit(slot, BlockRequest { op, sector, len });
@@ -213,8 +244,11 @@ impl<'a> Lane<'a> {
             }
             self.check_given_up()?;
             let quiet = quiet_since.get_or_insert_with(Instant::now).elapsed();
-            if quiet >= QUIET {
-                self.check_alive()?;
+            if quiet >= QUIET
+                && let Err(error) = self.check_alive()
+            {
+                // What it did before it went counts.
+                return self.queue.completed()?.ok_or(error);
             }
             if quiet >= self.timeout {
                 return Err(self.stuck());

@@ -24,7 +24,7 @@ use super::error::{FrontendError, Result};
 use crate::error::HostError;
 use crate::sys::interrupt;
 use histogram::Histogram;
-use lane::{Lane, Places, Tally};
+use lane::{Lane, Places, Progress, Tally};
 pub use options::{Access, Limit, LoadOptions, Verify};
 pub use pattern::Pattern;
 
@@ -86,26 +86,50 @@ impl LoadReport {
 /// ([`Pattern::prepare`]) if reads are checked.
 ///
 /// Answers with an error status and wrong data are counted, not returned as errors; a back-end
-/// that hangs up, breaks a ring or does not answer for the driver's timeout is an error.
+/// that hangs up, breaks a ring or does not answer for the driver's timeout is an error. A driver
+/// with a record of the requests in flight goes on with the next back-end when one hangs up.
 pub fn run(driver: &mut BlockDriver, options: &LoadOptions) -> Result<LoadReport> {
     driver.settle()?;
-    let (disk, timeout) = (driver.size(), driver.options().timeout);
+    let disk = driver.size();
     if !options.access.reads() && driver.pattern() != Some(options.seed) {
         driver.set_pattern(None);
     }
-    let (queues, client) = driver.queues();
+    let (queues, _) = driver.queues();
     queues.iter().try_for_each(|queue| check(queue, disk, options))?;
     let count = queues.len() as u64;
     let share = match options.limit {
         Limit::Ops(ops) => ops.div_ceil(count),
         Limit::Time(_) => 0,
     };
+    let places = (0..count).map(|index| Places::new(options, disk, index, count));
+    let mut lanes: Vec<_> =
+        queues.iter().zip(places).map(|(queue, places)| Progress::new(queue, places)).collect();
+    loop {
+        match run_lanes(driver, options, share, &mut lanes) {
+            Ok(()) => break,
+            // Each thread has seen that the back-end is gone, and has nothing half done.
+            Err(error) if driver.can_resume(&error) => driver.resume()?,
+            Err(error) => return Err(error),
+        }
+    }
+    let tallies: Vec<_> = lanes.into_iter().map(Progress::into_tally).collect();
+    Ok(LoadReport::new(&tallies, options.block_bytes))
+}
+
+/// Runs each queue on a thread until its share is done.
+fn run_lanes(
+    driver: &mut BlockDriver,
+    options: &LoadOptions,
+    share: u64,
+    lanes: &mut [Progress],
+) -> Result<()> {
+    let timeout = driver.options().timeout;
+    let (queues, client) = driver.queues();
     let given_up = AtomicBool::new(false);
-    let lanes = queues.iter_mut().zip(0..).map(|(queue, index)| {
-        let places = Places::new(options, disk, index, count);
-        Lane::new(queue, client.as_fd(), timeout, options, places, &given_up)
+    let lanes = queues.iter_mut().zip(lanes).map(|(queue, progress)| {
+        Lane::new(queue, client.as_fd(), timeout, options, progress, &given_up)
     });
-    let tallies = thread::scope(|scope| {
+    thread::scope(|scope| {
         let (end, ended) = mpsc::channel();
         let threads: Vec<_> = lanes
             .enumerate()
@@ -124,10 +148,16 @@ pub fn run(driver: &mut BlockDriver, options: &LoadOptions) -> Result<LoadReport
             Ok(result) => result,
             Err(panic) => std::panic::resume_unwind(panic),
         };
-        let tallies = threads.into_iter().map(join).collect::<Result<Vec<Tally>>>();
-        asked.map_err(|e| HostError::new("wait for the end of a load", e).into()).and(tallies)
-    })?;
-    Ok(LoadReport::new(&tallies, options.block_bytes))
+        let results: Vec<Result<()>> = threads.into_iter().map(join).collect();
+        asked.map_err(|e| HostError::new("wait for the end of a load", e))?;
+        // That the back-end is gone is said only if nothing worse is the matter.
+        let (gone, other): (Vec<_>, Vec<_>) = results.into_iter().partition(is_gone);
+        other.into_iter().chain(gone).collect()
+    })
+}
+
+fn is_gone(result: &Result<()>) -> bool {
+    result.as_ref().is_err_and(FrontendError::is_gone)
 }
 
 /// Waits until no thread has its sending end any more, or this one is to give up.
