@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::context::BackendContext;
 use super::event::Event;
+use super::offer::postcopy;
 use super::options::Options;
 use super::session::Session;
 use super::shared::{Shared, State};
@@ -37,6 +38,9 @@ impl Control {
         let closer = Closer::default();
         source.close_with(&closer);
         shared.event(Event::Listening(place));
+        if let Err(why) = postcopy() {
+            shared.event(Event::PostcopyWithheld(why));
+        }
         Ok(Self { context: BackendContext { device, options, shared, closer }, source })
     }
 

@@ -118,6 +118,14 @@ pub enum Event {
     DeviceChanged(String),
     /// The device keeps from other processes what it should give up when its rings stop.
     NotGivenUp(NotGivenUp),
+    /// Postcopy is not offered, for this reason.
+    PostcopyWithheld(String),
+    /// The guest's memory is in use here while pages of it are still on their way.
+    PostcopyBegan,
+    /// All of the guest's memory is here.
+    PostcopyEnded,
+    /// The front-end has left, or the back-end ends, before all of the guest's memory was here.
+    PostcopyGivenUp,
     /// The device's state was saved, for another back-end or for later.
     StateSaved {
         /// Bytes of it.
@@ -174,11 +182,14 @@ impl Event {
             Self::QueueStarted { instead_of: Some(_), .. }
             | Self::FeaturesIgnored { .. }
             | Self::Resubmitted { .. }
+            | Self::PostcopyBegan
+            | Self::PostcopyEnded
             | Self::StateSaved { .. }
             | Self::StateLoaded { .. } => Level::Info,
-            Self::QueueStarted { .. } | Self::QueueStopped { .. } | Self::Negotiated { .. } => {
-                Level::Debug
-            }
+            Self::QueueStarted { .. }
+            | Self::QueueStopped { .. }
+            | Self::PostcopyWithheld(_)
+            | Self::Negotiated { .. } => Level::Debug,
             Self::Listening(_) | Self::Connected(_) | Self::Disconnected | Self::Stopped => {
                 Level::Info
             }
@@ -192,6 +203,7 @@ impl Event {
             | Self::DeviceChanged(_)
             | Self::NotGivenUp(_)
             | Self::StateFailed(_)
+            | Self::PostcopyGivenUp
             | Self::Refused(_)
             | Self::Closed(_)
             | Self::AcceptHeld(_)
@@ -261,6 +273,15 @@ impl fmt::Display for Event {
             ),
             Self::DeviceChanged(what) => f.write_str(what),
             Self::NotGivenUp(why) => why.fmt(f),
+            Self::PostcopyWithheld(why) => write!(f, "postcopy is not offered: {why}"),
+            Self::PostcopyBegan => {
+                f.write_str("postcopy: the guest runs here, and pages of it are on their way")
+            }
+            Self::PostcopyEnded => f.write_str("postcopy: all of the guest's memory is here"),
+            Self::PostcopyGivenUp => f.write_str(
+                "postcopy: the connection ends before all of the guest's memory is here; requests \
+                 in flight are not answered",
+            ),
             Self::StateSaved { bytes } => {
                 write!(f, "the device's state was saved: {bytes} bytes")
             }

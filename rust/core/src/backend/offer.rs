@@ -3,6 +3,7 @@
 use super::options::XenOptions;
 use crate::connection::Offer;
 use crate::device::Device;
+use crate::sys::userfault::Userfault;
 use crate::wire::ProtocolFeatures;
 use crate::wire::features::{EVENT_IDX, INDIRECT_DESC, LOG_ALL, VERSION_1};
 
@@ -19,12 +20,18 @@ fn serves_legacy_drivers(device: &dyn Device) -> bool {
     cfg!(target_endian = "little") && device.is_transitional()
 }
 
+/// Whether this process may hear of page faults, which postcopy needs: in words why not.
+pub(super) fn postcopy() -> Result<(), String> {
+    Userfault::new().map(drop)
+}
+
 /// What is offered to a front-end.
 pub(super) fn offer(device: &dyn Device, xen: Option<&XenOptions>) -> Offer {
     let mut protocol_features = Offer::CARRIED_OUT;
     // QEMU warns about a configuration space that its device type has no use for.
     protocol_features.set(ProtocolFeatures::CONFIG, device.config_len() > 0);
     protocol_features.set(ProtocolFeatures::DEVICE_STATE, device.state_form().is_some());
+    protocol_features.set(ProtocolFeatures::PAGEFAULT, postcopy().is_ok());
     let rings = VERSION_1 | INDIRECT_DESC | EVENT_IDX;
     Offer {
         features: device.features() & DEVICE_BITS | rings | LOG_ALL,

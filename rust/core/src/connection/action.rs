@@ -219,6 +219,21 @@ pub enum Action {
         /// The address under which the log knows the used ring.
         at: Option<GuestAddr>,
     },
+    /// Make a descriptor by which the front-end hears of missing pages; answered with
+    /// [`Outcome::Userfault`].
+    AdvisePostcopy,
+    /// Map regions whose pages are on their way, and touch none of them before
+    /// [`UseAwaited`](Self::UseAwaited); answered with [`Outcome::Places`].
+    AwaitMemory {
+        /// The regions.
+        offers: Vec<RegionOffer>,
+        /// They are all of memory; else they are added to what is there, or awaited.
+        replace: bool,
+    },
+    /// The front-end answers for all pages of the awaited regions: they are memory from now on.
+    UseAwaited,
+    /// All pages are there.
+    EndPostcopy,
     /// The channel for the back-end's own requests; replaces the former one.
     SetBackendChannel(ReceivedFd),
 }
@@ -241,6 +256,10 @@ pub enum Outcome {
         /// The file.
         fd: OwnedFd,
     },
+    /// A descriptor by which the front-end hears of missing pages.
+    Userfault(OwnedFd),
+    /// Where each region is mapped in this process.
+    Places(Vec<UserAddr>),
     /// Not done: nothing changed.
     Failed(Refusal),
 }

@@ -16,6 +16,9 @@ const GRANT_ADDRESS_END: u64 = GRANT_ADDRESS + (1 << 44);
 
 impl Connection {
     pub(super) fn set_mem_table(&mut self, frame: Frame) -> Handled {
+        if self.is_acknowledgement(FrontendMessage::SetMemTable, &frame) {
+            return self.postcopy_acknowledge(&frame);
+        }
         let layout = self.layout_of(Size::Table, &frame.payload)?;
         let table = MemoryTable::from_bytes(&frame.payload, layout)?;
         let (regions, fds) = (table.regions.len(), frame.fds.len());
@@ -30,6 +33,9 @@ impl Connection {
             self.offer(region, layout, fd).map_err(of_many)
         });
         let offers = offers.collect::<Result<_, _>>()?;
+        if self.postcopy.listens() {
+            return Ok(self.await_table(offers, table));
+        }
         Ok(Verdict::Act(Action::SetMemory(offers), Commit::Regions(regions as u64)))
     }
 
@@ -38,19 +44,28 @@ impl Connection {
     }
 
     pub(super) fn add_mem_reg(&mut self, frame: Frame) -> Handled {
+        if self.is_acknowledgement(FrontendMessage::AddMemReg, &frame) {
+            return self.postcopy_acknowledge(&frame);
+        }
         let layout = self.layout_of(Size::OneRegion, &frame.payload)?;
         let SingleRegion(region) = SingleRegion::from_bytes(&frame.payload, layout)?;
-        if self.regions >= self.offer.max_memory_slots {
-            let max = self.offer.max_memory_slots;
-            return Err(Refusal(format!("{} regions are mapped, {max} at most", self.regions)));
+        let (known, max) =
+            (self.postcopy.awaited.unwrap_or(self.regions), self.offer.max_memory_slots);
+        if known >= max {
+            return Err(Refusal(format!("{known} regions are mapped, {max} at most")));
         }
         let fd = only_fd(frame)?.ok_or_else(|| Refusal("no descriptor".to_owned()))?;
-        let action = Action::AddRegion(self.offer(&region, layout, fd)?);
+        let offer = self.offer(&region, layout, fd)?;
+        if self.postcopy.listens() {
+            return Ok(self.await_region(offer, region, known + 1));
+        }
+        let action = Action::AddRegion(offer);
         Ok(Verdict::Act(action, Commit::Regions(self.regions + 1)))
     }
 
     /// A descriptor that came with the message is closed with the frame.
     pub(super) fn rem_mem_reg(&mut self, frame: &Frame) -> Handled {
+        self.not_while_unacknowledged()?;
         let layout = self.layout_of(Size::OneRegion, &frame.payload)?;
         let SingleRegion(region) = SingleRegion::from_bytes(&frame.payload, layout)?;
         let left = self.regions.checked_sub(1).ok_or_else(|| {

@@ -30,6 +30,8 @@ mod layout;
 mod log;
 mod memory;
 mod offer;
+mod postcopy;
+mod postcopy_state;
 mod reply;
 mod resets;
 mod rings;

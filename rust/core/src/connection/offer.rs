@@ -45,14 +45,16 @@ impl Offer {
         .union(ProtocolFeatures::INFLIGHT_SHMFD)
         .union(ProtocolFeatures::CONFIGURE_MEM_SLOTS)
         .union(ProtocolFeatures::STATUS)
+        .union(ProtocolFeatures::PAGEFAULT)
         .union(ProtocolFeatures::DEVICE_STATE)
         .union(ProtocolFeatures::GPA_ADDRESSES);
 
     /// What cannot go together with XEN_MMAP, and is not offered where that is: which addresses are
     /// which is told with XEN_MMAP, and not known before; and pages that come and go have no place
-    /// in a dirty log.
-    pub(super) const NOT_ON_XEN: ProtocolFeatures =
-        ProtocolFeatures::GPA_ADDRESSES.union(ProtocolFeatures::LOG_SHMFD);
+    /// in a dirty log, nor pages that come once among those that come later.
+    pub(super) const NOT_ON_XEN: ProtocolFeatures = ProtocolFeatures::GPA_ADDRESSES
+        .union(ProtocolFeatures::LOG_SHMFD)
+        .union(ProtocolFeatures::PAGEFAULT);
 
     /// Refuses what nobody could tell apart: the rule, in words.
     pub fn check(&self) -> Result<(), &'static str> {
@@ -99,7 +101,7 @@ mod tests {
         };
         let honest = everything.honest();
         assert_eq!(honest.features, !((1 << 33) | (1 << 34)));
-        assert_eq!(honest.protocol_features.bits(), 0x29_b22b);
+        assert_eq!(honest.protocol_features.bits(), 0x29_b32b);
     }
 
     #[test]

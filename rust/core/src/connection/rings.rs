@@ -76,6 +76,7 @@ impl Connection {
             return Ok(Verdict::Act(Action::ReplaceKick { index, kick }, Commit::Nothing));
         }
         self.not_while_loading(index)?;
+        self.not_while_unacknowledged()?;
         let mut setup = vring.setup(index, self.ring_features())?;
         setup.enabled |= self.enable_at_start;
         if self.regions == 0 {

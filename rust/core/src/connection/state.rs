@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 
 use super::device_state::{DeviceState, Driver};
+use super::postcopy_state::{Postcopy, Told};
 use super::reply::Request;
 use super::status::Status;
 use super::words::count;
@@ -31,6 +32,7 @@ pub struct Connection {
     /// The device's state is being loaded, and the front-end has not asked how that went.
     pub(super) loading: bool,
     pub(super) backend_channel: bool,
+    pub(super) postcopy: Postcopy,
     pending: Option<Pending>,
 }
 
@@ -73,6 +75,10 @@ pub(super) enum Commit {
     Transferred,
     Log(Log),
     LogUsedRing { index: u16, at: Option<GuestAddr> },
+    Advised,
+    Awaited { regions: u64, told: Told },
+    Acknowledged { regions: u64 },
+    PostcopyEnd,
 }
 
 pub(super) type Handled = Result<Verdict, Refusal>;
@@ -98,6 +104,7 @@ impl Connection {
             device_state: DeviceState::default(),
             loading: false,
             backend_channel: false,
+            postcopy: Postcopy::default(),
             pending: None,
             offer,
         }
@@ -192,6 +199,9 @@ impl Connection {
     fn admit(&self, row: &Row<FrontendMessage>, frame: &Frame) -> Result<(), Refusal> {
         self.possible_with_xen(row.message)?;
         self.negotiated(row)?;
+        if self.is_acknowledgement(row.message, frame) {
+            return Ok(());
+        }
         let (bytes, fds) = (frame.payload.len(), frame.fds.len());
         if !row.payload.allows(bytes, self.layout_of(row.payload, &frame.payload)?) {
             return Err(Refusal(format!("{bytes} bytes of payload, {} expected", row.payload)));
@@ -270,6 +280,9 @@ impl Connection {
             M::SetInflightFd => self.set_inflight_fd(frame),
             M::SetDeviceStateFd => self.set_device_state_fd(frame),
             M::CheckDeviceState => Ok(Self::check_device_state()),
+            M::PostcopyAdvise => self.postcopy_advise(),
+            M::PostcopyListen => self.postcopy_listen(),
+            M::PostcopyEnd => self.postcopy_end(),
             M::SetBackendReqFd => self.set_backend_req_fd(frame),
             M::SetLogBase => self.set_log_base(frame),
             M::SetLogFd => self.set_log_fd(frame),
@@ -279,9 +292,6 @@ impl Connection {
             | M::SetVringEndian
             | M::CreateCryptoSession
             | M::CloseCryptoSession
-            | M::PostcopyAdvise
-            | M::PostcopyListen
-            | M::PostcopyEnd
             | M::GpuSetSocket
             | M::VringKick
             | M::GetSharedObject
@@ -325,6 +335,11 @@ impl Connection {
             (Commit::Transfer { direction }, Outcome::Done) => {
                 Ok(self.transfer_has_begun(direction))
             }
+            (Commit::Advised, Outcome::Userfault(fd)) => Ok(self.postcopy_is_advised(fd)),
+            (Commit::Awaited { regions, told }, Outcome::Places(places)) => {
+                Ok(self.regions_are_awaited(regions, told, &places))
+            }
+            (Commit::PostcopyEnd, Outcome::Done) => Ok(self.postcopy_has_ended()),
             (Commit::Transferred, Outcome::Done) => Ok(self.transfer_is_over()),
             (Commit::Log(log), Outcome::Done) => Ok(Self::log_taken(log)),
             (commit, Outcome::Done) => self.commit_done(commit),
@@ -337,6 +352,7 @@ impl Connection {
             Commit::Nothing => {}
             Commit::Features { features, enable_all } => self.accept(features, enable_all),
             Commit::Regions(count) => self.regions = count,
+            Commit::Acknowledged { regions } => self.regions_are_known(regions),
             Commit::Start { index, enabled, driver } => {
                 self.ring_has_started(index, enabled, driver)
             }
@@ -351,6 +367,9 @@ impl Connection {
             | Commit::Transfer { .. }
             | Commit::Transferred
             | Commit::Log(_)
+            | Commit::Advised
+            | Commit::Awaited { .. }
+            | Commit::PostcopyEnd
             | Commit::Reset => {
                 return Err(Refusal("the back-end reported no result".to_owned()));
             }

@@ -139,7 +139,7 @@ impl Client {
         read(message, &reply.payload)
     }
 
-    fn send(
+    pub(super) fn send(
         &mut self,
         message: FrontendMessage,
         payload: Vec<u8>,

@@ -33,10 +33,11 @@ pub const IMPLEMENTED: ProtocolFeatures = ProtocolFeatures::MQ
     .union(ProtocolFeatures::DEVICE_STATE);
 
 /// These are carried out too, but only for who asks for them: XEN_MMAP changes what regions look like,
-/// a record of requests in flight is of use to who keeps it, and with GPA_ADDRESSES memory must be
-/// [`with_guest_addresses`](GuestMemory::with_guest_addresses).
+/// a record of requests in flight is of use to who keeps it, pages come later from who brings them, and
+/// with GPA_ADDRESSES memory must be [`with_guest_addresses`](GuestMemory::with_guest_addresses).
 const ON_REQUEST: ProtocolFeatures = ProtocolFeatures::XEN_MMAP
     .union(ProtocolFeatures::INFLIGHT_SHMFD)
+    .union(ProtocolFeatures::PAGEFAULT)
     .union(ProtocolFeatures::GPA_ADDRESSES);
 
 /// Features to accept if the back-end offers them.

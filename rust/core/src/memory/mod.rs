@@ -20,6 +20,7 @@ mod index;
 mod inflight_file;
 mod iotlb;
 mod policy;
+mod postcopy;
 mod reads;
 mod region;
 mod region_error;

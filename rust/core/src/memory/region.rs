@@ -14,6 +14,7 @@ use super::xen::on_demand::OnDemand;
 use crate::address::{GuestAddr, UserAddr};
 use crate::sys::guard::Loss;
 use crate::sys::mmap::Mapping;
+use crate::sys::userfault::Userfault;
 use crate::xen::XEN_PAGE;
 
 /// The place of a region in the guest and in its front-end.
@@ -41,6 +42,8 @@ pub struct Region {
     ended: AtomicBool,
     /// The region of all other memory that its front-end allows to map, if it does.
     fallback: Option<Arc<Region>>,
+    /// Who is asked for its missing pages.
+    userfault: Option<Arc<Userfault>>,
     // Dropped in this order: the memory is unmapped before anybody is told.
     hold: Hold,
     _mapped: Option<MappedBytes>,
@@ -94,11 +97,24 @@ impl Region {
     ) -> Self {
         let (xen, fallback, ended) = (None, None, AtomicBool::new(false));
         let gone = NotifyOnDrop::default();
-        Self { extent, readable, writable, xen, ended, fallback, hold, _mapped: mapped, gone }
+        let (userfault, _mapped) = (None, mapped);
+        Self { extent, readable, writable, xen, ended, fallback, userfault, hold, _mapped, gone }
     }
 
     pub(super) fn parts(&self) -> (Extent, &Hold, GuestSlice) {
         (self.extent, &self.hold, self.readable)
+    }
+
+    pub(super) fn hold_mut(&mut self) -> &mut Hold {
+        &mut self.hold
+    }
+
+    pub(super) fn userfault(&self) -> Option<&Arc<Userfault>> {
+        self.userfault.as_ref()
+    }
+
+    pub(super) fn set_userfault(&mut self, userfault: &Arc<Userfault>) {
+        self.userfault = Some(Arc::clone(userfault));
     }
 
     /// Says whose memory it is, and how it is mapped.

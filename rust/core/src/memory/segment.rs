@@ -50,6 +50,21 @@ impl GuestSlice {
         Self { base: self.base.wrapping_add(skip), len: len.min(self.len - skip) }
     }
 
+    /// Reads a byte of each of its pages. Where some are still on their way this waits for them.
+    ///
+    /// # Safety
+    /// It is mapped.
+    pub(super) unsafe fn touch(self) {
+        let page = rustix::param::page_size();
+        let mut at = 0;
+        while at < self.len {
+            let place = self.base.wrapping_add(at);
+            // SAFETY: `at` is inside of what is mapped, by the caller's word; a byte is aligned.
+            unsafe { place.read_volatile() };
+            at += page - place.addr() % page;
+        }
+    }
+
     /// Copies all of it out, each byte once: what is looked at is the copy.
     ///
     /// # Safety

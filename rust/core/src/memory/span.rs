@@ -82,6 +82,11 @@ impl<'a> Readable<'a> {
         self.0.is_lost()
     }
 
+    /// Reads a byte of each page, and waits for those that are on their way.
+    pub(super) fn touch(&self) {
+        self.0.touch();
+    }
+
     /// Returns the contiguous pieces of `len` bytes from `offset` on.
     pub fn parts(&self, offset: u64, len: u64) -> Parts<'a> {
         self.0.parts(offset, len)
@@ -136,6 +141,11 @@ impl<'a> Writable<'a> {
         self.0.is_lost()
     }
 
+    /// Reads a byte of each page, and waits for those that are on their way.
+    pub(super) fn touch(&self) {
+        self.0.touch();
+    }
+
     /// Returns the contiguous pieces of `len` bytes from `offset` on.
     pub fn parts(&self, offset: u64, len: u64) -> Parts<'a> {
         self.0.parts(offset, len)
@@ -146,6 +156,11 @@ impl<'a> Span<'a> {
     #[inline]
     fn parts(&self, offset: u64, len: u64) -> Parts<'a> {
         Parts { segments: self.segments, skip: offset, left: len }
+    }
+
+    fn touch(&self) {
+        // SAFETY: the segments are mapped while `self` borrows them.
+        self.segments.iter().for_each(|segment| unsafe { segment.touch() });
     }
 
     fn is_lost(&self) -> bool {

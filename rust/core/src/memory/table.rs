@@ -16,6 +16,7 @@ use super::translator::{Addressing, Translator};
 use super::window::Window;
 use super::xen::on_demand::OnDemand;
 use crate::address::{GuestAddr, UserAddr};
+use crate::sys::userfault::Userfault;
 
 /// All of a guest's memory at one moment.
 #[derive(Debug, Default)]
@@ -37,6 +38,8 @@ pub struct Memory {
     translator: Option<Box<Translator>>,
     /// The regions by where they are mapped here, once a dirty log has asked for that.
     by_host: OnceLock<ByHost>,
+    /// Who is asked for pages that are on their way.
+    userfault: Option<Arc<Userfault>>,
 }
 
 /// A range that no region, or no run of adjacent regions, covers.
@@ -94,6 +97,7 @@ impl Memory {
             .iotlb
             .as_ref()
             .map(|iotlb| Translator::new(iotlb, std::mem::take(&mut index)));
+        let userfault = regions.iter().find_map(|r| r.userfault()).map(Arc::clone);
         let (regions, by_user) = (regions.into(), by_user.into());
         Ok(Self {
             regions,
@@ -106,7 +110,13 @@ impl Memory {
             addressing,
             translator,
             by_host: OnceLock::new(),
+            userfault,
         })
+    }
+
+    #[inline]
+    pub(super) fn userfault(&self) -> Option<&Arc<Userfault>> {
+        self.userfault.as_ref()
     }
 
     /// Returns how its addresses are understood.

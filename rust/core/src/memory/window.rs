@@ -119,6 +119,12 @@ impl Window {
         fits.then_some(Self { place, _holder: holder })
     }
 
+    /// Reads a byte of each of its pages, and waits for those that are on their way.
+    pub fn touch(&self) {
+        // SAFETY: it is mapped while `self` holds its owner.
+        unsafe { self.place.touch() };
+    }
+
     /// Loads the little-endian `u16` at `offset`, an even number inside the window.
     #[inline]
     pub fn load_u16(&self, offset: usize, order: Ordering) -> u16 {

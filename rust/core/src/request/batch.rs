@@ -60,6 +60,12 @@ impl Batch {
         self.chains_mut().map(|(_, buffers)| buffers)
     }
 
+    /// Waits until all memory of the requests that were not taken is there; `false` if it was taken
+    /// away meanwhile.
+    pub(crate) fn bring_in(&mut self) -> bool {
+        self.buffers_mut().all(|buffers| buffers.bring_in())
+    }
+
     /// Takes all that another batch has.
     pub(crate) fn append(&mut self, other: &mut Self) {
         self.pending.append(&mut other.pending);

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::{InflightRecord, Origin, RingError, SplitLayout, SplitRing, StartError, UsedLog};
-use crate::memory::{Buffers, Memory};
+use crate::memory::{Buffers, Memory, Window};
 use crate::ring_position::RingPosition;
 use crate::token::Token;
 
@@ -61,6 +61,13 @@ impl Ring {
     pub fn begin(&mut self) -> Result<RingPosition, RingError> {
         match &mut self.format {
             Format::Split(ring) => ring.begin().map(RingPosition::Split),
+        }
+    }
+
+    /// The parts of the ring once more, for who waits for their pages.
+    pub fn windows(&self) -> Vec<Window> {
+        match &self.format {
+            Format::Split(ring) => ring.windows(),
         }
     }
 

@@ -246,6 +246,15 @@ impl SplitRing {
         Ok(())
     }
 
+    /// The parts of the ring once more, for who waits for their pages.
+    pub fn windows(&self) -> Vec<Window> {
+        let parts = Parts::find(&self.memory, &self.layout);
+        parts.map_or_else(
+            |_| Vec::new(),
+            |parts| vec![parts.descriptors, parts.available, parts.used],
+        )
+    }
+
     /// Lets go of guest memory: the ring stands in zeroes of this process's own from now on, which
     /// no driver sees. Where it stood in the available ring stays known.
     pub fn leave(&mut self) -> io::Result<()> {

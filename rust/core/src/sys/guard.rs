@@ -63,7 +63,8 @@ impl Loss {
         self.flag.is_set()
     }
 
-    fn tell(&self) {
+    /// Notes that memory was lost, and wakes who is to hear of it.
+    pub fn tell(&self) {
         self.flag.set();
         self.wake.signal();
     }

@@ -5,7 +5,11 @@
 
 use std::cell::Cell;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
 /// How long a wait goes on before it asks: a signal that another thread was given is heard then.
 const INTERVAL: Duration = Duration::from_millis(50);
@@ -67,6 +71,25 @@ pub fn ask() -> io::Result<()> {
 pub fn ask_at_times() -> io::Result<()> {
     let is_due = || ASKED.get().is_none_or(|asked| asked.elapsed() >= INTERVAL);
     if ASK.get().is_some() && is_due() { ask() } else { Ok(()) }
+}
+
+/// Waits until a descriptor shows one of `events`, or until a point in time: `false` then.
+///
+/// # Errors
+/// The thread is to give up, or the system cannot wait.
+pub fn wait_for(fd: BorrowedFd<'_>, events: PollFlags, until: Instant) -> io::Result<bool> {
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let part = slice(Some(left)).unwrap_or(left);
+        let part = Timespec { tv_sec: part.as_secs() as i64, tv_nsec: part.subsec_nanos().into() };
+        let mut fds = [PollFd::from_borrowed_fd(fd, events)];
+        match poll(&mut fds, Some(&part)) {
+            Ok(0) if until <= Instant::now() => return Ok(false),
+            Ok(0) | Err(Errno::INTR) => ask()?,
+            Ok(_) => return Ok(true),
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use super::guard::{Guard, Loss, Owner};
 use super::received_fd::ReceivedFd;
 use super::snapshot;
 pub use super::snapshot::Place;
+use super::userfault::Userfault;
 
 /// The accesses that a mapping allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +45,8 @@ pub struct Mapping {
     guard: Option<Guard>,
     /// The file behind it and where in it, for a private view of it at the end.
     file: Option<(ReceivedFd, u64)>,
+    /// Who is asked for its missing pages.
+    userfault: Option<Arc<Userfault>>,
     /// Its pages were taken away.
     detached: AtomicBool,
 }
@@ -135,7 +138,8 @@ impl Mapping {
     }
 
     fn new(base: *mut c_void, len: usize) -> Self {
-        Self { base, len, guard: None, file: None, detached: AtomicBool::new(false) }
+        let detached = AtomicBool::new(false);
+        Self { base, len, guard: None, file: None, userfault: None, detached }
     }
 
     /// Puts `len` bytes of `fd` from `offset` at `at` of a mapping that nobody uses yet, whole
@@ -223,6 +227,12 @@ impl Mapping {
             return Ok(());
         }
         let shown = match &self.file {
+            // A private view of the file would make pages of it that are still to come.
+            Some((file, offset)) if self.awaits_pages() => {
+                let copy =
+                    snapshot::copy_of_file(file.as_fd(), *offset, self.base(), self.len, needed);
+                copy.and_then(|copy| self.show(copy.as_fd(), 0, MapFlags::PRIVATE))
+            }
             Some((file, offset)) => self.show(file.as_fd(), *offset, MapFlags::PRIVATE),
             None => {
                 // SAFETY: the range is mapped as long as this value lives.
@@ -232,7 +242,42 @@ impl Mapping {
         };
         shown.or_else(|_| self.show(snapshot::nothing()?, 0, MapFlags::SHARED))?;
         self.detached.store(true, Ordering::SeqCst);
+        if let Some(userfault) = &self.userfault {
+            // Who waits for a page finds another there.
+            userfault.wake(self.base(), self.len);
+        }
         Ok(())
+    }
+
+    /// Has whoever touches a page that the file does not have yet wait until whoever has `userfault`
+    /// has brought it. Nobody uses the mapping yet.
+    ///
+    /// # Errors
+    /// The file is no shared memory.
+    pub fn await_pages(&mut self, userfault: &Arc<Userfault>) -> io::Result<()> {
+        // A huge page would be made of the pages that are there, and of zeroes.
+        self.advise(Advice::LinuxNoHugepage);
+        userfault.register(self.base(), self.len)?;
+        self.userfault = Some(Arc::clone(userfault));
+        Ok(())
+    }
+
+    /// Has nobody wait for pages any more: all are there.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn has_all_pages(&self) -> io::Result<()> {
+        match &self.userfault {
+            Some(userfault) if !self.detached.load(Ordering::SeqCst) => {
+                userfault.unregister(self.base(), self.len)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether pages may be missing.
+    fn awaits_pages(&self) -> bool {
+        self.userfault.as_ref().is_some_and(|userfault| userfault.is_active())
     }
 
     /// Maps the same bytes of the file that was kept once more, at other addresses. `None`: there

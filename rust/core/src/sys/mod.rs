@@ -27,6 +27,7 @@ pub mod shared;
 pub mod shared_copy;
 pub mod sigbus;
 mod snapshot;
+pub mod userfault;
 
 /// The atomics of the files that a model checker's tests compile with their own.
 mod atomics {

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags, fcntl_getfl, open};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::sockopt::socket_type;
@@ -115,19 +115,7 @@ impl PipeEnd {
     /// # Errors
     /// As [`wait`](Self::wait), or the thread is to give up.
     pub fn wait_until(&self, until: Instant) -> io::Result<bool> {
-        loop {
-            let left = until.saturating_duration_since(Instant::now());
-            let mut fds = [PollFd::from_borrowed_fd(self.fd.as_fd(), self.events())];
-            let slice = interrupt::slice(Some(left)).unwrap_or(left);
-            let slice =
-                Timespec { tv_sec: slice.as_secs() as i64, tv_nsec: slice.subsec_nanos().into() };
-            match poll(&mut fds, Some(&slice)) {
-                Ok(0) if until <= Instant::now() => return Ok(false),
-                Ok(0) | Err(Errno::INTR) => interrupt::ask()?,
-                Ok(_) => return Ok(true),
-                Err(error) => return Err(error.into()),
-            }
-        }
+        interrupt::wait_for(self.fd.as_fd(), self.events(), until)
     }
 
     fn events(&self) -> PollFlags {

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::io::{pread, pwrite};
 
 use super::io::pwritev;
 
@@ -16,6 +17,9 @@ pub type Place = (*mut u8, usize);
 /// harm; a guest that has all of its memory in flight does not get it copied.
 pub(super) const MOST: usize = 256 << 20;
 
+/// Bytes that are copied at a time.
+const CHUNK: usize = 64 << 10;
+
 /// Returns a file of `len` bytes: at the place of each byte of a mapping that starts at `base` what
 /// it holds, if it is `needed`, and else zero. Only what is needed takes memory.
 ///
@@ -25,10 +29,7 @@ pub(super) const MOST: usize = 256 << 20;
 /// # Safety
 /// `len` bytes from `base` on are mapped, and stay it.
 pub(super) unsafe fn copy(base: *mut u8, len: usize, needed: &[Place]) -> io::Result<OwnedFd> {
-    let parts: Vec<_> = needed.iter().filter_map(|&place| part(base, len, place)).collect();
-    if parts.iter().map(|(_, len)| len).sum::<usize>() > MOST {
-        return Err(io::Error::from_raw_os_error(libc::EFBIG));
-    }
+    let parts = parts(base, len, needed)?;
     let file = memfd_create("kept guest memory", MemfdFlags::CLOEXEC)?;
     ftruncate(&file, len as u64)?;
     for (mut at, len) in parts {
@@ -45,6 +46,48 @@ pub(super) unsafe fn copy(base: *mut u8, len: usize, needed: &[Place]) -> io::Re
         }
     }
     Ok(file)
+}
+
+/// As [`copy`], of a mapping of `file` from `offset` on: what is needed is read from the file, whose
+/// missing pages are zeroes and stay missing. Nothing of the mapping is touched.
+///
+/// # Errors
+/// Those of the system; EFBIG if too much is needed.
+pub(super) fn copy_of_file(
+    file: BorrowedFd<'_>,
+    offset: u64,
+    base: *mut u8,
+    len: usize,
+    needed: &[Place],
+) -> io::Result<OwnedFd> {
+    let parts = parts(base, len, needed)?;
+    let kept = memfd_create("kept guest memory", MemfdFlags::CLOEXEC)?;
+    ftruncate(&kept, len as u64)?;
+    let mut buffer = vec![0; CHUNK];
+    for (mut at, len) in parts {
+        let end = at + len;
+        while at < end {
+            let chunk = &mut buffer[..CHUNK.min(end - at)];
+            match pread(file, &mut *chunk, offset + at as u64)? {
+                // The file was cut: what follows is zeroes.
+                0 => break,
+                read => {
+                    pwrite(&kept, &chunk[..read], at as u64)?;
+                    at += read;
+                }
+            }
+        }
+    }
+    Ok(kept)
+}
+
+/// Returns where in a mapping of `len` bytes at `base` the needed places lie.
+fn parts(base: *mut u8, len: usize, needed: &[Place]) -> io::Result<Vec<(usize, usize)>> {
+    let parts: Vec<_> = needed.iter().filter_map(|&place| part(base, len, place)).collect();
+    if parts.iter().map(|(_, len)| len).sum::<usize>() > MOST {
+        return Err(io::Error::from_raw_os_error(libc::EFBIG));
+    }
+    Ok(parts)
 }
 
 /// Returns where in a mapping of `len` bytes at `base` a place lies, and how many bytes of it.

@@ -21,7 +21,7 @@ use super::queue::{Next, Phase, Queue, QueueParts};
 use super::queue_log::QueueLog;
 use super::report::Broken;
 use super::stop::{Ended, LateRequests};
-use crate::memory::Memory;
+use crate::memory::{Memory, Window};
 use crate::request::{CallbackScope, CompletionQueue, Doorbell};
 use crate::ring::StartError;
 use crate::ring_position::RingPosition;
@@ -44,7 +44,8 @@ pub(crate) struct QueueCell {
     /// How many calls of the control plane wait for the lock. A worker that has the lock puts
     /// requests back rather than map their memory meanwhile.
     pub(super) called: AtomicU32,
-    /// The memory of each chain is mapped or copied when it is popped, which may take long.
+    /// The memory of each chain is mapped, copied or waited for when it is popped, which may take
+    /// long.
     pub(super) resolves: AtomicBool,
     completions: Arc<CompletionQueue>,
     pub(super) doorbell: Arc<Doorbell>,
@@ -53,7 +54,7 @@ pub(crate) struct QueueCell {
 impl QueueCell {
     pub(crate) fn new(parts: QueueParts) -> Arc<Self> {
         let (index, doorbell) = (parts.index, Arc::clone(&parts.doorbell));
-        let resolves = AtomicBool::new(parts.ring.memory().needs_resolving());
+        let resolves = AtomicBool::new(may_wait(parts.ring.memory()));
         let queue = Box::new(Queue::new(parts));
         let completions = Arc::clone(&queue.completions);
         let queue = Mutex::new(Some(queue));
@@ -79,16 +80,22 @@ impl QueueCell {
         let mut guard = self.queue.lock();
         let Some(queue) = &mut *guard else { return false };
         let next = queue.next(worker.batch, worker.limit, &self.called);
+        let awaits_pages = queue.ring.memory().awaits_pages();
         drop(guard);
         match next {
             Next::Idle => return false,
             Next::Again => {}
+            Next::Batch if awaits_pages && !worker.batch.bring_in() => self.take_back(worker),
             Next::Batch => self.hand_over(worker),
             Next::Buffers => {
                 let _scope = CallbackScope::enter();
                 worker.device.buffers_available(self.index);
             }
             Next::Broke(error) => worker.report.queue_broken(self.index, Broken::Driver(error)),
+            Next::Pages(windows) => {
+                windows.iter().for_each(Window::touch);
+                self.with(Queue::has_pages);
+            }
             Next::Began(began) => {
                 self.came_back.notify_all();
                 worker.report.queue_began(self.index, began);
@@ -103,6 +110,12 @@ impl QueueCell {
             let _scope = CallbackScope::enter();
             worker.device.handle(self.index, worker.batch);
         }
+        self.take_back(worker);
+    }
+
+    /// Takes back what the device has answered or left.
+    #[inline]
+    fn take_back(&self, worker: &mut WorkerContext<'_>) {
         let mut guard = self.queue.lock();
         // Else the session has given the batch up meanwhile: its requests have failed, or their
         // ring has ended.
@@ -173,7 +186,7 @@ impl QueueCell {
     /// Moves the ring to another table of memory; an error breaks the ring.
     pub(crate) fn move_to(&self, memory: &Arc<Memory>) -> Result<Result<(), StartError>, HeldUp> {
         let moved = self.change(|queue| queue.move_to(memory))?;
-        self.resolves.store(memory.needs_resolving(), Ordering::Relaxed);
+        self.resolves.store(may_wait(memory), Ordering::Relaxed);
         Ok(moved.unwrap_or(Ok(())))
     }
 
@@ -268,6 +281,11 @@ impl QueueCell {
         self.doorbell.ring();
         Ok(changed)
     }
+}
+
+/// Whether who takes a chain may wait for its memory.
+fn may_wait(memory: &Memory) -> bool {
+    memory.needs_resolving() || memory.awaits_pages()
 }
 
 impl std::fmt::Debug for QueueCell {

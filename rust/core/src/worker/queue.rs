@@ -10,7 +10,7 @@ use super::provided::Provided;
 use super::queue_log::{Extent, QueueLog};
 use super::report::{Began, Report};
 use crate::device::Device;
-use crate::memory::Memory;
+use crate::memory::{Memory, Window};
 use crate::request::{Batch, CompletionQueue, Done, Doorbell, Request, Slot};
 use crate::ring::{Origin, Ring, RingError, StartError};
 use crate::sys::guard::Loss;
@@ -60,6 +60,9 @@ pub(super) enum Next {
     Broke(RingError),
     /// The ring was taken up just now.
     Began(Began),
+    /// The worker is to wait for the pages of the ring, without the lock: then nobody else waits for
+    /// one who looks at it.
+    Pages(Vec<Window>),
 }
 
 /// What a queue is made of.
@@ -90,6 +93,8 @@ pub(super) struct Queue {
     error: Option<Notifier>,
     enabled: bool,
     pub(super) phase: Phase,
+    /// The pages of the ring were waited for.
+    has_pages: bool,
     /// The ring is stopping, and what a process that died had in flight comes again first.
     finishes: bool,
     /// A batch is in the device's hands.
@@ -159,6 +164,7 @@ impl Queue {
             error,
             enabled,
             phase: Phase::New,
+            has_pages: false,
             finishes: false,
             lent: false,
             faulty: false,
@@ -265,6 +271,9 @@ impl Queue {
         if self.phase != Phase::New {
             return Next::Idle;
         }
+        if self.ring.memory().awaits_pages() && !self.has_pages {
+            return Next::Pages(self.ring.windows());
+        }
         let named = self.ring.position();
         self.phase = Phase::Running;
         match self.ring.begin() {
@@ -274,6 +283,11 @@ impl Queue {
             }
             Err(error) => self.fail(error),
         }
+    }
+
+    /// The pages of the ring are there.
+    pub(super) fn has_pages(&mut self) {
+        self.has_pages = true;
     }
 
     fn offer_buffers(&mut self, available: u16) -> Next {

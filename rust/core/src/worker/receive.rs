@@ -221,6 +221,9 @@ impl Queue {
             self.refuse_faulty(&mut one);
         }
         self.refuse_too_long(&mut one);
+        if self.ring.memory().awaits_pages() && !one.bring_in() {
+            self.put_all_back(&mut one);
+        }
         let popped = match one.last() {
             Some(request) => Popped::Placed(request.writable().len()),
             None if one.has_done() => Popped::Refused,

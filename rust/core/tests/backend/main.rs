@@ -8,6 +8,7 @@ mod dirty_log;
 mod guest_addresses;
 mod inflight;
 mod late;
+mod postcopy;
 mod served;
 mod serving;
 mod state;

@@ -10,6 +10,7 @@ mod model;
 mod negotiation;
 mod orders;
 mod page;
+mod postcopy;
 mod property;
 mod random;
 mod resets;

@@ -61,6 +61,11 @@ pub(crate) struct Model {
     device: Device,
     /// A state is on its way in.
     loading: bool,
+    /// POSTCOPY_ADVISE and POSTCOPY_LISTEN came.
+    advised: bool,
+    listening: bool,
+    /// How many regions there will be once they are acknowledged.
+    awaited: Option<u64>,
 }
 
 /// How a message says that it was refused.
@@ -115,9 +120,9 @@ const ROWS: [Row; 44] = [
     (25, (12, 4096), (0, 0), 1 << 9, Refused::Ack),
     (26, (0, 4096), (0, 0), NEVER, Refused::Close),
     (27, (8, 8), (0, 0), NEVER, Refused::Ack),
-    (28, (0, 0), (0, 0), NEVER, Refused::Empty),
-    (29, (0, 0), (0, 0), NEVER, Refused::Ack),
-    (30, (0, 0), (0, 0), NEVER, Refused::Code(1)),
+    (28, (0, 0), (0, 0), 1 << 8, Refused::Empty),
+    (29, (0, 0), (0, 0), 1 << 8, Refused::Ack),
+    (30, (0, 0), (0, 0), 1 << 8, Refused::Code(1)),
     (31, (20, 24), (0, 0), 1 << 12, Refused::Zeroes(24)),
     (32, (20, 24), (1, 1), 1 << 12, Refused::Ack),
     (33, (0, 0), (1, 1), NEVER, Refused::Ack),
@@ -186,14 +191,32 @@ impl Model {
 
     fn admit(&self, message: &Message) -> Option<()> {
         let &(_, bytes, fds, needs, _) = ROWS.iter().find(|row| row.0 == message.number)?;
+        if self.is_acknowledgement(message) {
+            return (self.protocol & needs == needs).then_some(());
+        }
         let fits = self.protocol & needs == needs
             && (bytes.0..=bytes.1).contains(&message.payload.len())
             && (fds.0..=fds.1).contains(&message.fds);
         fits.then_some(())
     }
 
+    /// 8 bytes and no descriptor where regions came by postcopy.
+    fn is_acknowledgement(&self, message: &Message) -> bool {
+        let tells_regions = message.number == SET_MEM_TABLE || message.number == ADD_MEM_REG;
+        self.awaited.is_some() && tells_regions && message.payload.len() == 8 && message.fds == 0
+    }
+
+    fn acknowledge(&mut self, payload: &[u8]) -> Option<Effect> {
+        (quad(payload, 0) == 0).then_some(())?;
+        self.regions = self.awaited.take()?;
+        deed(Deed::UseAwaited)
+    }
+
     fn apply(&mut self, message: &Message) -> Option<Effect> {
         let payload = &message.payload[..];
+        if self.is_acknowledgement(message) {
+            return self.acknowledge(payload);
+        }
         match message.number {
             1 => answer(word(OFFERED)),
             2 => self.features(quad(payload, 0), message.flags),
@@ -259,6 +282,21 @@ impl Model {
                 self.touch();
                 deed(Deed::WriteConfig { offset, data: data.to_vec() })
             }
+            28 => {
+                (!self.listening).then_some(())?;
+                self.advised = true;
+                Some((Some(vec![]), Some(Deed::Advise)))
+            }
+            29 => {
+                (self.advised && self.regions == 0).then_some(())?;
+                self.listening = true;
+                nothing()
+            }
+            30 => {
+                self.awaited.is_none().then_some(())?;
+                (self.advised, self.listening) = (false, false);
+                Some((Some(word(0)), Some(Deed::EndPostcopy)))
+            }
             31 => {
                 let (queues, entries) = good_record(payload)?;
                 let answer = inflight(RECORD, 0, queues, entries);
@@ -279,10 +317,22 @@ impl Model {
             36 => answer(word(SLOTS)),
             37 => {
                 let region = good_region(payload, 8)?;
+                if self.listening {
+                    let known = self.awaited.unwrap_or(self.regions);
+                    self.awaited = (known < SLOTS).then_some(Some(known + 1))?;
+                    let [guest, size, _, offset] = region;
+                    let answer = single([guest, size, place(0), offset]);
+                    let regions = vec![region];
+                    return Some((
+                        Some(answer),
+                        Some(Deed::AwaitMemory { regions, replace: false }),
+                    ));
+                }
                 self.regions = (self.regions < SLOTS).then_some(self.regions + 1)?;
                 deed(Deed::AddRegion(region))
             }
             38 => {
+                self.awaited.is_none().then_some(())?;
                 let [guest, size, user, _] = good_region(payload, 8)?;
                 self.regions = self.regions.checked_sub(1)?;
                 deed(Deed::RemoveRegion([guest, size, user]))
@@ -334,9 +384,18 @@ impl Model {
         if count == 0 || count != fds || payload.len() != 8 + 32 * count {
             return None;
         }
+        let regions = (0..count).map(|n| good_region(payload, 8 + 32 * n));
+        let regions = regions.collect::<Option<Vec<RawRegion>>>()?;
+        if self.listening {
+            self.awaited = Some(count as u64);
+            let there = |(n, &[guest, size, _, offset]): (usize, &RawRegion)| {
+                [guest, size, place(n), offset]
+            };
+            let answer = table(&regions.iter().enumerate().map(there).collect::<Vec<_>>());
+            return Some((Some(answer), Some(Deed::AwaitMemory { regions, replace: true })));
+        }
         self.regions = count as u64;
-        let regions = (0..count).map(|n| good_region(payload, 8 + 32 * n)).collect::<Option<_>>();
-        deed(Deed::SetMemory(regions?))
+        deed(Deed::SetMemory(regions))
     }
 
     fn addresses(&mut self, payload: &[u8]) -> Option<Effect> {
@@ -374,7 +433,7 @@ impl Model {
         if ring.started {
             return deed(Deed::ReplaceKick { index, fd });
         }
-        if ring.size == 0 || !can_start || self.loading {
+        if ring.size == 0 || !can_start || self.loading || self.awaited.is_some() {
             return None;
         }
         let (size, parts, base, used_log) = (ring.size, ring.parts?, ring.base, ring.used_log);

@@ -64,9 +64,9 @@ impl Random {
     }
 
     fn number(&mut self) -> u32 {
-        const CARRIED_OUT: [u32; 34] = [
+        const CARRIED_OUT: [u32; 38] = [
             1, 2, 3, 4, 5, 6, 7, 8, 8, 9, 9, 10, 11, 12, 12, 13, 14, 15, 16, 17, 18, 21, 24, 25,
-            31, 32, 34, 36, 37, 38, 39, 42, 43, 43,
+            31, 32, 34, 36, 37, 38, 39, 42, 43, 43, 28, 29, 29, 30,
         ];
         match self.below(20) {
             0..16 => self.pick(&CARRIED_OUT),
@@ -101,6 +101,8 @@ impl Random {
     /// A payload and a number of descriptors that often fit the message.
     fn sensible(&mut self, number: u32) -> (Vec<u8>, usize) {
         match number {
+            // Regions that came by postcopy are acknowledged so.
+            SET_MEM_TABLE | ADD_MEM_REG if self.chance(20) => (word(u64::from(self.chance(5))), 0),
             SET_FEATURES => (word(self.features()), 0),
             SET_MEM_TABLE => self.table(),
             SET_LOG_BASE => {

@@ -4,7 +4,8 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
-use vhost_user_core::connection::{Action, Connection, Offer, Outcome, Refusal, Step};
+use vhost_user_core::address::UserAddr;
+use vhost_user_core::connection::{Action, Connection, Offer, Outcome, Refusal, RegionOffer, Step};
 use vhost_user_core::ring_position::RingPosition;
 use vhost_user_core::wire::features::RING_PACKED;
 use vhost_user_core::wire::payload::{Inflight, TransferDirection};
@@ -31,6 +32,9 @@ pub(crate) const SET_VRING_ENABLE: u32 = 18;
 pub(crate) const SET_BACKEND_REQ_FD: u32 = 21;
 pub(crate) const GET_CONFIG: u32 = 24;
 pub(crate) const SET_CONFIG: u32 = 25;
+pub(crate) const POSTCOPY_ADVISE: u32 = 28;
+pub(crate) const POSTCOPY_LISTEN: u32 = 29;
+pub(crate) const POSTCOPY_END: u32 = 30;
 pub(crate) const GET_INFLIGHT_FD: u32 = 31;
 pub(crate) const SET_INFLIGHT_FD: u32 = 32;
 pub(crate) const RESET_DEVICE: u32 = 34;
@@ -55,11 +59,11 @@ pub(crate) const OFFERED: u64 = 0x1_7400_1200;
 /// The features of a block device that are not offered here: any that the standard names, and no one
 /// else's.
 pub(crate) const NOT_OFFERED_AND_HARMLESS: u64 = 0x3_ecf7;
-/// MQ, LOG_SHMFD, REPLY_ACK, BACKEND_REQ, CONFIG, INFLIGHT_SHMFD, RESET_DEVICE,
+/// MQ, LOG_SHMFD, REPLY_ACK, BACKEND_REQ, PAGEFAULT, CONFIG, INFLIGHT_SHMFD, RESET_DEVICE,
 /// CONFIGURE_MEM_SLOTS, STATUS, DEVICE_STATE, GPA_ADDRESSES.
-pub(crate) const PROTOCOL: u64 = 0x29_b22b;
-/// What of it is offered together with XEN_MMAP: all but LOG_SHMFD and GPA_ADDRESSES.
-pub(crate) const PROTOCOL_ON_XEN: u64 = PROTOCOL & !(1 << 1 | 1 << 21);
+pub(crate) const PROTOCOL: u64 = 0x29_b32b;
+/// What of it is offered together with XEN_MMAP: all but LOG_SHMFD, PAGEFAULT and GPA_ADDRESSES.
+pub(crate) const PROTOCOL_ON_XEN: u64 = PROTOCOL & !(1 << 1 | 1 << 8 | 1 << 21);
 
 /// Bytes of a record that the back-end makes.
 pub(crate) const RECORD: u64 = 0x3000;
@@ -205,6 +209,13 @@ pub(crate) enum Deed {
         index: u16,
         at: Option<u64>,
     },
+    Advise,
+    AwaitMemory {
+        regions: Vec<RawRegion>,
+        replace: bool,
+    },
+    UseAwaited,
+    EndPostcopy,
 }
 
 impl From<&Action> for Deed {
@@ -268,6 +279,15 @@ impl From<&Action> for Deed {
             Action::LogUsedRing { index, at } => {
                 Self::LogUsedRing { index: *index, at: at.map(|at| at.0) }
             }
+            Action::AdvisePostcopy => Self::Advise,
+            Action::AwaitMemory { offers, replace } => {
+                let raw = |o: &RegionOffer| {
+                    [o.range.guest.0, o.range.size, o.range.user.0, o.mmap_offset]
+                };
+                Self::AwaitMemory { regions: offers.iter().map(raw).collect(), replace: *replace }
+            }
+            Action::UseAwaited => Self::UseAwaited,
+            Action::EndPostcopy => Self::EndPostcopy,
         }
     }
 }
@@ -398,6 +418,10 @@ impl Peer {
                 inflight: Inflight { mmap_size: RECORD, mmap_offset: 0, num_queues, queue_size },
                 fd: self.spare.try_clone().unwrap(),
             },
+            Deed::Advise => Outcome::Userfault(self.spare.try_clone().unwrap()),
+            Deed::AwaitMemory { regions, .. } => {
+                Outcome::Places((0..regions.len()).map(|n| UserAddr(place(n))).collect())
+            }
             _ => Outcome::Done,
         }
     }
@@ -426,6 +450,11 @@ impl Peer {
 /// Where the parts of a complete vring are.
 pub(crate) const PARTS: [u64; 3] = [0x7f00_0000_1000, 0x7f00_0000_2000, 0x7f00_0000_3000];
 
+/// Where the back-end says that it has mapped the region with this number among those of a message.
+pub(crate) fn place(number: usize) -> u64 {
+    0x5500_0000_0000 + ((number as u64) << 32)
+}
+
 /// The configuration space: byte n is n, and zero past the end.
 pub(crate) fn config_bytes(offset: u32, size: u32) -> Vec<u8> {
     (offset..offset + size).map(|n| if (n as usize) < CONFIG_LEN { n as u8 } else { 0 }).collect()
@@ -438,7 +467,9 @@ fn said(step: Step, number: u32) -> Said {
         let expected = Header { request: number, flags: Flags::from_bits_retain(0x5), size };
         assert_eq!(frame.header, expected);
         let record = number == GET_INFLIGHT_FD && frame.payload != [0; 24];
-        assert_eq!(frame.fds.len(), usize::from(record));
+        // That one of a refusal is not looked at here.
+        let advice = number == POSTCOPY_ADVISE && !frame.fds.is_empty();
+        assert_eq!(frame.fds.len(), usize::from(record || advice));
         frame.payload
     };
     match step {

@@ -39,7 +39,7 @@ impl Session<'_> {
     }
 
     /// How the front-end's addresses are to be understood, as far as it was negotiated.
-    fn addressing(&self) -> Addressing {
+    pub(super) fn addressing(&self) -> Addressing {
         let guest = self.connection.protocol_features().contains(ProtocolFeatures::GPA_ADDRESSES);
         Addressing { guest, iotlb: None }
     }
@@ -57,7 +57,7 @@ impl Session<'_> {
     }
 
     /// A region, with one for all other addresses if the front-end allows to map more.
-    fn map(&self, message: &str, offer: RegionOffer) -> Result<Arc<Region>, Refusal> {
+    pub(super) fn map(&self, message: &str, offer: RegionOffer) -> Result<Arc<Region>, Refusal> {
         let RegionOffer { range: RegionRange { guest, size, user }, mmap_offset, xen, fd } = offer;
         let refused = |why: &dyn Display| {
             let what = xen.map_or_else(
@@ -130,6 +130,11 @@ impl Session<'_> {
     ///
     /// Memory of a domain is not taken: the device has it until it lets go of its request.
     pub(super) fn take_from_device(&mut self, reads: &[GuestSlice]) {
+        if self.awaits_pages() {
+            // The front-end answers for pages at the addresses that it was told, and at no others.
+            let why = "pages of the guest's memory are still on their way by postcopy";
+            return self.event(Event::NotTaken(why.to_owned()));
+        }
         if let Err(error) = self.map_again() {
             return self.event(Event::NotTaken(error));
         }
@@ -175,7 +180,7 @@ impl Session<'_> {
         self.workers.iter().flatten().for_each(|worker| worker.doorbell().ring());
     }
 
-    fn swap_memory(&mut self, memory: Memory) {
+    pub(super) fn swap_memory(&mut self, memory: Memory) {
         self.mapped.retain(|region| region.strong_count() > 0);
         let known = |r: &Arc<Region>| self.mapped.iter().any(|m| m.as_ptr() == Arc::as_ptr(r));
         let all = memory.regions().iter().chain(memory.fallback());

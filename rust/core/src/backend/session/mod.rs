@@ -4,6 +4,8 @@ mod inflight;
 mod log;
 mod logging;
 mod memory;
+mod missing_pages;
+mod postcopy;
 mod records;
 mod rings;
 #[expect(clippy::module_inception, reason = "the noun of the folder")]

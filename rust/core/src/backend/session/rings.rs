@@ -257,7 +257,7 @@ impl Session<'_> {
         queues.iter().for_each(|queue| queue.mark_rest().unwrap_or_default());
         for (queue, _) in failing.iter().zip(recorded).filter(|(_, recorded)| !recorded) {
             // One that guest memory holds up does not end either, which is said then.
-            let _ = queue.fail_rest();
+            let _ = self.fail_rest(queue);
         }
     }
 

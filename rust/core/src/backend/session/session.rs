@@ -5,6 +5,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use super::logging::Logging;
+use super::missing_pages::MissingPages;
 use super::records::Records;
 use super::vring::Vring;
 use crate::backend::channel::Channel;
@@ -55,6 +56,7 @@ pub(in crate::backend) struct Session<'a> {
     pub(super) kept: Option<NotGivenUp>,
     pub(super) workers: Vec<Option<Worker>>,
     pub(super) channel: Channel,
+    pub(super) postcopy: Option<MissingPages>,
     /// The transfer of the device's state that was begun last.
     pub(super) transfer: Option<Transfer>,
     /// The features and protocol features that the log has been told of.
@@ -91,6 +93,7 @@ impl<'a> Session<'a> {
             kept: None,
             workers: (0..workers).map(|_| None).collect(),
             channel: Channel::default(),
+            postcopy: None,
             transfer: None,
             told_negotiated: None,
             told_ignored: 0,
@@ -212,6 +215,10 @@ impl<'a> Session<'a> {
             Action::StopRings { reset } => return self.stop_all(reset).map(Outcome::Stopped),
             Action::MakeRecord { asked } => return self.make_record(asked),
             Action::SetRecord { inflight, fd } => self.set_record(inflight, fd)?,
+            Action::AdvisePostcopy => return self.advise_postcopy(),
+            Action::AwaitMemory { offers, replace } => return self.await_memory(offers, replace),
+            Action::UseAwaited => self.use_awaited(),
+            Action::EndPostcopy => self.end_postcopy(),
             Action::TransferState { direction, fd } => self.transfer_state(direction, fd)?,
             Action::AwaitState => self.await_state()?,
             Action::SetLog { log, fd } => self.set_log(log, fd)?,

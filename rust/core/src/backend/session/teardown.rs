@@ -31,8 +31,12 @@ impl Session<'_> {
         } else {
             drain = drain.min(DISCONNECT_DRAIN);
         }
+        if !stopping {
+            self.give_up_pages();
+        }
         let begun = Instant::now();
         self.stop_rings(&self.all_started(), Rest::IsLeft, drain);
+        self.give_up_pages();
         let deadline = (begun + drain.min(self.shared().drain())).max(Instant::now() + LAST_GRACE);
         for worker in std::mem::take(&mut self.workers).into_iter().flatten() {
             let thread = worker.thread_id();

@@ -180,6 +180,29 @@ pub(super) const MESSAGES: &[Line<FrontendMessage>] = &[
         &["rust/core/tests/connection/device.rs::a_write_of_configuration_must_lie_inside_it"],
     ),
     (
+        M::PostcopyAdvise,
+        "the descriptor hears of the kernel's own faults too. [Postcopy](#postcopy)",
+        &["rust/core/tests/backend/postcopy.rs::\
+             postcopy_that_was_advised_and_never_came_changes_nothing"],
+    ),
+    (
+        M::PostcopyListen,
+        "after POSTCOPY_ADVISE, while no region is mapped. SET_MEM_TABLE and ADD_MEM_REG are then \
+         answered with the regions at the back-end's own addresses; no ring starts before they are \
+         acknowledged by the same message with 8 bytes of zeroes",
+        &[
+            "rust/core/tests/backend/postcopy.rs::\
+             nothing_is_touched_before_the_front_end_answers_for_the_pages",
+            "rust/core/tests/connection/postcopy.rs::\
+             regions_are_answered_at_our_own_addresses_and_are_memory_once_acknowledged",
+        ],
+    ),
+    (
+        M::PostcopyEnd,
+        "",
+        &["rust/core/tests/backend/postcopy.rs::after_the_end_nobody_is_asked_for_pages"],
+    ),
+    (
         M::GetInflightFd,
         "a new, empty memory file that nobody can cut, with room for rings of the greatest length \
          that the device takes, whatever length was asked for: QEMU 10 asks for 128 entries and runs \
@@ -294,6 +317,12 @@ pub(super) const PROTOCOL: &[Line<ProtocolFeatures>] = &[
         "",
         &["rust/core/tests/connection/device.rs::\
              the_back_ends_channel_comes_with_or_without_a_payload_and_any_number_of_times"],
+    ),
+    (
+        P::PAGEFAULT,
+        "if the kernel lets this process catch its page faults: [postcopy](#postcopy)",
+        &["rust/core/tests/backend/postcopy.rs::\
+             each_page_that_is_missed_is_waited_for_and_the_request_is_served"],
     ),
     (
         P::CONFIG,
