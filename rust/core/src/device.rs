@@ -227,6 +227,18 @@ pub trait Device: Send + Sync + 'static {
     /// it. Features are negotiated anew.
     fn reset(&self) {}
 
+    /// What the driver has set that holds beyond this process: after a crash the next one takes it, by
+    /// a record of requests in flight. `None`: it can set nothing of that kind.
+    fn setting(&self) -> Option<u8> {
+        None
+    }
+
+    /// Takes the [`setting`](Self::setting) of a process that died; one that there is not changes
+    /// nothing. No ring runs.
+    fn take_setting(&self, setting: u8) {
+        let _ = setting;
+    }
+
     /// What the device saves, if it has a state that a front-end is to carry to another back-end:
     /// what a driver has set or is owed, and neither its data nor what it was made with.
     fn state_form(&self) -> Option<StateForm> {

@@ -454,6 +454,14 @@ impl Device for PyBlock {
     }
 
     /// A class without `save` has the cache mode alone.
+    fn setting(&self) -> Option<u8> {
+        self.core.setting()
+    }
+
+    fn take_setting(&self, setting: u8) {
+        self.core.take_setting(setting);
+    }
+
     fn state_form(&self) -> Option<StateForm> {
         self.device.state_form().cloned().or_else(|| self.core.state_form())
     }

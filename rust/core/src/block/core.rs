@@ -240,6 +240,18 @@ impl BlockCore {
         self.config.load_mode(mode)
     }
 
+    /// As [`Device::setting`](crate::device::Device::setting): the cache mode, if the driver may
+    /// choose it.
+    pub fn setting(&self) -> Option<u8> {
+        self.config.has_modes().then(|| self.config.mode())
+    }
+
+    /// As [`Device::take_setting`](crate::device::Device::take_setting).
+    pub fn take_setting(&self, setting: u8) {
+        // Whoever wrote a mode that there is not has no right to one.
+        let _ = self.config.load_mode(setting);
+    }
+
     /// As [`Device::reset`](crate::device::Device::reset).
     pub fn reset(&self) {
         self.config.reset();

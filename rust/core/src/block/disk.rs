@@ -235,6 +235,14 @@ impl<D: Disk> Device for BlockDevice<D> {
         self.disk.disconnected();
     }
 
+    fn setting(&self) -> Option<u8> {
+        self.core.setting()
+    }
+
+    fn take_setting(&self, setting: u8) {
+        self.core.take_setting(setting);
+    }
+
     fn state_form(&self) -> Option<StateForm> {
         self.core.state_form()
     }

@@ -31,13 +31,17 @@ impl Session<'_> {
             cannot(format!("{mmap_size} bytes are too few for {num_queues} queues"))
         })?;
         self.records = Some(records);
+        self.take_note();
         Ok(())
     }
 
     /// The record of a ring that starts, if the front-end keeps one.
     pub(super) fn record(&mut self, index: u16, size: u16) -> Option<InflightRecord> {
         match self.records.as_mut()?.take(index, size) {
-            Ok(record) => Some(record),
+            Ok(record) => {
+                self.make_note();
+                Some(record)
+            }
             Err(why) => {
                 self.event(Event::NotRecorded { queue: index, why });
                 None

@@ -5,6 +5,7 @@ mod log;
 mod logging;
 mod memory;
 mod missing_pages;
+mod note;
 mod postcopy;
 mod records;
 mod rings;

@@ -1,6 +1,6 @@
 //! The records of requests in flight of all queues, in the file that the front-end keeps.
 
-use crate::memory::InflightFile;
+use crate::memory::{InflightFile, Window};
 use crate::ring::InflightRecord;
 use crate::wire::payload::Inflight;
 
@@ -32,6 +32,12 @@ impl Records {
             record.erase();
         }
         Ok(record)
+    }
+
+    /// The last 64 bytes of the first queue's record, if records have `of_one` bytes.
+    pub(super) fn last_line_of_first(&self, of_one: u64) -> Option<Window> {
+        let at = self.stride.checked_sub(64).filter(|_| self.stride == of_one)?;
+        self.file.window(usize::try_from(at).ok()?, 64)
     }
 
     /// The device was reset: no request of before comes again.

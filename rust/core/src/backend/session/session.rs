@@ -207,10 +207,12 @@ impl<'a> Session<'a> {
             Action::ReadConfig { offset, size } => {
                 return Ok(Outcome::Config(self.read_config(offset, size)));
             }
-            Action::WriteConfig { offset, data } => self
-                .device()
-                .write_config(offset as usize, &data)
-                .map_err(|refused| Refusal(format!("SET_CONFIG: {refused}")))?,
+            Action::WriteConfig { offset, data } => {
+                self.device()
+                    .write_config(offset as usize, &data)
+                    .map_err(|refused| Refusal(format!("SET_CONFIG: {refused}")))?;
+                self.make_note();
+            }
             Action::Status(byte) => self.shared().set_device_status(byte),
             Action::StopRings { reset } => return self.stop_all(reset).map(Outcome::Stopped),
             Action::MakeRecord { asked } => return self.make_record(asked),
