@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from pathlib import Path
 
 from rig.cpio import Cpio
 from rig.unpack import unpacked
 
 from . import verifier
+from .digest import digest
 from .packages import Packages
 
 MODULES = ("virtio_pci", "virtio_blk", "virtio_rng", "virtio_console", "virtio_net", "ext4")
@@ -27,13 +29,18 @@ LOADER = "lib64/ld-linux-x86-64.so.2"
 
 INIT = Path(__file__).with_name("init.sh")
 
+KEPT_SECONDS = 86400.0
+"""How long an archive stays that was made by another recipe."""
+
 
 def build(packages: Packages) -> Path:
-    """The archive for ``packages``, beside their tree; made again when its recipe is newer."""
-    image = packages.root.with_name("initramfs.cpio")
-    recipe = [*Path(__file__).parent.glob("*.py"), INIT, packages.root / "../manifest.json"]
-    recipe.append(verifier.build())
-    if image.exists() and all(image.stat().st_mtime > path.stat().st_mtime for path in recipe):
+    """The archive for ``packages``, beside their tree. Its name tells the recipe, so that those of
+    several checkouts can be in one cache; old ones go when a new one comes.
+    """
+    directory = packages.root.parent
+    recipe = [*sorted(Path(__file__).parent.glob("*.py")), INIT, directory / "manifest.json"]
+    image = directory / f"initramfs-{digest(*recipe, verifier.SOURCE)}.cpio"
+    if image.exists():
         return image
     archive = Cpio()
     _add_base(archive, packages)
@@ -42,6 +49,9 @@ def build(packages: Packages) -> Path:
     partial = image.with_suffix(f".{os.getpid()}")
     partial.write_bytes(archive.finish())
     os.replace(partial, image)
+    for other in directory.glob("initramfs*.cpio"):
+        if other.stat().st_mtime < time.time() - KEPT_SECONDS:
+            other.unlink(missing_ok=True)
     return image
 
 

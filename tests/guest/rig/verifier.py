@@ -12,8 +12,9 @@ from pathlib import Path
 
 from rig.tree import CACHE
 
+from .digest import digest
+
 SOURCE = Path(__file__).with_name("verifier.rs")
-PROGRAM = CACHE / "guest" / "verifier"
 
 COMPILER = "rustc"
 OPTIONS = (
@@ -23,12 +24,13 @@ OPTIONS = (
 
 
 def build() -> Path:
-    """The program, compiled anew when its source is newer."""
-    if PROGRAM.exists() and PROGRAM.stat().st_mtime > SOURCE.stat().st_mtime:
-        return PROGRAM
-    PROGRAM.parent.mkdir(parents=True, exist_ok=True)
-    partial = PROGRAM.with_suffix(f".{os.getpid()}")
+    """The program, compiled if that was not done yet."""
+    program = CACHE / "guest" / f"verifier-{digest(SOURCE)}"
+    if program.exists():
+        return program
+    program.parent.mkdir(parents=True, exist_ok=True)
+    partial = program.with_suffix(f".{os.getpid()}")
     compiler = shutil.which(COMPILER) or str(Path.home() / ".cargo/bin" / COMPILER)
     subprocess.run([compiler, *OPTIONS, "-o", str(partial), str(SOURCE)], check=True)
-    os.replace(partial, PROGRAM)
-    return PROGRAM
+    os.replace(partial, program)
+    return program
