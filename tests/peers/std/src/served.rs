@@ -9,7 +9,7 @@ use vhost::VhostBackend;
 use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserVirtioFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend, VhostUserProtocolFeatures};
 use vhost_user_core::backend::{Backend, Event, Observer, Options};
-use vhost_user_core::block::{BlockDevice, BlockOptions, FileDisk};
+use vhost_user_core::block::{BlockDevice, BlockOptions, FileDisk, Sharing};
 use vhost_user_core::socket::{Endpoint, ListenOptions};
 
 const VERSION_1: u64 = 1 << 32;
@@ -37,7 +37,7 @@ impl Served {
         let folder = TempDir::new().unwrap();
         let (socket, image) = (folder.path().join("disk.sock"), folder.path().join("disk.img"));
         File::create(&image).unwrap().set_len(sectors * 512).unwrap();
-        let disk = FileDisk::open(&image, false).unwrap();
+        let disk = FileDisk::open(&image, Sharing::None).unwrap();
         let options = BlockOptions { num_queues: 2, ..BlockOptions::default() };
         let device = Arc::new(BlockDevice::new(disk, &options).unwrap());
         let endpoint = Endpoint::Listen(ListenOptions::new(&socket));
@@ -57,8 +57,8 @@ impl Served {
         Frontend::connect(&self.socket, 2).unwrap()
     }
 
-    /// A front-end that has negotiated all it can, but for event indices, and asks for a reply to
-    /// every message.
+    /// A front-end that has negotiated all it can, but for event indices and guest addresses, and
+    /// asks for a reply to every message.
     pub fn negotiate(&self) -> Frontend {
         let mut frontend = self.connect();
         frontend.set_owner().unwrap();
@@ -66,7 +66,9 @@ impl Served {
         assert_eq!(features & VERSION_1, VERSION_1);
         let bit = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
         assert_eq!(features & bit, bit);
-        let known = frontend.get_protocol_features().unwrap();
+        // Rings are told by this process's own addresses.
+        let known =
+            frontend.get_protocol_features().unwrap() & !VhostUserProtocolFeatures::GPA_ADDRESSES;
         frontend.set_protocol_features(known).unwrap();
         assert!(known.contains(VhostUserProtocolFeatures::REPLY_ACK));
         frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
