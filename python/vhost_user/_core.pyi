@@ -17,11 +17,13 @@ __all__ = [
     "Frontend",
     "LoadReport",
     "Queue",
+    "Relay",
     "Request",
     "VirtioBlkDriver",
     "XenGuest",
     "__version__",
     "end_logging",
+    "end_with_parent",
     "log_warning",
     "set_total_copy_budget",
 ]
@@ -29,6 +31,7 @@ __all__ = [
 __version__: str
 
 def end_logging() -> None: ...
+def end_with_parent() -> None: ...
 def log_warning(text: str, /) -> None: ...
 def set_total_copy_budget(size: int, /) -> int: ...
 
@@ -540,3 +543,46 @@ class XenGuest:
         """Its pages that a back-end has mapped, lowest first: grant references, or frame numbers
         if its memory is mapped by frames.
         """
+
+_NotTaken: TypeAlias = tuple[Literal["lost", "refused"], str] | None
+
+@final
+class Relay:
+    """Keeps a front-end's connection while back-ends come and go; used by ``vhost-user hold``."""
+
+    def __new__(
+        cls,
+        *,
+        listen: str | PathLike[str] | None = None,
+        dial: str | PathLike[str] | None = None,
+        fd: int | None = None,
+        mode: int = 0o600,
+        group: int | None = None,
+    ) -> Self:
+        """Opens the socket of front-ends. ``OSError`` if it cannot be had."""
+    def run(
+        self, wake: int, /
+    ) -> tuple[Literal["woken", "came", "left", "lost", "held", "over"], str]:
+        """Passes messages, until something happens or ``wake`` is readable."""
+    def attach(self, fd: int, /) -> _NotTaken:
+        """Takes a back-end in place of one that is dead or parked. None if it goes on."""
+    def prepare(self, fd: int, /) -> _NotTaken:
+        """Takes a back-end that is to follow. None if it can."""
+    def park(self) -> _NotTaken:
+        """Has the present back-end stop all rings, and hangs up. None if it has."""
+    def take_over(self) -> _NotTaken:
+        """Goes on with the one that was prepared. None if it does."""
+    def hang_up(self) -> None:
+        """Ends the front-end's connection and the back-end's."""
+    @property
+    def has_frontend(self) -> bool:
+        """Whether there is a front-end."""
+    @property
+    def runs(self) -> bool:
+        """Whether the driver uses a ring."""
+    @property
+    def records(self) -> bool:
+        """Whether the back-end records requests in flight."""
+    @property
+    def hidden(self) -> str | None:
+        """Protocol features of the back-end that no front-end is shown."""

@@ -341,7 +341,7 @@ class Backend:
             dial=self._socket if self._connect else None,
             fd=fd,
             mode=self._mode,
-            group=_group_id(self._group),
+            group=group_id(self._group),
             keep_listening=self._keep_listening,
             threads=self._threads,
             batch=self._batch,
@@ -593,7 +593,8 @@ def _printable(path: str) -> str:
     return os.fsencode(path).decode(errors="backslashreplace")
 
 
-def _group_id(group: str | int | None) -> int | None:
+def group_id(group: str | int | None) -> int | None:
+    """A group's number. ``ValueError`` if there is no such group."""
     if group is None or isinstance(group, int):
         return group
     import grp

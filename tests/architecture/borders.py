@@ -38,6 +38,7 @@ MAY_NAME = {
         *("ring", "memory", "request", "device", "xen", "sys", "address", "error", "state"),
     },
     "frontend": {"socket", "wire", "address", "sys", "error"},
+    "hold": {"socket", "wire", "sys", "error"},
     "xen_guest": {"frontend", "xen", "wire", "address", "error"},
 }
 """Which top-level modules of the core each may name, beside itself."""
@@ -49,7 +50,7 @@ end of what the module serves."""
 CORE_CRATE = "vhost_user_core"
 BINDING_MAY_NAME = {
     *("backend", "socket", "device", "batch_size", "block", "request", "memory", "error"),
-    *("frontend", "address", "xen_guest"),
+    *("frontend", "hold", "address", "xen_guest"),
 }
 """Which modules of the core the binding may name: neither protocol nor rings, and of memory what
 requests are made of, and what a front-end tells."""
@@ -73,9 +74,12 @@ UNSAFE_PYTHON = re.compile(
 
 FOREIGN = ("pyo3", "PyO3")
 NOISE = ("print", "println", "eprint", "eprintln", "dbg")
-IMPORTS_CORE = {"__init__.py", "server.py", "errors.py", "testing/xen.py"}
+IMPORTS_CORE = {
+    *("__init__.py", "server.py", "errors.py", "testing/xen.py"),
+    *("cli/keeper.py", "cli/child.py"),
+}
 """The Python files that may import the extension module, relative to the package; `__init__` is the
-typed façade, `testing/xen.py` that of what only tests have."""
+typed façade, `testing/xen.py` that of what only tests have, `cli/` that of processes."""
 
 
 def arrows_crossed(source: str, path: str) -> Iterator[str]:

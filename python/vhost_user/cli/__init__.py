@@ -22,6 +22,7 @@ from .streams import (
 COMMANDS = {
     "blk": "serve an image file as a block device",
     "run": "serve a device class from a Python file or module",
+    "hold": "keep front-ends connected while their back-end dies or is upgraded",
     "info": "tell what the back-end at a socket offers",
     "bench": "measure the block device at a socket",
     "demo": "serve three disks, drive them and check every byte",
@@ -81,12 +82,22 @@ def _run(command: str, arguments: list[str]) -> int:
     parser = Parser(command, f"{summary[0].upper()}{summary[1:]}.", add_help=command != "run")
     module.configure(parser)
     parser.add_argument("--debug", action="store_true", help="show errors with their traceback")
+    own, behind = _own_and_behind(command, arguments)
     try:
-        options = parser.parse(arguments)
+        options = parser.parse(own)
     except SystemExit:  # argparse has shown the help.
         return Exit.OK
+    options.given, options.command = [command, *arguments], behind
     status: int = module.run(options)
     return status
+
+
+def _own_and_behind(command: str, arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The arguments of `hold`, and the command behind ``--``. Other commands have all for them."""
+    if command != "hold" or "--" not in arguments:
+        return arguments, []
+    at = arguments.index("--")
+    return arguments[:at], arguments[at + 1 :]
 
 
 def _help() -> str:

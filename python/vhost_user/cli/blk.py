@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from .exits import Exit, Failure, one_line
+from .hold import around
 from .parser import OnceDisk, checked
 from .serve import add_options, endpoint, serve, until_signalled
 from .sizes import parse_size
@@ -68,6 +69,8 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command."""
     path = _image(options)
     endpoint(options)
+    if options.hold:
+        return around(options)
     return until_signalled(lambda: serve(_disk(path, options), options))
 
 

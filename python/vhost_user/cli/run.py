@@ -3,7 +3,9 @@
 import argparse
 from typing import TYPE_CHECKING
 
+from .child import tell_sources
 from .exits import Exit, Failure
+from .hold import around
 from .serve import add_options, endpoint, serve, until_signalled
 from .settings import describe, make, read_settings
 from .streams import out
@@ -28,6 +30,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="the options of the class, converted as its constructor is annotated",
     )
     add_options(parser)
+    parser.add_argument(
+        "--reload",
+        action="store_true",
+        help="hold the front-end, and take up the device's code anew whenever it has changed",
+    )
     parser.add_argument("-h", "--help", action="store_true", help="show this, or the class's help")
     parser.set_defaults(show_help=parser.format_help)
 
@@ -45,13 +52,18 @@ def run(options: argparse.Namespace) -> int:
         out("\nvhost-user run --help tells the options of every device.")
         return Exit.OK
     endpoint(options)
+    if options.hold or options.reload:
+        return around(options, watched=options.reload)
     return until_signalled(lambda: serve(_device(options), options))
 
 
 def _device(options: argparse.Namespace) -> "Device":
     from vhost_user import Device
 
-    target = load(options.target)
+    try:
+        target = load(options.target)
+    finally:
+        tell_sources()
     made = make(target, read_settings(target, options.settings))
     if not isinstance(made, Device):
         what = "None" if made is None else f"an object of type {type(made).__name__}"

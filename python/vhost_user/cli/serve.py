@@ -31,7 +31,30 @@ class Ended(BaseException):
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of every server."""
+    from . import hold
+
     socket = parser.add_argument_group("the socket")
+    add_socket_options(socket)
+    socket.add_argument(
+        "--hold",
+        action="store_true",
+        help="serve in a second process, and keep the front-end connected when it dies or is "
+        "upgraded (SIGHUP)",
+    )
+    hold.add_options(socket)
+    memory = parser.add_argument_group("guest memory")
+    memory.add_argument(
+        "--any-memory-file",
+        action="store_true",
+        help="take files on FUSE and network file systems too, which hang the device when their "
+        "server stops to answer",
+    )
+    xen.add_options(parser.add_argument_group("Xen"))
+    _add_tuning(parser.add_argument_group("threads and errors"))
+
+
+def add_socket_options(socket: argparse._ArgumentGroup) -> None:
+    """Adds the options that say where front-ends come from."""
     socket.add_argument(
         "--socket-path", action=Once, metavar="PATH", help="listen here; the path is used as given"
     )
@@ -50,15 +73,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     socket.add_argument("--group", metavar="NAME", help="the socket file's group, or its number")
     socket.add_argument("--once", action="store_true", help="end when the first front-end has left")
-    memory = parser.add_argument_group("guest memory")
-    memory.add_argument(
-        "--any-memory-file",
-        action="store_true",
-        help="take files on FUSE and network file systems too, which hang the device when their "
-        "server stops to answer",
-    )
-    xen.add_options(parser.add_argument_group("Xen"))
-    _add_tuning(parser.add_argument_group("threads and errors"))
 
 
 def _add_tuning(tuning: argparse._ArgumentGroup) -> None:

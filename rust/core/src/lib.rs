@@ -13,6 +13,7 @@ pub mod connection;
 pub mod device;
 pub mod error;
 pub mod frontend;
+pub mod hold;
 pub mod memory;
 pub mod request;
 pub mod ring;

@@ -37,6 +37,7 @@ mod python_thread;
 mod queue;
 mod raw_bytes;
 mod reason;
+mod relay;
 mod repeats;
 mod report;
 mod request;
@@ -71,6 +72,8 @@ mod _core {
     #[pymodule_export]
     use super::queue::Queue;
     #[pymodule_export]
+    use super::relay::Relay;
+    #[pymodule_export]
     use super::request::QueueRequest;
     #[pymodule_export]
     use super::xen::XenGuest;
@@ -97,6 +100,14 @@ mod _core {
     fn log_warning(text: String) {
         let (logger, level) = (super::log::Logger::Backend, super::log::Level::Warning);
         super::log::record(super::log::Record { logger, level, text, exception: None });
+    }
+
+    /// Has this process ended with SIGTERM when its parent ends, whatever it executes by then.
+    #[pyfunction]
+    fn end_with_parent() -> PyResult<()> {
+        use rustix::process::{Signal, set_parent_process_death_signal};
+
+        Ok(set_parent_process_death_signal(Some(Signal::TERM)).map_err(std::io::Error::from)?)
     }
 
     /// Hands over the log records that wait, and ends the thread that does so.
