@@ -8,86 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from peer.blk import CANARY, Status, Type
-from peer.front_end import FrontEnd
+from peer.blk import Status, Type
 from peer.mortal import Mortal, come_back, negotiate, new_record
 from peer.numbers import Request as Message
+from peer.shuffling import SHUFFLING
+from peer.writes import BYTES, SLOTS, Load
 
 ROUNDS = int(os.environ.get("RECOVERY_ROUNDS", "12"))
-SLOTS = 16
-BYTES = 4096
-
-SHUFFLING = """
-    import os, random, threading
-    import vhost_user as vu
-
-    class Shuffling(vu.BlockDevice):
-        '''Keeps requests, and carries them out and answers them in any order.'''
-
-        def __init__(self):
-            self.fd = os.open("disk.img", os.O_RDWR)
-            super().__init__(size=os.fstat(self.fd).st_size)
-            self.kept, self.news = [], threading.Condition()
-            threading.Thread(target=self.work, daemon=True).start()
-
-        def on_batch(self, batch):
-            with self.news:
-                self.kept += [request.defer() for request in batch]
-                self.news.notify()
-
-        def work(self):
-            while True:
-                with self.news:
-                    self.news.wait_for(lambda: len(self.kept) > 4, timeout=0.01)
-                    request = self.kept.pop(random.randrange(len(self.kept))) if self.kept else None
-                if request:
-                    request.pwritev(self.fd) if request.op == "write" else request.preadv(self.fd)
-                    request.complete()
-
-    vu.serve(Shuffling(), socket="disk.sock")
-"""
 
 COMMANDS = {
     "blk": ["-m", "vhost_user", "blk", "--blk-file=disk.img", "--socket-path=disk.sock"],
-    "shuffling": ["-c", textwrap.dedent(SHUFFLING)],
+    "shuffling": ["-c", f'{SHUFFLING}vu.serve(Shuffling(), socket="disk.sock")'],
 }
-
-
-class Load:
-    """Writes that are in flight all the time, each to a place of its own."""
-
-    def __init__(self, front: FrontEnd) -> None:
-        self.front = front
-        disk = front.blk()
-        self._requests = [disk.prepare(Type.OUT, 8 * n, bytes(BYTES)) for n in range(SLOTS)]
-        self._written = [0] * SLOTS
-        self._in_flight: dict[int, int] = {}
-
-    def submit(self) -> None:
-        """Has every request in flight that is not."""
-        memory, ring = self.front.memory, self.front.rings[0]
-        for slot in set(range(SLOTS)) - set(self._in_flight.values()):
-            self._written[slot] += 1
-            request = self._requests[slot]
-            memory.write(request.data, self.data(slot))
-            memory.write(request.status, bytes([CANARY]))
-            self._in_flight[ring.add(request.chain())] = slot
-        ring.kick()
-
-    def data(self, slot: int) -> bytes:
-        """What was written last to a place."""
-        return random.Random(self._written[slot] * SLOTS + slot).randbytes(BYTES)
-
-    def take(self, count: int) -> None:
-        """Waits for answers; each is the only one to its request, and good."""
-        for used in self.front.rings[0].wait(count, 60):
-            slot = self._in_flight.pop(used.head)
-            status = self.front.memory.read(self._requests[slot].status, 1)[0]
-            assert status == Status.OK, f"request {slot} ended with {status:#x}"
-
-    def finish(self) -> None:
-        """Waits for all."""
-        self.take(len(self._in_flight))
 
 
 @pytest.fixture(params=COMMANDS)
