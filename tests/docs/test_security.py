@@ -54,10 +54,10 @@ def test_each_promise_names_a_test() -> None:
 
 
 def test_nothing_that_serves_starts_a_program() -> None:
-    """The demo alone does: it serves a disk in a process of its own."""
+    """The demo does, with a disk in a process of its own, and the keeper, which serves nothing."""
     python = {path: path.read_text() for path in PACKAGE.rglob("*.py")}
-    starting = [path for path, source in python.items() if STARTS_PROGRAMS.search(source)]
-    assert starting == [PACKAGE / "cli/demo.py"]
+    starting = {path for path, source in python.items() if STARTS_PROGRAMS.search(source)}
+    assert starting == {PACKAGE / "cli/child.py", PACKAGE / "cli/demo.py"}
     rust = [p for c in ("core", "python") for p in (PROJECT / "rust" / c / "src").rglob("*.rs")]
     assert rust
     assert [path for path in rust if "process::Command" in path.read_text()] == []

@@ -71,7 +71,7 @@ class Held:
     def back_end(self) -> int:
         """The process of the back-end that serves now."""
         told = re.findall(
-            r"(?:held for process|vhost-user: process) (\d+)(?::| goes on| follows)", self.said
+            r"(?:held for process|vhost-user: process) (\d+)(?:,|:| goes on| follows)", self.said
         )
         return int(told[-1])
 

@@ -25,9 +25,9 @@ class Ram(vu.BlockDevice):
 """
 
 
-def test_an_upgrade_under_load_runs_no_request_twice(folder: Path) -> None:
+def test_an_upgrade_under_load_loses_no_request(folder: Path, back_end: list[str]) -> None:
     chance = random.Random(2)
-    with Held.around(folder, *BACK_ENDS["shuffling"]) as held:
+    with Held.around(folder, *back_end) as held:
         front = held.connect().start()
         load = Load(front)
         for n in range(1, ROUNDS + 1):
@@ -42,6 +42,16 @@ def test_an_upgrade_under_load_runs_no_request_twice(folder: Path) -> None:
         load.finish()
         assert_written(folder, load)
         assert held.end() == 0
+
+
+def test_an_upgrade_without_a_front_end_leaves_the_image_to_the_next(folder: Path) -> None:
+    with Held.around(folder, *BACK_ENDS["blk"]) as held:
+        former = held.back_end()
+        held.process.send_signal(signal.SIGHUP)
+        held.assert_says(f" follows process {former}")
+        front = held.connect().start()
+        assert sector(front) == bytes(512)
+        assert held.children() == [held.back_end()]
 
 
 def test_an_upgrade_that_does_not_start_leaves_the_present_one(folder: Path) -> None:

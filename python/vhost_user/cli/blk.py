@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from .exits import Exit, Failure, one_line
+from .held import follows
 from .hold import around
 from .parser import OnceDisk, checked
 from .serve import add_options, endpoint, serve, until_signalled
@@ -90,7 +91,7 @@ def _disk(path: Path, options: argparse.Namespace) -> object:
             path,
             read_only=options.read_only,
             direct=options.direct,
-            incoming=options.incoming,
+            incoming=options.incoming or follows(),
             block_size=options.block_size,
             num_queues=options.num_queues,
             queue_size=options.queue_size,

@@ -5,7 +5,6 @@ import resource
 import select
 import signal
 import socket
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -16,15 +15,13 @@ from vhost_user import _core
 from vhost_user.systemd import FIRST_FD
 
 from .exits import Failure
+from .held import FIRST, FOLLOWS, HELD, SOURCES, SOURCES_FD
 
-NOT_FOR_CHILDREN = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDNAMES")
+NOT_FOR_CHILDREN = (
+    *("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDNAMES"),
+    HELD,
+)
 """What a service manager has told this process alone."""
-
-SOURCES_FD = FIRST_FD + 1
-"""Where the child writes the names of the files that its code came from, if it is asked to."""
-
-SOURCES = "VHOST_USER_SOURCES_FD"
-"""The variable that asks it, with that number."""
 
 
 class Child:
@@ -34,17 +31,26 @@ class Child:
     starts, and is reached through a descriptor of this process.
     """
 
-    def __init__(self, command: Sequence[str], limits: tuple[int, int], sources: bool) -> None:
-        """Starts it. ``limits``: how many descriptors it may have (``RLIMIT_NOFILE``).
+    def __init__(
+        self,
+        command: Sequence[str],
+        limits: tuple[int, int],
+        *,
+        sources: bool = False,
+        follows: bool = False,
+    ) -> None:
+        """Starts it. ``limits``: how many descriptors it may have (``RLIMIT_NOFILE``). ``sources``:
+        it is to tell the files of its code. ``follows``: it takes over from a process that lives.
 
         Raises :class:`Failure` if there is no such command.
         """
         listener, self._address = _nameless_listener()
         ready, answer = os.pipe2(os.O_CLOEXEC)
+        told = {HELD: FOLLOWS if follows else FIRST}
         reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.pid = os.fork()
         if self.pid == 0:
-            _execute(command, listener.fileno(), writer if sources else None, limits, answer)
+            _execute(command, listener.fileno(), writer if sources else None, limits, answer, told)
         self.pidfd = os.pidfd_open(self.pid)
         self.status: int | None = None
         self._sources = reader
@@ -141,6 +147,7 @@ def _execute(
     sources: int | None,
     limits: tuple[int, int],
     answer: int,
+    told: dict[str, str],
 ) -> NoReturn:
     """What the forked process does: it becomes the command, or tells why not."""
     error = 0
@@ -150,7 +157,7 @@ def _execute(
         sources = None if sources is None else _above(sources, SOURCES_FD)
         _give(listener, FIRST_FD)
         environment = {k: v for k, v in os.environ.items() if k not in NOT_FOR_CHILDREN}
-        environment |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
+        environment |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"} | told
         if sources is not None:
             _give(sources, SOURCES_FD)
             environment[SOURCES] = str(SOURCES_FD)
@@ -187,23 +194,6 @@ def _alone(limits: tuple[int, int]) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     # Ctrl-C is for the keeper, which ends its children in order.
     os.setpgid(0, 0)
-
-
-def tell_sources() -> None:
-    """In a child that was asked to: tells the files of the code that is loaded, once."""
-    number = os.environ.pop(SOURCES, None)
-    if number is None or not number.isdecimal():
-        return
-    own = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    apart = tuple({sys.prefix, sys.base_prefix, own, os.path.dirname(os.__file__)})
-    files = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
-    names = {os.path.abspath(name) for name in files if name}
-    told = b"".join(os.fsencode(name) + b"\0" for name in names if not name.startswith(apart))
-    try:
-        os.write(int(number), told)
-        os.close(int(number))
-    except OSError:
-        pass  # Whoever asked has left.
 
 
 def descriptor_limits() -> tuple[int, int]:

@@ -90,8 +90,9 @@ class Keeper:
                 systemd.notify("STOPPING=1")
                 self._end()
 
-    def _start(self) -> Child:
-        child = Child(self._command, self._limits, sources=self._sources is not None)
+    def _start(self, *, follows: bool = False) -> Child:
+        watched = self._sources is not None
+        child = Child(self._command, self._limits, sources=watched, follows=follows)
         self._epoll.register(child.pidfd, select.EPOLLIN)
         return child
 
@@ -106,10 +107,10 @@ class Keeper:
                 "vhost-user: the back-end does not record requests in flight (INFLIGHT_SHMFD): "
                 "when it dies, its front-end is hung up on; only an upgrade goes unnoticed"
             )
-        if self._relay.hidden:
-            note(f"vhost-user: front-ends are not shown what cannot be held: {self._relay.hidden}")
         self._look_at(self._child)
-        note(f"{where}  held for process {self._child.pid}: {' '.join(self._command)}")
+        hidden = self._relay.hidden
+        apart = f", without {hidden}" if hidden else ""
+        note(f"{where}  held for process {self._child.pid}{apart}: {' '.join(self._command)}")
         systemd.notify("READY=1")
 
     def _turn(self) -> bool:
@@ -214,7 +215,7 @@ class Keeper:
         systemd.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         old = self._child
         try:
-            new = self._start()
+            new = self._start(follows=True)
         except Failure as failure:
             note(f"vhost-user: {failure}; process {old.pid} goes on")
         else:
@@ -234,6 +235,9 @@ class Keeper:
         if parked is not None:
             note(f"vhost-user: process {old.pid} does not hand over: {parked[1]}; it is killed")
             old.kill()
+        elif not self._relay.runs:
+            # No guest waits, and what the old one has open may be wanted by the next front-end.
+            old.end(GRACE)
         self._child = new
         failure = self._relay.take_over()
         if failure is None:

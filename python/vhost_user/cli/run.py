@@ -3,8 +3,8 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from .child import tell_sources
 from .exits import Exit, Failure
+from .held import tell_sources
 from .hold import around
 from .serve import add_options, endpoint, serve, until_signalled
 from .settings import describe, make, read_settings

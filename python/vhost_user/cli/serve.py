@@ -11,6 +11,7 @@ from typing import Any
 from . import stats, xen
 from .device_types import BLOCK, type_name
 from .exits import Exit, Failure, one_line
+from .held import is_held
 from .parser import Once, checked
 from .sizes import format_size, parse_size
 from .streams import note
@@ -202,7 +203,8 @@ def serve(device: Any, options: argparse.Namespace) -> int:
     try:
         words = [summary(device)] + ([xen.summary(given["xen"])] if "xen" in given else [])
         with stats.reported(backend.stats, options.stats):
-            note(f"{where}  {'  '.join(words)}")
+            if not is_held():
+                note(f"{where}  {'  '.join(words)}")
             backend.run()
     except Exception as error:
         backend.stop()
