@@ -82,10 +82,8 @@ impl Told {
             M::RemMemReg => self.regions.remove(&frame),
             M::SetStatus => self.status_written(frame),
             M::ResetDevice => self.reset(),
-            M::GetQueueNum => self.queues = reply.and_then(number).map_or(0, |n| n.max(self.queues)),
-            M::GetMaxMemSlots => {
-                self.slots = reply.and_then(number).map_or(0, |n| n.max(self.slots));
-            }
+            M::GetQueueNum => self.queues = self.queues.max(reply.and_then(number).unwrap_or(0)),
+            M::GetMaxMemSlots => self.slots = self.slots.max(reply.and_then(number).unwrap_or(0)),
             M::GetVringBase => self.ring_stopped(reply),
             M::SetDeviceStateFd => self.transfers = true,
             M::CheckDeviceState => self.transfers = false,
