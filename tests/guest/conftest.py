@@ -26,6 +26,7 @@ class Boot(Protocol):
         *devices: Device,
         cpus: int = 1,
         options: Sequence[str] = (),
+        kernel_arguments: str = "",
         from_disk: bool = False,
     ) -> Machine: ...
 

@@ -90,9 +90,10 @@ class Machine:
     """A guest with the given vhost-user devices; a context manager that ends QEMU.
 
     ``directory`` takes ``console.log`` and ``qemu.log``. ``options`` of QEMU come before devices.
-    QEMU loads the kernel, that of ``system`` if it is given, but ``from_disk`` leaves that to the
-    firmware and what it finds. ``machine`` is QEMU's name of what it makes: ``q35`` is the newest.
-    With ``incoming`` there is no guest before one has come.
+    QEMU loads the kernel, that of ``system`` if it is given, with ``kernel_arguments`` behind the
+    usual ones, but ``from_disk`` leaves that to the firmware and what it finds. ``machine`` is
+    QEMU's name of what it makes: ``q35`` is the newest. With ``incoming`` there is no guest before
+    one has come.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class Machine:
         cpus: int = 1,
         memory_mib: int = 256,
         options: Sequence[str] = (),
+        kernel_arguments: str = "",
         from_disk: bool = False,
         system: Packages | None = None,
         machine: str = "q35",
@@ -120,7 +122,7 @@ class Machine:
             fds = (dialogue_of_qemu.fileno(), monitor_of_qemu.fileno())
             command = [
                 *_base(packages, cpus, memory_mib, machine),
-                *([] if from_disk else _kernel(system or packages)),
+                *([] if from_disk else _kernel(system or packages, kernel_arguments)),
                 *(["-incoming", "defer"] if incoming else []),
                 *_serial_ports(self.console, *fds),
                 *options,
@@ -261,9 +263,9 @@ def _base(packages: Packages, cpus: int, memory_mib: int, machine: str) -> list[
     return [*command, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
 
 
-def _kernel(packages: Packages) -> list[str]:
+def _kernel(packages: Packages, more: str) -> list[str]:
     command = ["-kernel", str(packages.kernel), "-initrd", str(build(packages))]
-    return [*command, "-append", KERNEL_ARGUMENTS]
+    return [*command, "-append", f"{KERNEL_ARGUMENTS} {more}".rstrip()]
 
 
 def _serial_ports(console: Path, dialogue: int, monitor: int) -> list[str]:

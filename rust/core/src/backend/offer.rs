@@ -5,7 +5,7 @@ use crate::connection::Offer;
 use crate::device::Device;
 use crate::sys::userfault::Userfault;
 use crate::wire::ProtocolFeatures;
-use crate::wire::features::{EVENT_IDX, INDIRECT_DESC, LOG_ALL, VERSION_1};
+use crate::wire::features::{ACCESS_PLATFORM, EVENT_IDX, INDIRECT_DESC, LOG_ALL, VERSION_1};
 
 /// Regions taken at the same time: what libvhost-user takes, and as many as KVM has slots for.
 const MEMORY_SLOTS: u64 = 509;
@@ -34,7 +34,7 @@ pub(super) fn offer(device: &dyn Device, xen: Option<&XenOptions>) -> Offer {
     protocol_features.set(ProtocolFeatures::PAGEFAULT, postcopy().is_ok());
     let rings = VERSION_1 | INDIRECT_DESC | EVENT_IDX;
     Offer {
-        features: device.features() & DEVICE_BITS | rings | LOG_ALL,
+        features: device.features() & DEVICE_BITS | rings | LOG_ALL | ACCESS_PLATFORM,
         required_features: if serves_legacy_drivers(device) { 0 } else { VERSION_1 },
         protocol_features,
         num_queues: device.num_queues(),

@@ -6,9 +6,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
+use super::channel::Wanted;
 use super::event::{Event, Observer, Stuck};
 use crate::error::HostError;
-use crate::memory::Beyond;
+use crate::memory::{Beyond, Miss};
 use crate::sys::eventfd::{self, EventFd, EventSignaller};
 use crate::worker::{Began, Broken, Failed, QueueCounters, Report};
 
@@ -86,6 +87,10 @@ struct Status {
     broken: bool,
     panicked: bool,
     config_changed: bool,
+    /// Translations that queues wait for: what each has asked for last.
+    wanted: Vec<Wanted>,
+    /// The number of the last question.
+    question: u64,
 }
 
 /// What these threads share: the state, the counters, and what the control thread is woken for.
@@ -112,6 +117,8 @@ pub(super) struct PendingEvents {
     pub(super) broken: bool,
     pub(super) panicked: bool,
     pub(super) config_changed: bool,
+    /// Translations that queues wait for.
+    pub(super) wanted: Vec<Wanted>,
 }
 
 impl Shared {
@@ -131,6 +138,8 @@ impl Shared {
             broken: false,
             panicked: false,
             config_changed: false,
+            wanted: Vec::new(),
+            question: 0,
         };
         Ok(Arc::new(Self {
             status: Mutex::new(status),
@@ -224,6 +233,7 @@ impl Shared {
             broken: std::mem::take(&mut status.broken),
             panicked: std::mem::take(&mut status.panicked),
             config_changed: std::mem::take(&mut status.config_changed),
+            wanted: std::mem::take(&mut status.wanted),
         }
     }
 
@@ -232,6 +242,7 @@ impl Shared {
         self.sessions.fetch_add(1, Ordering::Relaxed);
         let mut status = self.lock();
         (status.broken, status.panicked, status.config_changed) = (false, false, false);
+        status.wanted.clear();
     }
 
     pub(super) fn adopt(&self, thread: ThreadId) {
@@ -326,6 +337,18 @@ impl Report for Shared {
 
     fn log_too_short(&self, queue: u16, beyond: Beyond) {
         self.event(Event::LogTooShort { queue, beyond });
+    }
+
+    fn translations_missing(&self, queue: u16, misses: &[Miss]) -> u64 {
+        let mut status = self.lock();
+        status.question += 1;
+        let question = status.question;
+        // A queue that asks anew does not wait for what it has asked before.
+        status.wanted.retain(|wanted| wanted.queue != queue);
+        status.wanted.extend(misses.iter().map(|&miss| Wanted { queue, question, miss }));
+        drop(status);
+        self.wake.signal();
+        question
     }
 
     fn worker_panicked(&self, message: String) {

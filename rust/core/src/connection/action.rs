@@ -6,7 +6,7 @@
 
 use std::os::fd::OwnedFd;
 
-use crate::address::{GuestAddr, UserAddr};
+use crate::address::{GuestAddr, Iova, UserAddr};
 use crate::ring_position::RingPosition;
 use crate::wire::payload::{Inflight, Log, TransferDirection, XenMapping};
 use crate::wire::{Frame, ReceivedFd};
@@ -90,6 +90,32 @@ pub struct RingSetup {
     /// The address under which the dirty log knows the used ring; `None`: writes to it are not
     /// logged.
     pub used_log: Option<GuestAddr>,
+}
+
+/// A change of the translations of I/O virtual addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IotlbChange {
+    /// These addresses are translated so from now on. Whether there are so many is the back-end's to
+    /// check.
+    Update {
+        /// The first of them.
+        iova: Iova,
+        /// Bytes.
+        size: u64,
+        /// Where they are in the front-end; in the guest with GPA_ADDRESSES.
+        to: UserAddr,
+        /// The device may read there.
+        read: bool,
+        /// The device may write there.
+        write: bool,
+    },
+    /// What translates an address of these is forgotten.
+    Invalidate {
+        /// The first of them.
+        first: Iova,
+        /// The last of them.
+        last: Iova,
+    },
 }
 
 /// What the back-end must do for a message.
@@ -234,6 +260,8 @@ pub enum Action {
     UseAwaited,
     /// All pages are there.
     EndPostcopy,
+    /// Change the translations of I/O virtual addresses.
+    Iotlb(IotlbChange),
     /// The channel for the back-end's own requests; replaces the former one.
     SetBackendChannel(ReceivedFd),
 }

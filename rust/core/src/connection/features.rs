@@ -3,7 +3,7 @@
 use super::state::{Commit, Connection, Handled, Verdict, read};
 use super::{Action, Offer, Refusal};
 use crate::wire::device_features::harmless;
-use crate::wire::features::{LOG_ALL, PROTOCOL_FEATURES, VERSION_1, describe};
+use crate::wire::features::{ACCESS_PLATFORM, LOG_ALL, PROTOCOL_FEATURES, VERSION_1, describe};
 use crate::wire::{Flags, Frame, Payload, ProtocolFeatures};
 
 /// Protocol features that mean nothing without others.
@@ -32,7 +32,8 @@ impl Connection {
         let features = accepted & !ignored;
         let surplus = features & !self.offer.features;
         if surplus != 0 {
-            return Err(self.not_offered(&self.describe(surplus), surplus & LOG_ALL != 0));
+            return Err(self
+                .not_offered(&self.describe(surplus), surplus & (LOG_ALL | ACCESS_PLATFORM) != 0));
         }
         if self.is_first_half(features, frame.header.flags) {
             return Ok(Verdict::Done);

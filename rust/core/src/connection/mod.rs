@@ -26,6 +26,7 @@ mod config;
 mod device_state;
 mod features;
 mod inflight;
+mod iotlb;
 mod layout;
 mod log;
 mod memory;
@@ -41,7 +42,9 @@ mod transfer;
 mod vring;
 mod words;
 
-pub use action::{Action, Outcome, Refusal, RegionOffer, RegionRange, RingSetup, Step};
+pub use action::{
+    Action, IotlbChange, Outcome, Refusal, RegionOffer, RegionRange, RingSetup, Step,
+};
 pub use offer::Offer;
 pub use state::Connection;
 pub use vring::Vring;

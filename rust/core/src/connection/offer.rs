@@ -7,8 +7,9 @@ use crate::wire::{ProtocolFeatures, XenDesigns};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Offer {
     /// Virtio feature bits: the ring's and the device type's. [`Connection::new`] adds
-    /// PROTOCOL_FEATURES and drops the bits that it cannot honour: ACCESS_PLATFORM, RING_PACKED, and
-    /// LOG_ALL without LOG_SHMFD.
+    /// PROTOCOL_FEATURES and drops the bits that it cannot honour: RING_PACKED, LOG_ALL without
+    /// LOG_SHMFD, and ACCESS_PLATFORM where a front-end could not be asked for translations, or
+    /// XEN_MMAP is offered.
     ///
     /// [`Connection::new`]: super::Connection::new
     pub features: u64,
@@ -70,10 +71,14 @@ impl Offer {
     pub(super) fn honest(mut self) -> Self {
         self.protocol_features &= Self::CARRIED_OUT;
         self.protocol_features.set(ProtocolFeatures::XEN_MMAP, self.xen.is_some());
+        let asks = ProtocolFeatures::BACKEND_REQ | ProtocolFeatures::REPLY_ACK;
+        if self.xen.is_some() || !self.protocol_features.contains(asks) {
+            self.features &= !ACCESS_PLATFORM;
+        }
         if self.xen.is_some() {
             self.protocol_features -= Self::NOT_ON_XEN;
         }
-        self.features &= !(ACCESS_PLATFORM | RING_PACKED);
+        self.features &= !RING_PACKED;
         if !self.protocol_features.contains(ProtocolFeatures::LOG_SHMFD) {
             self.features &= !LOG_ALL;
         }
@@ -100,8 +105,31 @@ mod tests {
             xen: None,
         };
         let honest = everything.honest();
-        assert_eq!(honest.features, !((1 << 33) | (1 << 34)));
+        assert_eq!(honest.features, !(1 << 34));
         assert_eq!(honest.protocol_features.bits(), 0x29_b32b);
+    }
+
+    #[test]
+    fn translated_addresses_are_offered_where_they_can_be_asked_for_and_xen_mmap_is_not() {
+        use ProtocolFeatures as P;
+        let offers = |protocol_features, xen| {
+            let offer = Offer {
+                features: 1 << 33,
+                required_features: 0,
+                protocol_features,
+                num_queues: 1,
+                device_type: 2,
+                max_queue_size: 256,
+                max_memory_slots: 8,
+                config_len: 0,
+                xen,
+            };
+            offer.honest().features >> 33 & 1 != 0
+        };
+        assert!(offers(P::BACKEND_REQ | P::REPLY_ACK, None));
+        assert!(!offers(P::BACKEND_REQ, None));
+        assert!(!offers(P::REPLY_ACK, None));
+        assert!(!offers(P::all(), Some(XenDesigns::MERGED)));
     }
 
     #[test]

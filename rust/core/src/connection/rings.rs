@@ -82,6 +82,7 @@ impl Connection {
         if self.regions == 0 {
             return Err(Refusal(format!("vring {index} cannot start without memory")));
         }
+        self.can_translate()?;
         let missing = self.offer.required_features & !self.features;
         if missing != 0 {
             let required = self.requirement(missing);

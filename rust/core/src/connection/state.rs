@@ -71,6 +71,7 @@ pub(super) enum Commit {
     StatusZero { reset: bool },
     Reset,
     BackendChannel,
+    Iotlb,
     Transfer { direction: TransferDirection },
     Transferred,
     Log(Log),
@@ -284,11 +285,11 @@ impl Connection {
             M::PostcopyListen => self.postcopy_listen(),
             M::PostcopyEnd => self.postcopy_end(),
             M::SetBackendReqFd => self.set_backend_req_fd(frame),
+            M::IotlbMsg => self.iotlb_msg(&frame),
             M::SetLogBase => self.set_log_base(frame),
             M::SetLogFd => self.set_log_fd(frame),
             M::SendRarp
             | M::NetSetMtu
-            | M::IotlbMsg
             | M::SetVringEndian
             | M::CreateCryptoSession
             | M::CloseCryptoSession
@@ -361,6 +362,7 @@ impl Connection {
             Commit::Status(byte) => self.set_status_byte(byte),
             Commit::BackendChannel => self.backend_channel = true,
             Commit::LogUsedRing { index, at } => self.change(index, |ring| ring.log_used_ring(at)),
+            Commit::Iotlb => return Ok(Self::iotlb_changed()),
             Commit::Stop { .. }
             | Commit::ReadConfig { .. }
             | Commit::StatusZero { .. }

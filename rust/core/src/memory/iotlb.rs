@@ -123,6 +123,11 @@ impl Translation {
         Ok(Self { first: iova.0, last, to, permission })
     }
 
+    /// Returns the addresses that are translated.
+    pub fn range(&self) -> (Iova, Iova) {
+        (Iova(self.first), Iova(self.last))
+    }
+
     /// Returns where `at` lies, and how many bytes from it on are translated like it; `None` if it
     /// is another's, or may not be used so.
     #[inline]
@@ -147,15 +152,21 @@ impl Default for Iotlb {
 }
 
 impl Iotlb {
-    /// Takes a translation, in the place of all that it overlaps.
-    pub fn update(&self, translation: Translation) {
+    /// Takes a translation, in the place of all that it overlaps; returns whether it overlaps any. The
+    /// same once more changes nothing.
+    pub fn update(&self, translation: Translation) -> bool {
         let mut table = self.table.write();
+        let known = table.by_first.get(&translation.first);
+        if known.is_some_and(|(known, _)| *known == translation) {
+            return false;
+        }
         let removed = table.remove(translation.first, translation.last);
         let forgotten = table.by_first.len() >= MOST_TRANSLATIONS && table.forget_oldest();
         table.add(translation);
         if removed || forgotten {
             self.begin_generation();
         }
+        removed
     }
 
     /// Takes away all translations of which an address lies from `first` to `last`.
@@ -450,8 +461,12 @@ mod tests {
     fn what_is_remembered_stays_when_other_translations_come() {
         let iotlb = table(&[(0x1000, PAGE, 0x5000)]);
         let generation = iotlb.generation();
-        iotlb.update(translation(0x4000, PAGE, 0x6000, Permission::ALL));
+        assert!(!iotlb.update(translation(0x4000, PAGE, 0x6000, Permission::ALL)));
         assert_eq!(iotlb.generation(), generation);
+        assert!(!iotlb.update(translation(0x4000, PAGE, 0x6000, Permission::ALL)), "the same");
+        assert_eq!(iotlb.generation(), generation);
+        assert!(iotlb.update(translation(0x4000, PAGE, 0x6000, READ)));
+        assert_ne!(iotlb.generation(), generation);
     }
 
     #[test]

@@ -272,7 +272,9 @@ impl Memory {
         let mut places = Vec::new();
         self.backing(guest, len as u64, access, |place| places.push(place)).ok()?;
         let [place] = &places[..] else {
-            return self.translates().then(|| self.stitched(&places, len, align))?;
+            // While pages are on their way they come to the addresses that the front-end was told.
+            let stitches = self.translates() && !self.awaits_pages();
+            return stitches.then(|| self.stitched(&places, len, align))?;
         };
         match &place.backing {
             Backing::Mapped(segment) => {

@@ -103,10 +103,7 @@ impl Memory {
             let step = match place {
                 Some((_, here)) => here,
                 None => {
-                    let miss = Miss { iova: Iova(next), access };
-                    if !misses.contains(&miss) {
-                        misses.push(miss);
-                    }
+                    add_miss(Miss { iova: Iova(next), access }, misses);
                     PAGE - next % PAGE
                 }
             };
@@ -119,5 +116,14 @@ impl Memory {
     /// Returns whether the translation that is missed has come.
     pub fn knows(&self, miss: Miss) -> bool {
         self.translator().is_none_or(|translator| translator.knows(miss))
+    }
+}
+
+/// One question is enough for each page: one that may be written can nearly always be read.
+fn add_miss(miss: Miss, misses: &mut Vec<Miss>) {
+    match misses.iter_mut().find(|known| known.iova.0 / PAGE == miss.iova.0 / PAGE) {
+        Some(known) if miss.access == Access::DeviceWritable => known.access = miss.access,
+        Some(_) => {}
+        None => misses.push(miss),
     }
 }

@@ -15,7 +15,7 @@ use std::fmt;
 pub use event::need_event;
 pub use inflight::{InflightRecord, RecordError, Unfinished};
 pub use ring::{Ring, RingLayout};
-pub use split::{Origin, SplitLayout, SplitRing, StartError, UsedLog};
+pub use split::{Origin, RingPart, SplitLayout, SplitRing, StartError, UsedLog};
 
 /// Descriptors of one chain beyond which it is refused, for rings of up to this size. Real
 /// drivers send indirect tables longer than the ring (Windows: 515 entries on any ring).

@@ -3,8 +3,11 @@
 use std::io;
 use std::sync::Arc;
 
-use super::{InflightRecord, Origin, RingError, SplitLayout, SplitRing, StartError, UsedLog};
-use crate::memory::{Buffers, Memory, Window};
+use super::{
+    InflightRecord, Origin, RingError, RingPart, SplitLayout, SplitRing, StartError, UsedLog,
+};
+use crate::address::Iova;
+use crate::memory::{Buffers, Memory, Miss, Window};
 use crate::ring_position::RingPosition;
 use crate::token::Token;
 
@@ -40,6 +43,23 @@ impl Ring {
             }
             (RingLayout::Split(layout), RingPosition::Packed { .. }) => {
                 Format::Split(SplitRing::find(memory, *layout, 0)?)
+            }
+        };
+        Ok(Self { format })
+    }
+
+    /// Makes a ring that has no place in memory yet: see [`SplitRing::apart`].
+    pub fn apart(
+        memory: &Arc<Memory>,
+        layout: &RingLayout,
+        base: RingPosition,
+    ) -> io::Result<Self> {
+        let format = match (layout, base) {
+            (RingLayout::Split(layout), RingPosition::Split(base)) => {
+                Format::Split(SplitRing::apart(memory, *layout, base)?)
+            }
+            (RingLayout::Split(layout), RingPosition::Packed { .. }) => {
+                Format::Split(SplitRing::apart(memory, *layout, 0)?)
             }
         };
         Ok(Self { format })
@@ -82,6 +102,37 @@ impl Ring {
     pub fn leave(&mut self) -> io::Result<()> {
         match &mut self.format {
             Format::Split(ring) => ring.leave(),
+        }
+    }
+
+    /// Leaves its place, to get one in this table of memory by [`move_to`](Self::move_to).
+    pub fn stand_apart(&mut self, memory: &Arc<Memory>) -> io::Result<()> {
+        match &mut self.format {
+            Format::Split(ring) => ring.stand_apart(memory),
+        }
+    }
+
+    /// The translations that its parts lack.
+    pub fn misses(&self) -> Vec<Miss> {
+        let mut misses = Vec::new();
+        for RingPart { at, len, access, .. } in self.parts() {
+            self.memory().add_misses(at.0, len as u64, access, &mut misses);
+        }
+        misses
+    }
+
+    /// Whether a byte of it lies from `first` to `last`, if it is told by I/O virtual addresses.
+    pub fn touches(&self, first: Iova, last: Iova) -> bool {
+        let touches = |part: RingPart| {
+            let end = part.at.0.saturating_add(part.len as u64);
+            part.at.0 <= last.0 && first.0 < end
+        };
+        self.parts().into_iter().any(touches)
+    }
+
+    fn parts(&self) -> [RingPart; 3] {
+        match &self.format {
+            Format::Split(ring) => ring.parts(),
         }
     }
 

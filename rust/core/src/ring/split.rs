@@ -54,12 +54,26 @@ pub struct StartError {
     pub len: usize,
 }
 
+/// A part of a ring, as the front-end has told where it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RingPart {
+    /// Which part.
+    pub name: &'static str,
+    /// Its first address.
+    pub at: UserAddr,
+    /// Its bytes.
+    pub len: usize,
+    /// What the device does with it.
+    pub access: Access,
+}
+
 impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { part, at, len } = self;
         write!(
             f,
-            "the {part} ({len} bytes at {at}) is not inside one region of guest memory, or cannot be mapped"
+            "the {part} ({len} bytes at {at}) is not inside one region of guest memory, has no \
+             translation, or cannot be mapped"
         )
     }
 }
@@ -134,11 +148,21 @@ impl SplitRing {
     /// Finds the ring in `memory`, and looks at nothing of it before [`begin`](Self::begin):
     /// memory may be slow to answer.
     pub fn find(memory: &Arc<Memory>, layout: SplitLayout, base: u16) -> Result<Self, StartError> {
+        Ok(Self::of_parts(memory, layout, base, Parts::find(memory, &layout)?))
+    }
+
+    /// Makes a ring that has no place yet, and gets one by [`move_to`](Self::move_to): it stands in
+    /// zeroes of this process's own.
+    pub fn apart(memory: &Arc<Memory>, layout: SplitLayout, base: u16) -> io::Result<Self> {
+        Ok(Self::of_parts(memory, layout, base, Parts::private(&layout)?))
+    }
+
+    fn of_parts(memory: &Arc<Memory>, layout: SplitLayout, base: u16, parts: Parts) -> Self {
         let size = usize::from(layout.size);
-        Ok(Self {
+        Self {
             layout,
             mask: layout.size - 1,
-            parts: Parts::find(memory, &layout)?,
+            parts,
             memory: Arc::clone(memory),
             next_avail: base,
             seen_avail: base,
@@ -156,7 +180,7 @@ impl SplitRing {
             origin: Origin::default(),
             sequence: 0,
             log: None,
-        })
+        }
     }
 
     /// Keeps this record of the requests in flight; before [`begin`](Self::begin).
@@ -258,9 +282,20 @@ impl SplitRing {
     /// Lets go of guest memory: the ring stands in zeroes of this process's own from now on, which
     /// no driver sees. Where it stood in the available ring stays known.
     pub fn leave(&mut self) -> io::Result<()> {
+        self.stand_apart(&Arc::default())
+    }
+
+    /// Leaves its place, as [`leave`](Self::leave), to get one in this table of memory by
+    /// [`move_to`](Self::move_to).
+    pub fn stand_apart(&mut self, memory: &Arc<Memory>) -> io::Result<()> {
         self.parts = Parts::private(&self.layout)?;
-        self.memory = Arc::default();
+        self.memory = Arc::clone(memory);
         Ok(())
+    }
+
+    /// Its parts, as the front-end has told where they are.
+    pub fn parts(&self) -> [RingPart; 3] {
+        self.layout.parts()
     }
 
     /// How many chains there are to pop: those of a process that died, and those that the driver has
@@ -579,17 +614,30 @@ impl UsedLog {
     }
 }
 
+impl SplitLayout {
+    /// The descriptor table, the available ring and the used ring.
+    fn parts(&self) -> [RingPart; 3] {
+        let (read, write) = (Access::DeviceReadable, Access::DeviceWritable);
+        let [descriptors, available, used] = Parts::lengths(self.size);
+        [
+            ("descriptor table", self.descriptors, descriptors, read),
+            ("available ring", self.available, available, read),
+            ("used ring", self.used, used, write),
+        ]
+        .map(|(name, at, len, access)| RingPart { name, at, len, access })
+    }
+}
+
 impl Parts {
     fn find(memory: &Memory, layout: &SplitLayout) -> Result<Self, StartError> {
-        let find = |part, at, len, align, access| {
+        let find = |RingPart { name: part, at, len, access }, align| {
             memory.ring_part(at, len, align, access).ok_or(StartError { part, at, len })
         };
-        let (read, write) = (Access::DeviceReadable, Access::DeviceWritable);
-        let [descriptors, available, used] = Self::lengths(layout.size);
+        let [descriptors, available, used] = layout.parts();
         Ok(Self {
-            descriptors: find("descriptor table", layout.descriptors, descriptors, 16, read)?,
-            available: find("available ring", layout.available, available, 2, read)?,
-            used: find("used ring", layout.used, used, 4, write)?,
+            descriptors: find(descriptors, 16)?,
+            available: find(available, 2)?,
+            used: find(used, 4)?,
         })
     }
 

@@ -12,7 +12,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, ioctl_fionread, retry_on_intr};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
@@ -154,6 +154,28 @@ impl Stream {
         until: Instant,
     ) -> Result<Incoming, SocketError> {
         self.receive_inner(wake, Some(until))
+    }
+
+    /// Takes a message if all of it has arrived: `None` if not, and what has is kept for the next call.
+    pub fn take_arrived(&mut self) -> Result<Option<Incoming>, SocketError> {
+        loop {
+            match self.read_some()? {
+                Read::Nothing => return Ok(None),
+                Read::End => return self.end().map(Some),
+                Read::Bytes(_) => {
+                    if let Some(frame) = self.take_whole()? {
+                        return Ok(Some(Incoming::Frame(frame)));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether something has arrived, or the peer has gone.
+    pub fn has_arrived(&self) -> bool {
+        let mut fds = [PollFd::from_borrowed_fd(self.fd.as_fd(), PollFlags::IN)];
+        let ready = retry_on_intr(|| poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })));
+        ready.is_ok_and(|ready| ready > 0)
     }
 
     /// Sends a whole frame; its descriptors go with the first byte. The header's size field is

@@ -21,7 +21,9 @@ use super::queue::{Next, Phase, Queue, QueueParts};
 use super::queue_log::QueueLog;
 use super::report::Broken;
 use super::stop::{Ended, LateRequests};
-use crate::memory::{Memory, Window};
+use super::translations::Waits;
+use crate::address::Iova;
+use crate::memory::{Memory, Miss, Window};
 use crate::request::{CallbackScope, CompletionQueue, Doorbell};
 use crate::ring::StartError;
 use crate::ring_position::RingPosition;
@@ -47,6 +49,8 @@ pub(crate) struct QueueCell {
     /// The memory of each chain is mapped, copied or waited for when it is popped, which may take
     /// long.
     pub(super) resolves: AtomicBool,
+    /// It waits for translations of its addresses.
+    waits: Waits,
     completions: Arc<CompletionQueue>,
     pub(super) doorbell: Arc<Doorbell>,
 }
@@ -57,9 +61,10 @@ impl QueueCell {
         let resolves = AtomicBool::new(may_wait(parts.ring.memory()));
         let queue = Box::new(Queue::new(parts));
         let completions = Arc::clone(&queue.completions);
+        let waits = Arc::clone(&queue.waits);
         let queue = Mutex::new(Some(queue));
         let (came_back, called) = (Condvar::new(), AtomicU32::new(0));
-        Arc::new(Self { index, queue, came_back, called, resolves, completions, doorbell })
+        Arc::new(Self { index, queue, came_back, called, resolves, waits, completions, doorbell })
     }
 
     /// The vring's number.
@@ -90,6 +95,9 @@ impl QueueCell {
             Next::Buffers => {
                 let _scope = CallbackScope::enter();
                 worker.device.buffers_available(self.index);
+            }
+            Next::Misplaced(error) => {
+                worker.report.queue_broken(self.index, Broken::Memory(error));
             }
             Next::Broke(error) => worker.report.queue_broken(self.index, Broken::Driver(error)),
             Next::Pages(windows) => {
@@ -190,6 +198,26 @@ impl QueueCell {
         Ok(moved.unwrap_or(Ok(())))
     }
 
+    /// Translations have come, which the queue may wait for.
+    pub(crate) fn translations_came(&self) -> Result<(), HeldUp> {
+        if !self.waits.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        self.wake_if(Queue::translations_came)
+    }
+
+    /// The front-end does not translate what the queue has asked for in the question of this number.
+    pub(crate) fn translation_failed(&self, question: u64, miss: Miss) -> Result<(), HeldUp> {
+        self.wake_if(|queue| queue.translation_failed(question, miss))
+    }
+
+    /// Translations were taken away: when this returns, nothing that the queue does uses them.
+    /// `Ok(false)`: the ring had its place by them, and is broken.
+    pub(crate) fn lose_translations(&self, first: Iova, last: Iova) -> Result<bool, HeldUp> {
+        let changed = self.change(|queue| queue.lose_translations(first, last))?;
+        Ok(changed.unwrap_or(true))
+    }
+
     /// Lets go of memory in which the ring has no place any more.
     pub(crate) fn leave(&self) -> Result<(), HeldUp> {
         self.change(Queue::leave).map(drop)
@@ -274,12 +302,25 @@ impl QueueCell {
 
     /// Changes the queue between two steps of its worker. `None`: the queue has ended.
     fn change<T>(&self, change: impl FnOnce(&mut Queue) -> T) -> Result<Option<T>, HeldUp> {
+        let changed = self.change_quietly(change)?;
+        self.doorbell.ring();
+        Ok(changed)
+    }
+
+    /// The same, of which the worker need not know.
+    fn change_quietly<T>(&self, change: impl FnOnce(&mut Queue) -> T) -> Result<Option<T>, HeldUp> {
         self.called.fetch_add(1, Ordering::SeqCst);
         let guard = self.queue.try_lock_for(LOCK_LIMIT);
         self.called.fetch_sub(1, Ordering::SeqCst);
-        let changed = guard.ok_or(HeldUp)?.as_deref_mut().map(change);
-        self.doorbell.ring();
-        Ok(changed)
+        Ok(guard.ok_or(HeldUp)?.as_deref_mut().map(change))
+    }
+
+    /// The same, and wakes the worker if there is something for it to do.
+    fn wake_if(&self, change: impl FnOnce(&mut Queue) -> bool) -> Result<(), HeldUp> {
+        if self.change_quietly(change)? == Some(true) {
+            self.doorbell.ring();
+        }
+        Ok(())
     }
 }
 

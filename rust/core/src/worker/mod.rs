@@ -18,6 +18,8 @@ mod report;
 mod resolve;
 mod stop;
 mod thread;
+mod translate;
+mod translations;
 
 use std::io;
 use std::os::fd::BorrowedFd;

@@ -9,6 +9,7 @@ use super::notifier::Notifier;
 use super::provided::Provided;
 use super::queue_log::{Extent, QueueLog};
 use super::report::{Began, Report};
+use super::translations::{Translations, Waits};
 use crate::device::Device;
 use crate::memory::{Memory, Window};
 use crate::request::{Batch, CompletionQueue, Done, Doorbell, Request, Slot};
@@ -36,8 +37,10 @@ type Spare = Vec<Box<Slot>>;
 /// Where a queue is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// The ring was found in memory, and its worker has not looked at it yet.
+    /// The ring was found in memory, or is to be, and its worker has not looked at it yet.
     New,
+    /// Waiting for translations of its addresses: nothing is popped.
+    Waiting,
     /// Popping and publishing.
     Running,
     /// The driver broke the ring: nothing more is popped.
@@ -58,6 +61,8 @@ pub(super) enum Next {
     Buffers,
     /// The driver broke the ring just now.
     Broke(RingError),
+    /// The ring has no place in memory.
+    Misplaced(StartError),
     /// The ring was taken up just now.
     Began(Began),
     /// The worker is to wait for the pages of the ring, without the lock: then nobody else waits for
@@ -69,6 +74,8 @@ pub(super) enum Next {
 pub(crate) struct QueueParts {
     pub(crate) index: u16,
     pub(crate) ring: Ring,
+    /// The ring has no place in memory yet, and gets it when its addresses are translated.
+    pub(crate) apart: bool,
     pub(crate) enabled: bool,
     pub(crate) kick: Option<ReceivedFd>,
     pub(crate) call: Option<Notifier>,
@@ -96,7 +103,7 @@ pub(super) struct Queue {
     /// The pages of the ring were waited for.
     has_pages: bool,
     /// The ring is stopping, and what a process that died had in flight comes again first.
-    finishes: bool,
+    pub(super) finishes: bool,
     /// A batch is in the device's hands.
     lent: bool,
     /// A chain with a fault was popped, and was not refused yet.
@@ -107,7 +114,7 @@ pub(super) struct Queue {
     /// The worker thread has ended.
     orphaned: bool,
     /// What is wrong with the chain that follows that batch in the ring.
-    bad: Option<RingError>,
+    pub(super) bad: Option<RingError>,
     /// The device takes the buffers of this queue by itself.
     pub(super) receives: bool,
     /// The device is to be told once more buffers than this are available; `None`: it was told, and
@@ -136,6 +143,9 @@ pub(super) struct Queue {
     pub(super) single: Batch,
     spare: Spare,
     pub(super) provided: Option<Box<Provided>>,
+    /// What it waits for where its addresses are translated; `None` where they are not.
+    pub(super) translations: Option<Box<Translations>>,
+    pub(super) waits: Waits,
     /// The present table of memory has no place for the ring. The ring stays in the former one
     /// until the last request in flight was given back there.
     detached: bool,
@@ -148,6 +158,13 @@ pub(super) struct Queue {
 
 impl Queue {
     pub(super) fn new(parts: QueueParts) -> Self {
+        let apart = parts.apart;
+        let mut queue = Self::of(parts);
+        queue.translate_from_now_on(apart);
+        queue
+    }
+
+    fn of(parts: QueueParts) -> Self {
         let QueueParts { index, ring, enabled, kick, call, error, .. } = parts;
         let QueueParts { device, report, doorbell, loss, counters, log, .. } = parts;
         let (receives, max_bytes) = (device.receives(index), device.max_request_bytes());
@@ -186,6 +203,8 @@ impl Queue {
             single: Batch::default(),
             spare: Vec::new(),
             provided: None,
+            translations: None,
+            waits: Waits::default(),
             detached: false,
             loss,
             counters,
@@ -237,6 +256,7 @@ impl Queue {
             if self.ring.memory().needs_resolving() {
                 self.resolve(batch, called);
             } else if self.faulty {
+                self.put_back_untranslated(batch);
                 self.refuse_faulty(batch);
             }
             self.refuse_too_long(batch);
@@ -271,6 +291,11 @@ impl Queue {
         if self.phase != Phase::New {
             return Next::Idle;
         }
+        if self.translations.is_some()
+            && let Some(next) = self.take_place()
+        {
+            return next;
+        }
         if self.ring.memory().awaits_pages() && !self.has_pages {
             return Next::Pages(self.ring.windows());
         }
@@ -301,6 +326,11 @@ impl Queue {
         Next::Buffers
     }
 
+    /// Has a device told that takes buffers by itself, if there are any.
+    pub(super) fn want_any(&mut self) {
+        self.wanted.get_or_insert(0);
+    }
+
     /// Has the device told when there are more than `available` chains; `true`: there are.
     pub(super) fn want_more_than(&mut self, available: u16) -> bool {
         self.wanted = Some(available);
@@ -313,7 +343,7 @@ impl Queue {
         if !self.is_served() || self.lent || self.loss.has_happened() {
             if self.receives {
                 // A device that finds the queue disabled hears of it when there is something again.
-                self.wanted.get_or_insert(0);
+                self.want_any();
             }
             return Ok(None);
         }
@@ -465,6 +495,10 @@ impl Queue {
     #[inline]
     pub(super) fn push_written(&mut self, batch: &mut Batch, extent: Extent) {
         self.mark(batch.done_mut(), extent);
+        if self.is_apart() {
+            // They go back when the ring has its place again.
+            return self.collected.extend(batch.take_done());
+        }
         let (before, mut bytes) = (self.in_flight, 0);
         for done in batch.take_done() {
             bytes += self.push(done);
@@ -525,6 +559,10 @@ impl Queue {
     fn push_collected(&mut self) {
         let mut done = std::mem::take(&mut self.collected);
         self.completions.collect(&mut done);
+        if self.is_apart() {
+            self.collected = done;
+            return;
+        }
         if self.provided.is_some() {
             self.return_memory(&mut done);
         }
@@ -625,7 +663,10 @@ impl Queue {
     /// the ring was broken before.
     pub(super) fn move_to(&mut self, memory: &Arc<Memory>) -> Result<(), StartError> {
         self.spare.clear();
-        let moved = self.ring.move_to(memory);
+        let moved = match memory.translates() {
+            true => self.move_and_translate(memory),
+            false => self.ring.move_to(memory),
+        };
         self.detached = moved.is_err();
         if let Err(error) = moved
             && self.phase != Phase::Broken
@@ -671,7 +712,8 @@ impl Queue {
 
     /// Whether nothing is in flight.
     pub(super) fn is_drained(&self) -> bool {
-        self.in_flight == 0 && !self.lent && !self.is_finishing()
+        let withheld = if self.is_apart() { self.collected.len() as u32 } else { 0 };
+        self.in_flight == withheld && !self.lent && !self.is_finishing()
     }
 
     pub(super) fn orphan(&mut self) {

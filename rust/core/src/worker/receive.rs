@@ -218,6 +218,7 @@ impl Queue {
             error = self.finish_walks(&mut one).or(error);
             self.provide(&mut one, &cell.called);
         } else if self.faulty {
+            self.put_back_untranslated(&mut one);
             self.refuse_faulty(&mut one);
         }
         self.refuse_too_long(&mut one);

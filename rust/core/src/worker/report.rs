@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::memory::{Beyond, Fault};
+use crate::memory::{Beyond, Fault, Miss};
 use crate::ring::{RingError, StartError};
 use crate::ring_position::RingPosition;
 
@@ -17,6 +17,9 @@ pub(crate) trait Report: Send + Sync {
     fn request_failed(&self, queue: u16, why: Failed);
     /// The dirty log has no bit for something that was written. Told once for each log.
     fn log_too_short(&self, queue: u16, beyond: Beyond);
+    /// A queue waits for translations, which the front-end is to be asked for. Returns the number by
+    /// which it hears of those that there are not.
+    fn translations_missing(&self, queue: u16, misses: &[Miss]) -> u64;
     /// The thread ended by a panic, with this message.
     fn worker_panicked(&self, message: String);
 }

@@ -41,6 +41,10 @@ impl Queue {
             self.ring.unpop(token);
             self.in_flight -= 1;
         }
+        if self.is_apart() {
+            // No element can be written: what is left stays in flight.
+            return self.forget_pieces_if_idle();
+        }
         for token in self.ring.tokens_in_flight() {
             if self.completions.revoke(token.id) {
                 self.mark_chain(token);

@@ -7,6 +7,7 @@ mod support;
 mod dirty_log;
 mod guest_addresses;
 mod inflight;
+mod iommu;
 mod late;
 mod postcopy;
 mod served;

@@ -78,7 +78,7 @@ fn features_ok_does_not_stick_without_the_required_features() {
     peer.ask(SET_PROTOCOL_FEATURES, word(PROTOCOL));
     assert_eq!(peer.ask(SET_STATUS, word(0xb)), ack());
     assert_eq!(peer.ask(GET_STATUS, vec![]), Said::Reply(word(0x3)));
-    assert_eq!(peer.ask(SET_FEATURES, word(OFFERED)), ack());
+    assert_eq!(peer.ask(SET_FEATURES, word(ACCEPTED)), ack());
     assert_eq!(peer.ask(SET_STATUS, word(0xb)), ack());
     assert_eq!(peer.ask(GET_STATUS, vec![]), Said::Reply(word(0xb)));
 }
@@ -116,7 +116,7 @@ fn a_reset_stops_and_forgets_the_rings_and_keeps_memory_and_features() {
             (ring.is_started(), ring.is_enabled(), ring.base(false).to_word()),
             (false, false, base)
         );
-        assert_eq!((peer.connection.status(), peer.connection.features()), (0, OFFERED));
+        assert_eq!((peer.connection.status(), peer.connection.features()), (0, ACCEPTED));
         assert_eq!(peer.say(SET_VRING_KICK, NEED_REPLY, word(0), 1), nack());
         assert_eq!(peer.ask(SET_VRING_NUM, state(0, 16)), ack());
         assert_eq!(peer.ask(SET_VRING_ADDR, address(0, 0, PARTS)), ack());

@@ -4,6 +4,7 @@
 mod actions;
 mod device;
 mod frames;
+mod iotlb;
 mod log;
 mod memory;
 mod model;

@@ -2,6 +2,9 @@
 //! the raw bytes of a message it says what must be answered, what the back-end must be asked to
 //! do and what the state is afterwards.
 
+use vhost_user_core::address::{Iova, UserAddr};
+use vhost_user_core::connection::IotlbChange;
+
 use super::support::*;
 
 pub(crate) const QUEUES: usize = 3;
@@ -10,6 +13,7 @@ const VERSION_1: u64 = 1 << 32;
 const BIT_30: u64 = 1 << 30;
 const RESET_DEVICE_BIT: u64 = 1 << 13;
 const GPA_ADDRESSES: u64 = 1 << 21;
+const BACKEND_REQ: u64 = 1 << 5;
 
 /// A message as sent, and how the back-end will behave if it is asked to act.
 #[derive(Clone, Debug)]
@@ -114,7 +118,7 @@ const ROWS: [Row; 44] = [
     (19, (8, 8), (0, 0), NEVER, Refused::Ack),
     (20, (8, 8), (0, 0), NEVER, Refused::Ack),
     (21, (0, 8), (1, 1), 1 << 5, Refused::Ack),
-    (22, (32, 32), (0, 0), NEVER, Refused::Code(1)),
+    (22, (32, 32), (0, 0), FREE, Refused::Code(1)),
     (23, (8, 8), (0, 0), NEVER, Refused::Ack),
     (24, (12, 4096), (0, 0), 1 << 9, Refused::Empty),
     (25, (12, 4096), (0, 0), 1 << 9, Refused::Ack),
@@ -194,7 +198,9 @@ impl Model {
         if self.is_acknowledgement(message) {
             return (self.protocol & needs == needs).then_some(());
         }
-        let fits = self.protocol & needs == needs
+        let translates = message.number != 22 || self.features & ACCESS_PLATFORM != 0;
+        let fits = translates
+            && self.protocol & needs == needs
             && (bytes.0..=bytes.1).contains(&message.payload.len())
             && (fds.0..=fds.1).contains(&message.fds);
         fits.then_some(())
@@ -269,6 +275,10 @@ impl Model {
             21 => {
                 self.channel = matches!(payload.len(), 0 | 8).then_some(true)?;
                 deed(Deed::Channel)
+            }
+            22 => {
+                let change = iotlb_change(payload)?;
+                Some((Some(word(0)), Some(Deed::Iotlb(change))))
             }
             24 => {
                 let (offset, data) = config_range(payload, 0x1000)?;
@@ -427,7 +437,10 @@ impl Model {
 
     fn kick(&mut self, payload: &[u8], fds: usize) -> Option<Effect> {
         let (index, fd) = vring_fd(payload, fds)?;
-        let can_start = self.regions > 0 && self.features & VERSION_1 != 0;
+        let translates = self.features & ACCESS_PLATFORM != 0;
+        let can_ask = self.protocol & BACKEND_REQ != 0;
+        let can_start =
+            self.regions > 0 && self.features & VERSION_1 != 0 && (!translates || can_ask);
         let enable_at_start = self.enable_at_start;
         let ring = &mut self.rings[usize::from(index)];
         if ring.started {
@@ -437,7 +450,7 @@ impl Model {
             return None;
         }
         let (size, parts, base, used_log) = (ring.size, ring.parts?, ring.base, ring.used_log);
-        let features = self.features & DEVICE_FEATURES;
+        let features = self.features & (DEVICE_FEATURES | ACCESS_PLATFORM);
         let stood = ring.stood.take();
         ring.started = true;
         ring.enabled |= enable_at_start;
@@ -453,7 +466,7 @@ impl Model {
     }
 
     fn stop(&mut self, index: usize, at: u16) {
-        let features = self.features & DEVICE_FEATURES;
+        let features = self.features & (DEVICE_FEATURES | ACCESS_PLATFORM);
         let ring = &mut self.rings[index];
         ring.started = false;
         ring.base = at.into();
@@ -562,6 +575,32 @@ fn good_region(payload: &[u8], at: usize) -> Option<RawRegion> {
     let ends = [guest, user, offset].map(|start| u128::from(start) + u128::from(size));
     let good = size > 0 && size <= 1 << 46 && ends.iter().all(|end| *end < 1 << 64);
     good.then_some(raw)
+}
+
+/// A translation that is told, or an invalidation.
+fn iotlb_change(payload: &[u8]) -> Option<IotlbChange> {
+    let [iova, size, to] = [0, 8, 16].map(|at| quad(payload, at));
+    let (access, kind) = (payload[24], payload[25]);
+    match kind {
+        _ if access > 3 => None,
+        2 => Some(IotlbChange::Update {
+            iova: Iova(iova),
+            size,
+            to: UserAddr(to),
+            read: access & 1 != 0,
+            write: access & 2 != 0,
+        }),
+        3 if iova == 0 && (size == 0 || size == u64::MAX) => {
+            Some(IotlbChange::Invalidate { first: Iova(0), last: Iova(u64::MAX) })
+        }
+        3 => {
+            let last = u128::from(iova) + u128::from(size);
+            let good = size > 0 && last <= 1 << 64;
+            let last = Iova(iova.wrapping_add(size).wrapping_sub(1));
+            good.then_some(IotlbChange::Invalidate { first: Iova(iova), last })
+        }
+        _ => None,
+    }
 }
 
 /// Queues and entries of a record that lies somewhere.

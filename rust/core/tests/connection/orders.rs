@@ -118,10 +118,10 @@ fn qemu_7_2_starts_stops_and_starts_a_block_device() {
     let mut peer = Peer::after(qemu_connect(QEMU_7_2));
     assert!(peer.connection.can_notify_config());
     peer.hears([
-        tell(SET_FEATURES, word(OFFERED)),
+        tell(SET_FEATURES, word(ACCEPTED)),
         tell(SET_VRING_CALL, word(0)).fds(1),
         tell(SET_VRING_CALL, word(1)).fds(1),
-        tell(SET_FEATURES, word(OFFERED)),
+        tell(SET_FEATURES, word(ACCEPTED)),
         sure(ADD_MEM_REG, single(REGION)).fds(1),
         sure(ADD_MEM_REG, single(ADDED)).fds(1),
     ]);
@@ -135,7 +135,7 @@ fn qemu_7_2_starts_stops_and_starts_a_block_device() {
     peer.hears([tell(SET_STATUS, word(0))]);
     peer.hears([0, 1].map(|index| tell(SET_VRING_ENABLE, state(index, 0))));
     peer.hears([0, 1].map(|index| get(GET_VRING_BASE, state(index, 0), state(index, 601))));
-    peer.hears([tell(SET_FEATURES, word(OFFERED))]);
+    peer.hears([tell(SET_FEATURES, word(ACCEPTED))]);
     peer.hears(qemu_ring(0, 601));
     peer.hears([tell(SET_VRING_ENABLE, state(0, 1))]);
     assert!(peer.is_running(0) && !peer.is_running(1));
@@ -144,10 +144,10 @@ fn qemu_7_2_starts_stops_and_starts_a_block_device() {
 
 fn qemu_10_start(base: u32) -> Vec<Line> {
     let mut lines = vec![
-        sure(SET_FEATURES, word(OFFERED)),
+        sure(SET_FEATURES, word(ACCEPTED)),
         tell(SET_VRING_CALL, word(0)).fds(1),
         tell(SET_VRING_CALL, word(1)).fds(1),
-        sure(SET_FEATURES, word(OFFERED)),
+        sure(SET_FEATURES, word(ACCEPTED)),
         get(GET_STATUS, vec![], word(0)),
         sure(SET_STATUS, word(0xb)),
         get(GET_STATUS, vec![], word(0xb)),
@@ -220,7 +220,7 @@ fn qemu_net_enables_a_ring_before_it_sets_features_and_negotiates_once_per_pair(
     peer.hears([
         tell(SET_VRING_ENABLE, state(0, 1)),
         tell(SET_VRING_ENABLE, state(1, 1)),
-        tell(SET_FEATURES, word(OFFERED)),
+        tell(SET_FEATURES, word(ACCEPTED)),
         sure(SET_MEM_TABLE, table(&[REGION, ADDED])).fds(2),
     ]);
     peer.hears(qemu_ring(0, 0));
@@ -252,7 +252,7 @@ fn cloud_hypervisor_wants_every_message_acknowledged_and_gives_its_channel_last(
         sure(SET_PROTOCOL_FEATURES, word(CLOUD_HYPERVISOR)),
         get(GET_QUEUE_NUM, vec![], word(2)).need_reply(),
         get(GET_CONFIG, config(0, 1, &[0; 8]), config(0, 1, &config_bytes(0, 8))).need_reply(),
-        sure(SET_FEATURES, word(OFFERED)),
+        sure(SET_FEATURES, word(ACCEPTED)),
         sure(SET_MEM_TABLE, table(&[REGION])).fds(1),
         sure(SET_VRING_NUM, state(0, 128)),
         sure(SET_VRING_NUM, state(1, 128)),
@@ -289,7 +289,7 @@ fn cloud_hypervisor_sets_protocol_features_without_reading_them_after_a_migratio
         sure(SET_OWNER, vec![]),
         get(GET_FEATURES, vec![], word(OFFERED)).need_reply(),
         sure(SET_PROTOCOL_FEATURES, word(CLOUD_HYPERVISOR)),
-        sure(SET_FEATURES, word(OFFERED)),
+        sure(SET_FEATURES, word(ACCEPTED)),
     ]);
     assert_eq!(peer.connection.protocol_features().bits(), CLOUD_HYPERVISOR);
 }
@@ -323,8 +323,8 @@ fn crosvm_passes_on_the_features_in_halves_sleeps_and_wakes() {
         get(GET_CONFIG, config(20, 1, &[0; 4]), config(20, 1, &config_bytes(20, 4))),
         get(GET_CONFIG, config(33, 1, &[0; 1]), config(33, 1, &config_bytes(33, 1))),
         // The driver writes the lower half of its features, then the upper one.
-        tell(SET_FEATURES, word(OFFERED & 0xffff_ffff)),
-        tell(SET_FEATURES, word(OFFERED)),
+        tell(SET_FEATURES, word(ACCEPTED & 0xffff_ffff)),
+        tell(SET_FEATURES, word(ACCEPTED)),
         tell(SET_MEM_TABLE, table(&regions)).fds(32),
     ]);
     peer.hears(crosvm_ring(0, 0));
@@ -349,7 +349,7 @@ fn crosvm_passes_on_the_features_in_halves_sleeps_and_wakes() {
         let stop = get(GET_VRING_BASE, state(index, 0), state(index, 5));
         peer.hears([tell(SET_VRING_ENABLE, state(index, 0)), stop]);
     }
-    peer.hears([tell(SET_FEATURES, word(OFFERED)), tell(SET_FEATURES, word(OFFERED))]);
+    peer.hears([tell(SET_FEATURES, word(ACCEPTED)), tell(SET_FEATURES, word(ACCEPTED))]);
     peer.hears(crosvm_ring(0, 0));
     assert!(peer.is_running(0));
 }
@@ -370,7 +370,7 @@ fn dpdk_virtio_user_sets_call_descriptors_first_and_steps_the_status() {
         sure(SET_STATUS, word(0x3)),
         tell(SET_VRING_CALL, word(0)).fds(1),
         tell(SET_VRING_CALL, word(1)).fds(1),
-        sure(SET_FEATURES, word(OFFERED)),
+        sure(SET_FEATURES, word(ACCEPTED)),
         sure(SET_STATUS, word(0xb)),
         get(GET_STATUS, vec![], word(0xb)),
         // Guest addresses are the process's own.
@@ -410,7 +410,7 @@ fn rust_vmm_asks_for_an_acknowledgement_while_it_negotiates_it() {
         sure(SET_PROTOCOL_FEATURES, word(PROTOCOL)),
         get(GET_QUEUE_NUM, vec![], word(2)).need_reply(),
         get(GET_MAX_MEM_SLOTS, vec![], word(509)).need_reply(),
-        sure(SET_FEATURES, word(OFFERED)),
+        sure(SET_FEATURES, word(ACCEPTED)),
         sure(SET_MEM_TABLE, table(&[REGION])).fds(1),
         sure(ADD_MEM_REG, single(ADDED)).fds(1),
         sure(SET_VRING_NUM, state(0, 64)),

@@ -44,7 +44,7 @@ impl Random {
         let depth = self.below(9) as usize;
         let steps: [(u32, Vec<u8>, usize); 8] = [
             (SET_PROTOCOL_FEATURES, word(PROTOCOL), 0),
-            (SET_FEATURES, word(OFFERED), 0),
+            (SET_FEATURES, word(ACCEPTED), 0),
             (SET_MEM_TABLE, table(&[REGION]), 1),
             (SET_VRING_NUM, state(0, 64), 0),
             (SET_VRING_ADDR, address(0, 0, PARTS), 0),
@@ -64,9 +64,9 @@ impl Random {
     }
 
     fn number(&mut self) -> u32 {
-        const CARRIED_OUT: [u32; 38] = [
-            1, 2, 3, 4, 5, 6, 7, 8, 8, 9, 9, 10, 11, 12, 12, 13, 14, 15, 16, 17, 18, 21, 24, 25,
-            31, 32, 34, 36, 37, 38, 39, 42, 43, 43, 28, 29, 29, 30,
+        const CARRIED_OUT: [u32; 39] = [
+            1, 2, 3, 4, 5, 6, 7, 8, 8, 9, 9, 10, 11, 12, 12, 13, 14, 15, 16, 17, 18, 21, 22, 24,
+            25, 31, 32, 34, 36, 37, 38, 39, 42, 43, 43, 28, 29, 29, 30,
         ];
         match self.below(20) {
             0..16 => self.pick(&CARRIED_OUT),
@@ -145,6 +145,12 @@ impl Random {
             }
             GET_VRING_BASE => (state(self.index(), 0), 0),
             SET_BACKEND_REQ_FD => (if self.chance(50) { vec![] } else { word(0) }, 1),
+            IOTLB_MSG => {
+                let iova = self.pick(&[0, 0, 0x1000, u64::MAX]);
+                let size = self.pick(&[0x1000, 0x1000, 1, 0, u64::MAX]);
+                let (access, kind) = (self.below(5) as u8, self.pick(&[2, 2, 3, 3, 1, 4, 5]));
+                (iotlb(iova, size, 0x7f00_0000_0000, access, kind), 0)
+            }
             GET_CONFIG | SET_CONFIG => self.config(),
             ADD_MEM_REG => (single(self.region()), 1),
             REM_MEM_REG => (single(self.region()), usize::from(self.chance(20))),
@@ -173,11 +179,12 @@ impl Random {
     fn features(&mut self) -> u64 {
         match self.below(8) {
             0 => DEVICE_FEATURES,
-            1 => OFFERED & 0xffff_ffff,
+            1 => ACCEPTED & 0xffff_ffff,
             2 => OFFERED & self.next(),
             3 => OFFERED | 1 << self.below(64),
-            4 | 5 => OFFERED & !LOG_ALL,
-            _ => OFFERED,
+            4 => OFFERED,
+            5 => ACCEPTED & !LOG_ALL,
+            _ => ACCEPTED,
         }
     }
 

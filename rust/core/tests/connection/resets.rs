@@ -115,7 +115,7 @@ fn a_machine_that_pauses_resets_nothing() {
             assert_eq!(peer.ask(SET_STATUS, word(0)), ack());
         }
         assert_eq!(resets(&mut peer), [false]);
-        assert_eq!(peer.ask(SET_FEATURES, word(OFFERED)), ack());
+        assert_eq!(peer.ask(SET_FEATURES, word(ACCEPTED)), ack());
         assert_eq!(peer.ask(SET_STATUS, word(0x8)), ack());
         for index in 0..2 {
             assert!(!start(&mut peer, index, 7, parts(index.into())));

@@ -5,7 +5,9 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 
 use vhost_user_core::address::UserAddr;
-use vhost_user_core::connection::{Action, Connection, Offer, Outcome, Refusal, RegionOffer, Step};
+use vhost_user_core::connection::{
+    Action, Connection, IotlbChange, Offer, Outcome, Refusal, RegionOffer, Step,
+};
 use vhost_user_core::ring_position::RingPosition;
 use vhost_user_core::wire::features::RING_PACKED;
 use vhost_user_core::wire::payload::{Inflight, TransferDirection};
@@ -30,6 +32,7 @@ pub(crate) const SET_PROTOCOL_FEATURES: u32 = 16;
 pub(crate) const GET_QUEUE_NUM: u32 = 17;
 pub(crate) const SET_VRING_ENABLE: u32 = 18;
 pub(crate) const SET_BACKEND_REQ_FD: u32 = 21;
+pub(crate) const IOTLB_MSG: u32 = 22;
 pub(crate) const GET_CONFIG: u32 = 24;
 pub(crate) const SET_CONFIG: u32 = 25;
 pub(crate) const POSTCOPY_ADVISE: u32 = 28;
@@ -54,8 +57,13 @@ pub(crate) const NEED_REPLY: u32 = 0x9;
 pub(crate) const DEVICE_FEATURES: u64 = 0x1_3000_1200;
 /// Writes to guest memory are to be logged.
 pub(crate) const LOG_ALL: u64 = 1 << 26;
-/// The device's with PROTOCOL_FEATURES (30) and LOG_ALL (26), as the front-end sees them.
-pub(crate) const OFFERED: u64 = 0x1_7400_1200;
+/// The device's with ACCESS_PLATFORM (33), PROTOCOL_FEATURES (30) and LOG_ALL (26), as the front-end
+/// sees them.
+pub(crate) const OFFERED: u64 = 0x3_7400_1200;
+/// Addresses are to be translated.
+pub(crate) const ACCESS_PLATFORM: u64 = 1 << 33;
+/// What most front-ends here accept of it: addresses are what they are.
+pub(crate) const ACCEPTED: u64 = OFFERED & !ACCESS_PLATFORM;
 /// The features of a block device that are not offered here: any that the standard names, and no one
 /// else's.
 pub(crate) const NOT_OFFERED_AND_HARMLESS: u64 = 0x3_ecf7;
@@ -74,7 +82,7 @@ pub(crate) const CONFIG_LEN: usize = 60;
 /// A block device with this many queues.
 pub(crate) fn offer(num_queues: u16) -> Offer {
     Offer {
-        features: DEVICE_FEATURES | LOG_ALL,
+        features: DEVICE_FEATURES | ACCESS_PLATFORM | LOG_ALL,
         required_features: 1 << 32,
         protocol_features: ProtocolFeatures::from_bits_retain(PROTOCOL),
         num_queues,
@@ -187,6 +195,7 @@ pub(crate) enum Deed {
         reset: bool,
     },
     Channel,
+    Iotlb(IotlbChange),
     MakeRecord {
         queues: u16,
         entries: u16,
@@ -262,6 +271,7 @@ impl From<&Action> for Deed {
             Action::Status(byte) => Self::Status(*byte),
             Action::StopRings { reset } => Self::StopRings { reset: *reset },
             Action::SetBackendChannel(_) => Self::Channel,
+            Action::Iotlb(change) => Self::Iotlb(*change),
             Action::MakeRecord { asked } => {
                 Self::MakeRecord { queues: asked.num_queues, entries: asked.queue_size }
             }
@@ -309,6 +319,12 @@ pub(crate) fn inflight(bytes: u64, offset: u64, queues: u16, entries: u16) -> Ve
     payload
 }
 
+/// The payload of IOTLB_MSG: address, size, user address, access and type.
+pub(crate) fn iotlb(iova: u64, size: u64, user: u64, access: u8, kind: u8) -> Vec<u8> {
+    let words = [iova, size, user].map(u64::to_ne_bytes).concat();
+    [words, vec![access, kind, 0, 0, 0, 0, 0, 0]].concat()
+}
+
 /// An acknowledgement of success.
 pub(crate) fn ack() -> Said {
     Said::Reply(word(0))
@@ -346,7 +362,7 @@ impl Peer {
     pub(crate) fn negotiated() -> Self {
         let mut peer = Self::new(offer(2));
         assert_eq!(peer.say(SET_PROTOCOL_FEATURES, PLAIN, word(PROTOCOL), 0), Said::Nothing);
-        assert_eq!(peer.say(SET_FEATURES, NEED_REPLY, word(OFFERED), 0), ack());
+        assert_eq!(peer.say(SET_FEATURES, NEED_REPLY, word(ACCEPTED), 0), ack());
         peer
     }
 

@@ -216,6 +216,6 @@ fn an_enable_that_is_neither_0_nor_1_is_refused() {
 fn a_ring_may_be_enabled_before_the_features_are_set() {
     let mut peer = Peer::new(offer(2));
     assert_eq!(peer.ask(SET_VRING_ENABLE, state(0, 1)), ack());
-    assert_eq!(peer.ask(SET_FEATURES, word(OFFERED)), ack());
+    assert_eq!(peer.ask(SET_FEATURES, word(ACCEPTED)), ack());
     assert!(peer.connection.ring(0).unwrap().is_enabled());
 }

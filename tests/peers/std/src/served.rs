@@ -14,6 +14,7 @@ use vhost_user_core::socket::{Endpoint, ListenOptions};
 
 const VERSION_1: u64 = 1 << 32;
 const EVENT_IDX: u64 = 1 << 29;
+const ACCESS_PLATFORM: u64 = 1 << 33;
 
 /// A back-end with a disk in a file.
 pub struct Served {
@@ -57,8 +58,8 @@ impl Served {
         Frontend::connect(&self.socket, 2).unwrap()
     }
 
-    /// A front-end that has negotiated all it can, but for event indices and guest addresses, and
-    /// asks for a reply to every message.
+    /// A front-end that has negotiated all it can, but for event indices, guest addresses and
+    /// translated ones, and asks for a reply to every message.
     pub fn negotiate(&self) -> Frontend {
         let mut frontend = self.connect();
         frontend.set_owner().unwrap();
@@ -72,7 +73,7 @@ impl Served {
         frontend.set_protocol_features(known).unwrap();
         assert!(known.contains(VhostUserProtocolFeatures::REPLY_ACK));
         frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
-        frontend.set_features(features & !EVENT_IDX).unwrap();
+        frontend.set_features(features & !(EVENT_IDX | ACCESS_PLATFORM)).unwrap();
         frontend
     }
 }

@@ -41,7 +41,8 @@ impl Session<'_> {
     /// How the front-end's addresses are to be understood, as far as it was negotiated.
     pub(super) fn addressing(&self) -> Addressing {
         let guest = self.connection.protocol_features().contains(ProtocolFeatures::GPA_ADDRESSES);
-        Addressing { guest, iotlb: None }
+        let iotlb = self.connection.translates().then(|| Arc::clone(&self.iotlb));
+        Addressing { guest, iotlb }
     }
 
     /// Has addresses understood as was negotiated by now. No ring is started yet if that changes
@@ -189,7 +190,7 @@ impl Session<'_> {
         self.mapped.extend(new);
         self.memory = Arc::new(memory);
         for queue in self.queues() {
-            match queue.move_to(&self.memory) {
+            match queue.move_to(&self.memory.for_queue()) {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
                     self.shared().queue_broken(queue.index(), Broken::Memory(error));

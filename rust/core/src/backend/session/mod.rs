@@ -13,6 +13,7 @@ mod rings;
 mod session;
 mod state;
 mod teardown;
+mod translations;
 mod vring;
 mod workers;
 

@@ -64,9 +64,10 @@ impl Session<'_> {
         }
         self.settle_addressing("SET_VRING_KICK")?;
         let record = self.record(index, setup.size);
-        let ring = Ring::find(&self.memory, &layout(&setup), setup.base)
-            .map_err(|e| Refusal(format!("SET_VRING_KICK: queue {index}: {e}")))?
-            .with_record(record);
+        let (ring, apart) = self
+            .find_ring(&setup)
+            .map_err(|why| Refusal(format!("SET_VRING_KICK: queue {index}: {why}")))?;
+        let ring = ring.with_record(record);
         let worker = self.worker(index)?;
         let kick = watch(worker, index, kick)?;
         let doorbell = Arc::clone(worker.doorbell());
@@ -75,6 +76,7 @@ impl Session<'_> {
         let queue = QueueCell::new(QueueParts {
             index,
             ring,
+            apart,
             enabled: setup.enabled,
             kick,
             call: vring.call.clone(),
@@ -93,6 +95,21 @@ impl Session<'_> {
         self.vrings[usize::from(index)].used_log = setup.used_log;
         self.ring_has_started(index, setup.enabled, queue);
         Ok(())
+    }
+
+    /// Finds a ring in memory. Where its addresses are translated the front-end may have to be asked
+    /// first, which it cannot be while it waits for the answer to this message: the ring then stands
+    /// apart (`true`) until it was.
+    fn find_ring(&self, setup: &RingSetup) -> Result<(Ring, bool), String> {
+        let (memory, layout) = (self.memory.for_queue(), layout(setup));
+        match Ring::find(&memory, &layout, setup.base) {
+            Ok(ring) => Ok((ring, false)),
+            Err(_) if memory.translates() => {
+                let ring = Ring::apart(&memory, &layout, setup.base);
+                ring.map(|ring| (ring, true)).map_err(|error| format!("make a ring: {error}"))
+            }
+            Err(error) => Err(error.to_string()),
+        }
     }
 
     fn ring_has_started(&mut self, index: u16, enabled: bool, queue: Arc<QueueCell>) {
@@ -292,6 +309,7 @@ impl Session<'_> {
         if self.queues().next().is_none() {
             self.device().stopped();
             self.release_device();
+            self.forget_translations();
         }
         self.update_state();
     }
@@ -337,7 +355,7 @@ impl Session<'_> {
     }
 
     /// A vring's queue, if it is started.
-    fn started(&self, index: u16) -> Option<Arc<QueueCell>> {
+    pub(super) fn started(&self, index: u16) -> Option<Arc<QueueCell>> {
         self.vrings[usize::from(index)].queue.clone()
     }
 

@@ -8,7 +8,7 @@ use super::logging::Logging;
 use super::missing_pages::MissingPages;
 use super::records::Records;
 use super::vring::Vring;
-use crate::backend::channel::Channel;
+use crate::backend::channel::{Answer, Channel};
 use crate::backend::context::BackendContext;
 use crate::backend::event::Event;
 use crate::backend::offer::offer;
@@ -16,13 +16,13 @@ use crate::backend::options::Threads;
 use crate::backend::shared::{PendingEvents, Shared};
 use crate::connection::{Action, Connection, Outcome, Refusal, Step};
 use crate::device::{Device, NotGivenUp};
-use crate::memory::{Memory, MemoryPolicy, Region};
+use crate::memory::{Iotlb, Memory, MemoryPolicy, Region};
 use crate::request::CompletionQueue;
 use crate::socket::{Incoming, Stream};
 use crate::state::Transfer;
 use crate::sys::guard::Loss;
 use crate::wire::features::LOG_ALL;
-use crate::wire::{Frame, ProtocolFeatures, features};
+use crate::wire::{Frame, ProtocolFeatures, ReceivedFd, features};
 use crate::worker::Worker;
 
 /// How often a wait for requests in flight asks whether it may go on: a second stop may allow less
@@ -57,6 +57,10 @@ pub(in crate::backend) struct Session<'a> {
     pub(super) workers: Vec<Option<Worker>>,
     pub(super) channel: Channel,
     pub(super) postcopy: Option<MissingPages>,
+    /// The translations of I/O virtual addresses; without ACCESS_PLATFORM there are none.
+    pub(super) iotlb: Arc<Iotlb>,
+    /// What the front-end has answered about translations, until it is known whether they came.
+    pub(super) answers: Vec<Answer>,
     /// The transfer of the device's state that was begun last.
     pub(super) transfer: Option<Transfer>,
     /// The features and protocol features that the log has been told of.
@@ -94,6 +98,8 @@ impl<'a> Session<'a> {
             workers: (0..workers).map(|_| None).collect(),
             channel: Channel::default(),
             postcopy: None,
+            iotlb: Arc::default(),
+            answers: Vec::new(),
             transfer: None,
             told_negotiated: None,
             told_ignored: 0,
@@ -105,7 +111,8 @@ impl<'a> Session<'a> {
     /// Serves the front-end until it leaves, or breaks the protocol, or the back-end stops.
     pub(in crate::backend) fn run(mut self) {
         loop {
-            let goes_on = match self.stream.receive(self.shared().wake.as_fd()) {
+            let wake = self.channel.wakes(self.shared().wake.as_fd());
+            let goes_on = match self.stream.receive(wake) {
                 Ok(Incoming::Frame(frame)) => self.message(frame) && self.closes_in_time(),
                 Ok(Incoming::Woken) => self.pending_events(),
                 Ok(Incoming::Closed) => false,
@@ -123,6 +130,12 @@ impl<'a> Session<'a> {
 
     /// Handles one message wholly; `false`: the connection ends.
     fn message(&mut self, frame: Frame) -> bool {
+        let goes_on = self.handle(frame);
+        self.settle_answers();
+        goes_on
+    }
+
+    fn handle(&mut self, frame: Frame) -> bool {
         let mut step = self.connection.handle(frame);
         loop {
             step = match step {
@@ -156,8 +169,9 @@ impl<'a> Session<'a> {
     }
 
     pub(super) fn pending_events(&mut self) -> bool {
-        let PendingEvents { stop, broken, panicked, config_changed } =
+        let PendingEvents { stop, broken, panicked, config_changed, wanted } =
             self.shared().pending_events();
+        self.ask_for_translations(wanted);
         if broken {
             self.connection.reset_needed();
         }
@@ -226,9 +240,18 @@ impl<'a> Session<'a> {
             Action::SetLog { log, fd } => self.set_log(log, fd)?,
             Action::SetLogEvent(fd) => self.set_log_event(fd)?,
             Action::LogUsedRing { index, at } => self.log_used_ring(index, at)?,
-            Action::SetBackendChannel(fd) => self.channel = Channel::open(fd)?,
+            Action::Iotlb(change) => self.change_translations(change)?,
+            Action::SetBackendChannel(fd) => self.set_channel(fd)?,
         }
         Ok(Outcome::Done)
+    }
+
+    fn set_channel(&mut self, fd: ReceivedFd) -> Result<(), Refusal> {
+        let channel = Channel::open(fd, &self.context.closer)?;
+        let former = std::mem::replace(&mut self.channel, channel);
+        self.channel.go_on_for(former);
+        self.ask_for_translations(Vec::new());
+        Ok(())
     }
 
     fn set_features(&mut self, features: u64, enable_all: bool) -> Result<(), Refusal> {
@@ -237,6 +260,7 @@ impl<'a> Session<'a> {
             // While a ring is started nothing of the device's can differ.
             self.device().negotiated(features & !LOG_ALL);
         }
+        self.forget_translations();
         if enable_all {
             for index in 0..self.device().num_queues() {
                 self.enable(index, true)?;

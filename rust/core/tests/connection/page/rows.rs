@@ -5,7 +5,7 @@
 //! needs no line here: its row names the tests that try all that is refused.
 
 use vhost_user_core::wire::features::{
-    EVENT_IDX, INDIRECT_DESC, LOG_ALL, PROTOCOL_FEATURES, VERSION_1,
+    ACCESS_PLATFORM, EVENT_IDX, INDIRECT_DESC, LOG_ALL, PROTOCOL_FEATURES, VERSION_1,
 };
 use vhost_user_core::wire::{BackendMessage, FrontendMessage, ProtocolFeatures};
 
@@ -169,6 +169,14 @@ pub(super) const MESSAGES: &[Line<FrontendMessage>] = &[
              the_back_ends_channel_comes_with_or_without_a_payload_and_any_number_of_times"],
     ),
     (
+        M::IotlbMsg,
+        "[An IOMMU of the guest](#an-iommu-of-the-guest)",
+        &[
+            "rust/core/tests/connection/iotlb.rs::a_translation_is_passed_on_with_what_it_allows",
+            "rust/core/tests/backend/iommu.rs::an_invalidation_counts_before_it_is_answered",
+        ],
+    ),
+    (
         M::GetConfig,
         "zeroes past the end of the space; answered from `config` where `read_config` fails",
         &["rust/core/tests/connection/device.rs::\
@@ -281,12 +289,22 @@ pub(super) const MESSAGES: &[Line<FrontendMessage>] = &[
 ];
 
 /// The messages to the front-end that are sent, and remarks on others.
-pub(super) const SENT: &[Line<BackendMessage>] = &[(
-    B::ConfigChangeMsg,
-    "after `resize`, `notify_config`, and when a ring breaks; never waited with: where the channel is \
+pub(super) const SENT: &[Line<BackendMessage>] = &[
+    (
+        B::IotlbMsg,
+        "a miss, when a queue lacks a translation; acknowledged if REPLY_ACK was accepted, and never \
+         waited with",
+        &[
+            "rust/core/tests/backend/iommu.rs::rings_and_buffers_are_asked_for_and_requests_answered",
+        ],
+    ),
+    (
+        B::ConfigChangeMsg,
+        "after `resize`, `notify_config`, and when a ring breaks; never waited with: where the channel is \
      full, the front-end has one to read yet",
-    &["rust/core/tests/backend/serving.rs::the_front_end_is_told_of_a_changed_configuration"],
-)];
+        &["rust/core/tests/backend/serving.rs::the_front_end_is_told_of_a_changed_configuration"],
+    ),
+];
 
 /// The protocol features that are offered, and remarks on others.
 pub(super) const PROTOCOL: &[Line<ProtocolFeatures>] = &[
@@ -400,6 +418,11 @@ pub(super) const FEATURES: &[Line<u64>] = &[
         "vhost's own: without it rings are enabled from their start",
         &["rust/core/tests/connection/negotiation.rs::\
              without_bit_30_all_rings_are_enabled_now_and_at_each_start"],
+    ),
+    (
+        ACCESS_PLATFORM,
+        "not together with XEN_MMAP. [An IOMMU of the guest](#an-iommu-of-the-guest)",
+        &["tests/guest/test_iommu.py::test_a_disk_behind_an_iommu_is_right_byte_for_byte"],
     ),
     (
         VERSION_1,
