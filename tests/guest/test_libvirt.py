@@ -6,6 +6,7 @@ import hashlib
 import re
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,22 @@ echo "$sum $(ls /sys/block/vda/mq | wc -l) queues" >/tmp/result
 dd if=/tmp/result of=/dev/vda2 bs=1M seek=2 conv=fsync
 """
 """Read the second MiB of the partition, and write what it is to the third."""
+
+
+COUNTING = """\
+mkfifo /tmp/never
+exec 9<>/tmp/never
+boot=$(cut -c 1-8 /proc/sys/kernel/random/boot_id)
+n=0
+while :; do
+    n=$((n+1))
+    echo "$boot $n" >/tmp/count
+    dd if=/tmp/count of=/dev/vda2 bs=1M seek=2 conv=fsync 2>/dev/null
+    dd if=/dev/vda2 bs=1M skip=2 count=1 iflag=direct 2>/dev/null | head -n 1 | cmp - /tmp/count
+    read -t 0.05 never <&9 || true
+done
+"""
+"""Write to the third MiB of the partition which boot this is, and how often that was written."""
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +81,46 @@ def test_the_page_on_libvirt_does_what_it_says(
             if "$ virsh start" in block.text:
                 wait_for_result(image, world)
         reader.end_servers()
+
+
+def test_a_guest_goes_to_another_host_of_libvirt_and_back(
+    packages: Packages, world: World, here: Path, tmp_path: Path
+) -> None:
+    here.chmod(0o777)  # QEMU's user makes a socket there
+    image = BootImage(packages, here / "moving.img", COUNTING).path
+    xml = documented_xml().replace("<name>guest</name>", "<name>moving</name>")
+    (here / "moving.xml").write_text(xml)
+    with World(packages, tmp_path, here, "other") as other, ExitStack() as stack:
+        other.start_daemon()
+        for host, options in ((world, []), (other, ["--incoming"])):
+            socket = host.path("/run/vhost-user/disk.sock")
+            socket.parent.mkdir(exist_ok=True)
+            allowed = ["--num-queues", "2", "--mode", "0660", "--group", "libvirt-qemu"]
+            back_end = BlkCommand(image, socket, *allowed, *options, within=host.entering)
+            stack.callback(back_end.kill)
+            back_end.start()
+        world.run("/usr/bin/virsh", "create", "moving.xml")
+        counted = wait_for_count(image, world, more_than=0)
+        for source, destination in ((world, other), (other, world)):
+            where = ["--migrateuri", "unix:///mnt/migration.sock"]
+            source.run("/usr/bin/virsh", "migrate", "--live", "moving", destination.uri, *where)
+            again = wait_for_count(image, destination, more_than=counted[1] + 5)
+            assert again[0] == counted[0], "it has booted again"
+            counted = again
+        world.run("/usr/bin/virsh", "destroy", "moving")
+
+
+def wait_for_count(image: Path, world: World, *, more_than: int) -> tuple[str, int]:
+    """Waits until the guest has written a higher number; the boot that wrote it, and the number."""
+    end = time.monotonic() + BOOT_SECONDS
+    while True:
+        with image.open("rb") as file:
+            file.seek(DATA_AT + 2 * MIB)
+            found = re.match(rb"([0-9a-f-]{8}) (\d+)\n", file.read(64))
+        if found and int(found[2]) > more_than:
+            return found[1].decode(), int(found[2])
+        assert time.monotonic() < end, f"the guest does not write\n{world.report()}"
+        time.sleep(0.05)
 
 
 def wait_for_result(image: Path, world: World) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 import subprocess
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -33,11 +34,16 @@ remember_owner = 0
 """
 """No confinement, which needs more of a system than is here."""
 
-DAEMON_CONFIGURATION = 'auth_unix_rw = "none"\n'
+DAEMON_CONFIGURATION = """\
+auth_unix_rw = "none"
+host_uuid = "{uuid}"
+unix_sock_dir = "{sockets}"
+"""
 
 BUILD = """\
 set -e
 world=$1 tree=$2 shared=$3
+hostname "$8"
 mount -t tmpfs -o mode=0755 tmpfs "$world"
 mkdir "$world/upper" "$world/work" "$world/root" "$world/run" "$world/etc"
 mount -t overlay -o "lowerdir=$tree,upperdir=$world/upper,workdir=$world/work" overlay "$world/root"
@@ -81,16 +87,26 @@ LIMIT = 240.0
 
 class World:
     """A context manager; ``directory`` and ``shared`` are directories of the test. The second is
-    ``/mnt`` in the world, where its programs run. ``PermissionError`` without root's rights.
+    ``/mnt`` in the world, where its programs run. Two worlds with different names are two hosts to
+    libvirt. ``PermissionError`` without root's rights.
+
+    ``uri`` names the daemon to ``virsh``, here and in other worlds with the same shared directory.
     """
 
-    def __init__(self, packages: Packages, directory: Path, shared: Path) -> None:
+    def __init__(
+        self, packages: Packages, directory: Path, shared: Path, name: str = "host"
+    ) -> None:
         self._root = directory / "root"
+        sockets = f"/mnt/{name}"
+        (shared / name).mkdir()
+        self.uri = f"qemu+unix:///system?socket={sockets}/libvirt-sock"
+        daemon = DAEMON_CONFIGURATION.format(uuid=uuid.uuid4(), sockets=sockets)
         script = ["sh", "-c", BUILD, "sh", str(directory), str(packages.root), str(shared)]
-        script += [PASSWD, GROUP, QEMU_CONFIGURATION, DAEMON_CONFIGURATION]
+        script += [PASSWD, GROUP, QEMU_CONFIGURATION, daemon, name]
         space = [
             "unshare",
             "--mount",
+            "--uts",
             "--pid",
             "--fork",
             "--kill-child",
@@ -116,17 +132,23 @@ class World:
         """The words that run a command of the host's in the world's mounts."""
         return ["nsenter", f"--mount=/proc/{self._holder.pid}/ns/mnt", "--wd=."]
 
+    def path(self, inside: str) -> Path:
+        """Where a file of the world's own ``/run`` is for the host."""
+        return Path(f"/proc/{self._holder.pid}/root{inside}")
+
     def command(self, program: str) -> list[str]:
         """The words that run a program of the tree in the world, from the host."""
         return [*self.entering[:-1], *self._in_processes, *self.within(program)]
 
     def within(self, program: str) -> list[str]:
         """The same from inside its mounts."""
-        return ["env", "LC_ALL=C", "unshare", f"--root={self._root}", "--wd=/mnt", program]
+        environment = ["LC_ALL=C", f"LIBVIRT_DEFAULT_URI={self.uri}"]
+        return ["env", *environment, "unshare", f"--root={self._root}", "--wd=/mnt", program]
 
     @property
     def _in_processes(self) -> Sequence[str]:
-        return [f"--pid=/proc/{self._holder.pid}/ns/pid_for_children"]
+        spaces = f"/proc/{self._holder.pid}/ns"
+        return [f"--pid={spaces}/pid_for_children", f"--uts={spaces}/uts"]
 
     def start_daemon(self) -> None:
         """Returns when libvirt answers, and has asked QEMU what it can, which takes a while."""
