@@ -23,6 +23,12 @@ PAGE = "docs/libvirt.md"
 TEXT = (PROJECT / PAGE).read_text()
 RUN_WITH = (NEWEST,)
 
+OPERATIONS = (PROJECT / "docs/operations.md").read_text()
+VIRSH, *MIGRATE = re.findall(r"^\$ (virsh migrate .*) guest qemu", OPERATIONS, re.MULTILINE)[
+    0
+].split()
+"""The command as the page on operations has it."""
+
 MIB = 1 << 20
 DATA_AT = DATA_START * SECTOR_BYTES
 BOOT_SECONDS = 180
@@ -103,7 +109,7 @@ def test_a_guest_goes_to_another_host_of_libvirt_and_back(
         counted = wait_for_count(image, world, more_than=0)
         for source, destination in ((world, other), (other, world)):
             where = ["--migrateuri", "unix:///mnt/migration.sock"]
-            source.run("/usr/bin/virsh", "migrate", "--live", "moving", destination.uri, *where)
+            source.run(f"/usr/bin/{VIRSH}", *MIGRATE, "moving", destination.uri, *where)
             again = wait_for_count(image, destination, more_than=counted[1] + 5)
             assert again[0] == counted[0], "it has booted again"
             counted = again

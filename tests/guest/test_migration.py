@@ -24,6 +24,8 @@ RUN_WITH = (NEWEST,)
 MOVES = int(os.environ.get("GUEST_MIGRATIONS", "3"))
 """How often a guest moves from QEMU to QEMU."""
 
+PAGE = Path(__file__).parents[2] / "docs/operations.md"
+
 BETWEEN = 200
 """Requests of the guest between two events."""
 
@@ -60,6 +62,24 @@ def test_a_guest_moves_between_versions_of_qemu_and_back(fleet: Fleet) -> None:
     print(f"{MOVES} moves, without a guest for {sorted(downtimes)} ms")
 
 
+def test_a_guest_moves_by_the_commands_of_the_page(fleet: Fleet) -> None:
+    guest = fleet.machine(fleet.blk())
+    verifier = Verifier(guest)
+    there = fleet.machine(fleet.blk("--incoming"), incoming=True)
+    uri = f"unix:{fleet.new_socket('m')}"
+    commands = re.findall(r"^\((source|destination)\) (.*)$", PAGE.read_text(), re.MULTILINE)
+    assert len(commands) == 4
+    for at, command in commands:
+        machine = {"source": guest, "destination": there}[at]
+        said = migration.monitor(machine, re.sub(r"tcp:\S+", uri, command))
+        assert (said == "") != command.startswith("info"), said
+    assert migration.wait_end(guest).status == "completed"
+    migration.wait_running(there)
+    verifier.wait_progress(there, BETWEEN)
+    verifier.end(there)
+    verifier.check(there, fleet.image)
+
+
 def test_a_guest_whose_migration_fails_goes_on(fleet: Fleet) -> None:
     source = fleet.blk()
     guest = fleet.machine(source, options=ONE_MORE_DEVICE)
@@ -89,8 +109,7 @@ def test_a_guest_whose_migration_fails_goes_on(fleet: Fleet) -> None:
     # The destination does not know a device, which it hears of when the guest has stopped.
     migration.set_bandwidth(guest, QUICKLY)
     there = destination()
-    for machine in (guest, there):
-        migration.set_capabilities(machine, return_path=True)
+    migration.set_capabilities(guest, return_path=True)
     migration.begin(guest, there, fleet.new_socket("m"))
     assert migration.wait_end(guest).status == "failed"
     migration.wait_running(guest)
@@ -99,7 +118,6 @@ def test_a_guest_whose_migration_fails_goes_on(fleet: Fleet) -> None:
 
     # The guest arrives, does not run, and is continued at the source.
     there = destination(*ONE_MORE_DEVICE, "-S")
-    migration.set_capabilities(there, return_path=True)
     migration.begin(guest, there, fleet.new_socket("m"))
     assert migration.wait_end(guest).status == "completed"
     there.close()
@@ -107,12 +125,16 @@ def test_a_guest_whose_migration_fails_goes_on(fleet: Fleet) -> None:
     verifier.wait_progress(guest, BETWEEN)
 
     there = destination(*ONE_MORE_DEVICE)
-    migration.set_capabilities(there, return_path=True)
     migration.migrate(guest, there, fleet.new_socket("m"))
+    verifier.wait_progress(there, BETWEEN)
+
+    # It runs at the destination, and cannot at the source too.
+    assert "in use" not in source.report()
+    guest.resume()
+    assert eventually(lambda: "disk.img is in use: process " in source.report()), source.report()
     verifier.wait_progress(there, BETWEEN)
     verifier.end(there)
     verifier.check(there, fleet.image)
-    assert "in use" not in source.report()
 
 
 @pytest.mark.parametrize("properties", ["", ",inflight-migration=on"], ids=["drained", "in-flight"])
@@ -145,9 +167,9 @@ def test_a_guest_goes_back_to_a_snapshot_and_into_a_file_and_out_of_it(
 
     # The ring goes back with the guest, to before what it has used since.
     guest.sh(f"{READ} count=50")
-    migration.monitor(guest, "savevm one")
+    assert migration.monitor(guest, "savevm one") == ""
     guest.sh(f"{READ} count=50")
-    migration.monitor(guest, "loadvm one")
+    assert migration.monitor(guest, "loadvm one") == ""
     verifier = Verifier(guest)
     assert eventually(lambda: goes_back(back_end.report())), back_end.report()
     verifier.wait_progress(guest, BETWEEN)
