@@ -28,6 +28,7 @@ class Boot(Protocol):
         options: Sequence[str] = (),
         kernel_arguments: str = "",
         from_disk: bool = False,
+        system: Packages | None = None,
     ) -> Machine: ...
 
 

@@ -31,6 +31,14 @@ class Verifier:
             seconds=seconds,
         )
 
+    def forget_longest(self, guest: Machine) -> None:
+        """Has what is the longest request begin anew."""
+        guest.sh(f"rm -f {PLACE}/longest; until test -e {PLACE}/longest; do usleep 5000; done")
+
+    def longest_ms(self, guest: Machine) -> float:
+        """Milliseconds that the longest request has taken since then."""
+        return int(guest.sh(f"cat {PLACE}/longest")) / 1000
+
     def end(self, guest: Machine) -> None:
         """Ends it, with a look at all of the disk."""
         guest.sh(

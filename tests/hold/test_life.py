@@ -32,6 +32,15 @@ def test_the_keeper_maps_no_guest_memory_and_leaks_nothing(folder: Path) -> None
             assert eventually(lambda: kept(pid) == before), f"{kept(pid)}, not {before}"
 
 
+def test_the_next_back_end_inherits_its_socket_and_nothing_else(folder: Path) -> None:
+    with Held.around(folder, *BACK_ENDS["blk"]) as held:
+        first = descriptors(held.back_end())
+        front = held.connect().negotiate()
+        held.kill_back_end()
+        held.wait_until(lambda: descriptors(held.back_end()) == first, "the same descriptors")
+        front.channel.close()
+
+
 def kept(pid: int) -> tuple[Counter[str], int]:
     """Descriptors by their kind, and threads. A back-end's socket has a name of its own."""
     kinds = (re.sub(r"^/.*/socket", "socket", kind) for kind in descriptors(pid).elements())

@@ -3,9 +3,12 @@
 import os
 import random
 import signal
+import socket
 from pathlib import Path
 
+from peer import wire
 from peer.blk import Status, Type
+from peer.numbers import Request as Message
 from peer.writes import SLOTS, Load
 
 from .conftest import BACK_ENDS, assert_written
@@ -52,6 +55,25 @@ def test_an_upgrade_without_a_front_end_leaves_the_image_to_the_next(folder: Pat
         front = held.connect().start()
         assert sector(front) == bytes(512)
         assert held.children() == [held.back_end()]
+
+
+def test_a_disk_that_has_grown_by_an_upgrade_is_told(folder: Path) -> None:
+    with Held.around(folder, *BACK_ENDS["blk"]) as held:
+        front = held.connect().negotiate()
+        ours, theirs = socket.socketpair()
+        with ours:
+            front.change(Message.SET_BACKEND_REQ_FD, fds=[theirs.fileno()])
+            theirs.close()
+            question = wire.config(0, 8, bytes(8))
+            before = front.channel.ask(Message.GET_CONFIG, question)[12:]
+            with (folder / "disk.img").open("r+b") as image:
+                image.truncate(2 << 20)
+            held.process.send_signal(signal.SIGHUP)
+            ours.settimeout(60)
+            assert ours.recv(12) == bytes([2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0])
+            after = front.channel.ask(Message.GET_CONFIG, question)[12:]
+        assert (before, after) == (bytes([0, 8] + [0] * 6), bytes([0, 16] + [0] * 6))
+        front.channel.close()
 
 
 def test_an_upgrade_that_does_not_start_leaves_the_present_one(folder: Path) -> None:

@@ -8,8 +8,9 @@
 //! its words. What was read stays in memory, where nothing but the disk ever writes, and is checked
 //! over and over: a page that a host has lost shows later, too.
 //!
-//! `run` writes `progress` (requests so far) to the directory, and at its end `table` (how often
-//! each block was written) or `failed` (what was wrong).
+//! `run` writes `progress` (requests so far) to the directory, `longest` (microseconds that the
+//! longest request took since that file was removed), and at its end `table` (how often each block
+//! was written) or `failed` (what was wrong).
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -18,7 +19,7 @@ use std::process::exit;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const BLOCK: usize = 16 << 10;
 const BLOCKS: usize = 512;
@@ -171,13 +172,17 @@ fn run(device: &Path, directory: &Path) -> Result<(), String> {
     let file = OpenOptions::new().read(true).write(true).custom_flags(O_DIRECT).open(device);
     let file = file.map_err(|e| failed("open", e))?;
     let (stops, total) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let longest = Arc::new(AtomicU64::new(0));
     let workers: Vec<_> = (0..THREADS)
         .map(|first| {
             let (stops, total) = (Arc::clone(&stops), Arc::clone(&total));
+            let longest = Arc::clone(&longest);
             let mut worker = Worker::new(file.try_clone().expect("descriptors are left"), first);
             thread::spawn(move || {
                 while !stops.load(Ordering::Relaxed) {
+                    let begun = Instant::now();
                     worker.step().inspect_err(|_| stops.store(true, Ordering::Relaxed))?;
+                    longest.fetch_max(begun.elapsed().as_micros() as u64, Ordering::Relaxed);
                     total.fetch_add(1, Ordering::Relaxed);
                 }
                 worker.check_all().map(|()| worker)
@@ -185,7 +190,13 @@ fn run(device: &Path, directory: &Path) -> Result<(), String> {
         })
         .collect();
     while !stops.load(Ordering::Relaxed) {
-        write(directory, "progress", &total.load(Ordering::Relaxed).to_string());
+        // In this order: whoever sees progress finds how long that took.
+        let answered = total.load(Ordering::Relaxed);
+        if !directory.join("longest").exists() {
+            longest.store(0, Ordering::Relaxed);
+        }
+        write(directory, "longest", &longest.load(Ordering::Relaxed).to_string());
+        write(directory, "progress", &answered.to_string());
         thread::sleep(LOOK);
         stops.fetch_or(directory.join("stop").exists(), Ordering::Relaxed);
     }

@@ -434,3 +434,7 @@ fn own_words(pending: &Pending, back: &Backend) -> Option<Frame> {
     let wanted = ProtocolFeatures::from_bits_retain(number(&pending.frame)?);
     Some(request(pending.message, back.accepted(wanted).bits().to_bytes()))
 }
+
+#[cfg(test)]
+#[path = "relay_tests.rs"]
+mod tests;

@@ -6,9 +6,12 @@ use super::Failure;
 use super::backend::{Backend, request};
 use super::regions::Regions;
 use super::vring::{Vring, say};
+use crate::socket::Stream;
 use crate::wire::features::describe;
 use crate::wire::payload::{Config, MAX_CONFIG_DATA, VringState};
-use crate::wire::{Frame, FrontendMessage, Payload, ProtocolFeatures};
+use crate::wire::{
+    BackendMessage, Flags, Frame, FrontendMessage, Payload, ProtocolFeatures, ReceivedFd,
+};
 
 /// VIRTIO 1.3, "Device Status Field": the driver is set up and ready to drive the device.
 const DRIVER_OK: u64 = 0x04;
@@ -33,6 +36,8 @@ pub(super) struct Told {
     mtu: Option<Frame>,
     /// Bytes of the configuration space that were written.
     config: BTreeMap<u32, (u32, u8)>,
+    /// The last question for the configuration, and the bytes that answered it.
+    shown_config: Option<(Frame, Vec<u8>)>,
     /// The record of requests in flight: the front-end's, or the one that is kept for it.
     pub(super) record: Option<Frame>,
     regions: Regions,
@@ -76,6 +81,9 @@ impl Told {
             M::SetLogFd => self.log_event = Some(frame),
             M::NetSetMtu => self.mtu = Some(frame),
             M::SetConfig => self.config_written(&frame),
+            M::GetConfig => {
+                self.shown_config = reply.map(|reply| (frame, reply.payload.clone()));
+            }
             M::SetInflightFd => self.record = Some(frame),
             M::SetMemTable => self.regions.replace(frame),
             M::AddMemReg => self.regions.add(frame),
@@ -156,7 +164,27 @@ impl Told {
         let started = |vring: &mut Vring| vring.say_start(backend);
         self.each_vring(started)?;
         self.each_vring(|vring| vring.say_enable(backend))?;
-        self.say_status(backend, !0)
+        self.say_status(backend, !0)?;
+        self.compare_config(backend)
+    }
+
+    /// Tells the front-end, as a back-end does, if this one has another configuration: a disk that
+    /// has grown.
+    fn compare_config(&mut self, backend: &mut Backend) -> Result<(), Failure> {
+        let Some((question, shown)) = &mut self.shown_config else { return Ok(()) };
+        let payload = backend.ask(question)?.payload;
+        if payload == *shown {
+            return Ok(());
+        }
+        *shown = payload;
+        let channel = self.channel.as_ref().and_then(|frame| frame.fds.first());
+        if let Some(Ok(fd)) = channel.map(ReceivedFd::try_clone) {
+            let number = BackendMessage::ConfigChangeMsg.number();
+            // Where it finds no room the front-end has one before it that it has not read.
+            let changed = Frame::new(number, Flags::VERSION, Vec::new(), Vec::new());
+            let _ = Stream::new(fd).offer(&changed);
+        }
+        Ok(())
     }
 
     fn each_vring(
