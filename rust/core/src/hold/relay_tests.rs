@@ -44,7 +44,7 @@ fn take_all(mut stream: Stream, features: u64) -> Vec<Heard> {
             36 => 509,
             _ => 0,
         };
-        let always = [1, 6, 11, 15, 17, 31, 36].contains(&frame.header.request);
+        let always = [1, 6, 11, 15, 17, 31, 36, 42, 43].contains(&frame.header.request);
         if always || frame.header.flags.contains(Flags::NEED_REPLY) {
             let flags = Flags::VERSION | Flags::REPLY;
             let mut payload = number.to_bytes();
@@ -179,6 +179,20 @@ fn what_was_taken_back_is_not_told_again() {
     let heard = second.join().unwrap();
     let of_rings = [8, 9, 10, 12, 18, 37, 39];
     assert_eq!(heard.iter().find(|heard| of_rings.contains(&heard.0)), None);
+}
+
+#[test]
+fn a_transfer_of_state_ends_with_its_back_end_and_the_next_one_is_whole() {
+    let (mut relay, mut front) = relay();
+    let (stream, _first) = back_end(FEATURES);
+    relay.attach(stream).unwrap();
+    let begin = || message(42, &[0; 8], 1);
+    pass_all(&mut relay, &mut front, vec![message(16, &HELD.bits().to_bytes(), 0), begin()]);
+    let (stream, _second) = back_end(FEATURES);
+    relay.attach(stream).unwrap();
+    let frames = vec![message(43, &[], 0), message(43, &[], 0), begin(), message(43, &[], 0)];
+    let answers = pass_all(&mut relay, &mut front, frames);
+    assert_eq!(answers, [1_u64, 0, 0, 0].map(|code| code.to_bytes()));
 }
 
 #[test]
