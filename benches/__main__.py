@@ -1,4 +1,4 @@
-"""Runs all contenders in turns and compares them by the medians of paired ratios.
+"""Runs all contenders in turns and compares them by the medians of paired ratios and differences.
 
 Absolute figures of a shared machine mean little: one stray process halves them. So every round
 measures each contender once, a ratio is taken within a round, and the order turns from round to

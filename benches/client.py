@@ -1,6 +1,7 @@
 """The client of a vhost-user server: one run of the load generator, as JSON on stdout.
 
-`python -m benches.client SOCKET PID DEPTH SECONDS [--poll] [--verify]`; PID is the server's, whose
+`python -m benches.client SOCKET PID DEPTH SECONDS [--poll] [--verify] [--packed] [--inflight]
+[--dirty-log]`; PID is the server's, whose
 processor time is read just before and just after the run.
 """
 
@@ -22,8 +23,15 @@ def main() -> None:
     parser.add_argument("seconds", type=float)
     parser.add_argument("--poll", action="store_true")
     parser.add_argument("--verify", action="store_true")
+    for name in ("--packed", "--inflight", "--dirty-log"):
+        parser.add_argument(name, action="store_true")
     options = parser.parse_args()
-    with vu.VirtioBlkDriver(options.socket) as driver:
+    with vu.VirtioBlkDriver(
+        options.socket,
+        packed=options.packed,
+        inflight=options.inflight,
+        dirty_log=options.dirty_log,
+    ) as driver:
         if options.verify:
             driver.prepare_load()
         load(driver, options, WARM_UP_SECONDS)

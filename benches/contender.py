@@ -73,6 +73,7 @@ class Contender:
     """A server: its command, how it is loaded, and how large its disk is.
 
     `verified`: the disk keeps data. It is filled with a pattern and what is read is checked.
+    `driver`: what the package's own driver asks of the server, as its options say it.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Contender:
     size: int
     verified: bool = False
     nbd: bool = False
+    driver: tuple[str, ...] = ()
 
     def measure(self, load: Load, folder: Path) -> Result:
         """Serves, loads, and stops again."""
@@ -121,6 +123,7 @@ def vhost_user(contender: Contender, setting: Setting, load: Load, pid: int) -> 
         *(str(load.depth), str(load.seconds)),
         *(["--poll"] if load.polling else []),
         *(["--verify"] if contender.verified else []),
+        *contender.driver,
     ]
     return Result(**json.loads(output(command)))
 
@@ -187,12 +190,30 @@ DEVICES = HERE / "devices.py"
 
 CONTENDERS = {
     "null": Contender("null device, Rust", ours("vhost_user:NullDisk"), FILE),
+    "null-packed": Contender(
+        "null device, packed ring", ours("vhost_user:NullDisk"), FILE, driver=("--packed",)
+    ),
+    "null-record": Contender(
+        "null device, record kept", ours("vhost_user:NullDisk"), FILE, driver=("--inflight",)
+    ),
+    "null-packed-record": Contender(
+        "null device, packed, record kept",
+        ours("vhost_user:NullDisk"),
+        FILE,
+        driver=("--packed", "--inflight"),
+    ),
     "qsd-null": Contender(
         "qemu-storage-daemon, null-co",
         storage_daemon("driver=null-co,size={size},read-zeroes=off"),
         FILE,
     ),
     "file": Contender("FileDisk, Rust", our_file, FILE, verified=True),
+    "file-packed": Contender(
+        "FileDisk, packed ring", our_file, FILE, verified=True, driver=("--packed",)
+    ),
+    "file-log": Contender(
+        "FileDisk, dirty log", our_file, FILE, verified=True, driver=("--dirty-log",)
+    ),
     "qsd-threads": Contender(
         "qemu-storage-daemon, file, threads",
         storage_daemon("driver=file,filename={image},aio=threads"),

@@ -288,6 +288,7 @@ class _BlkOptions(TypedDict, total=False):
     packed: bool
     in_order: bool
     inflight: bool
+    dirty_log: bool
 
 @disjoint_base
 class Frontend:
@@ -411,6 +412,7 @@ class VirtioBlkDriver(Frontend):
         packed: bool = False,
         in_order: bool = False,
         inflight: bool = False,
+        dirty_log: bool = False,
     ) -> Self:
         """As ``Frontend``, and starts ``num_queues`` rings in ``memory`` bytes of its own, or in
         all the memory of ``guest``, a ``vhost_user.testing.XenGuest``. ``queue_size``: entries of
@@ -421,6 +423,10 @@ class VirtioBlkDriver(Frontend):
         middle of a call, the driver then connects to ``socket`` again, in ``timeout`` seconds, and
         the next back-end finishes what was in flight: the call only takes longer. QEMU
         "Vhost-user Protocol", "Inflight I/O tracking".
+
+        ``dirty_log``: has the back-end note the pages of memory that it writes to, as while a
+        guest moves (LOG_ALL; ``NegotiationError`` if it is not offered). It shows what that costs:
+        nothing reads the log.
         """
     @classmethod
     def connect(  # type: ignore[override]

@@ -11,7 +11,7 @@ from .command import LIMIT, Server, command, run
 
 NAMES = [
     *("socket", "rw", "block_size", "iodepth", "numjobs"),
-    *("packed", "in_order", "inflight", "seconds", "operations", "bytes", "iops"),
+    *("packed", "in_order", "inflight", "dirty_log", "seconds", "operations", "bytes", "iops"),
     *("bytes_per_second", "latency_p50_us", "latency_p99_us", "kicks", "calls"),
     *("verified", "errors", "mismatches"),
 ]
@@ -46,11 +46,12 @@ def test_people_get_a_table(image: str) -> None:
     assert [line.split("  ")[0] for line in lines[1:]] == titles
 
 
-def test_a_record_of_requests_in_flight_is_kept_if_asked(image: str) -> None:
+def test_a_record_and_a_dirty_log_are_kept_if_asked(image: str) -> None:
     with Server("blk", "--blk-file", image, "--socket-path", "d.sock"):
-        result = run("bench", "d.sock", "--runtime", "0.1", "--inflight", "--verify")
+        words = ["--runtime", "0.1", "--inflight", "--dirty-log", "--verify"]
+        result = run("bench", "d.sock", *words)
     assert result.status == 0
-    head = "d.sock: randread, 4 KiB, 32 in flight, 1 queue, with a record, 0."
+    head = "d.sock: randread, 4 KiB, 32 in flight, 1 queue, with a record, with a dirty log, 0."
     assert result.out.startswith(head)
 
 

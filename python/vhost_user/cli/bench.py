@@ -51,6 +51,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="keep the record of requests in flight, which the back-end has to offer",
     )
     parser.add_argument(
+        "--dirty-log",
+        action="store_true",
+        help="have written pages logged, as in a migration; the back-end has to offer it",
+    )
+    parser.add_argument(
         "--verify",
         action="store_true",
         help="first fill the whole disk with a pattern, then check what is read; overwrites it",
@@ -84,6 +89,7 @@ def measure(fd: int, options: argparse.Namespace) -> "LoadReport":
         packed=options.packed,
         in_order=options.in_order,
         inflight=options.inflight,
+        dirty_log=options.dirty_log,
     ) as driver:
         if driver.read_only and (options.verify or options.rw in WRITING):
             raise Failure(f"{options.socket} is read-only: it can only be read, without --verify")
@@ -111,6 +117,7 @@ def summary(options: argparse.Namespace, report: "LoadReport") -> dict[str, Any]
         "packed": options.packed,
         "in_order": options.in_order,
         "inflight": options.inflight,
+        "dirty_log": options.dirty_log,
         "seconds": report.elapsed,
         "operations": report.ops,
         "bytes": report.bytes,
@@ -161,6 +168,7 @@ def _rings(options: argparse.Namespace) -> str:
         "packed": options.packed,
         "in order": options.in_order,
         "with a record": options.inflight,
+        "with a dirty log": options.dirty_log,
     }
     words = [word for word, is_asked in asked.items() if is_asked]
     return "".join(f", {word}" for word in words)

@@ -26,7 +26,8 @@ impl VirtioBlkDriver {
     /// memory of its own or of a `guest`.
     #[new]
     #[pyo3(signature = (socket=None, *, fd=None, memory=67_108_864, num_queues=1, queue_size=128,
-                        timeout=5.0, guest=None, packed=false, in_order=false, inflight=false))]
+                        timeout=5.0, guest=None, packed=false, in_order=false, inflight=false,
+                        dirty_log=false))]
     #[allow(clippy::too_many_arguments)] // One keyword for each option.
     fn new(
         py: Python<'_>,
@@ -40,6 +41,7 @@ impl VirtioBlkDriver {
         packed: bool,
         in_order: bool,
         inflight: bool,
+        dirty_log: bool,
     ) -> PyResult<PyClassInitializer<Self>> {
         let timeout = seconds_of(timeout)?;
         let memory = guest.map_or(memory, |guest| guest.guest().description().size);
@@ -51,6 +53,7 @@ impl VirtioBlkDriver {
             packed,
             in_order,
             inflight,
+            dirty_log,
             ..BlockOptions::default()
         };
         let target = Target::new(socket.clone(), fd)?;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::super::BackendEvent;
 use super::super::client::Client;
 use super::super::error::{BlockStatus, FrontendError, Result};
+use super::super::log::DirtyLog;
 use super::super::memory::GuestMemory;
 use super::super::messages::{IMPLEMENTED, Negotiated, Wanted};
 use super::super::ring::RingFeatures;
@@ -53,6 +54,9 @@ pub struct BlockOptions {
     /// offer that. When the back-end is gone in the middle of requests, the driver then connects
     /// again, within `timeout`, and the next one finishes them.
     pub inflight: bool,
+    /// Have the back-end note in a dirty log what it writes to guest memory, as while a guest
+    /// moves, and fail if it does not offer that.
+    pub dirty_log: bool,
     /// Block features to accept if offered.
     pub features: u64,
     /// Protocol features to accept if offered.
@@ -73,6 +77,7 @@ impl Default for BlockOptions {
             packed: false,
             in_order: false,
             inflight: false,
+            dirty_log: false,
             features: feature::ALL,
             protocol: IMPLEMENTED,
             timeout: Duration::from_secs(5),
@@ -94,6 +99,8 @@ pub struct BlockDriver {
     pub(super) queues: Vec<BlockQueue>,
     /// What is in flight, for the back-end that comes after this one.
     pub(super) record: Option<Record>,
+    /// Where the back-end notes what it writes.
+    log: Option<DirtyLog>,
     next_queue: usize,
     /// The seed of the load pattern that the whole disk holds, as far as this driver knows.
     pattern: Option<u64>,
@@ -334,6 +341,11 @@ impl BlockDriver {
         (&mut self.queues, &self.client)
     }
 
+    /// The log in which the back-end notes what it writes, if there is to be one.
+    pub fn dirty_log(&self) -> Option<&DirtyLog> {
+        self.log.as_ref()
+    }
+
     /// Guest memory. The driver uses it from its first address on.
     pub fn memory(&self) -> &Arc<GuestMemory> {
         &self.memory
@@ -387,6 +399,9 @@ impl BlockDriver {
     ) -> Result<Self> {
         let negotiated = client.negotiate(&wanted(&options, xen.is_some()))?;
         negotiated.need_ring_features(options.packed, options.in_order)?;
+        if options.dirty_log && negotiated.offered & features::LOG_ALL == 0 {
+            return Err(FrontendError::NotOffered { what: "LOG_ALL" });
+        }
         if xen.is_some() {
             client.need_xen()?;
         }
@@ -402,6 +417,7 @@ impl BlockDriver {
             Some(xen) => Arc::clone(&xen.memory),
             None => Arc::new(GuestMemory::with_size(options.memory)?),
         };
+        let log = options.dirty_log.then(|| DirtyLog::of(&memory)).transpose()?;
         let queues = lay_out(&memory, &options, &negotiated, &config)?;
         let mut driver = Self {
             path: None,
@@ -413,6 +429,7 @@ impl BlockDriver {
             config,
             queues,
             record,
+            log,
             next_queue: 0,
             pattern: None,
         };
@@ -439,6 +456,7 @@ impl BlockDriver {
         if status {
             self.client.set_status(driver_ok)?;
         }
+        self.start_logging()?;
         self.queues.iter_mut().for_each(|queue| queue.ring_mut().kick());
         Ok(())
     }
@@ -451,6 +469,17 @@ impl BlockDriver {
         if self.negotiated.features & features::PROTOCOL_FEATURES != 0 {
             let mut indexes = 0..self.queues.len() as u32;
             indexes.try_for_each(|i| self.client.set_vring_enable(i, true))?;
+        }
+        Ok(())
+    }
+
+    /// As QEMU does when a guest begins to move: the log, then the feature, then each ring.
+    fn start_logging(&mut self) -> Result<()> {
+        let Some(log) = &self.log else { return Ok(()) };
+        self.client.set_log(log)?;
+        self.client.set_features(self.negotiated.features | features::LOG_ALL)?;
+        for (index, queue) in (0..).zip(&self.queues) {
+            self.client.log_ring(index, queue.ring(), true)?;
         }
         Ok(())
     }
