@@ -97,6 +97,8 @@ class Switch:
         options = {
             "dpdk-init": "true",
             "dpdk-extra": f'"{" ".join((*MEMORY, *NO_OTHER_DEVICE))}"',
+            # With one pool of buffers for all ports, a back-end among them asks for 700 MiB.
+            "per-port-memory": "true",
             "pmd-cpu-mask": f"{1 << max(os.sched_getaffinity(0)):#x}",
         }
         settings = [f"other_config:{name}={value}" for name, value in options.items()]
@@ -108,16 +110,21 @@ class Switch:
     def _make_bridge(self) -> None:
         device = f"net_virtio_user0,path={self._socket}"
         file = f"net_pcap0,tx_pcap={self._file}"
-        words = ["add-br", BRIDGE, "--", "set", "bridge", BRIDGE, "datapath_type=dummy"]
+        words = []
         for number, name, arguments in ((DEVICE, "device", device), (FILE, "file", file)):
             words += ["--", "add-port", BRIDGE, name, "--", "set", "interface", name, "type=dpdk"]
             words += [f"ofport_request={number}", f'options:dpdk-devargs="{arguments}"']
-        self._vsctl(*words)
+        self._add_ports(words)
+        flow = f"in_port={DEVICE},actions=output:{FILE}"
+        self._run("usr/bin/ovs-ofctl", "add-flow", self._management, flow)
+
+    def _add_ports(self, words: list[str]) -> None:
+        """Adds the bridge and what ``words`` say of its ports."""
+        bridge = ["add-br", BRIDGE, "--", "set", "bridge", BRIDGE, "datapath_type=dummy"]
+        self._vsctl(*bridge, *words)
         errors = self._vsctl("--bare", "--columns=error", "list", "interface").strip()
         if errors:
             raise self._failure(errors)
-        flow = f"in_port={DEVICE},actions=output:{FILE}"
-        self._run("usr/bin/ovs-ofctl", "add-flow", self._management, flow)
 
     def _received(self) -> int:
         shown = self._run("usr/bin/ovs-ofctl", "dump-ports", self._management, str(FILE))
@@ -165,3 +172,15 @@ class Switch:
             with self._running.pop() as process:
                 process.terminate()
                 process.wait(SECONDS)
+
+
+class Mirror(Switch):
+    """A bridge whose one port is a vhost-user back-end, DPDK's: it connects to ``socket`` again and
+    again, and what a driver there sends, it gets back."""
+
+    def _make_bridge(self) -> None:
+        words = ["--", "add-port", BRIDGE, "device", "--", "set", "interface", "device"]
+        words += ["type=dpdkvhostuserclient", f"options:vhost-server-path={self._socket}"]
+        self._add_ports([*words, f"ofport_request={DEVICE}"])
+        flow = f"in_port={DEVICE},actions=in_port"
+        self._run("usr/bin/ovs-ofctl", "add-flow", self._management, flow)
