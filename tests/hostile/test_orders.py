@@ -9,7 +9,7 @@ import socket
 import pytest
 from peer import wire
 from peer.blk import Type
-from peer.front_end import FrontEnd
+from peer.front_end import UNWANTED, FrontEnd
 from peer.memory import GuestMemory, Region
 from peer.numbers import Feature, Flag, ProtocolFeature, Request
 
@@ -76,7 +76,7 @@ def test_the_order_of_crosvm(server: Server) -> None:
     channel.command(Request.SET_PROTOCOL_FEATURES, wire.u64(wanted))
     channel.command(Request.SET_BACKEND_REQ_FD, b"", [theirs.fileno()])
     assert channel.ask_u64(Request.GET_QUEUE_NUM) == QUEUES
-    front.features = features & ~(Feature.EVENT_IDX | Feature.RING_PACKED | Feature.LOG_ALL)
+    front.features = features & ~UNWANTED
     channel.command(Request.SET_FEATURES, wire.u64(front.features))
     channel.command(Request.SET_MEM_TABLE, front.memory.table(), front.memory.fds)
     for index in range(QUEUES):
@@ -115,7 +115,7 @@ def test_the_order_of_cloud_hypervisor(server: Server) -> None:
     assert ask(Request.SET_PROTOCOL_FEATURES, wire.u64(wanted)) == 0
     assert ask(Request.GET_QUEUE_NUM) == QUEUES
     front.protocol = wanted
-    front.features = features & ~(Feature.EVENT_IDX | Feature.RING_PACKED | Feature.LOG_ALL)
+    front.features = features & ~UNWANTED
     front.change(Request.SET_FEATURES, wire.u64(front.features))
     front.share_memory()
     for index in range(QUEUES):
@@ -155,7 +155,7 @@ def test_the_order_of_qemu_with_memory_slots(server: Server) -> None:
         ring = front.add_ring(index, 128)
         channel.command(Request.SET_VRING_ERR, wire.u64(index), [ring.error_fd])
     assert len(channel.ask(Request.GET_CONFIG, wire.config(0, 57, bytes(57)))) == 12 + 57
-    front.features = features & ~(Feature.EVENT_IDX | Feature.RING_PACKED | Feature.LOG_ALL)
+    front.features = features & ~UNWANTED
     front.change(Request.SET_FEATURES, wire.u64(front.features))
     for region in front.memory.regions:
         front.change(Request.ADD_MEM_REG, wire.single_region(region.describe()), [region.fd])

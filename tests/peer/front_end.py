@@ -22,7 +22,8 @@ WANTED = (
     | ProtocolFeature.CONFIGURE_MEM_SLOTS
     | ProtocolFeature.STATUS
 )
-UNWANTED = Feature.LOG_ALL | Feature.EVENT_IDX | Feature.RING_PACKED | Feature.ACCESS_PLATFORM
+RING_FORMATS = Feature.RING_PACKED | Feature.IN_ORDER
+UNWANTED = Feature.LOG_ALL | Feature.EVENT_IDX | RING_FORMATS | Feature.ACCESS_PLATFORM
 
 
 class FrontEnd:

@@ -81,6 +81,7 @@ class Feature(IntFlag):
     VERSION_1 = 1 << 32
     ACCESS_PLATFORM = 1 << 33
     RING_PACKED = 1 << 34
+    IN_ORDER = 1 << 35
 
 
 class ProtocolFeature(IntFlag):

@@ -82,6 +82,18 @@ impl RingPosition {
         self == Self::initial(self.is_packed())
     }
 
+    /// Whether a ring that was left here may go on where the front-end says now. A split ring shows by
+    /// itself where it stands, and some front-ends name another index; a packed one does not.
+    pub fn goes_on_at(self, named: Self) -> bool {
+        match (self, named) {
+            (Self::Split(_), Self::Split(_)) => true,
+            (Self::Packed { available, .. }, Self::Packed { available: named, .. }) => {
+                available == named
+            }
+            _ => false,
+        }
+    }
+
     /// Whether a ring of so many entries can stand there.
     pub fn fits(self, size: u16) -> bool {
         match self {
@@ -98,6 +110,26 @@ impl PackedIndex {
     /// Reads 15 bits of slot and the wrap counter above them.
     pub fn from_word(word: u16) -> Self {
         Self { slot: word & !WRAP, wrap: word & WRAP != 0 }
+    }
+
+    /// The place so many slots further in a ring of `size` entries; at most as many.
+    #[inline]
+    #[must_use]
+    pub fn ahead(self, slots: u16, size: u16) -> Self {
+        let (slot, size) = (u32::from(self.slot) + u32::from(slots), u32::from(size));
+        if slot < size {
+            return Self { slot: slot as u16, wrap: self.wrap };
+        }
+        Self { slot: (slot - size) as u16, wrap: !self.wrap }
+    }
+
+    /// The place so many slots before; at most as many as the ring has.
+    #[must_use]
+    pub fn back(self, slots: u16, size: u16) -> Self {
+        if slots <= self.slot {
+            return Self { slot: self.slot - slots, wrap: self.wrap };
+        }
+        Self { slot: size - (slots - self.slot), wrap: !self.wrap }
     }
 
     /// The same as a number.
@@ -155,11 +187,36 @@ mod tests {
     }
 
     #[test]
+    fn a_packed_ring_goes_on_only_where_it_was_left() {
+        let position = |word, packed| RingPosition::from_word(word, packed).unwrap();
+        let left = position(0x8004_8007, true);
+        assert!(left.goes_on_at(left) && left.goes_on_at(position(0x8007, true)));
+        assert!(!left.goes_on_at(RingPosition::initial(true)));
+        assert!(position(7, false).goes_on_at(position(0, false)));
+        assert!(!position(7, false).goes_on_at(left) && !left.goes_on_at(position(7, false)));
+    }
+
+    #[test]
     fn both_slots_must_be_in_the_ring() {
         let position = |word| RingPosition::from_word(word, true).unwrap();
         assert!(position(0x8002_8002).fits(3));
         assert!(!position(0x8002_8003).fits(3));
         assert!(!position(0x8003_8002).fits(3));
         assert!(RingPosition::Split(9).fits(3));
+    }
+
+    #[test]
+    fn the_wrap_counter_changes_at_the_end_of_the_ring_in_both_directions() {
+        let at = |slot, wrap| PackedIndex { slot, wrap };
+        assert_eq!(at(0, true).ahead(2, 3), at(2, true));
+        assert_eq!(at(2, true).ahead(1, 3), at(0, false));
+        assert_eq!(at(1, false).ahead(3, 3), at(1, true));
+        assert_eq!(at(0, true).ahead(1, 1), at(0, false));
+        assert_eq!(at(32767, true).ahead(32768, 32768), at(32767, false));
+        for (slot, wrap) in [(0, true), (1, false), (2, true)] {
+            for slots in 0..=3 {
+                assert_eq!(at(slot, wrap).ahead(slots, 3).back(slots, 3), at(slot, wrap));
+            }
+        }
     }
 }

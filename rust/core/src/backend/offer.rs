@@ -5,13 +5,29 @@ use crate::connection::Offer;
 use crate::device::Device;
 use crate::sys::userfault::Userfault;
 use crate::wire::ProtocolFeatures;
-use crate::wire::features::{ACCESS_PLATFORM, EVENT_IDX, INDIRECT_DESC, LOG_ALL, VERSION_1};
+use crate::wire::features::{
+    ACCESS_PLATFORM, EVENT_IDX, IN_ORDER, INDIRECT_DESC, LOG_ALL, RING_PACKED, RING_RESET,
+    VERSION_1,
+};
 
 /// Regions taken at the same time: what libvhost-user takes, and as many as KVM has slots for.
 const MEMORY_SLOTS: u64 = 509;
 
 /// The feature bits that belong to device types: VIRTIO 1.3, "Feature Bits".
 const DEVICE_BITS: u64 = ((1 << 24) - 1) | !((1 << 50) - 1);
+
+/// What rings do.
+const RING_BITS: u64 = VERSION_1 | INDIRECT_DESC | EVENT_IDX | RING_PACKED | IN_ORDER;
+
+/// The device type of network devices: VIRTIO 1.3, "Device Types".
+const NETWORK: u32 = 1;
+
+/// What is offered for this device type besides. The reset of one ring comes as a stop and a start of
+/// that ring. QEMU passes it on so for network devices; of others it would tell nothing, and drive
+/// rings that the back-end knows in another place.
+fn ring_bits(device: &dyn Device) -> u64 {
+    if device.virtio_id() == NETWORK { RING_BITS | RING_RESET } else { RING_BITS }
+}
 
 /// Whether a driver without VERSION_1 is served. It takes and gives numbers in the order of bytes of
 /// its guest, which is taken to be little endian as the host is: a front-end whose guest is not has to
@@ -32,9 +48,8 @@ pub(super) fn offer(device: &dyn Device, xen: Option<&XenOptions>) -> Offer {
     protocol_features.set(ProtocolFeatures::CONFIG, device.config_len() > 0);
     protocol_features.set(ProtocolFeatures::DEVICE_STATE, device.state_form().is_some());
     protocol_features.set(ProtocolFeatures::PAGEFAULT, postcopy().is_ok());
-    let rings = VERSION_1 | INDIRECT_DESC | EVENT_IDX;
     Offer {
-        features: device.features() & DEVICE_BITS | rings | LOG_ALL | ACCESS_PLATFORM,
+        features: device.features() & DEVICE_BITS | ring_bits(device) | LOG_ALL | ACCESS_PLATFORM,
         required_features: if serves_legacy_drivers(device) { 0 } else { VERSION_1 },
         protocol_features,
         num_queues: device.num_queues(),

@@ -3,7 +3,9 @@
 use super::state::{Commit, Connection, Handled, Verdict, read};
 use super::{Action, Offer, Refusal};
 use crate::wire::device_features::harmless;
-use crate::wire::features::{ACCESS_PLATFORM, LOG_ALL, PROTOCOL_FEATURES, VERSION_1, describe};
+use crate::wire::features::{
+    ACCESS_PLATFORM, LOG_ALL, PROTOCOL_FEATURES, RING_PACKED, VERSION_1, describe,
+};
 use crate::wire::{Flags, Frame, Payload, ProtocolFeatures};
 
 /// Protocol features that mean nothing without others.
@@ -37,6 +39,9 @@ impl Connection {
         }
         if self.is_first_half(features, frame.header.flags) {
             return Ok(Verdict::Done);
+        }
+        if features & RING_PACKED != 0 && features & VERSION_1 == 0 {
+            return Err(Refusal("RING_PACKED needs VERSION_1".to_owned()));
         }
         let missing = self.offer.required_features & !features;
         if missing != 0 {

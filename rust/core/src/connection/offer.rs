@@ -1,15 +1,14 @@
 //! What a back-end offers to a front-end.
 
-use crate::wire::features::{ACCESS_PLATFORM, LOG_ALL, PROTOCOL_FEATURES, RING_PACKED};
+use crate::wire::features::{ACCESS_PLATFORM, LOG_ALL, PROTOCOL_FEATURES};
 use crate::wire::{ProtocolFeatures, XenDesigns};
 
 /// What a back-end offers; constant for the life of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Offer {
     /// Virtio feature bits: the ring's and the device type's. [`Connection::new`] adds
-    /// PROTOCOL_FEATURES and drops the bits that it cannot honour: RING_PACKED, LOG_ALL without
-    /// LOG_SHMFD, and ACCESS_PLATFORM where a front-end could not be asked for translations, or
-    /// XEN_MMAP is offered.
+    /// PROTOCOL_FEATURES and drops the bits that it cannot honour: LOG_ALL without LOG_SHMFD, and
+    /// ACCESS_PLATFORM where a front-end could not be asked for translations, or XEN_MMAP is offered.
     ///
     /// [`Connection::new`]: super::Connection::new
     pub features: u64,
@@ -78,7 +77,6 @@ impl Offer {
         if self.xen.is_some() {
             self.protocol_features -= Self::NOT_ON_XEN;
         }
-        self.features &= !RING_PACKED;
         if !self.protocol_features.contains(ProtocolFeatures::LOG_SHMFD) {
             self.features &= !LOG_ALL;
         }
@@ -105,7 +103,7 @@ mod tests {
             xen: None,
         };
         let honest = everything.honest();
-        assert_eq!(honest.features, !(1 << 34));
+        assert_eq!(honest.features, u64::MAX);
         assert_eq!(honest.protocol_features.bits(), 0x29_b32b);
     }
 

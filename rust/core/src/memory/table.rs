@@ -300,6 +300,23 @@ impl Memory {
         guest.or_else(|| self.of_domain.then_some(GuestAddr(at.0)))
     }
 
+    /// Returns where the guest has a part of a ring: its addresses, and bytes, piece by piece.
+    pub fn guest_places(&self, at: UserAddr, len: usize) -> Vec<(GuestAddr, u64)> {
+        let mut places = Vec::new();
+        let Some(guest) = self.ring_address(at) else { return places };
+        let found = self.backing(guest, len as u64, Access::DeviceWritable, |place| {
+            if let Backing::Mapped(segment) = place.backing
+                && let Some(at) = self.by_host().guest_of(segment)
+            {
+                places.push((at, segment.len() as u64));
+            }
+        });
+        if found.is_err() {
+            places.clear();
+        }
+        places
+    }
+
     /// Maps pieces of files once more, one behind the other.
     fn stitched(&self, places: &[Place<'_>], len: usize, align: usize) -> Option<Window> {
         let piece = |place: &Place<'_>| match place.backing {

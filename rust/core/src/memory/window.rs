@@ -175,10 +175,28 @@ impl Window {
 
     /// Loads the little-endian `u64` at `offset`, a multiple of 8 in a window aligned to 8.
     #[inline]
-    pub fn load_u64(&self, offset: usize) -> u64 {
+    pub fn load_u64(&self, offset: usize, order: Ordering) -> u64 {
         let place = self.at(offset, 8).cast::<u64>();
         // SAFETY: as in `load_u16`, with 8 for 2.
-        u64::from_le(unsafe { AtomicU64::from_ptr(place) }.load(Ordering::Relaxed))
+        u64::from_le(unsafe { AtomicU64::from_ptr(place) }.load(order))
+    }
+
+    /// Loads the little-endian `u32` at `offset`, a multiple of 4 in a window aligned to 4.
+    #[inline]
+    pub fn load_u32(&self, offset: usize, order: Ordering) -> u32 {
+        let place = self.at(offset, 4).cast::<u32>();
+        // SAFETY: as in `load_u16`, with 4 for 2.
+        u32::from_le(unsafe { AtomicU32::from_ptr(place) }.load(order))
+    }
+
+    /// Stores a little-endian `u32` at `offset`, a multiple of 4 in a window aligned to 4.
+    #[inline]
+    pub fn store_u32(&self, offset: usize, value: u32, order: Ordering) {
+        #[cfg(test)]
+        super::crash::store();
+        let place = self.at(offset, 4).cast::<u32>();
+        // SAFETY: as in `load_u16`, with 4 for 2.
+        unsafe { AtomicU32::from_ptr(place) }.store(value.to_le(), order);
     }
 
     /// Stores a used ring element, 8 bytes at a multiple of 4. The driver does not look at it before

@@ -31,12 +31,36 @@ impl Descriptor {
         }
     }
 
+    /// One of a packed ring, which has no `next`.
+    #[inline]
+    pub(super) fn packed(low: u64, high: u64) -> Self {
+        Self { at: GuestAddr(low), len: high as u32, flags: (high >> 48) as u16, next: 0 }
+    }
+
     #[inline]
     fn from_table(table: &[u8], index: u16) -> Self {
-        let (entries, _) = table.as_chunks::<DESC_LEN>();
-        let entry = u128::from_le_bytes(entries[usize::from(index)]);
-        Self::new(entry as u64, (entry >> 64) as u64)
+        let (low, high) = words(table, index.into());
+        Self::new(low, high)
     }
+}
+
+/// The two halves of an entry of a table.
+#[inline]
+fn words(table: &[u8], index: usize) -> (u64, u64) {
+    let (entries, _) = table.as_chunks::<DESC_LEN>();
+    let entry = u128::from_le_bytes(entries[index]);
+    (entry as u64, (entry >> 64) as u64)
+}
+
+/// How the entries of an indirect table follow each other, and what they say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TableForm {
+    /// By their `next` fields: of a split ring.
+    Linked,
+    /// Each on the one before, to the end of the table: of a packed ring.
+    Sequential,
+    /// As before, and all of it is device-readable, whatever the entries say.
+    SequentialReadable,
 }
 
 /// What the walk of one chain has to remember.
@@ -47,11 +71,12 @@ pub(super) struct Chain {
     count: u16,
     bytes: u64,
     writable: bool,
+    form: TableForm,
 }
 
 impl Chain {
-    pub(super) fn new(head: u16, limit: u16) -> Self {
-        Self { head, limit, count: 0, bytes: 0, writable: false }
+    pub(super) fn new(head: u16, limit: u16, form: TableForm) -> Self {
+        Self { head, limit, count: 0, bytes: 0, writable: false, form }
     }
 
     #[inline]
@@ -94,11 +119,36 @@ impl Chain {
     }
 
     /// Walks the rest of the chain in a copy of its indirect table.
-    pub(super) fn walk_table(
+    #[inline]
+    pub(super) fn walk_table(self, table: &[u8], buffers: &mut Buffers) -> Result<(), RingError> {
+        match self.form {
+            TableForm::Linked => self.walk_links(table, buffers),
+            TableForm::Sequential => self.walk_sequence(table, !0, buffers),
+            TableForm::SequentialReadable => self.walk_sequence(table, !DESC_WRITE, buffers),
+        }
+    }
+
+    /// Of a packed ring's table WRITE is the only flag that has a meaning: drivers leave others
+    /// there.
+    fn walk_sequence(
         mut self,
         table: &[u8],
+        flags: u16,
         buffers: &mut Buffers,
     ) -> Result<(), RingError> {
+        for index in 0..table.len() / DESC_LEN {
+            let (low, high) = words(table, index);
+            let mut descriptor = Descriptor::packed(low, high);
+            descriptor.flags &= flags;
+            if descriptor.flags & DESC_INDIRECT != 0 {
+                return Err(RingError::BadIndirect { head: self.head });
+            }
+            self.add(descriptor, buffers)?;
+        }
+        Ok(())
+    }
+
+    fn walk_links(mut self, table: &[u8], buffers: &mut Buffers) -> Result<(), RingError> {
         let head = self.head;
         let count = (table.len() / DESC_LEN) as u32;
         let mut index = 0;

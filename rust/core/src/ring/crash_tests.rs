@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use super::{InflightRecord, RecordError, RingError, SplitLayout, SplitRing};
+use super::{RecordError, RingError, SplitLayout, SplitRecord, SplitRing};
 use crate::address::{GuestAddr, UserAddr};
 use crate::memory::crash;
 use crate::memory::{Buffers, Extent, InflightFile, Memory, MemoryPolicy, Region};
@@ -70,7 +70,7 @@ impl World {
         guest.write_all_at(&at.to_le_bytes(), USED + 2).unwrap();
         Self {
             guest,
-            record: File::from(InflightFile::create(InflightRecord::bytes(SIZE)).unwrap()),
+            record: File::from(InflightFile::create(SplitRecord::bytes(SIZE)).unwrap()),
             memory: Arc::new(Memory::new(vec![region]).unwrap()),
             free: (0..SIZE).collect(),
             available: at,
@@ -138,9 +138,9 @@ impl World {
             indirect: true,
         };
         let fd: OwnedFd = self.record.try_clone().unwrap().into();
-        let len = InflightRecord::bytes(SIZE);
+        let len = SplitRecord::bytes(SIZE);
         let file = InflightFile::map(&MemoryPolicy::default(), fd.into(), 0, len).unwrap();
-        let record = InflightRecord::find(&file, 0, SIZE).unwrap();
+        let record = SplitRecord::find(&file, 0, SIZE).unwrap();
         let base = self.u16_at(USED + 2);
         SplitRing::find(&self.memory, layout, base).unwrap().with_record(Some(record))
     }

@@ -2,20 +2,34 @@
 
 mod chain;
 #[cfg(test)]
+mod crash_formats_tests;
+#[cfg(test)]
 mod crash_tests;
 mod event;
+mod held;
+mod in_order;
 mod indirect;
 mod inflight;
+mod packed;
+mod packed_record;
+mod packed_slots;
+mod record;
 #[expect(clippy::module_inception, reason = "the noun of the folder")]
 mod ring;
 mod split;
+mod split_record;
+mod used_places;
 
 use std::fmt;
 
-pub use event::need_event;
-pub use inflight::{InflightRecord, RecordError, Unfinished};
+pub use event::{need_event, need_event_packed};
+pub use inflight::InflightRecord;
+pub use packed::{PackedLayout, PackedRing};
+pub use packed_record::PackedRecord;
+pub use record::{RecordError, Unfinished};
 pub use ring::{Ring, RingLayout};
 pub use split::{Origin, RingPart, SplitLayout, SplitRing, StartError, UsedLog};
+pub use split_record::SplitRecord;
 
 /// Descriptors of one chain beyond which it is refused, for rings of up to this size. Real
 /// drivers send indirect tables longer than the ring (Windows: 515 entries on any ring).
@@ -42,6 +56,22 @@ pub enum RingError {
     },
     /// A head that the device has not given back yet.
     HeadInFlight(u16),
+    /// A packed ring's chain has more descriptors than the ring has free.
+    Endless {
+        /// The slot where it begins.
+        slot: u16,
+        /// Descriptors that neither are in flight nor belong to chains before it.
+        room: u16,
+    },
+    /// A buffer id that a packed ring of this size has not.
+    BadId {
+        /// The id.
+        id: u16,
+        /// Entries of the ring.
+        size: u16,
+    },
+    /// A buffer id whose chain the device has not given back yet.
+    IdInFlight(u16),
     /// A `next` field names no descriptor of its table.
     BadNext {
         /// The chain's head.
@@ -77,7 +107,8 @@ pub enum RingError {
     },
     /// The record of requests in flight cannot be that of the ring.
     Record(RecordError),
-    /// INDIRECT where it may not be: not negotiated, inside a table, or together with NEXT.
+    /// INDIRECT where it may not be: not negotiated, inside a table, or together with NEXT; in a
+    /// packed ring in any chain of several descriptors.
     BadIndirect {
         /// The chain's head.
         head: u16,
@@ -95,6 +126,15 @@ impl fmt::Display for RingError {
             }
             Self::HeadInFlight(head) => {
                 write!(f, "descriptor {head} was made available while it is in flight")
+            }
+            Self::Endless { slot, room } => {
+                write!(f, "the chain at slot {slot} has more than {room} descriptors, or no end")
+            }
+            Self::BadId { id, size } => {
+                write!(f, "buffer id {id} in a ring of {size} entries")
+            }
+            Self::IdInFlight(id) => {
+                write!(f, "buffer id {id} was made available while it is in flight")
             }
             Self::BadNext { head, next, table } => {
                 write!(f, "chain {head}: next is {next}, the table has {table} descriptors")

@@ -1,32 +1,39 @@
-//! A virtqueue of any format: one face, behind which each format does its own.
+//! A virtqueue of either format: one face, behind which each format does its own.
 
 use std::io;
 use std::sync::Arc;
 
+use super::in_order::InOrder;
 use super::{
-    InflightRecord, Origin, RingError, RingPart, SplitLayout, SplitRing, StartError, UsedLog,
+    InflightRecord, Origin, PackedLayout, PackedRing, RingError, RingPart, SplitLayout, SplitRing,
+    StartError, UsedLog,
 };
 use crate::address::Iova;
 use crate::memory::{Buffers, Memory, Miss, Window};
-use crate::ring_position::RingPosition;
+use crate::ring_position::{PackedIndex, RingPosition};
 use crate::token::Token;
 
-/// Of which format a ring is, and where it lies.
+/// Of which format a ring is, where it lies, and what was negotiated for it.
 #[derive(Clone, Copy, Debug)]
 pub enum RingLayout {
     /// A split ring.
     Split(SplitLayout),
+    /// A packed ring.
+    Packed(PackedLayout),
 }
 
-/// A running virtqueue. See [`SplitRing`] for what the methods do.
+/// A running virtqueue. See [`SplitRing`] and [`PackedRing`] for what the methods do.
 #[derive(Debug)]
 pub struct Ring {
     format: Format,
+    /// The driver wants its buffers back in the order in which it made them available.
+    order: Option<InOrder>,
 }
 
 #[derive(Debug)]
 enum Format {
     Split(SplitRing),
+    Packed(PackedRing),
 }
 
 impl Ring {
@@ -37,15 +44,15 @@ impl Ring {
         layout: &RingLayout,
         base: RingPosition,
     ) -> Result<Self, StartError> {
-        let format = match (layout, base) {
-            (RingLayout::Split(layout), RingPosition::Split(base)) => {
-                Format::Split(SplitRing::find(memory, *layout, base)?)
+        let format = match *layout {
+            RingLayout::Split(layout) => {
+                Format::Split(SplitRing::find(memory, layout, split_base(base))?)
             }
-            (RingLayout::Split(layout), RingPosition::Packed { .. }) => {
-                Format::Split(SplitRing::find(memory, *layout, 0)?)
+            RingLayout::Packed(layout) => {
+                Format::Packed(PackedRing::find(memory, layout, packed_base(base))?)
             }
         };
-        Ok(Self { format })
+        Ok(Self { format, order: None })
     }
 
     /// Makes a ring that has no place in memory yet: see [`SplitRing::apart`].
@@ -54,24 +61,39 @@ impl Ring {
         layout: &RingLayout,
         base: RingPosition,
     ) -> io::Result<Self> {
-        let format = match (layout, base) {
-            (RingLayout::Split(layout), RingPosition::Split(base)) => {
-                Format::Split(SplitRing::apart(memory, *layout, base)?)
+        let format = match *layout {
+            RingLayout::Split(layout) => {
+                Format::Split(SplitRing::apart(memory, layout, split_base(base))?)
             }
-            (RingLayout::Split(layout), RingPosition::Packed { .. }) => {
-                Format::Split(SplitRing::apart(memory, *layout, 0)?)
+            RingLayout::Packed(layout) => {
+                Format::Packed(PackedRing::apart(memory, layout, packed_base(base))?)
             }
         };
-        Ok(Self { format })
+        Ok(Self { format, order: None })
     }
 
-    /// Keeps this record of the requests in flight; before [`begin`](Self::begin).
+    /// Keeps this record of the requests in flight, which is of the ring's format; before
+    /// [`begin`](Self::begin).
     #[must_use]
     pub fn with_record(self, record: Option<InflightRecord>) -> Self {
-        let format = match self.format {
-            Format::Split(ring) => Format::Split(ring.with_record(record)),
+        let format = match (self.format, record) {
+            (Format::Split(ring), Some(InflightRecord::Split(record))) => {
+                Format::Split(ring.with_record(Some(record)))
+            }
+            (Format::Packed(ring), Some(InflightRecord::Packed(record))) => {
+                Format::Packed(ring.with_record(Some(record)))
+            }
+            (format, _) => format,
         };
-        Self { format }
+        Self { format, ..self }
+    }
+
+    /// Has chains go back in the order in which they were made available; before
+    /// [`begin`](Self::begin).
+    #[must_use]
+    pub fn in_order(self, in_order: bool) -> Self {
+        let order = in_order.then(|| InOrder::new(self.size()));
+        Self { order, ..self }
     }
 
     /// Takes the ring up where it stands; returns where that is.
@@ -80,14 +102,22 @@ impl Ring {
     /// The record cannot be that of this ring.
     pub fn begin(&mut self) -> Result<RingPosition, RingError> {
         match &mut self.format {
-            Format::Split(ring) => ring.begin().map(RingPosition::Split),
+            Format::Split(ring) => ring.begin().map(drop),
+            Format::Packed(ring) => ring.begin(),
+        }?;
+        // They keep their place in the order, whoever pops them and puts them back.
+        let unfinished = self.unfinished_tokens();
+        if let Some(order) = &mut self.order {
+            unfinished.into_iter().for_each(|token| order.popped(token));
         }
+        Ok(self.position())
     }
 
     /// The parts of the ring once more, for who waits for their pages.
     pub fn windows(&self) -> Vec<Window> {
         match &self.format {
             Format::Split(ring) => ring.windows(),
+            Format::Packed(ring) => ring.windows(),
         }
     }
 
@@ -95,6 +125,7 @@ impl Ring {
     pub fn move_to(&mut self, memory: &Arc<Memory>) -> Result<(), StartError> {
         match &mut self.format {
             Format::Split(ring) => ring.move_to(memory),
+            Format::Packed(ring) => ring.move_to(memory),
         }
     }
 
@@ -102,6 +133,7 @@ impl Ring {
     pub fn leave(&mut self) -> io::Result<()> {
         match &mut self.format {
             Format::Split(ring) => ring.leave(),
+            Format::Packed(ring) => ring.leave(),
         }
     }
 
@@ -109,6 +141,7 @@ impl Ring {
     pub fn stand_apart(&mut self, memory: &Arc<Memory>) -> io::Result<()> {
         match &mut self.format {
             Format::Split(ring) => ring.stand_apart(memory),
+            Format::Packed(ring) => ring.stand_apart(memory),
         }
     }
 
@@ -133,6 +166,7 @@ impl Ring {
     fn parts(&self) -> [RingPart; 3] {
         match &self.format {
             Format::Split(ring) => ring.parts(),
+            Format::Packed(ring) => ring.parts(),
         }
     }
 
@@ -143,6 +177,7 @@ impl Ring {
     pub fn available(&mut self) -> Result<u16, RingError> {
         match &mut self.format {
             Format::Split(ring) => ring.available(),
+            Format::Packed(ring) => ring.available(),
         }
     }
 
@@ -150,8 +185,20 @@ impl Ring {
     /// that many have been popped, or [`finish_walks`](Self::finish_walks) comes first.
     #[inline]
     pub fn pop(&mut self, buffers: &mut Buffers) -> Result<Option<Token>, RingError> {
-        match &mut self.format {
-            Format::Split(ring) => Ok(ring.pop(buffers)?.map(split_token)),
+        let popped = match &mut self.format {
+            Format::Split(ring) => ring.pop(buffers)?.map(split_token),
+            Format::Packed(ring) => ring.pop(buffers)?,
+        };
+        if let (Some(token), Some(_)) = (popped, &self.order) {
+            self.has_popped(token);
+        }
+        Ok(popped)
+    }
+
+    fn has_popped(&mut self, token: Token) {
+        let again = self.origin().resubmitted;
+        if let Some(order) = self.order.as_mut().filter(|_| !again) {
+            order.popped(token);
         }
     }
 
@@ -160,6 +207,7 @@ impl Ring {
     pub fn origin(&self) -> Origin {
         match &self.format {
             Format::Split(ring) => ring.origin(),
+            Format::Packed(ring) => ring.origin(),
         }
     }
 
@@ -173,6 +221,7 @@ impl Ring {
     ) -> Result<(), (usize, RingError)> {
         match &mut self.format {
             Format::Split(ring) => ring.finish_walks(popped),
+            Format::Packed(ring) => ring.finish_walks(popped),
         }
     }
 
@@ -180,6 +229,7 @@ impl Ring {
     pub fn seen(&self) -> u16 {
         match &self.format {
             Format::Split(ring) => ring.seen(),
+            Format::Packed(ring) => ring.seen(),
         }
     }
 
@@ -187,21 +237,30 @@ impl Ring {
     pub fn unpop(&mut self, token: Token) {
         match &mut self.format {
             Format::Split(ring) => ring.unpop(token.id),
+            Format::Packed(ring) => ring.unpop(token),
+        }
+        if let Some(order) = &mut self.order {
+            order.unpopped();
         }
     }
 
-    /// The chain that was popped last, if it is in flight.
+    /// The chain that was popped last, if it was not pushed.
     pub fn last_popped(&self) -> Option<Token> {
-        match &self.format {
+        let last = match &self.format {
             Format::Split(ring) => ring.last_popped().map(split_token),
-        }
+            Format::Packed(ring) => ring.last_popped(),
+        };
+        last.filter(|&token| !self.is_answered(token))
     }
 
-    /// All chains in flight.
+    /// All chains that were popped and not pushed.
     pub fn tokens_in_flight(&self) -> Vec<Token> {
-        match &self.format {
+        let mut tokens = match &self.format {
             Format::Split(ring) => ring.heads_in_flight().into_iter().map(split_token).collect(),
-        }
+            Format::Packed(ring) => ring.tokens_in_flight(),
+        };
+        tokens.retain(|&token| !self.is_answered(token));
+        tokens
     }
 
     /// Walks a chain that is in flight once more: whoever popped it does not give it back.
@@ -211,6 +270,7 @@ impl Ring {
     pub fn walk_again(&mut self, token: Token, buffers: &mut Buffers) -> Result<(), RingError> {
         match &mut self.format {
             Format::Split(ring) => ring.walk_again(token.id, buffers),
+            Format::Packed(ring) => ring.walk_again(token, buffers),
         }
     }
 
@@ -220,6 +280,7 @@ impl Ring {
     pub fn is_recorded(&self) -> bool {
         match &self.format {
             Format::Split(ring) => ring.is_recorded(),
+            Format::Packed(ring) => ring.is_recorded(),
         }
     }
 
@@ -227,6 +288,14 @@ impl Ring {
     pub fn unfinished(&self) -> u16 {
         match &self.format {
             Format::Split(ring) => ring.unfinished(),
+            Format::Packed(ring) => ring.unfinished(),
+        }
+    }
+
+    fn unfinished_tokens(&self) -> Vec<Token> {
+        match &self.format {
+            Format::Split(ring) => ring.unfinished_heads().map(split_token).collect(),
+            Format::Packed(ring) => ring.unfinished_tokens().collect(),
         }
     }
 
@@ -234,6 +303,7 @@ impl Ring {
     pub fn take_unfinished(&mut self) -> Option<Token> {
         match &mut self.format {
             Format::Split(ring) => ring.take_unfinished().map(split_token),
+            Format::Packed(ring) => ring.take_unfinished(),
         }
     }
 
@@ -241,17 +311,32 @@ impl Ring {
     pub fn unpop_unfinished(&mut self, token: Token, sequence: u64) {
         match &mut self.format {
             Format::Split(ring) => ring.unpop_unfinished(token.id, sequence),
+            Format::Packed(ring) => ring.unpop_unfinished(token, sequence),
         }
     }
 
     // --- chains back to the driver ---------------------------------------------------------------
 
-    /// Gives a chain back. The driver does not see it before [`publish`](Self::publish).
+    /// Gives a chain back. The driver does not see it before [`publish`](Self::publish); one that
+    /// wants its buffers in order sees it once all in front of it were pushed too.
     #[inline]
     pub fn push(&mut self, token: Token, written: u32) {
-        match &mut self.format {
-            Format::Split(ring) => ring.push(token.id, written),
+        if self.order.is_some() {
+            return self.push_in_order(token, written);
         }
+        self.format.push(token, written);
+    }
+
+    fn push_in_order(&mut self, token: Token, written: u32) {
+        let Some(order) = &mut self.order else { return };
+        order.answered(token, written);
+        while let Some((token, written)) = order.next_due() {
+            self.format.push(token, written);
+        }
+    }
+
+    fn is_answered(&self, token: Token) -> bool {
+        self.order.as_ref().is_some_and(|order| order.is_answered(token))
     }
 
     /// Shows the driver all that was pushed since the last call, at once; returns whether it wants
@@ -260,6 +345,7 @@ impl Ring {
     pub fn publish(&mut self) -> bool {
         match &mut self.format {
             Format::Split(ring) => ring.publish(),
+            Format::Packed(ring) => ring.publish(),
         }
     }
 
@@ -267,6 +353,7 @@ impl Ring {
     pub fn set_log(&mut self, log: Option<UsedLog>) {
         match &mut self.format {
             Format::Split(ring) => ring.set_log(log),
+            Format::Packed(ring) => ring.set_log(log),
         }
     }
 
@@ -276,6 +363,7 @@ impl Ring {
     pub fn forget_notifications(&mut self) {
         match &mut self.format {
             Format::Split(ring) => ring.forget_notifications(),
+            Format::Packed(ring) => ring.forget_notifications(),
         }
     }
 
@@ -284,6 +372,7 @@ impl Ring {
     pub fn enable_kicks(&mut self, left: u16) -> Result<bool, RingError> {
         match &mut self.format {
             Format::Split(ring) => ring.enable_kicks(left),
+            Format::Packed(ring) => ring.enable_kicks(left),
         }
     }
 
@@ -291,6 +380,7 @@ impl Ring {
     pub fn disable_kicks(&mut self) {
         match &mut self.format {
             Format::Split(ring) => ring.disable_kicks(),
+            Format::Packed(ring) => ring.disable_kicks(),
         }
     }
 
@@ -301,6 +391,7 @@ impl Ring {
     pub fn memory(&self) -> &Arc<Memory> {
         match &self.format {
             Format::Split(ring) => ring.memory(),
+            Format::Packed(ring) => ring.memory(),
         }
     }
 
@@ -308,6 +399,7 @@ impl Ring {
     pub fn size(&self) -> u16 {
         match &self.format {
             Format::Split(ring) => ring.size(),
+            Format::Packed(ring) => ring.size(),
         }
     }
 
@@ -315,8 +407,31 @@ impl Ring {
     pub fn position(&self) -> RingPosition {
         match &self.format {
             Format::Split(ring) => RingPosition::Split(ring.next_available()),
+            Format::Packed(ring) => {
+                RingPosition::Packed { available: ring.next_available(), used: ring.next_used() }
+            }
         }
     }
+}
+
+impl Format {
+    #[inline]
+    fn push(&mut self, token: Token, written: u32) {
+        match self {
+            Self::Split(ring) => ring.push(token.id, written),
+            Self::Packed(ring) => ring.push(token, written),
+        }
+    }
+}
+
+/// Where the front-end says that a split ring stands.
+fn split_base(base: RingPosition) -> u16 {
+    if let RingPosition::Split(base) = base { base } else { 0 }
+}
+
+/// Where the front-end says that a packed ring's next used descriptor is written.
+fn packed_base(base: RingPosition) -> PackedIndex {
+    if let RingPosition::Packed { used, .. } = base { used } else { PackedIndex::INITIAL }
 }
 
 #[inline]

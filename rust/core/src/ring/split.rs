@@ -15,9 +15,10 @@ use std::iter;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use super::chain::{Chain, DESC_INDIRECT, DESC_LEN, DESC_NEXT, Descriptor};
+use super::chain::{Chain, DESC_INDIRECT, DESC_LEN, DESC_NEXT, Descriptor, TableForm};
 use super::indirect::Tables;
-use super::inflight::{InflightRecord, Unfinished};
+use super::record::Unfinished;
+use super::split_record::SplitRecord;
 use super::{MAX_CHAIN, RingError, need_event};
 use crate::address::{GuestAddr, UserAddr};
 use crate::memory::{Access, Buffers, DirtyLog, Memory, Window};
@@ -114,7 +115,7 @@ pub struct SplitRing {
     tables: Tables,
     max_chain: u16,
     /// What outlives this process of the requests in flight.
-    record: Option<InflightRecord>,
+    record: Option<SplitRecord>,
     /// What a process that died has left unfinished, oldest first: popped before anything new.
     unfinished: VecDeque<Unfinished>,
     /// Where the chain that was popped last comes from.
@@ -185,7 +186,7 @@ impl SplitRing {
 
     /// Keeps this record of the requests in flight; before [`begin`](Self::begin).
     #[must_use]
-    pub fn with_record(mut self, record: Option<InflightRecord>) -> Self {
+    pub fn with_record(mut self, record: Option<SplitRecord>) -> Self {
         self.record = record;
         self
     }
@@ -243,6 +244,11 @@ impl SplitRing {
     /// Chains that a process that died has left unfinished, and that were not popped again yet.
     pub fn unfinished(&self) -> u16 {
         self.unfinished.len() as u16
+    }
+
+    /// The heads of these, oldest first.
+    pub fn unfinished_heads(&self) -> impl Iterator<Item = u16> + '_ {
+        self.unfinished.iter().map(|request| request.head)
     }
 
     /// Takes the oldest of these without a look at it, to be pushed.
@@ -559,7 +565,7 @@ impl SplitRing {
     /// Walks the chain at `head` once, from descriptor to descriptor.
     #[inline]
     fn walk(&mut self, head: u16, buffers: &mut Buffers) -> Result<(), RingError> {
-        let mut chain = Chain::new(head, self.max_chain);
+        let mut chain = Chain::new(head, self.max_chain, TableForm::Linked);
         let mut index = head;
         loop {
             let descriptor = self.descriptor(index);
@@ -601,7 +607,10 @@ impl SplitRing {
     fn descriptor(&self, index: u16) -> Descriptor {
         let at = DESC_LEN * usize::from(index);
         let table = &self.parts.descriptors;
-        Descriptor::new(table.load_u64(at), table.load_u64(at + 8))
+        Descriptor::new(
+            table.load_u64(at, Ordering::Relaxed),
+            table.load_u64(at + 8, Ordering::Relaxed),
+        )
     }
 }
 

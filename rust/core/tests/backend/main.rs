@@ -5,6 +5,7 @@
 mod support;
 
 mod dirty_log;
+mod formats;
 mod guest_addresses;
 mod inflight;
 mod iommu;

@@ -69,7 +69,7 @@ fn descriptors_of_a_refused_message_are_closed() {
 #[test]
 fn a_descriptor_on_a_message_that_takes_none_is_refused() {
     for (number, payload) in [
-        (SET_FEATURES, word(OFFERED)),
+        (SET_FEATURES, word(ACCEPTED)),
         (SET_OWNER, vec![]),
         (SET_VRING_NUM, state(0, 16)),
         (SET_VRING_ADDR, address(0, 0, PARTS)),

@@ -6,8 +6,8 @@ use super::support::*;
 const LOG_BYTES: u64 = 0x2000;
 /// Where the used ring of vring 0 is in the guest: QEMU names it in every SET_VRING_ADDR.
 const USED: u64 = 0x3000;
-const ON: u64 = ACCEPTED;
-const OFF: u64 = ACCEPTED & !LOG_ALL;
+const ON: u64 = ACCEPTED | LOG_ALL;
+const OFF: u64 = ACCEPTED;
 
 fn log(bytes: u64, offset: u64) -> Vec<u8> {
     [word(bytes), word(offset)].concat()

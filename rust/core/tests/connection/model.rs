@@ -33,12 +33,42 @@ pub(crate) struct Ring {
     size: u32,
     parts: Option<[u64; 3]>,
     used_log: Option<u64>,
-    pub(crate) base: u32,
+    /// Where it stands, and whether that is a place in a packed ring.
+    base: Option<(u32, bool)>,
     pub(crate) started: bool,
     pub(crate) enabled: bool,
     stopped_once: bool,
     /// Where it stood when it stopped: size, parts, base and features.
     stood: Option<(u32, [u64; 3], u32, u64)>,
+}
+
+impl Ring {
+    pub(crate) fn base(&self, packed: bool) -> u32 {
+        let beginning = if packed { 0x8000_8000 } else { 0 };
+        self.base.filter(|base| base.1 == packed).map_or(beginning, |base| base.0)
+    }
+
+    /// Whether all that was said of it fits a ring of this kind.
+    fn fits(&self, packed: bool) -> bool {
+        let aligned = self.parts.is_some_and(|parts| is_aligned(parts, packed));
+        let base = self.base(packed);
+        let inside = |slot: u32| !packed || slot & 0x7fff < self.size;
+        aligned && (packed || self.size.is_power_of_two()) && inside(base) && inside(base >> 16)
+    }
+}
+
+fn is_aligned(parts: [u64; 3], packed: bool) -> bool {
+    let available = if packed { 3 } else { 1 };
+    parts[0] & 15 == 0 && parts[1] & available == 0 && parts[2] & 3 == 0
+}
+
+/// A packed ring's position has two halves; the lower one may stand for both.
+fn position(word: u32, packed: bool) -> Option<u32> {
+    match (packed, word >> 16) {
+        (true, 0) => Some(word << 16 | word),
+        (true, _) | (false, 0) => Some(word),
+        (false, _) => None,
+    }
 }
 
 /// Whether the device has been reset.
@@ -236,14 +266,16 @@ impl Model {
             7 => deed(Deed::LogEvent),
             8 => {
                 let num = long(payload, 4);
-                let fits = num.is_power_of_two() && num <= u32::from(MAX_QUEUE_SIZE);
+                let power = self.is_packed() || num.is_power_of_two();
+                let fits = power && num > 0 && num <= u32::from(MAX_QUEUE_SIZE);
                 self.stopped_ring(payload)?.size = fits.then_some(num)?;
                 nothing()
             }
             9 => self.addresses(payload),
             10 => {
-                let base = long(payload, 4);
-                self.stopped_ring(payload)?.base = (base <= 0xffff).then_some(base)?;
+                let packed = self.is_packed();
+                let base = position(long(payload, 4), packed)?;
+                self.stopped_ring(payload)?.base = Some((base, packed));
                 nothing()
             }
             11 => self.base(long(payload, 0), message.base),
@@ -377,6 +409,7 @@ impl Model {
             return nothing();
         }
         let running = self.rings.iter().any(|ring| ring.started);
+        // VERSION_1 is required in any case, and by RING_PACKED too.
         if features & VERSION_1 == 0 || (running && (features ^ self.features) & !LOG_ALL != 0) {
             return None;
         }
@@ -409,9 +442,10 @@ impl Model {
     }
 
     fn addresses(&mut self, payload: &[u8]) -> Option<Effect> {
+        let packed = self.is_packed();
         let ring = self.rings.get_mut(long(payload, 0) as usize)?;
         let parts = [quad(payload, 8), quad(payload, 24), quad(payload, 16)];
-        let aligned = parts[0] & 15 == 0 && parts[1] & 1 == 0 && parts[2] & 3 == 0;
+        let aligned = is_aligned(parts, packed);
         let changed = ring.parts != Some(parts);
         if long(payload, 4) > 1 || !aligned || (ring.started && changed) {
             return None;
@@ -425,14 +459,16 @@ impl Model {
     }
 
     fn base(&mut self, index: u32, stopped_at: u16) -> Option<Effect> {
+        let packed = self.is_packed();
         let ring = self.rings.get_mut(index as usize)?;
         if !ring.started {
-            return answer(state(index, ring.base));
+            return answer(state(index, ring.base(packed)));
         }
         ring.stopped_once = true;
         self.stop(index as usize, stopped_at);
         let stop = Deed::Stop { index: index as u16 };
-        Some((Some(state(index, stopped_at.into())), Some(stop)))
+        let base = self.rings[index as usize].base(packed);
+        Some((Some(state(index, base)), Some(stop)))
     }
 
     fn kick(&mut self, payload: &[u8], fds: usize) -> Option<Effect> {
@@ -441,23 +477,26 @@ impl Model {
         let can_ask = self.protocol & BACKEND_REQ != 0;
         let can_start =
             self.regions > 0 && self.features & VERSION_1 != 0 && (!translates || can_ask);
-        let enable_at_start = self.enable_at_start;
+        let (enable_at_start, packed) = (self.enable_at_start, self.is_packed());
         let ring = &mut self.rings[usize::from(index)];
         if ring.started {
             return deed(Deed::ReplaceKick { index, fd });
         }
-        if ring.size == 0 || !can_start || self.loading || self.awaited.is_some() {
+        let whole = ring.size != 0 && ring.fits(packed);
+        if !whole || !can_start || self.loading || self.awaited.is_some() {
             return None;
         }
-        let (size, parts, base, used_log) = (ring.size, ring.parts?, ring.base, ring.used_log);
-        let features = self.features & (DEVICE_FEATURES | ACCESS_PLATFORM);
+        let (size, parts, used_log) = (ring.size, ring.parts?, ring.used_log);
+        let base = ring.base(packed);
+        let features = self.features & !BIT_30 & !LOG_ALL;
         let stood = ring.stood.take();
         ring.started = true;
         ring.enabled |= enable_at_start;
         let enabled = ring.enabled;
         let goes_on = stood.map(|stood| stood == (size, parts, base, features));
         let reset = self.device == Device::Open && goes_on == Some(false);
-        let tells = goes_on.is_some_and(|same| !same || base != 0);
+        let beginning = if packed { 0x8000_8000 } else { 0 };
+        let tells = goes_on.is_some_and(|same| !same || base != beginning);
         if self.device != Device::Open || tells {
             self.settle();
         }
@@ -466,13 +505,19 @@ impl Model {
     }
 
     fn stop(&mut self, index: usize, at: u16) {
-        let features = self.features & (DEVICE_FEATURES | ACCESS_PLATFORM);
+        let (features, packed) = (self.features & !BIT_30 & !LOG_ALL, self.is_packed());
         let ring = &mut self.rings[index];
         ring.started = false;
-        ring.base = at.into();
-        ring.stood = ring.parts.map(|parts| (ring.size, parts, ring.base, features));
+        ring.base = position(at.into(), packed).map(|base| (base, packed));
+        // Where no ring of its kind can stand no ring goes on.
+        let whole = ring.parts.filter(|_| ring.fits(packed));
+        ring.stood = whole.map(|parts| (ring.size, parts, ring.base(packed), features));
         let running = self.rings.iter().any(|ring| ring.started);
         self.device = if running { Device::InUse } else { Device::Open };
+    }
+
+    fn is_packed(&self) -> bool {
+        self.features & 1 << 34 != 0
     }
 
     /// The same driver is at work.

@@ -287,3 +287,15 @@ fn a_network_device_answers_how_many_pairs_of_queues_it_has() {
         assert!(peer.connection.ring(queues - 1).is_some());
     }
 }
+
+/// A packed ring has no legacy interface: VIRTIO 1.3, "Reserved Feature Bits".
+#[test]
+fn packed_rings_without_version_1_are_refused() {
+    let mut transitional = offer(1);
+    transitional.required_features = 0;
+    let mut peer = Peer::new(transitional);
+    assert_eq!(peer.ask(SET_PROTOCOL_FEATURES, word(PROTOCOL)), ack());
+    let packed = 1 << 34 | 1 << 30;
+    assert_eq!(peer.ask(SET_FEATURES, word(packed)), nack());
+    assert_eq!(peer.ask(SET_FEATURES, word(packed | 1 << 32)), ack());
+}

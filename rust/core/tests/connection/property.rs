@@ -84,12 +84,20 @@ fn step(peer: &mut Peer, model: &mut Model, message: &Message) -> Result<Said, S
 
 fn compare(peer: &Peer, model: &Model) -> Result<(), String> {
     let connection = &peer.connection;
-    let rings: Vec<(bool, bool, u32)> = (0..QUEUES as u16)
+    let rings: Vec<(bool, bool, [u32; 2])> = (0..QUEUES as u16)
         .filter_map(|index| connection.ring(index))
-        .map(|ring| (ring.is_started(), ring.is_enabled(), ring.base(false).to_word()))
+        .map(|ring| {
+            (
+                ring.is_started(),
+                ring.is_enabled(),
+                [false, true].map(|packed| ring.base(packed).to_word()),
+            )
+        })
         .collect();
-    let model_rings: Vec<(bool, bool, u32)> =
-        model.rings.iter().map(|ring| (ring.started, ring.enabled, ring.base)).collect();
+    let rings_of_model = model.rings.iter();
+    let model_rings: Vec<(bool, bool, [u32; 2])> = rings_of_model
+        .map(|ring| (ring.started, ring.enabled, [false, true].map(|packed| ring.base(packed))))
+        .collect();
     let words = (connection.features(), connection.protocol_features().bits());
     let rest =
         (connection.status(), connection.has_backend_channel(), connection.can_notify_config());

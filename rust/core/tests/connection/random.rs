@@ -111,7 +111,7 @@ impl Random {
                 ([word(bytes), word(offset)].concat(), 1)
             }
             SET_VRING_NUM => {
-                let num = self.pick(&[1, 4, 64, 64, 128, 256, 0, 3, 512, 0x1_0000]);
+                let num = self.pick(&[1, 4, 64, 64, 128, 256, 100, 0, 3, 512, 0x1_0000]);
                 (state(self.index(), num), 0)
             }
             SET_VRING_ADDR => {
@@ -122,7 +122,8 @@ impl Random {
                 (logged_address(self.index(), flags, parts, log), 0)
             }
             SET_VRING_BASE => {
-                let base = self.pick(&[0, 1, 300, 0xffff, 0x1_0000]);
+                let base =
+                    self.pick(&[0, 1, 300, 0xffff, 0x8000, 0x8000_8000, 0x0003_8002, 0x1_0000]);
                 (state(self.index(), base), 0)
             }
             SET_VRING_KICK | SET_VRING_CALL | SET_VRING_ERR => {
@@ -181,9 +182,10 @@ impl Random {
             0 => DEVICE_FEATURES,
             1 => ACCEPTED & 0xffff_ffff,
             2 => OFFERED & self.next(),
-            3 => OFFERED | 1 << self.below(64),
-            4 => OFFERED,
-            5 => ACCEPTED & !LOG_ALL,
+            3 => ACCEPTED | 1 << self.below(64),
+            4 => ACCEPTED | LOG_ALL | ACCESS_PLATFORM,
+            5 => OFFERED & !LOG_ALL & !ACCESS_PLATFORM,
+            6 => OFFERED,
             _ => ACCEPTED,
         }
     }

@@ -53,17 +53,17 @@ pub(crate) const CHECK_DEVICE_STATE: u32 = 43;
 pub(crate) const PLAIN: u32 = 0x1;
 pub(crate) const NEED_REPLY: u32 = 0x9;
 
-/// VERSION_1, EVENT_IDX, INDIRECT_DESC, and a block device's FLUSH (9) and MQ (12).
+/// What a driver accepts: VERSION_1, EVENT_IDX, INDIRECT_DESC, and a block device's FLUSH (9) and
+/// MQ (12).
 pub(crate) const DEVICE_FEATURES: u64 = 0x1_3000_1200;
+/// The same with PROTOCOL_FEATURES (30), as the front-end sees it.
+pub(crate) const ACCEPTED: u64 = 0x1_7000_1200;
 /// Writes to guest memory are to be logged.
 pub(crate) const LOG_ALL: u64 = 1 << 26;
-/// The device's with ACCESS_PLATFORM (33), PROTOCOL_FEATURES (30) and LOG_ALL (26), as the front-end
-/// sees them.
-pub(crate) const OFFERED: u64 = 0x3_7400_1200;
 /// Addresses are to be translated.
 pub(crate) const ACCESS_PLATFORM: u64 = 1 << 33;
-/// What most front-ends here accept of it: addresses are what they are.
-pub(crate) const ACCEPTED: u64 = OFFERED & !ACCESS_PLATFORM;
+/// What is offered: LOG_ALL, ACCESS_PLATFORM, RING_PACKED and IN_ORDER besides.
+pub(crate) const OFFERED: u64 = ACCEPTED | LOG_ALL | ACCESS_PLATFORM | 0xc_0000_0000;
 /// The features of a block device that are not offered here: any that the standard names, and no one
 /// else's.
 pub(crate) const NOT_OFFERED_AND_HARMLESS: u64 = 0x3_ecf7;
@@ -82,7 +82,7 @@ pub(crate) const CONFIG_LEN: usize = 60;
 /// A block device with this many queues.
 pub(crate) fn offer(num_queues: u16) -> Offer {
     Offer {
-        features: DEVICE_FEATURES | ACCESS_PLATFORM | LOG_ALL,
+        features: OFFERED,
         required_features: 1 << 32,
         protocol_features: ProtocolFeatures::from_bits_retain(PROTOCOL),
         num_queues,

@@ -1,5 +1,7 @@
 //! Vrings, set up, started, enabled and stopped: one rule, one test.
 
+use vhost_user_core::wire::features::RING_PACKED;
+
 use super::support::*;
 
 #[test]
@@ -218,4 +220,79 @@ fn a_ring_may_be_enabled_before_the_features_are_set() {
     assert_eq!(peer.ask(SET_VRING_ENABLE, state(0, 1)), ack());
     assert_eq!(peer.ask(SET_FEATURES, word(ACCEPTED)), ack());
     assert!(peer.connection.ring(0).unwrap().is_enabled());
+}
+
+/// A peer whose driver has accepted RING_PACKED, with memory.
+fn packed() -> Peer {
+    let mut peer = Peer::negotiated();
+    assert_eq!(peer.ask(SET_FEATURES, word(ACCEPTED | RING_PACKED)), ack());
+    assert_eq!(peer.say(SET_MEM_TABLE, NEED_REPLY, table(&[REGION]), 1), ack());
+    peer.deeds.clear();
+    peer
+}
+
+/// The numbers are those of QEMU 11.1 (both halves) and of DPDK 25.11's virtio-user (255 entries, the
+/// lower half, event areas at multiples of 16).
+#[test]
+fn a_packed_ring_has_a_base_of_two_halves_any_size_and_parts_of_its_own() {
+    for (base, begun) in [
+        (0x8000_8000, 0x8000_8000),
+        (0x0000_8000, 0x8000_8000),
+        (0x8078_8078, 0x8078_8078),
+        (0x0041_8078, 0x0041_8078),
+    ] {
+        let mut peer = packed();
+        assert_eq!(peer.ask(SET_VRING_NUM, state(0, 255)), ack());
+        assert_eq!(peer.ask(SET_VRING_BASE, state(0, base)), ack());
+        let areas = [0x1000, 0x1ff0, 0x2000];
+        assert_eq!(peer.ask(SET_VRING_ADDR, address(0, 0, areas)), ack());
+        assert_eq!(peer.ask(GET_VRING_BASE, state(0, 0)), Said::Reply(state(0, begun)));
+        assert_eq!(peer.say(SET_VRING_KICK, NEED_REPLY, word(0), 1), ack());
+        let [Deed::Start { size: 255, parts, base: started, features, .. }] = peer.deeds[..] else {
+            panic!("{:?}", peer.deeds)
+        };
+        assert_eq!((parts, started), (areas, begun));
+        assert_eq!(features, DEVICE_FEATURES | RING_PACKED);
+        peer.base = 0x8003_0004;
+        assert_eq!(peer.ask(GET_VRING_BASE, state(0, 0)), Said::Reply(state(0, 0x8003_0004)));
+    }
+}
+
+#[test]
+fn a_packed_ring_that_never_ran_stands_at_its_beginning() {
+    let mut peer = packed();
+    assert_eq!(peer.ask(GET_VRING_BASE, state(1, 0)), Said::Reply(state(1, 0x8000_8000)));
+}
+
+#[test]
+fn a_packed_ring_is_not_started_outside_of_itself() {
+    for (size, base, starts) in [
+        (8, 0x8007_8007, true),
+        (8, 0x8007_8008, false),
+        (8, 0x8008_8007, false),
+        (0x100, 0xff, true),
+    ] {
+        let mut peer = packed();
+        assert_eq!(peer.ask(SET_VRING_NUM, state(0, size)), ack());
+        assert_eq!(peer.ask(SET_VRING_BASE, state(0, base)), ack());
+        assert_eq!(peer.ask(SET_VRING_ADDR, address(0, 0, PARTS)), ack());
+        let said = peer.say(SET_VRING_KICK, NEED_REPLY, word(0), 1);
+        assert_eq!(said, if starts { ack() } else { nack() }, "{base:#x}");
+    }
+}
+
+#[test]
+fn misaligned_event_areas_of_a_packed_ring_are_refused() {
+    let mut peer = packed();
+    for parts in [[0x1008, 0x2000, 0x3000], [0x1000, 0x2002, 0x3000], [0x1000, 0x2000, 0x3002]] {
+        assert_eq!(peer.ask(SET_VRING_ADDR, address(0, 0, parts)), nack());
+    }
+}
+
+#[test]
+fn sizes_beyond_the_devices_are_refused_of_packed_rings_too() {
+    let mut peer = packed();
+    for num in [0, 257, 32769, 65536, 65537, u32::MAX] {
+        assert_eq!(peer.ask(SET_VRING_NUM, state(0, num)), nack(), "{num}");
+    }
 }

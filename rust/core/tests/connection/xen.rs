@@ -59,7 +59,7 @@ impl Xen {
         let step = connection.handle(frame(SET_PROTOCOL_FEATURES, accept, 0));
         assert!(matches!(step, Step::Reply(Some(_))), "{step:?}");
         let mut xen = Self(connection);
-        assert_eq!(xen.say(SET_FEATURES, word(ACCEPTED & !LOG_ALL), 0), End::Done);
+        assert_eq!(xen.say(SET_FEATURES, word(ACCEPTED), 0), End::Done);
         xen
     }
 
@@ -299,9 +299,9 @@ fn dirty_logging_is_neither_offered_where_xen_mmap_is_nor_taken() {
         Step::Reply(Some(reply)) => u64::from_ne_bytes(reply.payload.try_into().unwrap()),
         step => panic!("{step:?}"),
     };
-    assert_eq!(offered(GET_FEATURES), ACCEPTED & !LOG_ALL);
+    assert_eq!(offered(GET_FEATURES), OFFERED & !LOG_ALL & !ACCESS_PLATFORM);
     assert_eq!(offered(GET_PROTOCOL_FEATURES), PROTOCOL_ON_XEN | XEN_MMAP);
-    for (number, bits) in [(SET_FEATURES, ACCEPTED), (SET_PROTOCOL_FEATURES, PROTOCOL)] {
+    for (number, bits) in [(SET_FEATURES, ACCEPTED | LOG_ALL), (SET_PROTOCOL_FEATURES, PROTOCOL)] {
         let Step::Refuse { why, .. } = logging().handle(frame(number, word(bits), 0)) else {
             panic!("taken: {number}");
         };

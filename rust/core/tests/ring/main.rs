@@ -13,6 +13,7 @@ mod memory;
 mod model;
 mod notifications;
 mod oracle;
+mod packed;
 mod positions;
 mod translations;
 mod unusual;

@@ -160,6 +160,9 @@ fn fault_of(error: RingError) -> Option<Fault> {
         RingError::IndexJump { .. } | RingError::HeadInFlight(_) | RingError::Record(_) => {
             return None;
         }
+        RingError::Endless { .. } | RingError::BadId { .. } | RingError::IdInFlight(_) => {
+            unreachable!("of packed rings")
+        }
     })
 }
 

@@ -10,7 +10,6 @@ use std::sync::atomic::Ordering;
 use super::records::Records;
 use super::session::Session;
 use crate::memory::Window;
-use crate::ring::InflightRecord;
 
 /// The upper half of a note; without it there is none. The lower half is the device's byte.
 const MARK: u16 = 0x5700;
@@ -55,6 +54,6 @@ impl Session<'_> {
     }
 
     fn place_of_note(&self) -> Option<Note> {
-        Note::find(self.records.as_ref()?, InflightRecord::bytes(self.device().max_queue_size()))
+        Note::find(self.records.as_ref()?, self.record_bytes())
     }
 }

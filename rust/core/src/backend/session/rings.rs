@@ -8,14 +8,17 @@ use super::session::{RECHECK_INTERVAL, Session};
 use crate::backend::event::{Event, Stuck};
 use crate::backend::shared::State;
 use crate::connection::{Refusal, RingSetup};
-use crate::device::{Acquired, Unavailable};
+use crate::device::{Acquired, Device, Unavailable};
 use crate::request::CompletionQueue;
-use crate::ring::{Ring, RingLayout, SplitLayout};
+use crate::ring::{PackedLayout, Ring, RingLayout, SplitLayout};
 use crate::ring_position::RingPosition;
 use crate::sys::event_kind::EventKind;
 use crate::wire::ReceivedFd;
-use crate::wire::features::{EVENT_IDX, INDIRECT_DESC, LOG_ALL};
+use crate::wire::features::{EVENT_IDX, IN_ORDER, INDIRECT_DESC, LOG_ALL, RING_PACKED};
 use crate::worker::{HeldUp, Notifier, QueueCell, QueueParts, ReceiveHandle, Worker};
+
+/// The device type of network devices: VIRTIO 1.3, "Device Types".
+const NETWORK: u32 = 1;
 
 /// Longest wait for workers to look at new rings that are to stop already.
 const BEGIN_LIMIT: Duration = Duration::from_secs(1);
@@ -63,11 +66,11 @@ impl Session<'_> {
             self.forget_records();
         }
         self.settle_addressing("SET_VRING_KICK")?;
-        let record = self.record(index, setup.size);
+        let record = self.record(&setup);
         let (ring, apart) = self
             .find_ring(&setup)
             .map_err(|why| Refusal(format!("SET_VRING_KICK: queue {index}: {why}")))?;
-        let ring = ring.with_record(record);
+        let ring = ring.in_order(setup.features & IN_ORDER != 0).with_record(record);
         let worker = self.worker(index)?;
         let kick = watch(worker, index, kick)?;
         let doorbell = Arc::clone(worker.doorbell());
@@ -101,7 +104,7 @@ impl Session<'_> {
     /// first, which it cannot be while it waits for the answer to this message: the ring then stands
     /// apart (`true`) until it was.
     fn find_ring(&self, setup: &RingSetup) -> Result<(Ring, bool), String> {
-        let (memory, layout) = (self.memory.for_queue(), layout(setup));
+        let (memory, layout) = (self.memory.for_queue(), self.layout(setup));
         match Ring::find(&memory, &layout, setup.base) {
             Ok(ring) => Ok((ring, false)),
             Err(_) if memory.translates() => {
@@ -110,6 +113,25 @@ impl Session<'_> {
             }
             Err(error) => Err(error.to_string()),
         }
+    }
+
+    fn layout(&self, setup: &RingSetup) -> RingLayout {
+        let RingSetup { size, descriptors, available, used, features, .. } = *setup;
+        let indirect = features & INDIRECT_DESC != 0;
+        let event_idx = features & EVENT_IDX != 0;
+        if features & RING_PACKED == 0 {
+            let layout = SplitLayout { size, descriptors, available, used, indirect, event_idx };
+            return RingLayout::Split(layout);
+        }
+        RingLayout::Packed(PackedLayout {
+            size,
+            descriptors,
+            driver_area: available,
+            device_area: used,
+            indirect,
+            event_idx,
+            tables_are_readable: is_transmit_queue(self.device(), setup.index),
+        })
     }
 
     fn ring_has_started(&mut self, index: u16, enabled: bool, queue: Arc<QueueCell>) {
@@ -295,7 +317,9 @@ impl Session<'_> {
     }
 
     fn ring_has_stopped(&mut self, index: u16, base: Option<RingPosition>) {
-        let queue = self.vrings[usize::from(index)].queue.take();
+        let vring = &mut self.vrings[usize::from(index)];
+        vring.left_at = base;
+        let queue = vring.queue.take();
         if let (Some(queue), Some(worker)) = (queue, self.known_worker(index)) {
             worker.remove(&queue);
         }
@@ -380,15 +404,10 @@ impl Session<'_> {
     }
 }
 
-fn layout(setup: &RingSetup) -> RingLayout {
-    RingLayout::Split(SplitLayout {
-        size: setup.size,
-        descriptors: setup.descriptors,
-        available: setup.available,
-        used: setup.used,
-        indirect: setup.features & INDIRECT_DESC != 0,
-        event_idx: setup.features & EVENT_IDX != 0,
-    })
+/// Whether a driver sends by this queue, and has nothing else done: VIRTIO 1.3, "Network Device",
+/// "Virtqueues".
+fn is_transmit_queue(device: &dyn Device, index: u16) -> bool {
+    device.virtio_id() == NETWORK && index % 2 == 1
 }
 
 /// Registers a kick descriptor, and gives it back.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::address::GuestAddr;
+use crate::ring_position::RingPosition;
 use crate::worker::{Notifier, QueueCell};
 
 /// A vring's descriptors and flags, as long as the session lasts.
@@ -13,6 +14,8 @@ pub(super) struct Vring {
     pub(super) error: Option<Notifier>,
     /// Where the dirty log knows its used ring, if writes to that are to be noted.
     pub(super) used_log: Option<GuestAddr>,
+    /// Where it stopped last.
+    pub(super) left_at: Option<RingPosition>,
     /// While it is started.
     pub(super) queue: Option<Arc<QueueCell>>,
 }

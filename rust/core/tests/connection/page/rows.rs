@@ -5,7 +5,8 @@
 //! needs no line here: its row names the tests that try all that is refused.
 
 use vhost_user_core::wire::features::{
-    ACCESS_PLATFORM, EVENT_IDX, INDIRECT_DESC, LOG_ALL, PROTOCOL_FEATURES, VERSION_1,
+    ACCESS_PLATFORM, EVENT_IDX, IN_ORDER, INDIRECT_DESC, LOG_ALL, NOTIFICATION_DATA,
+    PROTOCOL_FEATURES, RING_PACKED, RING_RESET, VERSION_1,
 };
 use vhost_user_core::wire::{BackendMessage, FrontendMessage, ProtocolFeatures};
 
@@ -431,5 +432,29 @@ pub(super) const FEATURES: &[Line<u64>] = &[
             "rust/core/tests/connection/negotiation.rs::features_without_version_1_are_refused",
             "rust/core/tests/connection/negotiation.rs::a_transitional_device_needs_no_version_1",
         ],
+    ),
+    (
+        RING_PACKED,
+        "with VERSION_1 only",
+        &[
+            "rust/core/tests/ring/packed/model.rs::\
+             any_order_of_steps_on_a_packed_ring_goes_as_the_standard_says",
+            "rust/core/tests/backend/formats.rs::\
+             a_stopped_ring_says_where_it_stands_and_goes_on_there",
+            "rust/core/tests/connection/vrings.rs::\
+             a_packed_ring_has_a_base_of_two_halves_any_size_and_parts_of_its_own",
+        ],
+    ),
+    (
+        IN_ORDER,
+        "each buffer has a used element of its own; answers that come early wait for their turn",
+        &["rust/core/tests/backend/formats.rs::\
+             requests_answered_in_any_order_come_back_as_the_driver_wants_them"],
+    ),
+    (NOTIFICATION_DATA, "a kick through a descriptor carries no data", &[]),
+    (
+        RING_RESET,
+        "but network devices have it: the reset of one ring comes as GET_VRING_BASE and a new start",
+        &[],
     ),
 ];

@@ -1,0 +1,51 @@
+//! Where the dirty log knows what a packed ring's device writes.
+//!
+//! SET_VRING_ADDR tells the log's address of one part of a ring. QEMU 11.1 tells that of the device's
+//! event area, and the descriptors are found in the table of memory.
+
+use super::chain::DESC_LEN;
+use super::split::UsedLog;
+use crate::address::{GuestAddr, UserAddr};
+use crate::memory::Memory;
+
+const EVENT_AREA: u64 = 4;
+
+/// A packed ring's places in the dirty log.
+#[derive(Debug)]
+pub(super) struct UsedPlaces {
+    log: UsedLog,
+    size: u16,
+    /// Where the guest has the descriptors: in more than one piece only by translations.
+    descriptors: Vec<(GuestAddr, u64)>,
+}
+
+impl UsedPlaces {
+    pub(super) fn new(log: UsedLog, size: u16) -> Self {
+        Self { log, size, descriptors: Vec::new() }
+    }
+
+    /// Finds the descriptors in this table of memory.
+    pub(super) fn find(&mut self, memory: &Memory, descriptors: UserAddr) {
+        self.descriptors = memory.guest_places(descriptors, DESC_LEN * usize::from(self.size));
+    }
+
+    /// Marks so many descriptors. The last thing before this was a fence.
+    #[inline]
+    pub(super) fn mark_slots(&self, first: u16, count: u16) {
+        let bytes = |slots: u16| DESC_LEN as u64 * u64::from(slots);
+        let (mut skip, mut left) = (bytes(first), bytes(count));
+        for &(at, len) in &self.descriptors {
+            let here = len.saturating_sub(skip).min(left);
+            if here > 0 {
+                // An address that wraps is beyond every log, as the last one is.
+                self.log.log.mark(GuestAddr(at.0.saturating_add(skip)), here);
+            }
+            (skip, left) = (skip.saturating_sub(len), left - here);
+        }
+    }
+
+    /// Marks the device's event area, as [`mark_slots`](Self::mark_slots).
+    pub(super) fn mark_device_area(&self) {
+        self.log.log.mark(self.log.at, EVENT_AREA);
+    }
+}
