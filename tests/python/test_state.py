@@ -229,6 +229,29 @@ def test_no_other_callback_comes_beside_save(
     os.close(reader)
 
 
+def test_save_may_stop_its_own_back_end(vhost_socket: Path) -> None:
+    class Last(Counter):
+        backend: vu.Backend
+
+        def save(self, out: BinaryIO, /) -> None:
+            self.backend.stop()
+            super().save(out)
+
+    device = Last(5)
+    with (
+        vu.Backend(device, socket=vhost_socket) as backend,
+        FrontEnd.connect(str(vhost_socket)) as front,
+    ):
+        device.backend = backend
+        front.negotiate(protocol=WANTED | DEVICE_STATE)
+        reader, writer = os.pipe()
+        front.channel.command(Request.SET_DEVICE_STATE_FD, bytes(8), [writer])
+        os.close(writer)
+        eventually(lambda: backend.state == "stopped")
+        assert device.threads == ["vhost-user state"]
+        os.close(reader)
+
+
 class Cached(RamDisk):
     """A disk with a write cache, and a state of its own."""
 

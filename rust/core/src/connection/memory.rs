@@ -65,6 +65,9 @@ impl Connection {
 
     /// A descriptor that came with the message is closed with the frame.
     pub(super) fn rem_mem_reg(&mut self, frame: &Frame) -> Handled {
+        if self.is_acknowledgement(FrontendMessage::RemMemReg, frame) {
+            return self.postcopy_acknowledge(frame);
+        }
         self.not_while_unacknowledged()?;
         let layout = self.layout_of(Size::OneRegion, &frame.payload)?;
         let SingleRegion(region) = SingleRegion::from_bytes(&frame.payload, layout)?;

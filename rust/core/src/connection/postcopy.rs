@@ -7,7 +7,8 @@
 //!                      answered with the same regions, at our own addresses
 //! the same message, 8 bytes of zeroes
 //!                      the front-end's acknowledgement: it answers for the pages from now on, and
-//!                      before that nothing may touch them
+//!                      before that nothing may touch them. It comes after each change of memory, after
+//!                      one that has only removed a region too, with that message's number
 //! POSTCOPY_END         all pages are there
 //! ```
 //!
@@ -96,22 +97,25 @@ impl Connection {
         Verdict::Answer(payload)
     }
 
-    /// Whether a message is the acknowledgement of regions, which has the number of those that told
-    /// of them.
+    /// Whether a message is the acknowledgement of regions, which has the number of the last that told
+    /// of one.
     pub(super) fn is_acknowledgement(&self, message: FrontendMessage, frame: &Frame) -> bool {
         use FrontendMessage as M;
-        self.postcopy.awaited.is_some()
-            && matches!(message, M::SetMemTable | M::AddMemReg)
+        self.postcopy.listening
+            && matches!(message, M::SetMemTable | M::AddMemReg | M::RemMemReg)
             && frame.payload.len() == ACKNOWLEDGEMENT
             && frame.fds.is_empty()
     }
 
     pub(super) fn postcopy_acknowledge(&self, frame: &Frame) -> Handled {
-        let (value, regions): (u64, _) = (read(frame)?, self.postcopy.awaited.unwrap_or_default());
+        let value: u64 = read(frame)?;
         if value != 0 {
             return Err(Refusal(format!("the front-end does not take the regions: {value:#x}")));
         }
-        Ok(Verdict::Act(Action::UseAwaited, Commit::Acknowledged { regions }))
+        Ok(match self.postcopy.awaited {
+            Some(regions) => Verdict::Act(Action::UseAwaited, Commit::Acknowledged { regions }),
+            None => Verdict::Done,
+        })
     }
 
     pub(super) fn regions_are_known(&mut self, regions: u64) {

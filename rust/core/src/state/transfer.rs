@@ -49,10 +49,16 @@ struct Work {
 
 impl Transfer {
     /// Begins to save the device's state to the front-end's descriptor, or to load it from there.
+    /// `begun` is called on the thread that does it, before the device is.
     ///
     /// # Errors
     /// In words: the device has no state, the descriptor will not do, or there are no resources.
-    pub fn begin(device: Arc<dyn Device>, way: Way, fd: ReceivedFd) -> Result<Self, String> {
+    pub fn begin(
+        device: Arc<dyn Device>,
+        way: Way,
+        fd: ReceivedFd,
+        begun: impl FnOnce() + Send + 'static,
+    ) -> Result<Self, String> {
         let form = device.state_form().ok_or("this device has no state to save or load")?;
         let end = PipeEnd::new(fd, way)
             .map_err(|what| format!("the descriptor is {what}, not the end of a pipe"))?;
@@ -62,7 +68,10 @@ impl Transfer {
         let work = Work { device, form, end, common: Arc::clone(&common) };
         let thread = thread::Builder::new()
             .name("vhost-user state".to_owned())
-            .spawn(move || work.run(way))
+            .spawn(move || {
+                begun();
+                work.run(way);
+            })
             .map_err(|error| format!("no thread for it: {error}"))?;
         Ok(Self { way, thread: thread.thread().id(), common })
     }

@@ -236,15 +236,16 @@ impl Model {
         fits.then_some(())
     }
 
-    /// 8 bytes and no descriptor where regions came by postcopy.
+    /// 8 bytes and no descriptor where regions come by postcopy.
     fn is_acknowledgement(&self, message: &Message) -> bool {
-        let tells_regions = message.number == SET_MEM_TABLE || message.number == ADD_MEM_REG;
-        self.awaited.is_some() && tells_regions && message.payload.len() == 8 && message.fds == 0
+        let tells_regions = [SET_MEM_TABLE, ADD_MEM_REG, REM_MEM_REG].contains(&message.number);
+        self.listening && tells_regions && message.payload.len() == 8 && message.fds == 0
     }
 
     fn acknowledge(&mut self, payload: &[u8]) -> Option<Effect> {
         (quad(payload, 0) == 0).then_some(())?;
-        self.regions = self.awaited.take()?;
+        let Some(regions) = self.awaited.take() else { return nothing() };
+        self.regions = regions;
         deed(Deed::UseAwaited)
     }
 

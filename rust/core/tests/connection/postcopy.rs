@@ -48,8 +48,20 @@ fn regions_that_come_one_by_one_are_acknowledged_together() {
     }
     assert_eq!(acknowledge(&mut peer, ADD_MEM_REG), Said::Nothing);
     assert_eq!(peer.take_deeds(), [Deed::UseAwaited]);
-    // There is one acknowledgement.
-    assert_eq!(acknowledge(&mut peer, ADD_MEM_REG), Said::Closed);
+}
+
+/// QEMU sends one after each change of memory, with the number of its last message.
+#[test]
+fn an_acknowledgement_of_nothing_new_changes_nothing() {
+    let mut peer = listening();
+    peer.say(ADD_MEM_REG, PLAIN, single(REGION), 1);
+    acknowledge(&mut peer, ADD_MEM_REG);
+    assert_eq!(peer.ask(REM_MEM_REG, single(REGION)), ack());
+    peer.take_deeds();
+    assert_eq!(acknowledge(&mut peer, REM_MEM_REG), Said::Nothing);
+    assert_eq!(peer.take_deeds(), []);
+    peer.say(POSTCOPY_END, PLAIN, vec![], 0);
+    assert_eq!(acknowledge(&mut peer, REM_MEM_REG), Said::Closed);
 }
 
 #[test]

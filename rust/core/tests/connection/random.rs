@@ -102,7 +102,9 @@ impl Random {
     fn sensible(&mut self, number: u32) -> (Vec<u8>, usize) {
         match number {
             // Regions that came by postcopy are acknowledged so.
-            SET_MEM_TABLE | ADD_MEM_REG if self.chance(20) => (word(u64::from(self.chance(5))), 0),
+            SET_MEM_TABLE | ADD_MEM_REG | REM_MEM_REG if self.chance(20) => {
+                (word(u64::from(self.chance(5))), 0)
+            }
             SET_FEATURES => (word(self.features()), 0),
             SET_MEM_TABLE => self.table(),
             SET_LOG_BASE => {

@@ -2,6 +2,7 @@
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::session::Session;
@@ -32,9 +33,9 @@ impl Session<'_> {
             TransferDirection::Load => Way::In,
         };
         let device = Arc::clone(&self.context.device);
-        let transfer = Transfer::begin(device, way, fd).map_err(refused)?;
-        self.shared().adopt(transfer.thread_id());
-        self.transfer = Some(transfer);
+        let shared = Arc::clone(&self.context.shared);
+        let begun = move || shared.adopt(thread::current().id());
+        self.transfer = Some(Transfer::begin(device, way, fd, begun).map_err(refused)?);
         Ok(())
     }
 
