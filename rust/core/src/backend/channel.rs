@@ -76,6 +76,8 @@ impl Channel {
         }
         let mut stream = Stream::new(fd);
         stream.close_with(closer);
+        // A front-end may keep its end for the next back-end.
+        stream.share();
         Ok(Self { stream: Some(stream), ..Self::default() })
     }
 

@@ -65,6 +65,8 @@ pub struct Stream {
     fd: ReceivedFd,
     /// What closes the descriptors that come.
     closer: Option<Closer>,
+    /// Other processes have the same end, and go on with it.
+    is_shared: bool,
     deadline: Duration,
     partial: Option<Partial>,
 }
@@ -94,7 +96,13 @@ impl Stream {
     /// Takes a connected Unix stream socket. Its blocking mode does not matter and is not
     /// changed.
     pub fn new(fd: impl Into<ReceivedFd>) -> Self {
-        Self { fd: fd.into(), closer: None, deadline: DEFAULT_DEADLINE, partial: None }
+        Self {
+            fd: fd.into(),
+            closer: None,
+            is_shared: false,
+            deadline: DEFAULT_DEADLINE,
+            partial: None,
+        }
     }
 
     /// Has `closer` close what the peer passes. This may take long, and be it passed with a byte
@@ -103,6 +111,11 @@ impl Stream {
         // Else an urgent byte is thrown away unread, with its descriptors.
         let _ = set_socket_oobinline(&self.fd, true);
         self.closer = Some(closer.clone());
+    }
+
+    /// Says that others may have the same end: it is not hung up when this value is dropped.
+    pub fn share(&mut self) {
+        self.is_shared = true;
     }
 
     /// Two connected ends.
@@ -339,8 +352,10 @@ impl Drop for Stream {
     /// descriptors in there: who closes that may have to wait.
     fn drop(&mut self) {
         let Some(closer) = &self.closer else { return };
-        // Nothing more comes in.
-        let _ = shutdown(&self.fd, Shutdown::Both);
+        if !self.is_shared {
+            // Nothing more comes in.
+            let _ = shutdown(&self.fd, Shutdown::Both);
+        }
         if !matches!(ioctl_fionread(&self.fd), Ok(0)) {
             self.fd.close_with(closer);
         }
