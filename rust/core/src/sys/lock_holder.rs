@@ -39,10 +39,10 @@ pub fn lock_holder(fd: BorrowedFd<'_>, range: LockRange) -> Option<LockHolder> {
     let own = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).ok()?;
     let file = name_in_locks(&own)?;
     let until = Instant::now() + SEARCH_LIMIT;
-    let entries = fs::read_dir("/proc").ok()?.flatten().take_while(|_| Instant::now() < until);
+    let entries = fs::read_dir("/proc").ok()?.flatten();
     let mut processes = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let pid = processes.find(|&pid: &u32| {
-        let mut texts = fdinfo_of(pid);
+        let mut texts = fdinfo_of(pid).take_while(|_| Instant::now() < until);
         texts.any(|text| text.lines().any(|line| is_lock_on(line, &file, range)))
     })?;
     Some(LockHolder { pid, name: name_of(pid) })
