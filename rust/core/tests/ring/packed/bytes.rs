@@ -156,3 +156,48 @@ fn parts_outside_of_memory_are_named() {
         assert_eq!(got, StartError { part, at: beyond, len });
     }
 }
+
+/// QEMU 11.1 tells the log's address of the device's event area; where the descriptors are follows from
+/// the table of memory.
+#[test]
+fn what_is_written_to_a_packed_ring_is_marked_in_the_dirty_log() {
+    use std::os::unix::fs::FileExt;
+    use vhost_user_core::address::GuestAddr;
+    use vhost_user_core::memory::{DirtyLog, MemoryPolicy};
+    use vhost_user_core::ring::UsedLog;
+
+    let fd = crate::guest::memfd(0x1000);
+    let file = std::fs::File::from(fd.try_clone().unwrap());
+    let log = DirtyLog::map(&MemoryPolicy::default(), fd.into(), 0, 0x1000).unwrap();
+    let marked = || {
+        let mut bits = [0; 0x1000];
+        file.read_exact_at(&mut bits, 0).unwrap();
+        file.write_all_at(&[0; 0x1000], 0).unwrap();
+        let page = |page: &u64| bits[(page / 8) as usize] >> (page % 8) & 1 != 0;
+        (0..0x1000 * 8).filter(page).collect::<Vec<u64>>()
+    };
+    // 300 descriptors are two pages, and the event areas lie in a third one.
+    let mut driver = Driver::new(&guest(), 300, true, 0);
+    [driver.driver_area, driver.device_area] = [RING + 0x3000, RING + 0x4000];
+    let mut device = driver.start_device();
+    let at = GuestAddr(driver.device_area);
+    device.set_log(Some(UsedLog { log: std::sync::Arc::new(log), at }));
+    let first = RING / 4096;
+    device.enable_kicks(0).unwrap();
+    assert_eq!(marked(), [first + 4]);
+    for (turns, pages) in
+        [(1, vec![first]), (256, vec![first, first + 1]), (60, vec![first, first + 1])]
+    {
+        let mut tokens = Vec::new();
+        for _ in 0..turns {
+            driver.add(&[chain(DATA, 8)], Form::Direct);
+            driver.expose();
+            tokens.push(pop(&mut device).unwrap().unwrap().0);
+        }
+        assert!(marked().is_empty(), "nothing was published");
+        tokens.into_iter().for_each(|token| device.push(token, 8));
+        device.publish();
+        driver.collect();
+        assert_eq!(marked(), pages);
+    }
+}
