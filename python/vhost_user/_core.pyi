@@ -462,6 +462,30 @@ class VirtioBlkDriver(Frontend):
         """Waits until the device says that its configuration has changed; False if it does not in
         ``timeout`` seconds. ``size`` is up to date then.
         """
+    def start_dirty_log(self) -> None:
+        """Has the back-end note in a log which pages of guest memory it writes to, from now on:
+        SET_LOG_BASE, LOG_ALL and SET_VRING_ADDR of QEMU "Vhost-user Protocol", "Migration". A log
+        that was started before is replaced.
+
+        ``NegotiationError`` if the back-end does not offer it.
+        """
+    def dirty_pages(self) -> list[int]:
+        """The numbers of the pages, of 4096 bytes, that the back-end has noted since the last call,
+        in order. What was written to them before the call can be read after it. After
+        ``stop_queues`` all is noted. ``ValueError`` without ``start_dirty_log``.
+        """
+    def stop_dirty_log(self) -> None:
+        """Has nothing noted any more."""
+    def guest_memory(self, address: int, length: int) -> bytes:
+        """A copy of ``length`` bytes of guest memory at ``address``; it has ``memory`` bytes from
+        address 0 on. ``ValueError`` outside.
+        """
+    def stop_queues(self) -> list[int]:
+        """Stops all queues, as a machine does that pauses or is about to migrate; returns where
+        each of them stood. Requests are a ``ValueError`` until ``start_queues``.
+        """
+    def start_queues(self) -> None:
+        """Starts the queues again where they stood."""
     def prepare_load(self, seed: int = 1) -> None:
         """Writes a pattern to the whole disk, for ``run_load`` with the same ``seed`` to check."""
     def run_load(

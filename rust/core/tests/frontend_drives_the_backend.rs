@@ -176,6 +176,23 @@ fn a_driver_with_a_record_goes_on_with_the_next_back_end() {
 }
 
 #[test]
+fn the_next_back_end_goes_on_with_the_dirty_log() {
+    let directory = Directory::new();
+    let socket = directory.join("socket");
+    let disk = disk(MIB, 1);
+    let first = serve(&disk, &socket);
+    let options = BlockOptions { inflight: true, ..BlockOptions::default() };
+    let mut driver = BlockDriver::connect(&socket, options).unwrap();
+    driver.start_log().unwrap();
+    drop(first);
+    let _second = serve(&disk, &socket);
+    driver.reconnect().unwrap();
+    driver.dirty_pages().unwrap();
+    driver.pread(&mut [0; 65536], 0).unwrap();
+    assert!(driver.dirty_pages().unwrap().len() >= 16);
+}
+
+#[test]
 fn what_the_device_refuses_leaves_the_driver_usable() {
     let directory = Directory::new();
     let socket = directory.join("socket");

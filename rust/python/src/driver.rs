@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
+use vhost_user_core::address::GuestAddr;
 use vhost_user_core::frontend::load::Verify;
 use vhost_user_core::frontend::{BlockDriver, BlockOptions, FrontendError};
 
@@ -137,6 +138,42 @@ impl VirtioBlkDriver {
     fn wait_config_change(slf: &Bound<'_, Self>, timeout: f64) -> PyResult<bool> {
         let timeout = seconds_of(timeout)?;
         driver(slf, |driver| driver.wait_config_change(timeout))
+    }
+
+    /// Has the back-end note in a dirty log what it writes to guest memory.
+    fn start_dirty_log(slf: &Bound<'_, Self>) -> PyResult<()> {
+        driver(slf, BlockDriver::start_log)
+    }
+
+    /// The numbers of the pages that were noted since the last call.
+    fn dirty_pages(slf: &Bound<'_, Self>) -> PyResult<Vec<u64>> {
+        driver(slf, |driver| driver.dirty_pages())
+    }
+
+    /// Has nothing noted any more.
+    fn stop_dirty_log(slf: &Bound<'_, Self>) -> PyResult<()> {
+        driver(slf, BlockDriver::stop_log)
+    }
+
+    /// Copies `length` bytes of guest memory at `address`.
+    fn guest_memory<'py>(
+        slf: &Bound<'py, Self>,
+        address: u64,
+        length: usize,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        PyBytes::new_with(slf.py(), length, |out| {
+            driver(slf, |driver| driver.memory().read(GuestAddr(address), out))
+        })
+    }
+
+    /// Stops all queues; returns where they stood.
+    fn stop_queues(slf: &Bound<'_, Self>) -> PyResult<Vec<u32>> {
+        driver(slf, BlockDriver::stop_queues)
+    }
+
+    /// Starts the queues again where they stood.
+    fn start_queues(slf: &Bound<'_, Self>) -> PyResult<()> {
+        driver(slf, BlockDriver::start_queues)
     }
 
     /// Writes a pattern to the whole disk, for `run_load` to check.

@@ -157,6 +157,8 @@ impl Buffers {
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsFd;
+    use std::sync::Barrier;
+    use std::thread;
 
     use super::*;
     use crate::sys::shared::SharedMemory;
@@ -222,6 +224,25 @@ mod tests {
         let log = log(&shared, 0, 8).unwrap();
         log.mark(GuestAddr(0), 64 << 12);
         assert_eq!((bytes(&shared), log.take_beyond()), (vec![0xff; 8], None));
+    }
+
+    /// As by two processes: each has its own mapping.
+    #[test]
+    fn bits_of_one_word_that_two_set_at_the_same_time_are_all_set() {
+        const BYTES: u64 = 1 << 20;
+        let shared = SharedMemory::new("log", BYTES as usize).unwrap();
+        let logs = [(); 2].map(|()| log(&shared, 0, BYTES).unwrap());
+        let start = Barrier::new(2);
+        thread::scope(|scope| {
+            for (log, first) in logs.iter().zip(0..) {
+                let start = &start;
+                scope.spawn(move || {
+                    start.wait();
+                    (first..8 * BYTES).step_by(2).for_each(|page| log.mark_pages(page, page));
+                });
+            }
+        });
+        assert!(bytes(&shared).iter().all(|&byte| byte == 0xff));
     }
 
     #[test]

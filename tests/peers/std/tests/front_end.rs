@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::mpsc::{Sender, channel};
@@ -9,12 +10,13 @@ use std::thread;
 use std::time::Duration;
 
 use peers_std::{Guest, Kind, Ring, SECTOR, Served, wait};
-use vhost::VhostBackend;
-use vhost::vhost_user::message::VhostUserConfigFlags;
+use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserVringAddrFlags};
 use vhost::vhost_user::{
     Frontend, FrontendReqHandler, HandlerResult, VhostUserFrontend, VhostUserFrontendReqHandlerMut,
     VhostUserProtocolFeatures as Protocol,
 };
+use vhost::{VhostBackend, VhostUserDirtyLogRegion, VringConfigData};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const SECTORS: u64 = 2048;
 /// Guest memory for rings, and where data lies in it.
@@ -23,6 +25,10 @@ const DATA: u64 = LOW.0 + 0x1_0000;
 /// A second and a third region.
 const HIGH: (u64, usize) = (0x1_0000_0000, 0x1_0000);
 const HIGHER: (u64, usize) = (0x2_0000_0000, 0x1_0000);
+/// One bit for each page of 2 MiB and many more.
+const LOG_BYTES: u64 = 4096;
+const EVENT_IDX: u64 = 1 << 29;
+const LOG_ALL: u64 = 1 << 26;
 const OK: u8 = 0;
 const IOERR: u8 = 1;
 
@@ -133,6 +139,55 @@ fn memory_slots_come_and_go() {
     let mut ring = Ring::new(&guest, LOW.0);
     ring.start(&mut frontend, 0, 0).unwrap();
     write_and_read_back(&mut ring, &guest, 3);
+}
+
+/// The numbers of the pages that are marked in a log.
+fn marked(log: &File) -> Vec<u64> {
+    let mut bytes = [0; LOG_BYTES as usize];
+    log.read_exact_at(&mut bytes, 0).unwrap();
+    let is_set = |page: &u64| bytes[(page / 8) as usize] >> (page % 8) & 1 != 0;
+    (0..8 * LOG_BYTES).filter(is_set).collect()
+}
+
+fn log_of(file: &File) -> Option<VhostUserDirtyLogRegion> {
+    let mmap_handle = file.as_raw_fd();
+    Some(VhostUserDirtyLogRegion { mmap_size: LOG_BYTES, mmap_offset: 0, mmap_handle })
+}
+
+fn new_log() -> File {
+    let file = tempfile::tempfile_in("/dev/shm").unwrap();
+    file.set_len(LOG_BYTES).unwrap();
+    file
+}
+
+#[test]
+fn what_is_written_to_guest_memory_is_logged_and_the_log_may_be_replaced() {
+    let (served, guest) = (Served::new(SECTORS), Guest::new(&[LOW]));
+    let mut frontend = started(&served, &guest);
+    let mut ring = Ring::new(&guest, LOW.0);
+    ring.start(&mut frontend, 0, 0).unwrap();
+    let (first, second) = (new_log(), new_log());
+    // LOG_ALL was accepted with all else: without a log that means nothing.
+    write_and_read_back(&mut ring, &guest, 1);
+    frontend.set_log_base(0, log_of(&first)).unwrap();
+    let event = EventFd::new(EFD_NONBLOCK).unwrap();
+    frontend.set_log_fd(event.as_raw_fd()).unwrap();
+    let flags = VhostUserVringAddrFlags::VHOST_VRING_F_LOG.bits();
+    let log_addr = Some(LOW.0 + 0x600);
+    frontend.set_vring_addr(0, &VringConfigData { flags, log_addr, ..ring.places() }).unwrap();
+    write_and_read_back(&mut ring, &guest, 2);
+    assert!(wait(&event));
+    frontend.set_log_base(0, log_of(&second)).unwrap();
+    // The used ring, status bytes, and the data of 16 reads.
+    let read = (DATA + 0x2_0000) >> 12;
+    let expected: Vec<_> = [0x100, 0x101].into_iter().chain(read..read + 16).collect();
+    assert_eq!(marked(&first), expected);
+    let all = frontend.get_features().unwrap();
+    frontend.set_features(all & !(EVENT_IDX | LOG_ALL)).unwrap();
+    write_and_read_back(&mut ring, &guest, 3);
+    let base = frontend.get_vring_base(0).unwrap();
+    assert_eq!(base, 96);
+    assert!(marked(&second).iter().all(|&page| page == 0x100), "the used ring at most");
 }
 
 #[test]

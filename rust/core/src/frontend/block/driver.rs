@@ -99,11 +99,12 @@ pub struct BlockDriver {
     pub(super) queues: Vec<BlockQueue>,
     /// What is in flight, for the back-end that comes after this one.
     pub(super) record: Option<Record>,
-    /// Where the back-end notes what it writes.
-    log: Option<DirtyLog>,
     next_queue: usize,
     /// The seed of the load pattern that the whole disk holds, as far as this driver knows.
     pattern: Option<u64>,
+    /// What the back-end writes is noted there.
+    pub(super) log: Option<DirtyLog>,
+    pub(super) is_stopped: bool,
 }
 
 /// A piece of a longer request, or a whole one.
@@ -286,8 +287,11 @@ impl BlockDriver {
     /// them could otherwise be carried out first.
     ///
     /// # Errors
-    /// The device does not answer.
+    /// The device does not answer, or the queues are stopped.
     pub fn settle(&mut self) -> Result<()> {
+        if self.is_stopped {
+            return Err(FrontendError::range("the queues are stopped: start them first"));
+        }
         for index in 0..self.queues.len() {
             while self.queues[index].in_flight() != 0 {
                 // What the answers say concerns nobody any more.
@@ -309,7 +313,7 @@ impl BlockDriver {
         Ok(bases)
     }
 
-    fn stop_rings(&mut self) -> Result<Vec<u32>> {
+    pub(super) fn stop_rings(&mut self) -> Result<Vec<u32>> {
         let indexes = 0..self.queues.len() as u32;
         if self.negotiated.features & features::PROTOCOL_FEATURES != 0 {
             indexes.clone().try_for_each(|i| self.client.set_vring_enable(i, false))?;
@@ -323,11 +327,14 @@ impl BlockDriver {
     /// # Errors
     /// Those of `work`, or the back-end does not do it.
     pub fn paused<T>(&mut self, work: impl FnOnce(&mut Client) -> Result<T>) -> Result<T> {
+        if self.is_stopped {
+            return work(&mut self.client);
+        }
         self.settle()?;
         self.stop_rings()?;
         let done = work(&mut self.client);
         self.start_rings()?;
-        self.queues.iter_mut().for_each(|queue| queue.ring_mut().kick());
+        self.kick_all();
         done
     }
 
@@ -432,14 +439,15 @@ impl BlockDriver {
             log,
             next_queue: 0,
             pattern: None,
+            is_stopped: false,
         };
-        driver.start_queues()?;
+        driver.start_all()?;
         Ok(driver)
     }
 
     /// From the features on: memory, rings, enable, DRIVER_OK, and one kick for each ring, since
     /// some back-ends start a ring at its first kick only.
-    pub(super) fn start_queues(&mut self) -> Result<()> {
+    pub(super) fn start_all(&mut self) -> Result<()> {
         let status = self.negotiated.protocol.contains(ProtocolFeatures::STATUS);
         let [before @ .., driver_ok] = STATUS_STEPS;
         if status {
@@ -457,14 +465,17 @@ impl BlockDriver {
             self.client.set_status(driver_ok)?;
         }
         self.start_logging()?;
-        self.queues.iter_mut().for_each(|queue| queue.ring_mut().kick());
+        self.kick_all();
         Ok(())
     }
 
     /// Starts the rings where they stand.
-    fn start_rings(&mut self) -> Result<()> {
+    pub(super) fn start_rings(&mut self) -> Result<()> {
         for (index, queue) in (0..).zip(&self.queues) {
             self.client.start_ring(index, queue.ring())?;
+        }
+        if self.log.is_some() {
+            self.log_rings()?;
         }
         if self.negotiated.features & features::PROTOCOL_FEATURES != 0 {
             let mut indexes = 0..self.queues.len() as u32;
@@ -478,8 +489,17 @@ impl BlockDriver {
         let Some(log) = &self.log else { return Ok(()) };
         self.client.set_log(log)?;
         self.client.set_features(self.negotiated.features | features::LOG_ALL)?;
+        self.log_rings()
+    }
+
+    pub(super) fn kick_all(&mut self) {
+        self.queues.iter_mut().for_each(|queue| queue.ring_mut().kick());
+    }
+
+    /// Has writes to the rings noted if there is a log, or no more.
+    pub(super) fn log_rings(&mut self) -> Result<()> {
         for (index, queue) in (0..).zip(&self.queues) {
-            self.client.log_ring(index, queue.ring(), true)?;
+            self.client.log_ring(index, queue.ring(), self.log.is_some())?;
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 mod config;
 mod driver;
+mod migrating;
 mod queue;
 mod record;
 mod recovery;

@@ -65,7 +65,7 @@ impl BlockDriver {
         client.set_features(negotiated.features)?;
         (self.client, self.negotiated) = (client, negotiated);
         self.queues.iter().for_each(|queue| queue.ring().clear_error());
-        self.start_queues()?;
+        self.start_all()?;
         if let Some(record) = &mut self.record {
             record.reconnections += 1;
         }
