@@ -318,6 +318,15 @@ pub trait Device: Send + Sync + 'static {
         0
     }
 
+    /// Whether a request that the device keeps may be left unfinished when the machine stops, to be
+    /// done from its beginning later, perhaps by another back-end: whatever the device still does
+    /// for it changes nothing but the request's own memory. A read of a disk is one; a write is
+    /// not: carried out late, it would undo what was written to the same place meanwhile.
+    fn can_be_left(&self, queue: u16, request: &Request) -> bool {
+        let _ = (queue, request);
+        false
+    }
+
     /// Handles what the driver made available on `queue`. Requests that are left in the batch
     /// stay in the ring and are offered again at the next kick.
     fn handle(&self, queue: u16, batch: &mut Batch);

@@ -147,6 +147,13 @@ pub enum Event {
     Disconnected,
     /// Requests were still in the device's hands when the time to drain was over.
     Stuck(Stuck),
+    /// A ring has stopped with requests that are left unfinished, and stay in the record.
+    LeftInRecord {
+        /// The vring's number.
+        queue: u16,
+        /// The number of these requests.
+        requests: u32,
+    },
     /// The time to drain is over, and the kernel is still moving data straight to or from a
     /// request's memory: nobody can take that back, so it is waited for.
     HeldByKernel {
@@ -181,6 +188,7 @@ impl Event {
         match self {
             Self::QueueStarted { instead_of: Some(_), .. }
             | Self::FeaturesIgnored { .. }
+            | Self::LeftInRecord { .. }
             | Self::Resubmitted { .. }
             | Self::PostcopyBegan
             | Self::PostcopyEnded
@@ -242,6 +250,14 @@ impl fmt::Display for Event {
                     f,
                     "queue {queue}: {requests} {noun} again: the process that had them died before \
                      it gave them back"
+                )
+            }
+            Self::LeftInRecord { queue, requests } => {
+                let noun = if *requests == 1 { "request is" } else { "requests are" };
+                write!(
+                    f,
+                    "queue {queue}: {requests} {noun} left unfinished in the record, to be done from \
+                     the beginning where the machine goes on"
                 )
             }
             Self::NotRecorded { queue, why } => write!(

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::config::{BlockConfig, BlockOptions, CONFIG_LEN, Geometry, InvalidBlock};
-use super::numbers::{ID_LEN, SECTOR, Status};
-use super::parse::{Limits, Parsed, Refused, parse};
+use super::numbers::{BlkOp, ID_LEN, SECTOR, Status};
+use super::parse::{Limits, Parsed, Refused, kind_of, parse};
 use super::refusal::FailureObserver;
 use super::request::{BlockRequest, HEADER, write_status};
 use crate::device::{ConfigRefused, StateForm, StateRefused};
@@ -122,6 +122,12 @@ impl BlockCore {
     pub fn refuse(&self, request: &Request) -> u32 {
         self.failed.fetch_add(1, Ordering::Relaxed);
         write_status(request.writable(), Status::IoErr, 0)
+    }
+
+    /// As [`Device::can_be_left`](crate::device::Device::can_be_left): a read. A flush is none: what
+    /// it is to bring to stable storage may be in this host's memory alone.
+    pub fn can_be_left(&self, request: &Request) -> bool {
+        matches!(kind_of(request), Some(BlkOp::Read | BlkOp::GetId))
     }
 
     /// Returns whether each write must be durable before it completes; see

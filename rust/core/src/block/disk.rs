@@ -276,6 +276,10 @@ impl<D: Disk> Device for BlockDevice<D> {
         self.core.framing_bytes()
     }
 
+    fn can_be_left(&self, _queue: u16, request: &Request) -> bool {
+        self.core.can_be_left(request)
+    }
+
     fn refuse(&self, _queue: u16, request: &Request) -> u32 {
         self.core.refuse(request)
     }

@@ -131,6 +131,13 @@ pub(super) fn parse(request: Request, limits: Limits) -> Parsed {
     }
 }
 
+/// What a request asks for, if it is known.
+pub(super) fn kind_of(request: &Request) -> Option<BlkOp> {
+    let mut kind = [0; 4];
+    let whole = request.readable().read_at(0, &mut kind) == kind.len();
+    whole.then(|| BlkOp::from_type(u32::from_le_bytes(kind))).flatten()
+}
+
 #[inline]
 fn check(request: &Request, kind: u32, sector: u64, limits: Limits) -> Result<Task, Refusal> {
     let legacy = || {

@@ -44,6 +44,7 @@ impl Offer {
         .union(ProtocolFeatures::CONFIG)
         .union(ProtocolFeatures::RESET_DEVICE)
         .union(ProtocolFeatures::INFLIGHT_SHMFD)
+        .union(ProtocolFeatures::GET_VRING_BASE_INFLIGHT)
         .union(ProtocolFeatures::CONFIGURE_MEM_SLOTS)
         .union(ProtocolFeatures::STATUS)
         .union(ProtocolFeatures::PAGEFAULT)
@@ -52,10 +53,12 @@ impl Offer {
 
     /// What cannot go together with XEN_MMAP, and is not offered where that is: which addresses are
     /// which is told with XEN_MMAP, and not known before; and pages that come and go have no place
-    /// in a dirty log, nor pages that come once among those that come later.
+    /// in a dirty log, nor pages that come once among those that come later; and a domain's memory is
+    /// not taken away from requests that are left.
     pub(super) const NOT_ON_XEN: ProtocolFeatures = ProtocolFeatures::GPA_ADDRESSES
         .union(ProtocolFeatures::LOG_SHMFD)
-        .union(ProtocolFeatures::PAGEFAULT);
+        .union(ProtocolFeatures::PAGEFAULT)
+        .union(ProtocolFeatures::GET_VRING_BASE_INFLIGHT);
 
     /// Refuses what nobody could tell apart: the rule, in words.
     pub fn check(&self) -> Result<(), &'static str> {
@@ -107,7 +110,7 @@ mod tests {
         };
         let honest = everything.honest();
         assert_eq!(honest.features, u64::MAX);
-        assert_eq!(honest.protocol_features.bits(), 0x29_b32b);
+        assert_eq!(honest.protocol_features.bits(), 0x39_b32b);
     }
 
     #[test]

@@ -37,6 +37,7 @@ pub const IMPLEMENTED: ProtocolFeatures = ProtocolFeatures::MQ
 /// with GPA_ADDRESSES memory must be [`with_guest_addresses`](GuestMemory::with_guest_addresses).
 const ON_REQUEST: ProtocolFeatures = ProtocolFeatures::XEN_MMAP
     .union(ProtocolFeatures::INFLIGHT_SHMFD)
+    .union(ProtocolFeatures::GET_VRING_BASE_INFLIGHT)
     .union(ProtocolFeatures::PAGEFAULT)
     .union(ProtocolFeatures::GPA_ADDRESSES);
 

@@ -244,6 +244,11 @@ impl QueueCell {
         self.wait_until(until, |queue| queue.is_drained() || queue.is_orphaned())
     }
 
+    /// Whether what is not back may be left unfinished; `false` if all is back.
+    pub(crate) fn may_be_left(&self) -> bool {
+        self.change(|queue| !queue.is_drained() && queue.may_be_left()) == Ok(Some(true))
+    }
+
     /// Whether requests are not back.
     pub(crate) fn has_rest(&self) -> bool {
         self.change(|queue| !queue.is_drained()) == Ok(Some(true))

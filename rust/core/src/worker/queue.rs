@@ -105,7 +105,7 @@ pub(super) struct Queue {
     /// The ring is stopping, and what a process that died had in flight comes again first.
     pub(super) finishes: bool,
     /// A batch is in the device's hands.
-    lent: bool,
+    pub(super) lent: bool,
     /// A chain with a fault was popped, and was not refused yet.
     pub(super) faulty: bool,
     /// A fault was reported since the ring started: one says what is wrong, a thousand say no

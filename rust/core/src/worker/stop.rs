@@ -87,6 +87,25 @@ impl Queue {
         late
     }
 
+    /// Whether all that is in flight may be left unfinished: it is recorded, the device says so of
+    /// each request, and it has none in a callback, nor the kernel in a call.
+    pub(super) fn may_be_left(&mut self) -> bool {
+        let is_busy = self.lent || self.completions.kernel_holds().any();
+        !is_busy && self.is_recorded() && self.all_can_be_left()
+    }
+
+    fn all_can_be_left(&mut self) -> bool {
+        // What is made here of the chains answers nobody.
+        let nobody = CompletionQueue::new(0, Arc::clone(&self.doorbell));
+        nobody.close();
+        let tokens = self.ring.tokens_in_flight();
+        tokens.into_iter().all(|token| {
+            let mut slot = Slot::new(self.index, Arc::clone(&nobody));
+            self.ring.walk_again(token, &mut slot.buffers).is_ok()
+                && self.device.can_be_left(self.index, &Request::new(slot))
+        })
+    }
+
     /// Fails what the device has not given back, once it is [closed](Self::close): an error is
     /// written for each, and it goes back to the driver.
     pub(super) fn fail_rest(&mut self) {

@@ -15,5 +15,6 @@ mod served;
 mod serving;
 mod state;
 mod stopping;
+mod suspend;
 mod taking_over;
 mod unhelpful;

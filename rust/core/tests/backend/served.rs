@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
@@ -31,6 +31,8 @@ pub(crate) struct Mirror {
     pub(crate) keep: Option<Mutex<Sender<Request>>>,
     pub(crate) leave: AtomicBool,
     pub(crate) block: Gate,
+    /// How often a queue was about to stop.
+    pub(crate) stopping: AtomicU32,
     pub(crate) log: Mutex<Vec<&'static str>>,
     /// What it saves and has loaded, if it does.
     pub(crate) state: Mutex<Option<Vec<u8>>>,
@@ -87,6 +89,14 @@ impl Device for Mirror {
     }
     fn stopped(&self) {
         self.log.lock().unwrap().push("stopped");
+    }
+    fn queue_stopping(&self, _queue: u16) {
+        self.stopping.fetch_add(1, Ordering::SeqCst);
+    }
+    fn can_be_left(&self, _queue: u16, request: &Request) -> bool {
+        let mut first = [0];
+        request.readable().read_at(0, &mut first);
+        first == *b"r"
     }
     fn reset(&self) {
         self.log.lock().unwrap().push("reset");

@@ -294,7 +294,10 @@ impl Model {
                 let protocol = quad(payload, 0);
                 let addresses_change = (protocol ^ self.protocol) & GPA_ADDRESSES != 0;
                 let started = self.rings.iter().any(|ring| ring.started);
-                let taken = protocol & !PROTOCOL == 0 && !(addresses_change && started);
+                let leaves_without_record = protocol & (1 << 20 | 1 << 12) == 1 << 20;
+                let taken = protocol & !PROTOCOL == 0
+                    && !(addresses_change && started)
+                    && !leaves_without_record;
                 self.protocol = taken.then_some(protocol)?;
                 nothing()
             }

@@ -68,10 +68,11 @@ pub(crate) const OFFERED: u64 = ACCEPTED | LOG_ALL | ACCESS_PLATFORM | 0xc_0000_
 /// else's.
 pub(crate) const NOT_OFFERED_AND_HARMLESS: u64 = 0x3_ecf7;
 /// MQ, LOG_SHMFD, REPLY_ACK, BACKEND_REQ, PAGEFAULT, CONFIG, INFLIGHT_SHMFD, RESET_DEVICE,
-/// CONFIGURE_MEM_SLOTS, STATUS, DEVICE_STATE, GPA_ADDRESSES.
-pub(crate) const PROTOCOL: u64 = 0x29_b32b;
-/// What of it is offered together with XEN_MMAP: all but LOG_SHMFD, PAGEFAULT and GPA_ADDRESSES.
-pub(crate) const PROTOCOL_ON_XEN: u64 = PROTOCOL & !(1 << 1 | 1 << 8 | 1 << 21);
+/// CONFIGURE_MEM_SLOTS, STATUS, DEVICE_STATE, GET_VRING_BASE_INFLIGHT, GPA_ADDRESSES.
+pub(crate) const PROTOCOL: u64 = 0x39_b32b;
+/// What of it is offered together with XEN_MMAP: all but LOG_SHMFD, PAGEFAULT,
+/// GET_VRING_BASE_INFLIGHT and GPA_ADDRESSES.
+pub(crate) const PROTOCOL_ON_XEN: u64 = PROTOCOL & !(1 << 1 | 1 << 8 | 1 << 20 | 1 << 21);
 
 /// Bytes of a record that the back-end makes.
 pub(crate) const RECORD: u64 = 0x3000;

@@ -139,7 +139,9 @@ impl Session<'_> {
         if let Err(error) = self.map_again() {
             return self.event(Event::NotTaken(error));
         }
-        thread::sleep(BATCH_LIMIT);
+        if self.queues().next().is_some() {
+            thread::sleep(BATCH_LIMIT);
+        }
         let in_use =
             |region: &Arc<Region>| self.memory.regions().iter().any(|r| Arc::ptr_eq(r, region));
         let former = self.mapped.iter().filter_map(Weak::upgrade).filter(|r| !in_use(r));

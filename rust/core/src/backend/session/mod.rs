@@ -12,6 +12,7 @@ mod rings;
 #[expect(clippy::module_inception, reason = "the noun of the folder")]
 mod session;
 mod state;
+mod suspend;
 mod teardown;
 mod translations;
 mod vring;

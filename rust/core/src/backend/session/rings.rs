@@ -23,6 +23,9 @@ const NETWORK: u32 = 1;
 /// Longest wait for workers to look at new rings that are to stop already.
 const BEGIN_LIMIT: Duration = Duration::from_secs(1);
 
+/// How often it is looked whether what is in flight may be left.
+const LEAVE_INTERVAL: Duration = Duration::from_millis(1);
+
 /// What becomes of requests that do not come back while their ring stops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rest {
@@ -31,6 +34,8 @@ pub(super) enum Rest {
     /// They stay in the record, if there is one, and come again when the ring is started; else they
     /// fail.
     IsRecorded,
+    /// As that, but what the device may leave is not even waited for.
+    IsSuspended,
     /// Nothing: their driver is gone, and its memory is not touched any more.
     IsLeft,
 }
@@ -205,8 +210,11 @@ impl Session<'_> {
     }
 
     pub(super) fn stop_ring(&mut self, index: u16) -> Result<RingPosition, Refusal> {
-        let base =
-            self.stop_rings(&[index], Rest::IsRecorded, self.shared().drain()).pop().flatten();
+        let rest = if self.is_suspending() { Rest::IsSuspended } else { Rest::IsRecorded };
+        let base = self.stop_rings(&[index], rest, self.shared().drain()).pop().flatten();
+        if self.queues().next().is_none() {
+            self.take_from_left();
+        }
         base.ok_or_else(|| held_up("GET_VRING_BASE", index))
     }
 
@@ -222,14 +230,18 @@ impl Session<'_> {
         let begun = Instant::now();
         let stopping = |&index: &u16| {
             let queue = self.started(index)?;
-            let stopped = queue.stop(begun + BEGIN_LIMIT, rest != Rest::IsLeft);
+            let finishes = matches!(rest, Rest::Fails | Rest::IsRecorded);
+            let stopped = queue.stop(begun + BEGIN_LIMIT, finishes);
             self.device().queue_stopping(index);
             stopped.and_then(|()| queue.return_unused()).ok()?;
             Some(queue)
         };
         let queues: Vec<_> = indices.iter().map(stopping).collect();
         let late: Vec<_> =
-            queues.iter().flatten().filter(|queue| !self.wait(queue, begun, limit)).collect();
+            queues.iter().flatten().filter(|queue| !self.wait(queue, begun, limit, rest)).collect();
+        let (left, late): (Vec<&Arc<QueueCell>>, Vec<_>) =
+            late.into_iter().partition(|queue| rest == Rest::IsSuspended && queue.may_be_left());
+        left.iter().for_each(|queue| self.leave_in_record(queue));
         self.late.extend(late.iter().map(|queue| Arc::downgrade(queue.completions())));
         self.end_late(&late, rest);
         let end = |(&index, queue): (&u16, Option<Arc<QueueCell>>)| {
@@ -247,7 +259,7 @@ impl Session<'_> {
     /// Waits for the requests of a ring that is stopping; `false`: not all came back. What the
     /// kernel does to a request's memory by itself has to end first, and be it after the limit, but
     /// for a stop of the back-end.
-    fn wait(&self, queue: &QueueCell, begun: Instant, limit: Duration) -> bool {
+    fn wait(&self, queue: &QueueCell, begun: Instant, limit: Duration, rest: Rest) -> bool {
         let mut told = false;
         loop {
             let left = self.left(begun, limit);
@@ -256,7 +268,11 @@ impl Session<'_> {
                 told = true;
                 self.event(Event::HeldByKernel { queue: queue.index() });
             }
-            let interval = if held { RECHECK_INTERVAL } else { left.min(RECHECK_INTERVAL) };
+            if rest == Rest::IsSuspended && queue.may_be_left() {
+                return false;
+            }
+            let often = if rest == Rest::IsSuspended { LEAVE_INTERVAL } else { RECHECK_INTERVAL };
+            let interval = if held { often } else { left.min(often) };
             if queue.wait_drained(Instant::now() + interval) || left.is_zero() && !held {
                 return !queue.has_rest();
             }
@@ -286,7 +302,7 @@ impl Session<'_> {
         for queue in &failing {
             let late = queue.close().unwrap_or_default();
             reads.extend(late.reads);
-            recorded.push(late.recorded && rest == Rest::IsRecorded);
+            recorded.push(late.recorded && rest != Rest::Fails);
             self.event(Event::Stuck(Stuck { queue: queue.index(), requests: late.requests }));
         }
         if !failing.is_empty() {

@@ -16,7 +16,7 @@ use crate::backend::options::Threads;
 use crate::backend::shared::{PendingEvents, Shared};
 use crate::connection::{Action, Connection, Outcome, Refusal, Step};
 use crate::device::{Device, NotGivenUp};
-use crate::memory::{Iotlb, Memory, MemoryPolicy, Region};
+use crate::memory::{GuestSlice, Iotlb, Memory, MemoryPolicy, Region};
 use crate::request::CompletionQueue;
 use crate::socket::{Incoming, Stream};
 use crate::state::Transfer;
@@ -48,6 +48,8 @@ pub(in crate::backend) struct Session<'a> {
     /// The records of requests in flight that the front-end keeps, if it does.
     pub(super) records: Option<Records>,
     pub(super) logging: Logging,
+    /// What requests read that were left in the record, and still have guest memory.
+    pub(super) unfinished_reads: Option<Vec<GuestSlice>>,
     /// The completions of all rings that were started: requests may outlive their ring.
     pub(super) completions: Vec<Weak<CompletionQueue>>,
     /// The completions of rings whose requests did not all come back when they stopped.
@@ -92,6 +94,7 @@ impl<'a> Session<'a> {
             vrings: (0..queues).map(|_| Vring::default()).collect(),
             records: None,
             logging: Logging::default(),
+            unfinished_reads: None,
             completions: Vec::new(),
             late: Vec::new(),
             kept: None,
@@ -204,6 +207,7 @@ impl<'a> Session<'a> {
     }
 
     fn carry_out(&mut self, action: Action) -> Result<Outcome, Refusal> {
+        self.before(&action);
         match action {
             Action::Features { features, enable_all, ignored } => {
                 self.set_features(features, enable_all)?;

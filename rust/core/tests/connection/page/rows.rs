@@ -107,7 +107,8 @@ pub(super) const MESSAGES: &[Line<FrontendMessage>] = &[
         M::GetVringBase,
         "answers when the requests in flight are done, or have failed as they were late (`drain=`). \
          With a record of requests in flight late ones stay in it instead, and come again when the \
-         ring starts. Buffers that the device keeps without looking at them go back unused, and the \
+         ring starts. With GET_VRING_BASE_INFLIGHT reads that a disk keeps are [not waited \
+         for](#stopping-without-waiting). Buffers that the device keeps without looking at them go back unused, and the \
          base steps back over them",
         &["tests/hostile/test_life_cycle.py::test_the_base_is_answered_once_nothing_is_in_flight"],
     ),
@@ -377,6 +378,16 @@ pub(super) const PROTOCOL: &[Line<ProtocolFeatures>] = &[
         "if the device has [a state of its own](#a-devices-own-state): disks with a write cache, and \
          classes with `save` and `load`",
         &["rust/core/tests/backend/state.rs::a_device_without_a_state_offers_no_transfer"],
+    ),
+    (
+        P::GET_VRING_BASE_INFLIGHT,
+        "not with `--xen`. [Stopping without waiting](#stopping-without-waiting)",
+        &[
+            "rust/core/tests/backend/suspend.rs::\
+             requests_that_may_be_left_are_not_waited_for_and_come_again_in_order",
+            "rust/core/tests/backend/suspend.rs::\
+             a_request_that_may_not_be_left_is_waited_for_and_those_beside_it_are_not",
+        ],
     ),
     (
         P::GPA_ADDRESSES,
