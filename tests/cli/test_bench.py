@@ -64,6 +64,15 @@ def test_more_queues_than_there_are_is_an_error_with_both_numbers(image: str) ->
     assert result.err.count("\n") == 1
 
 
+@pytest.mark.parametrize("pattern", ["randwrite", "write"])
+def test_a_check_of_what_is_read_where_nothing_is_read_is_status_2(pattern: str) -> None:
+    """Nor is the disk looked at: there is none."""
+    result = run("bench", "nowhere.sock", "--verify", "--rw", pattern)
+    problem = f"--verify checks what is read, and --rw {pattern} reads nothing"
+    assert (result.status, result.out) == (2, "")
+    assert problem in result.err
+
+
 def test_a_read_only_disk_is_not_written(image: str) -> None:
     with Server("blk", "--blk-file", image, "--read-only", "--socket-path", "d.sock"):
         for also in (["--rw", "write"], ["--rw", "randwrite"], ["--verify"]):

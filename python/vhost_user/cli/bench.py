@@ -140,6 +140,9 @@ def _check(options: argparse.Namespace) -> None:
             raise Failure(problem, status=Exit.USAGE)
     if options.bs % 512:
         raise Failure(f"--bs is {options.bs}, not a multiple of 512", status=Exit.USAGE)
+    if options.verify and options.rw in WRITING:
+        problem = f"--verify checks what is read, and --rw {options.rw} reads nothing"
+        raise Failure(f"{problem}: leave out one of them", status=Exit.USAGE)
     if not options.runtime > 0:
         raise Failure(f"--runtime is {options.runtime:g}, not above 0", status=Exit.USAGE)
 
