@@ -22,7 +22,7 @@ ENTRY = struct.Struct("=QQQBB6x")
 MISS, UPDATE, INVALIDATE, ACCESS_FAIL = 1, 2, 3, 4
 ALL = (1 << 64) - 1
 MEMORY = 16 << 20
-MISS_NUMBER = 1
+MISS_NUMBER, CONFIG_CHANGE = 1, 2
 
 
 def _entry(iova: int, size: int, user: int, access: int, kind: int) -> bytes:
@@ -78,10 +78,12 @@ def _ask_for_untranslated(front: FrontEnd, index: int = 0) -> None:
 
 
 def _question(channel: socket.socket) -> tuple[int, int, int]:
-    """The address, the access and the type of a question."""
+    """The address, the access and the type of the next question."""
     channel.settimeout(10)
-    header = channel.recv(12, socket.MSG_WAITALL)
-    number, flags, size = struct.unpack("=III", header)
+    number = CONFIG_CHANGE
+    while number == CONFIG_CHANGE:
+        header = channel.recv(12, socket.MSG_WAITALL)
+        number, flags, size = struct.unpack("=III", header)
     assert (number, flags, size) == (MISS_NUMBER, Flag.VERSION | Flag.NEED_REPLY, ENTRY.size)
     iova, _, _, access, kind = ENTRY.unpack(channel.recv(size, socket.MSG_WAITALL))
     return iova, access, kind

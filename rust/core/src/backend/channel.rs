@@ -7,7 +7,7 @@
 //! and their acknowledgements are taken when they have come: an epoll instance stands for the session's
 //! own wake-up and for the channel.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::epoll;
@@ -25,6 +25,10 @@ use crate::sys::event_kind::EventKind;
 use crate::sys::fd_kind::fd_kind;
 use crate::wire::payload::{Iotlb, IotlbAccess, IotlbKind};
 use crate::wire::{BackendMessage, Flags, Frame, Payload, ReceivedFd};
+
+/// The most questions that are open at a time; others wait for an answer. A front-end could read them,
+/// answer none, and give the queues reason to ask anew for ever. 16 queues have as many at once.
+const MOST_OPEN: usize = 1 << 13;
 
 /// The channel: closed until the front-end passes a socket, and again when its peer is gone.
 #[derive(Debug, Default)]
@@ -108,7 +112,7 @@ impl Channel {
 
     /// Asks for what was asked for by the former channel and not acknowledged.
     pub(super) fn go_on_for(&mut self, former: Self) {
-        self.wanted = former.asked.into_iter().chain(former.wanted).collect();
+        self.wanted = still_wanted(former.asked.into_iter().chain(former.wanted));
     }
 
     /// Notes translations that a queue waits for, in the place of those that it wanted before.
@@ -141,10 +145,16 @@ impl Channel {
         if wakes.is_none() {
             *wakes = Some(watch(wake, channel.as_fd()).map_err(|error| error.to_string())?);
         }
-        while let Some(&next) = wanted.front() {
+        let mut room = true;
+        while let Some(&next) = wanted.front()
+            && asked.len() < MOST_OPEN
+        {
             match channel.offer(&request(next.miss, acknowledged)) {
                 Ok(true) => {}
-                Ok(false) => break,
+                Ok(false) => {
+                    room = false;
+                    break;
+                }
                 Err(error) => {
                     self.close();
                     return Err(error.to_string());
@@ -155,15 +165,15 @@ impl Channel {
                 asked.push_back(next);
             }
         }
-        self.watch_for_room();
+        self.watch_for_room(!room);
         Ok(())
     }
 
-    /// Has the session woken when there is room, if something waits for it.
-    fn watch_for_room(&self) {
+    /// Has the session woken when there is room, or not.
+    fn watch_for_room(&self, watch: bool) {
         let (Some(wakes), Some(stream)) = (&self.wakes, &self.stream) else { return };
         let mut flags = epoll::EventFlags::IN;
-        flags.set(epoll::EventFlags::OUT, !self.wanted.is_empty());
+        flags.set(epoll::EventFlags::OUT, watch);
         // It was added with the same arguments.
         let _ = epoll::modify(wakes, stream.as_fd(), epoll::EventData::new_u64(0), flags);
     }
@@ -199,11 +209,22 @@ impl Channel {
         Ok(answers)
     }
 
-    /// Closes it. What was asked for may be asked for on another.
+    /// Closes it. What queues still wait for may be asked for on another.
     fn close(&mut self) {
         (self.stream, self.wakes) = (None, None);
-        self.wanted.extend(std::mem::take(&mut self.asked));
+        let asked = std::mem::take(&mut self.asked);
+        self.wanted = still_wanted(asked.into_iter().chain(std::mem::take(&mut self.wanted)));
     }
+}
+
+/// Those of the questions that a queue has asked last: it waits for no others.
+fn still_wanted(asked: impl Iterator<Item = Wanted>) -> VecDeque<Wanted> {
+    let asked: Vec<Wanted> = asked.collect();
+    let mut last = BTreeMap::new();
+    for Wanted { queue, question, .. } in &asked {
+        last.insert(*queue, *question);
+    }
+    asked.into_iter().filter(|wanted| last.get(&wanted.queue) == Some(&wanted.question)).collect()
 }
 
 /// Makes what is readable when one of the two is.

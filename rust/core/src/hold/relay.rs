@@ -10,6 +10,7 @@ use super::wait::first_ready;
 use super::{Failure, record};
 use crate::socket::{Endpoint, Incoming, Next, SocketError, Source, Stream};
 use crate::sys::closer::Closer;
+use crate::wire::features::ACCESS_PLATFORM;
 use crate::wire::message::Answer;
 use crate::wire::payload::VringState;
 use crate::wire::{Flags, Frame, FrontendMessage, Payload, ProtocolFeatures};
@@ -31,6 +32,10 @@ const HELD: ProtocolFeatures = ProtocolFeatures::MQ
     .union(ProtocolFeatures::DEVICE_STATE)
     .union(ProtocolFeatures::GET_VRING_BASE_INFLIGHT)
     .union(ProtocolFeatures::GPA_ADDRESSES);
+
+/// Virtio's features that are hidden: with ACCESS_PLATFORM the answers to what a dead back-end has
+/// asked for would be taken for those to its successor's questions.
+const HIDDEN: u64 = ACCESS_PLATFORM;
 
 /// The answer to SET_DEVICE_STATE_FD that a transfer cannot be: an error, and no descriptor.
 const NO_TRANSFER: u64 = 0x101;
@@ -318,10 +323,13 @@ impl Relay {
             (_, Some(code)) if acknowledges => code == 0,
             _ => true,
         };
-        if message == FrontendMessage::GetProtocolFeatures
-            && let Some(offered) = number(&reply)
-        {
-            reply.payload = (offered & HELD.bits()).to_bytes();
+        let shown = match message {
+            FrontendMessage::GetProtocolFeatures => Some(HELD.bits()),
+            FrontendMessage::GetFeatures => Some(!HIDDEN),
+            _ => None,
+        };
+        if let (Some(shown), Some(offered)) = (shown, number(&reply)) {
+            reply.payload = (offered & shown).to_bytes();
         }
         if taken {
             self.transfer_lost &= message != FrontendMessage::SetDeviceStateFd;

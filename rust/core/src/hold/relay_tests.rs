@@ -199,12 +199,13 @@ fn a_transfer_of_state_ends_with_its_back_end_and_the_next_one_is_whole() {
 #[test]
 fn what_is_hidden_is_neither_shown_nor_accepted() {
     let (mut relay, mut front) = relay();
-    let (stream, _back) = back_end(FEATURES);
+    let (stream, _back) = back_end(FEATURES | ACCESS_PLATFORM);
     relay.attach(stream).unwrap();
     let wanted = HELD | ProtocolFeatures::PAGEFAULT;
-    let frames = vec![message(15, &[], 0), message(16, &wanted.bits().to_bytes(), 0)];
+    let frames =
+        vec![message(1, &[], 0), message(15, &[], 0), message(16, &wanted.bits().to_bytes(), 0)];
     let answers = pass_all(&mut relay, &mut front, frames);
-    assert_eq!(answers, [HELD.bits().to_bytes(), 1_u64.to_bytes()]);
+    assert_eq!(answers, [FEATURES.to_bytes(), HELD.bits().to_bytes(), 1_u64.to_bytes()]);
     assert_eq!(relay.hidden().as_deref(), Some("PAGEFAULT"));
 }
 

@@ -85,6 +85,8 @@ impl Queue {
     fn set_apart(&mut self, apart: bool) {
         if let Some(translations) = &mut self.translations {
             translations.apart = apart;
+            // What the front-end did not translate for the ring it may translate for a chain.
+            translations.failed.clear();
         }
     }
 

@@ -1,18 +1,26 @@
 //! Rings and buffers by I/O virtual addresses, with a front-end that plays the IOMMU.
+#![allow(unsafe_code)] // A device that is sent to writes its buffers.
 
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use vhost_user_core::address::{GuestAddr, Iova, UserAddr};
-use vhost_user_core::backend::Event;
+use vhost_user_core::backend::{Backend, Event, Observer, Options};
+use vhost_user_core::device::{Device, QueueHandle, SendData};
 use vhost_user_core::frontend::{
     Descriptor, FrontendError, INDIRECT, Iommu, IommuPage, IotlbMiss, NEXT, Used, WRITE, Wanted,
 };
-use vhost_user_core::request::Request;
+use vhost_user_core::memory::Parts;
+use vhost_user_core::request::{Batch, Request};
+use vhost_user_core::socket::{Endpoint, ListenOptions};
 use vhost_user_core::wire::ProtocolFeatures;
 use vhost_user_core::wire::features::ACCESS_PLATFORM;
 
 use super::served::*;
+use super::support::Directory;
 
 /// What the device sees of the guest's address 0. Nothing else lies there.
 const SHIFT: u64 = 0x77_0000_0000;
@@ -29,10 +37,13 @@ struct Behind {
 
 impl Behind {
     fn connect(served: &Served, more: ProtocolFeatures) -> Self {
+        Self::dial(&served.directory.join("device.sock"), served.device.queues.max(1), more)
+    }
+
+    fn dial(socket: &Path, queues: u16, more: ProtocolFeatures) -> Self {
         let Wanted { features, protocol } = Wanted::default();
         let wanted = Wanted { features: features | ACCESS_PLATFORM, protocol: protocol | more };
-        let socket = served.directory.join("device.sock");
-        let mut driver = Driver::connect_as(&socket, served.device.queues.max(1), &wanted);
+        let mut driver = Driver::connect_as(socket, queues, &wanted);
         let mut iommu = Iommu::default();
         for region in driver.memory.regions() {
             let pages = region.guest().0..region.guest().0 + region.size();
@@ -432,6 +443,35 @@ fn what_was_asked_for_is_asked_for_again_on_another_channel() {
 }
 
 #[test]
+fn a_front_end_that_reads_questions_and_answers_none_is_not_asked_for_ever() {
+    const MOST_OPEN: usize = 8192;
+    let served = Served::new(Mirror { queues: 4, ..Mirror::default() });
+    let mut behind = Behind::connect(&served, ProtocolFeatures::empty());
+    behind.start();
+    let mut open = Vec::new();
+    // Each time memory is told anew the rings ask for their parts.
+    while open.len() < MOST_OPEN {
+        let Driver { client, memory, .. } = &mut behind.driver;
+        client.remove_region(&memory.regions()[2]).unwrap();
+        client.add_region(&memory.regions()[2]).unwrap();
+        while let Some(miss) = client.wait_miss(Duration::ZERO).unwrap() {
+            open.push(miss);
+        }
+    }
+    for _ in 0..20 {
+        let Driver { client, memory, .. } = &mut behind.driver;
+        client.remove_region(&memory.regions()[2]).unwrap();
+        client.add_region(&memory.regions()[2]).unwrap();
+        assert_eq!(client.wait_miss(Duration::ZERO).unwrap(), None, "{MOST_OPEN} are open");
+    }
+    for miss in open {
+        let Behind { driver, iommu, .. } = &mut behind;
+        driver.client.answer_miss(miss, iommu, &driver.memory).unwrap();
+    }
+    assert_eq!(behind.ask(3, &[1]), [254]);
+}
+
+#[test]
 fn without_a_way_to_ask_no_ring_starts() {
     let served = Served::new(Mirror::default());
     let Wanted { features, protocol } = Wanted::default();
@@ -474,4 +514,95 @@ fn translations_do_not_outlive_the_last_ring() {
     behind.kick(0);
     assert_eq!(behind.ask(0, &[2]), [253]);
     assert!(behind.asked.len() > asked, "nobody has told meanwhile what has gone");
+}
+
+/// A device that takes the buffers of its queue by itself.
+#[derive(Default)]
+struct Radio {
+    handle: Mutex<Option<Arc<dyn QueueHandle>>>,
+    told: AtomicU32,
+}
+
+impl Device for Radio {
+    fn virtio_id(&self) -> u32 {
+        4
+    }
+    fn features(&self) -> u64 {
+        0
+    }
+    fn num_queues(&self) -> u16 {
+        1
+    }
+    fn max_queue_size(&self) -> u16 {
+        256
+    }
+    fn config_len(&self) -> usize {
+        0
+    }
+    fn read_config(&self, _: usize, _: &mut [u8]) {}
+    fn receives(&self, _: u16) -> bool {
+        true
+    }
+    fn queue_started(&self, _: u16, handle: Arc<dyn QueueHandle>) {
+        *self.handle.lock().unwrap() = Some(handle);
+    }
+    fn buffers_available(&self, _: u16) {
+        self.told.fetch_add(1, Ordering::SeqCst);
+    }
+    fn handle(&self, _: u16, _: &mut Batch) {}
+}
+
+/// So many bytes of the same kind.
+struct Bytes(u8, usize);
+
+impl SendData for Bytes {
+    fn len(&self) -> u64 {
+        self.1 as u64
+    }
+    fn copy_to(&self, _: u64, to: Parts<'_>) {
+        for part in to {
+            // SAFETY: the part is mapped while the core has it, and is so long.
+            unsafe { std::ptr::write_bytes(part.base(), self.0, part.len()) };
+        }
+    }
+}
+
+#[test]
+fn a_device_that_takes_buffers_by_itself_is_told_when_their_translations_have_come() {
+    let (directory, radio) = (Directory::new(), Arc::new(Radio::default()));
+    let socket = directory.join("device.sock");
+    let options = Options::new(Endpoint::Listen(ListenOptions::new(socket.clone())));
+    let events: Arc<dyn Observer> = Arc::new(Events::default());
+    let _backend = Backend::start(Arc::clone(&radio) as Arc<dyn Device>, options, events).unwrap();
+    let mut behind = Behind::dial(&socket, 1, ProtocolFeatures::empty());
+    behind.start();
+    let told = || radio.told.load(Ordering::SeqCst);
+    for round in 0..30_u8 {
+        behind.driver.client.invalidate_iotlb(Iova(0), ALL).unwrap();
+        let before = told();
+        // Two buffers for one piece of data, each in two pages.
+        for head in 0..2 {
+            let addr = 4 * MIB + SHIFT + u64::from(head) * 8 * PAGE + PAGE - 10;
+            let buffer = Descriptor { addr, len: 20, flags: WRITE, next: 0 };
+            behind.driver.rings[0].set_descriptor(head, buffer);
+            behind.driver.rings[0].push(head);
+        }
+        behind.driver.rings[0].publish();
+        behind.until("word of buffers", |_| (told() > before).then_some(()));
+        let handle = radio.handle.lock().unwrap().clone().unwrap();
+        let data = Bytes(round + 1, 40);
+        let mut heard = told();
+        while handle.send(&data, 2, None).unwrap() == 0 {
+            behind.until("more buffers", |_| (told() > heard).then_some(()));
+            heard = told();
+        }
+        let used = [behind.used(0), behind.used(0)];
+        assert_eq!(used, [Used { head: 0, len: 20 }, Used { head: 1, len: 20 }]);
+        for head in 0..2 {
+            let mut bytes = [0; 20];
+            let at = 4 * MIB + head * 8 * PAGE + PAGE - 10;
+            behind.driver.memory.read(GuestAddr(at), &mut bytes).unwrap();
+            assert_eq!(bytes, [round + 1; 20]);
+        }
+    }
 }
