@@ -144,8 +144,8 @@ def nursery(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Nursery]
         yield served
 
 
-@pytest.mark.parametrize("in_order", [False], ids=["any order"])
-@pytest.mark.parametrize("packed", [False], ids=["split"])
+@pytest.mark.parametrize("in_order", [False, True], ids=["any order", "in order"])
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
 def test_what_was_acknowledged_is_there_whenever_the_back_end_is_killed(
     nursery: Nursery, tmp_path: Path, packed: bool, in_order: bool
 ) -> None:

@@ -71,6 +71,53 @@ fn what_is_written_is_read_back_in_every_layout_of_the_ring() {
     }
 }
 
+/// Packed or not, in order or not.
+const FORMS: [(bool, bool); 4] = [(false, false), (false, true), (true, false), (true, true)];
+
+#[test]
+fn what_is_written_is_read_back_in_each_form_of_rings() {
+    let directory = Directory::new();
+    let socket = directory.join("socket");
+    let _backend = serve(&disk(4 * MIB, 2), &socket);
+    // With 100 entries, which no split ring can have, chains of three lie over the ring's end.
+    for (seed, (packed, in_order)) in (0..).zip(FORMS) {
+        for (indirect, event_idx, queue_size) in
+            [(true, true, 128), (false, false, 4), (false, true, if packed { 100 } else { 64 })]
+        {
+            let options = BlockOptions {
+                indirect,
+                event_idx,
+                queue_size,
+                packed,
+                in_order,
+                num_queues: 2,
+                request_bytes: 4096,
+                ..BlockOptions::default()
+            };
+            let mut driver = BlockDriver::connect(&socket, options).unwrap();
+            let pattern = Pattern { seed };
+            pattern.prepare(&mut driver).unwrap();
+            driver.flush().unwrap();
+            let mut back = vec![0; 4 * MIB as usize];
+            driver.pread(&mut back, 0).unwrap();
+            assert_eq!(pattern.check(0, &back), Ok(()), "{packed} {in_order} {queue_size}");
+            for polling in [false, true] {
+                let options = LoadOptions {
+                    polling,
+                    depth: queue_size.min(16) / if indirect { 1 } else { 3 },
+                    limit: Limit::Ops(5_000),
+                    verify: Verify::All,
+                    seed,
+                    ..LoadOptions::default()
+                };
+                let report = load::run(&mut driver, &options).unwrap();
+                assert_eq!((report.errors, report.mismatches), (0, 0), "{packed} {in_order}");
+            }
+            driver.stop().unwrap();
+        }
+    }
+}
+
 #[test]
 fn a_driver_that_needs_few_protocol_features_is_served() {
     let directory = Directory::new();
