@@ -38,7 +38,8 @@ def test_a_disk_tells_features_queues_limits_and_configuration(image: str) -> No
     assert int(found["features"]["value"], 16) & 1 << 32
     assert found["protocol_features"]["names"] == [
         *("MQ", "LOG_SHMFD", "REPLY_ACK", "BACKEND_REQ", "PAGEFAULT", "CONFIG", "INFLIGHT_SHMFD"),
-        *("RESET_DEVICE", "CONFIGURE_MEM_SLOTS", "STATUS", "DEVICE_STATE", "GPA_ADDRESSES"),
+        *("RESET_DEVICE", "CONFIGURE_MEM_SLOTS", "STATUS", "DEVICE_STATE"),
+        *("GET_VRING_BASE_INFLIGHT", "GPA_ADDRESSES"),
     ]
     assert (found["num_queues"], found["max_mem_slots"]) == (2, 509)
     assert found["block"].items() >= CONFIG_OF_A_MIB.items()

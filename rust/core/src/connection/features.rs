@@ -40,12 +40,12 @@ impl Connection {
         if self.is_first_half(features, frame.header.flags) {
             return Ok(Verdict::Done);
         }
-        if features & RING_PACKED != 0 && features & VERSION_1 == 0 {
-            return Err(Refusal("RING_PACKED needs VERSION_1".to_owned()));
-        }
         let missing = self.offer.required_features & !features;
         if missing != 0 {
             return Err(Refusal(format!("required: {}", self.requirement(missing))));
+        }
+        if features & RING_PACKED != 0 && features & VERSION_1 == 0 {
+            return Err(Refusal("RING_PACKED needs VERSION_1".to_owned()));
         }
         let changed = (features ^ self.features) & !LOG_ALL;
         if changed != 0 && self.any_ring_is_started() {
