@@ -13,4 +13,4 @@ pub use daemon::Daemon;
 pub use disk::{Disk, RING};
 pub use guest::Guest;
 pub use ring::{Kind, Ring, SECTOR, wait};
-pub use served::Served;
+pub use served::{LEFT_OUT, Served};

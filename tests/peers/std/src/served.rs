@@ -13,8 +13,10 @@ use vhost_user_core::block::{BlockDevice, BlockOptions, FileDisk, Sharing};
 use vhost_user_core::socket::{Endpoint, ListenOptions};
 
 const VERSION_1: u64 = 1 << 32;
-const EVENT_IDX: u64 = 1 << 29;
-const ACCESS_PLATFORM: u64 = 1 << 33;
+
+/// The features that this front-end and its driver do without: EVENT_IDX, ACCESS_PLATFORM,
+/// RING_PACKED and IN_ORDER.
+pub const LEFT_OUT: u64 = 1 << 29 | 1 << 33 | 1 << 34 | 1 << 35;
 
 /// A back-end with a disk in a file.
 pub struct Served {
@@ -58,8 +60,8 @@ impl Served {
         Frontend::connect(&self.socket, 2).unwrap()
     }
 
-    /// A front-end that has negotiated all it can, but for event indices, guest addresses and
-    /// translated ones, and asks for a reply to every message.
+    /// A front-end that has negotiated all but guest addresses and [what it leaves out](LEFT_OUT), and
+    /// asks for a reply to every message.
     pub fn negotiate(&self) -> Frontend {
         let mut frontend = self.connect();
         frontend.set_owner().unwrap();
@@ -73,7 +75,7 @@ impl Served {
         frontend.set_protocol_features(known).unwrap();
         assert!(known.contains(VhostUserProtocolFeatures::REPLY_ACK));
         frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
-        frontend.set_features(features & !(EVENT_IDX | ACCESS_PLATFORM)).unwrap();
+        frontend.set_features(features & !LEFT_OUT).unwrap();
         frontend
     }
 }

@@ -9,7 +9,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::Duration;
 
-use peers_std::{Guest, Kind, Ring, SECTOR, Served, wait};
+use peers_std::{Guest, Kind, LEFT_OUT, Ring, SECTOR, Served, wait};
 use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserVringAddrFlags};
 use vhost::vhost_user::{
     Frontend, FrontendReqHandler, HandlerResult, VhostUserFrontend, VhostUserFrontendReqHandlerMut,
@@ -27,7 +27,6 @@ const HIGH: (u64, usize) = (0x1_0000_0000, 0x1_0000);
 const HIGHER: (u64, usize) = (0x2_0000_0000, 0x1_0000);
 /// One bit for each page of 2 MiB and many more.
 const LOG_BYTES: u64 = 4096;
-const EVENT_IDX: u64 = 1 << 29;
 const LOG_ALL: u64 = 1 << 26;
 const OK: u8 = 0;
 const IOERR: u8 = 1;
@@ -183,7 +182,7 @@ fn what_is_written_to_guest_memory_is_logged_and_the_log_may_be_replaced() {
     let expected: Vec<_> = [0x100, 0x101].into_iter().chain(read..read + 16).collect();
     assert_eq!(marked(&first), expected);
     let all = frontend.get_features().unwrap();
-    frontend.set_features(all & !(EVENT_IDX | LOG_ALL)).unwrap();
+    frontend.set_features(all & !(LEFT_OUT | LOG_ALL)).unwrap();
     write_and_read_back(&mut ring, &guest, 3);
     let base = frontend.get_vring_base(0).unwrap();
     assert_eq!(base, 96);

@@ -24,6 +24,7 @@ pub const DOMID: u16 = 3;
 pub const SIZE: u64 = 1 << 20;
 const PAGE: u64 = 4096;
 const EVENT_IDX: u64 = 1 << 29;
+const IN_ORDER: u64 = 1 << 35;
 const INDIRECT_DESC: u64 = 1 << 28;
 
 /// Where things of the one request lie in guest memory, after the ring.
@@ -102,8 +103,8 @@ impl Served {
         Self { backend, socket, _folder: folder }
     }
 
-    /// A front-end that has negotiated all it can, XEN_MMAP among it, and asks for a reply to
-    /// every message.
+    /// A front-end that has negotiated all that it and its driver can, XEN_MMAP among it, and asks for
+    /// a reply to every message.
     pub fn negotiate(&self) -> Frontend {
         let mut frontend = Frontend::connect(&self.socket, 1).unwrap();
         frontend.set_owner().unwrap();
@@ -112,7 +113,7 @@ impl Served {
         assert!(known.contains(VhostUserProtocolFeatures::XEN_MMAP));
         frontend.set_protocol_features(known).unwrap();
         frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
-        frontend.set_features(features & !(EVENT_IDX | INDIRECT_DESC)).unwrap();
+        frontend.set_features(features & !(EVENT_IDX | INDIRECT_DESC | IN_ORDER)).unwrap();
         frontend
     }
 }
