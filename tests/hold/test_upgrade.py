@@ -113,8 +113,12 @@ def test_an_upgrade_to_a_smaller_device_leaves_the_present_one(folder: Path) -> 
 
 
 def test_changed_code_is_taken_up_and_wrong_code_is_not(folder: Path) -> None:
+    """Changed within a second and as long as before: Python takes the old compiled code for that of
+    such a file."""
     code = folder / "ram.py"
     code.write_text(RAM.format(letter="a"))
+    second = code.stat().st_mtime_ns // 10**9 * 10**9
+    os.utime(code, ns=(second, second))
     words = [*COMMAND, "run", "ram.py", "--reload", "--socket-path", SOCKET]
     with Held(folder, words) as held:
         held.assert_says("held for process")
@@ -124,7 +128,10 @@ def test_changed_code_is_taken_up_and_wrong_code_is_not(folder: Path) -> None:
         held.assert_says("ram.py:1: invalid syntax")
         held.assert_says("the new back-end cannot follow")
         assert sector(front) == b"a" * 512
-        code.write_text(RAM.format(letter="b"))
+        changed = folder / "changed"
+        changed.write_text(RAM.format(letter="b"))
+        os.utime(changed, ns=(second + 1, second + 1))
+        changed.rename(code)
         held.assert_says(" follows process ")
         assert sector(front) == b"b" * 512
         assert held.end(signal.SIGINT) == 0
