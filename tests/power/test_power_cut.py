@@ -1,5 +1,6 @@
 """Whatever a power cut leaves of a disk: what the driver was told is on stable storage is there."""
 
+import mmap
 import os
 import threading
 from collections.abc import Callable
@@ -18,6 +19,10 @@ from .disk import SIZE, VolatileDisk
 ROUNDS = int(os.environ.get("POWER_CUTS", "25"))
 """Moments at which each disk is looked at."""
 
+ZEROES = memoryview(mmap.mmap(-1, SIZE)).toreadonly()
+"""From the start of a page on, as the driver's data are: the kernel divides a write between two of
+the caller's pages, and a sector that lies in both would reach the disk in parts."""
+
 
 class Methods(vu.BlockDevice):
     """Serves request by request, by calls on a descriptor."""
@@ -33,7 +38,7 @@ class Methods(vu.BlockDevice):
         assert os.pwrite(self.fd, buf, offset) == len(buf)
 
     def write_zeroes(self, offset: int, length: int, unmap: bool, /) -> None:
-        os.pwrite(self.fd, bytes(length), offset)
+        os.pwrite(self.fd, ZEROES[:length], offset)
 
     def flush(self) -> None:
         os.fdatasync(self.fd)
@@ -54,7 +59,7 @@ class Late(Methods):
             if request.op == "write":
                 request.pwritev(self.fd)
             elif request.op == "write_zeroes":
-                os.pwrite(self.fd, bytes(request.length), request.offset)
+                os.pwrite(self.fd, ZEROES[: request.length], request.offset)
             elif request.op == "flush":
                 self.flush()
             request.complete()
