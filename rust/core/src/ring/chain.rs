@@ -1,4 +1,5 @@
-//! A chain while it is walked: each descriptor is checked and its buffer looked up.
+//! A chain: where it comes from, and its walk, in which each descriptor is checked and its buffer
+//! looked up.
 //!
 //! VIRTIO 1.3, "The Virtqueue Descriptor Table".
 
@@ -10,6 +11,16 @@ pub(super) const DESC_LEN: usize = 16;
 pub(super) const DESC_NEXT: u16 = 1;
 pub(super) const DESC_WRITE: u16 = 2;
 pub(super) const DESC_INDIRECT: u16 = 4;
+
+/// Where a chain comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// Its number among all that were ever popped from the ring. A chain that comes again has the
+    /// number that it had at first; without a record numbers begin with 0 at each start.
+    pub sequence: u64,
+    /// It comes again: a process that had it died.
+    pub resubmitted: bool,
+}
 
 /// A copy of one descriptor.
 #[derive(Clone, Copy, Debug)]

@@ -13,23 +13,28 @@ mod inflight;
 mod packed;
 mod packed_record;
 mod packed_slots;
+mod part;
 mod record;
 #[expect(clippy::module_inception, reason = "the noun of the folder")]
 mod ring;
 mod split;
 mod split_record;
+mod used_log;
 mod used_places;
 
 use std::fmt;
 
+pub use chain::Origin;
 pub use event::{need_event, need_event_packed};
 pub use inflight::InflightRecord;
 pub use packed::{PackedLayout, PackedRing};
 pub use packed_record::PackedRecord;
+pub use part::{RingPart, StartError};
 pub use record::{RecordError, Unfinished};
 pub use ring::{Ring, RingLayout};
-pub use split::{Origin, RingPart, SplitLayout, SplitRing, StartError, UsedLog};
+pub use split::{SplitLayout, SplitRing};
 pub use split_record::SplitRecord;
+pub use used_log::UsedLog;
 
 /// Descriptors of one chain beyond which it is refused, for rings of up to this size. Real
 /// drivers send indirect tables longer than the ring (Windows: 515 entries on any ring).

@@ -26,15 +26,16 @@ use std::iter;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use super::chain::{Chain, DESC_INDIRECT, DESC_LEN, Descriptor, TableForm};
+use super::chain::{Chain, DESC_INDIRECT, DESC_LEN, Descriptor, Origin, TableForm};
 use super::event::need_event_packed;
 use super::held::Held;
 use super::indirect::Tables;
 use super::packed_record::PackedRecord;
 use super::packed_slots::{NEXT, Slots, buffer_id, used_word};
+use super::part::{RingPart, StartError};
 use super::record::Unfinished;
-use super::split::{Origin, RingPart, StartError, UsedLog};
-use super::used_places::UsedPlaces;
+use super::used_log::UsedLog;
+use super::used_places::{EVENT_AREA, UsedPlaces};
 use super::{MAX_CHAIN, RingError};
 use crate::address::UserAddr;
 use crate::memory::{Access, Buffers, DirtyLog, Memory, Window};
@@ -45,7 +46,6 @@ use crate::token::Token;
 const ENABLE: u16 = 0;
 const DISABLE: u16 = 1;
 const DESC: u16 = 2;
-const EVENT_AREA: usize = 4;
 
 /// Where a ring's three parts are, in the front-end's address space.
 #[derive(Clone, Copy, Debug)]
@@ -692,14 +692,11 @@ impl PackedLayout {
 
 impl Parts {
     fn find(memory: &Memory, layout: &PackedLayout) -> Result<Self, StartError> {
-        let find = |RingPart { name: part, at, len, access }, align| {
-            memory.ring_part(at, len, align, access).ok_or(StartError { part, at, len })
-        };
         let [descriptors, driver_area, device_area] = layout.parts();
         Ok(Self {
-            slots: Slots { window: find(descriptors, 16)?, size: layout.size },
-            driver_area: find(driver_area, 4)?,
-            device_area: find(device_area, 4)?,
+            slots: Slots { window: descriptors.find(memory, 16)?, size: layout.size },
+            driver_area: driver_area.find(memory, 4)?,
+            device_area: device_area.find(memory, 4)?,
         })
     }
 

@@ -9,18 +9,19 @@
 //! VIRTIO 1.3, "Split Virtqueues".
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::io;
 use std::iter;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use super::chain::{Chain, DESC_INDIRECT, DESC_LEN, DESC_NEXT, Descriptor, TableForm};
+use super::chain::{Chain, DESC_INDIRECT, DESC_LEN, DESC_NEXT, Descriptor, Origin, TableForm};
 use super::indirect::Tables;
+use super::part::{RingPart, StartError};
 use super::record::Unfinished;
 use super::split_record::SplitRecord;
+use super::used_log::UsedLog;
 use super::{MAX_CHAIN, RingError, need_event};
-use crate::address::{GuestAddr, UserAddr};
+use crate::address::UserAddr;
 use crate::memory::{Access, Buffers, DirtyLog, Memory, Window};
 
 const AVAIL_NO_INTERRUPT: u16 = 1;
@@ -43,43 +44,6 @@ pub struct SplitLayout {
     /// Event indices were negotiated.
     pub event_idx: bool,
 }
-
-/// A part of a ring that is not wholly in one region of guest memory, or misaligned in it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StartError {
-    /// Which part.
-    pub part: &'static str,
-    /// Where it should be.
-    pub at: UserAddr,
-    /// Its bytes.
-    pub len: usize,
-}
-
-/// A part of a ring, as the front-end has told where it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RingPart {
-    /// Which part.
-    pub name: &'static str,
-    /// Its first address.
-    pub at: UserAddr,
-    /// Its bytes.
-    pub len: usize,
-    /// What the device does with it.
-    pub access: Access,
-}
-
-impl fmt::Display for StartError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { part, at, len } = self;
-        write!(
-            f,
-            "the {part} ({len} bytes at {at}) is not inside one region of guest memory, has no \
-             translation, or cannot be mapped"
-        )
-    }
-}
-
-impl std::error::Error for StartError {}
 
 /// The three parts of a ring, mapped.
 #[derive(Debug)]
@@ -124,25 +88,6 @@ pub struct SplitRing {
     sequence: u64,
     /// Where writes to the used ring are noted.
     log: Option<UsedLog>,
-}
-
-/// Where writes to the used ring are noted.
-#[derive(Clone, Debug)]
-pub struct UsedLog {
-    /// The log.
-    pub log: Arc<DirtyLog>,
-    /// The address under which the log knows the used ring.
-    pub at: GuestAddr,
-}
-
-/// Where a chain comes from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Origin {
-    /// Its number among all that were ever popped from the ring. A chain that comes again has the
-    /// number that it had at first; without a record numbers begin with 0 at each start.
-    pub sequence: u64,
-    /// It comes again: a process that had it died.
-    pub resubmitted: bool,
 }
 
 impl SplitRing {
@@ -614,15 +559,6 @@ impl SplitRing {
     }
 }
 
-impl UsedLog {
-    /// Marks `len` bytes of the used ring from `offset` on.
-    #[inline]
-    fn mark(&self, offset: usize, len: usize) {
-        // An address that wraps is beyond every log, as the last one is.
-        self.log.mark(GuestAddr(self.at.0.saturating_add(offset as u64)), len as u64);
-    }
-}
-
 impl SplitLayout {
     /// The descriptor table, the available ring and the used ring.
     fn parts(&self) -> [RingPart; 3] {
@@ -639,14 +575,11 @@ impl SplitLayout {
 
 impl Parts {
     fn find(memory: &Memory, layout: &SplitLayout) -> Result<Self, StartError> {
-        let find = |RingPart { name: part, at, len, access }, align| {
-            memory.ring_part(at, len, align, access).ok_or(StartError { part, at, len })
-        };
         let [descriptors, available, used] = layout.parts();
         Ok(Self {
-            descriptors: find(descriptors, 16)?,
-            available: find(available, 2)?,
-            used: find(used, 4)?,
+            descriptors: descriptors.find(memory, 16)?,
+            available: available.find(memory, 2)?,
+            used: used.find(memory, 4)?,
         })
     }
 

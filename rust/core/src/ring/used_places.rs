@@ -4,11 +4,12 @@
 //! event area, and the descriptors are found in the table of memory.
 
 use super::chain::DESC_LEN;
-use super::split::UsedLog;
+use super::used_log::UsedLog;
 use crate::address::{GuestAddr, UserAddr};
 use crate::memory::Memory;
 
-const EVENT_AREA: u64 = 4;
+/// The bytes of an event area.
+pub(super) const EVENT_AREA: usize = 4;
 
 /// A packed ring's places in the dirty log.
 #[derive(Debug)]
@@ -46,6 +47,6 @@ impl UsedPlaces {
 
     /// Marks the device's event area, as [`mark_slots`](Self::mark_slots).
     pub(super) fn mark_device_area(&self) {
-        self.log.log.mark(self.log.at, EVENT_AREA);
+        self.log.mark(0, EVENT_AREA);
     }
 }
