@@ -6,10 +6,10 @@ use std::sync::atomic::Ordering;
 use super::client::{Client, copy};
 use super::error::{FrontendError, Result};
 use super::memory::GuestMemory;
-use super::messages::{VringDescription, address};
+use super::messages::VringDescription;
 use crate::error::HostError;
 use crate::sys::shared::SharedMemory;
-use crate::wire::payload::{Log, VringAddress};
+use crate::wire::payload::Log;
 use crate::wire::{FrontendMessage as M, Payload};
 
 /// The bytes of guest memory that a bit stands for.
@@ -82,8 +82,7 @@ impl Client {
         ring: impl Into<VringDescription<'a>>,
         on: bool,
     ) -> Result<()> {
-        let VringDescription { parts, log, .. } = ring.into();
-        self.set_vring_addr(&VringAddress { log_used: on, ..address(index, parts, log) })
+        self.set_vring_addr(&ring.into().logged(on).addresses(index))
     }
 
     /// SET_LOG_FD: an eventfd that the back-end signals when it has set bits.

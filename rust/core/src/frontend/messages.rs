@@ -158,13 +158,13 @@ impl Client {
         index: u32,
         ring: impl Into<VringDescription<'a>>,
     ) -> Result<()> {
-        let VringDescription { size, base, parts, log, error, call, kick } = ring.into();
-        self.set_vring_num(index, size.into())?;
-        self.set_vring_base(index, base)?;
-        self.set_vring_addr(&address(index, parts, log))?;
-        self.set_vring_err(index, Some(error))?;
-        self.set_vring_call(index, Some(call))?;
-        self.set_vring_kick(index, Some(kick))
+        let ring = ring.into();
+        self.set_vring_num(index, ring.size.into())?;
+        self.set_vring_base(index, ring.base)?;
+        self.set_vring_addr(&ring.addresses(index))?;
+        self.set_vring_err(index, Some(ring.error))?;
+        self.set_vring_call(index, Some(ring.call))?;
+        self.set_vring_kick(index, Some(ring.kick))
     }
 
     /// A region as it is told: with GPA_ADDRESSES it has no address of the front-end's, as with
@@ -368,12 +368,26 @@ pub struct VringDescription<'a> {
     size: u16,
     base: u32,
     /// In the order of SET_VRING_ADDR's fields `descriptor`, `available` and `used`.
-    pub(super) parts: [UserAddr; 3],
+    parts: [UserAddr; 3],
     /// Where in the guest is what the device writes: the used ring, or the device's event area.
-    pub(super) log: GuestAddr,
+    log: GuestAddr,
+    /// Writes to that are logged.
+    is_logged: bool,
     error: BorrowedFd<'a>,
     call: BorrowedFd<'a>,
     kick: BorrowedFd<'a>,
+}
+
+impl VringDescription<'_> {
+    /// With writes to the part that the driver reads logged, or not.
+    #[must_use]
+    pub fn logged(self, is_logged: bool) -> Self {
+        Self { is_logged, ..self }
+    }
+
+    pub(super) fn addresses(&self, index: u32) -> VringAddress {
+        VringAddress { log_used: self.is_logged, ..address(index, self.parts, self.log) }
+    }
 }
 
 impl<'a> From<&'a SplitRing> for VringDescription<'a> {
@@ -383,6 +397,7 @@ impl<'a> From<&'a SplitRing> for VringDescription<'a> {
             base: ring.base().into(),
             parts: ring.user_addresses(),
             log: ring.layout().used,
+            is_logged: false,
             error: ring.error_fd(),
             call: ring.call_fd(),
             kick: ring.kick_fd(),
@@ -398,6 +413,7 @@ impl<'a> From<&'a PackedRing> for VringDescription<'a> {
             base: ring.base(),
             parts: ring.user_addresses(),
             log: ring.layout().device_event,
+            is_logged: false,
             error: signals.error_fd(),
             call: signals.call_fd(),
             kick: signals.kick_fd(),
@@ -430,7 +446,7 @@ impl PackedRing {
     }
 }
 
-pub(super) fn address(index: u32, parts: [UserAddr; 3], log: GuestAddr) -> VringAddress {
+fn address(index: u32, parts: [UserAddr; 3], log: GuestAddr) -> VringAddress {
     let [descriptors, available, used] = parts;
     VringAddress { index, log_used: false, descriptors, used, available, log }
 }

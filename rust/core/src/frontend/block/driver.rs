@@ -10,7 +10,7 @@ use super::super::client::Client;
 use super::super::error::{BlockStatus, FrontendError, Result};
 use super::super::log::DirtyLog;
 use super::super::memory::GuestMemory;
-use super::super::messages::{IMPLEMENTED, Negotiated, Wanted};
+use super::super::messages::{IMPLEMENTED, Negotiated, VringDescription, Wanted};
 use super::super::ring::RingFeatures;
 use super::super::xen::XenMemory;
 use super::queue::QueueLayout;
@@ -472,10 +472,8 @@ impl BlockDriver {
     /// Starts the rings where they stand.
     pub(super) fn start_rings(&mut self) -> Result<()> {
         for (index, queue) in (0..).zip(&self.queues) {
-            self.client.start_ring(index, queue.ring())?;
-        }
-        if self.log.is_some() {
-            self.log_rings()?;
+            let ring = VringDescription::from(queue.ring());
+            self.client.start_ring(index, ring.logged(self.log.is_some()))?;
         }
         if self.negotiated.features & features::PROTOCOL_FEATURES != 0 {
             let mut indexes = 0..self.queues.len() as u32;
@@ -484,8 +482,9 @@ impl BlockDriver {
         Ok(())
     }
 
-    /// As QEMU does when a guest begins to move: the log, then the feature, then each ring.
-    fn start_logging(&mut self) -> Result<()> {
+    /// Has the back-end use the log, if there is one. As QEMU does when a guest begins to move: the
+    /// log, then the feature, then each ring.
+    pub(super) fn start_logging(&mut self) -> Result<()> {
         let Some(log) = &self.log else { return Ok(()) };
         self.client.set_log(log)?;
         self.client.set_features(self.negotiated.features | features::LOG_ALL)?;

@@ -4,20 +4,15 @@
 use super::super::error::{FrontendError, Result};
 use super::super::log::DirtyLog;
 use super::driver::BlockDriver;
-use crate::wire::features::LOG_ALL;
 
 impl BlockDriver {
-    /// Has the back-end note in a new log what it writes to guest memory, from now on. In the order
-    /// of QEMU: the log, LOG_ALL, and each ring.
+    /// Has the back-end note in a new log what it writes to guest memory, from now on.
     ///
     /// # Errors
     /// The back-end does not offer LOG_SHMFD, or refuses.
     pub fn start_log(&mut self) -> Result<()> {
-        let log = DirtyLog::of(self.memory())?;
-        self.client.set_log(&log)?;
-        self.client.set_features(self.negotiated.features | LOG_ALL)?;
-        self.log = Some(log);
-        self.log_rings()
+        let former = self.log.replace(DirtyLog::of(self.memory())?);
+        self.start_logging().inspect_err(|_| self.log = former)
     }
 
     /// The numbers of the pages, of 4096 bytes, that were noted since the last call, in order.
