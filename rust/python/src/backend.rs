@@ -14,11 +14,10 @@ use vhost_user_core::backend::{
 };
 use vhost_user_core::block::{BlockDevice, FileDisk, NullDisk, Sharing};
 use vhost_user_core::device::Device;
-use vhost_user_core::socket::{Endpoint, ListenOptions};
 
 use crate::block::{PyBlock, options};
-use crate::descriptor::descriptor;
 use crate::device::QueueDevice;
+use crate::endpoint::endpoint;
 use crate::error;
 use crate::interrupt::{SIGNAL_CHECK, has_raised, interruptible};
 use crate::log::{self, Level, Logger, Record};
@@ -86,12 +85,7 @@ impl Backend {
         xen: Option<XenArguments>,
         guest: Option<&XenGuest>,
     ) -> PyResult<Self> {
-        let endpoint = match (listen, dial, fd) {
-            (Some(path), None, None) => Endpoint::Listen(ListenOptions { path, mode, group }),
-            (None, Some(path), None) => Endpoint::Dial { path },
-            (None, None, Some(fd)) => Endpoint::Inherited(descriptor(fd)?.try_clone_to_owned()?),
-            _ => return Err(PyValueError::new_err("exactly one of listen, dial, fd")),
-        };
+        let endpoint = endpoint((listen, mode, group), dial, fd)?;
         let raw_views = xen.as_ref().is_some_and(|(.., raw_views)| *raw_views);
         let mut options = Options {
             keep_listening,

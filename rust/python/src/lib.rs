@@ -19,6 +19,7 @@ mod descriptor;
 mod device;
 mod device_lock;
 mod driver;
+mod endpoint;
 mod error;
 mod exporter;
 mod frontend;

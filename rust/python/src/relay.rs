@@ -6,12 +6,12 @@
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
-use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use vhost_user_core::hold::{self, Event, Failure};
-use vhost_user_core::socket::{Endpoint, ListenOptions, SocketError, Stream};
+use vhost_user_core::socket::{SocketError, Stream};
 
 use crate::descriptor::descriptor;
+use crate::endpoint::endpoint;
 use crate::error;
 use crate::interrupt::interruptible;
 use crate::seat::Seat;
@@ -39,12 +39,7 @@ impl Relay {
         mode: u32,
         group: Option<u32>,
     ) -> PyResult<Self> {
-        let endpoint = match (listen, dial, fd) {
-            (Some(path), None, None) => Endpoint::Listen(ListenOptions { path, mode, group }),
-            (None, Some(path), None) => Endpoint::Dial { path },
-            (None, None, Some(fd)) => Endpoint::Inherited(descriptor(fd)?.try_clone_to_owned()?),
-            _ => return Err(PyValueError::new_err("exactly one of listen, dial, fd")),
-        };
+        let endpoint = endpoint((listen, mode, group), dial, fd)?;
         let relay = hold::Relay::open(endpoint).map_err(|e| error::socket(py, &e))?;
         Ok(Self { relay: Seat::new(relay) })
     }

@@ -7,6 +7,7 @@
 
 use std::os::fd::AsFd;
 
+use super::rings::held_up;
 use super::session::Session;
 use crate::address::Iova;
 use crate::backend::channel::{Answer, Wanted};
@@ -64,9 +65,7 @@ impl Session<'_> {
         let mut all = Ok(());
         for queue in self.queues() {
             if let Err(HeldUp) = change(queue) {
-                let index = queue.index();
-                let why = "is held up by guest memory that does not answer";
-                all = Err(Refusal(format!("{message}: queue {index} {why}")));
+                all = Err(held_up(message, queue.index()));
             }
         }
         all
