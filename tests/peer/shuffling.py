@@ -7,9 +7,9 @@ import vhost_user as vu
 class Shuffling(vu.BlockDevice):
     """Keeps requests, and carries them out and answers them in any order."""
 
-    def __init__(self):
+    def __init__(self, num_queues=1):
         self.fd = os.open("disk.img", os.O_RDWR)
-        super().__init__(size=os.fstat(self.fd).st_size)
+        super().__init__(size=os.fstat(self.fd).st_size, num_queues=num_queues)
         self.kept, self.news = [], threading.Condition()
         threading.Thread(target=self.work, daemon=True).start()
 

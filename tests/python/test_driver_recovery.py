@@ -8,7 +8,6 @@ import signal
 import struct
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from typing import Self
 
 import pytest
 import vhost_user as vu
+from peer.shuffling import SHUFFLING
 
 KILLS = int(os.environ.get("RECOVERY_ROUNDS", "20"))
 QUEUES = 2
@@ -24,42 +24,19 @@ BLOCK = 4096
 BLOCKS = 64
 LIMIT = 60.0
 
-NURSERY = """
-    import os, random, signal, threading
-    import vhost_user as vu
+NURSERY = f"""{SHUFFLING}
+DEVICES = {{
+    "blk": lambda: vu.FileDisk("disk.img", num_queues=2),
+    "shuffling": lambda: Shuffling(num_queues=2),
+}}
 
-    class Shuffling(vu.BlockDevice):
-        '''Keeps requests, and carries them out and answers them in any order.'''
-
-        def __init__(self):
-            self.fd = os.open("disk.img", os.O_RDWR)
-            super().__init__(size=os.fstat(self.fd).st_size, num_queues=2)
-            self.kept, self.news = [], threading.Condition()
-            threading.Thread(target=self.work, daemon=True).start()
-
-        def on_batch(self, batch):
-            with self.news:
-                self.kept += [request.defer() for request in batch]
-                self.news.notify()
-
-        def work(self):
-            while True:
-                with self.news:
-                    self.news.wait_for(lambda: len(self.kept) > 4, timeout=0.01)
-                    request = self.kept.pop(random.randrange(len(self.kept))) if self.kept else None
-                if request:
-                    request.pwritev(self.fd) if request.op == "write" else request.preadv(self.fd)
-                    request.complete()
-
-    DEVICES = {"blk": lambda: vu.FileDisk("disk.img", num_queues=2), "shuffling": Shuffling}
-
-    while True:
-        child = os.fork()
-        if not child:
-            vu.serve(DEVICES[NAME](), socket="disk.sock")
-            os._exit(1)
-        print(child, flush=True)
-        os.waitpid(child, 0)
+while True:
+    child = os.fork()
+    if not child:
+        vu.serve(DEVICES[NAME](), socket="disk.sock")
+        os._exit(1)
+    print(child, flush=True)
+    os.waitpid(child, 0)
 """
 """A process that starts the next back-end when one has ended: a fork is faster than a new
 interpreter."""
@@ -69,7 +46,7 @@ class Nursery:
     """Back-ends one after the other, in a folder with their image."""
 
     def __init__(self, folder: Path, device: str) -> None:
-        program = f"NAME = {device!r}\n{textwrap.dedent(NURSERY)}"
+        program = f"NAME = {device!r}\n{NURSERY}"
         self._process = subprocess.Popen(
             [sys.executable, "-c", program],
             cwd=folder,
