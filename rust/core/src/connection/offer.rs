@@ -95,18 +95,27 @@ impl Offer {
 mod tests {
     use super::*;
 
-    #[test]
-    fn what_is_not_carried_out_is_not_offered() {
-        let everything = Offer {
-            features: u64::MAX,
+    /// Offers nothing.
+    fn nothing() -> Offer {
+        Offer {
+            features: 0,
             required_features: 0,
-            protocol_features: ProtocolFeatures::from_bits_retain(u64::MAX),
+            protocol_features: ProtocolFeatures::empty(),
             num_queues: 1,
             device_type: 2,
             max_queue_size: 256,
             max_memory_slots: 8,
             config_len: 0,
             xen: None,
+        }
+    }
+
+    #[test]
+    fn what_is_not_carried_out_is_not_offered() {
+        let everything = Offer {
+            features: u64::MAX,
+            protocol_features: ProtocolFeatures::from_bits_retain(u64::MAX),
+            ..nothing()
         };
         let honest = everything.honest();
         assert_eq!(honest.features, u64::MAX);
@@ -117,17 +126,7 @@ mod tests {
     fn translated_addresses_are_offered_where_they_can_be_asked_for_and_xen_mmap_is_not() {
         use ProtocolFeatures as P;
         let offers = |protocol_features, xen| {
-            let offer = Offer {
-                features: 1 << 33,
-                required_features: 0,
-                protocol_features,
-                num_queues: 1,
-                device_type: 2,
-                max_queue_size: 256,
-                max_memory_slots: 8,
-                config_len: 0,
-                xen,
-            };
+            let offer = Offer { features: 1 << 33, protocol_features, xen, ..nothing() };
             offer.honest().features >> 33 & 1 != 0
         };
         assert!(offers(P::BACKEND_REQ | P::REPLY_ACK, None));
@@ -138,33 +137,12 @@ mod tests {
 
     #[test]
     fn protocol_features_bit_is_always_offered() {
-        let nothing = Offer {
-            features: 0,
-            required_features: 0,
-            protocol_features: ProtocolFeatures::empty(),
-            num_queues: 1,
-            device_type: 2,
-            max_queue_size: 256,
-            max_memory_slots: 8,
-            config_len: 0,
-            xen: None,
-        };
-        assert_eq!(nothing.honest().features, 1 << 30);
+        assert_eq!(nothing().honest().features, 1 << 30);
     }
 
     #[test]
     fn xen_mmap_is_offered_only_when_asked_for() {
-        let mut offer = Offer {
-            features: 0,
-            required_features: 0,
-            protocol_features: ProtocolFeatures::all(),
-            num_queues: 1,
-            device_type: 2,
-            max_queue_size: 256,
-            max_memory_slots: 8,
-            config_len: 0,
-            xen: None,
-        };
+        let mut offer = Offer { protocol_features: ProtocolFeatures::all(), ..nothing() };
         let offers = |offer: &Offer| offer.clone().honest().protocol_features.bits() >> 17 & 1;
         let packed = |offer: &Offer| offer.clone().honest().features >> 34 & 1;
         offer.features = RING_PACKED;
@@ -175,17 +153,7 @@ mod tests {
 
     #[test]
     fn guest_addresses_are_offered_unless_xen_mmap_is() {
-        let mut offer = Offer {
-            features: 0,
-            required_features: 0,
-            protocol_features: ProtocolFeatures::all(),
-            num_queues: 1,
-            device_type: 2,
-            max_queue_size: 256,
-            max_memory_slots: 8,
-            config_len: 0,
-            xen: None,
-        };
+        let mut offer = Offer { protocol_features: ProtocolFeatures::all(), ..nothing() };
         let offers = |offer: &Offer| offer.clone().honest().protocol_features.bits() >> 21 & 1;
         assert_eq!(offers(&offer), 1);
         offer.xen = Some(XenDesigns::ALL);
@@ -195,15 +163,9 @@ mod tests {
     #[test]
     fn the_two_messages_with_the_same_number_are_not_offered_together() {
         let mut offer = Offer {
-            features: 0,
-            required_features: 0,
             protocol_features: ProtocolFeatures::SHARED_OBJECT,
-            num_queues: 1,
-            device_type: 2,
-            max_queue_size: 256,
-            max_memory_slots: 8,
-            config_len: 0,
             xen: Some(XenDesigns::ALL),
+            ..nothing()
         };
         assert!(offer.check().is_err());
         offer.xen = Some(XenDesigns::MERGED);
