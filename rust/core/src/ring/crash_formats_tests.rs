@@ -2,25 +2,22 @@
 //! back in order: a process dies at any store, again and again, and each request is given back exactly
 //! once, and none is lost.
 
-use std::any::Any;
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use super::crash_support::{Lasting, Numbers, dies_at, u16_at};
 use super::{InflightRecord, PackedLayout, RecordError, Ring, RingError, RingLayout, SplitLayout};
-use crate::address::{GuestAddr, UserAddr};
-use crate::memory::crash;
-use crate::memory::{Buffers, Extent, InflightFile, Memory, MemoryPolicy, Region};
+use crate::address::UserAddr;
+use crate::memory::{Buffers, InflightFile, Memory, MemoryPolicy};
 use crate::ring_position::{PackedIndex, RingPosition};
 use crate::token::Token;
 
 const DESCRIPTORS: u64 = 0;
 const DRIVER: u64 = 0x1000;
 const DEVICE: u64 = 0x2000;
-const GUEST: u64 = 0x4000;
 
 /// What kind of ring it is.
 #[derive(Clone, Copy, Debug)]
@@ -37,19 +34,6 @@ const KINDS: [Kind; 5] = [
     Kind { packed: true, in_order: false, size: 5 },
     Kind { packed: true, in_order: true, size: 1 },
 ];
-
-/// A small generator of numbers: splitmix64.
-struct Numbers(u64);
-
-impl Numbers {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % end
-    }
-}
 
 /// A request that the driver has made available.
 struct Made {
@@ -80,22 +64,13 @@ struct World {
 
 impl World {
     fn new(kind: Kind) -> Self {
-        let memfd = |name: &str, len| {
-            let fd = rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC).unwrap();
-            let file = File::from(fd);
-            file.set_len(len).unwrap();
-            file
-        };
-        let guest = memfd("guest", GUEST);
-        let extent = Extent { guest: GuestAddr(0), user: UserAddr(0), size: GUEST };
-        let fd: OwnedFd = guest.try_clone().unwrap().into();
-        let region = Region::map(&MemoryPolicy::default(), extent, 0, fd).unwrap();
         let len = InflightRecord::bytes(kind.size, kind.packed);
+        let Lasting { guest, record, memory } = Lasting::new(len);
         Self {
             kind,
             guest,
-            record: File::from(InflightFile::create(len).unwrap()),
-            memory: Arc::new(Memory::new(vec![region]).unwrap()),
+            record,
+            memory,
             free: (0..kind.size).collect(),
             room: kind.size,
             available: PackedIndex::INITIAL,
@@ -202,9 +177,7 @@ impl World {
     }
 
     fn u16_at(&self, at: u64) -> u16 {
-        let mut bytes = [0; 2];
-        self.guest.read_exact_at(&mut bytes, at).unwrap();
-        u16::from_le_bytes(bytes)
+        u16_at(&self.guest, at)
     }
 
     // --- the device ------------------------------------------------------------------------------
@@ -304,14 +277,6 @@ impl World {
         assert!(once, "given back: {:?}", self.back);
         assert!((0..self.made).all(|request| self.run.contains_key(&request)));
     }
-}
-
-/// Runs this in a process that dies at the store with this number; `true` if it lived on.
-fn dies_at(store: u64, life: impl FnOnce()) -> bool {
-    crash::after(Some(store));
-    let died = catch_unwind(AssertUnwindSafe(life));
-    crash::after(None);
-    died.map_err(|why: Box<dyn Any + Send>| assert!(why.is::<crash::Crash>())).is_ok()
 }
 
 #[test]

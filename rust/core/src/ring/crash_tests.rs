@@ -1,37 +1,21 @@
 //! A process that dies at any store to a ring or to its record of requests in flight, again and
 //! again: each request is given back exactly once, and none is lost.
 
-use std::any::Any;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use super::crash_support::{Lasting, Numbers, dies_at, u16_at};
 use super::{RecordError, RingError, SplitLayout, SplitRecord, SplitRing};
-use crate::address::{GuestAddr, UserAddr};
-use crate::memory::crash;
-use crate::memory::{Buffers, Extent, InflightFile, Memory, MemoryPolicy, Region};
+use crate::address::UserAddr;
+use crate::memory::{Buffers, InflightFile, Memory, MemoryPolicy};
 
 const SIZE: u16 = 8;
 const DESCRIPTORS: u64 = 0;
 const AVAILABLE: u64 = 0x1000;
 const USED: u64 = 0x2000;
-const GUEST: u64 = 0x4000;
-
-/// A small generator of numbers: splitmix64.
-struct Numbers(u64);
-
-impl Numbers {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % end
-    }
-}
 
 /// What outlives the process: guest memory with its driver, and the record.
 struct World {
@@ -56,22 +40,13 @@ struct World {
 impl World {
     /// One whose ring has been in use until both of its indices were `at`.
     fn new(at: u16) -> Self {
-        let memfd = |name: &str, len| {
-            let fd = rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC).unwrap();
-            let file = File::from(fd);
-            file.set_len(len).unwrap();
-            file
-        };
-        let guest = memfd("guest", GUEST);
-        let extent = Extent { guest: GuestAddr(0), user: UserAddr(0), size: GUEST };
-        let fd: OwnedFd = guest.try_clone().unwrap().into();
-        let region = Region::map(&MemoryPolicy::default(), extent, 0, fd).unwrap();
+        let Lasting { guest, record, memory } = Lasting::new(SplitRecord::bytes(SIZE));
         guest.write_all_at(&at.to_le_bytes(), AVAILABLE + 2).unwrap();
         guest.write_all_at(&at.to_le_bytes(), USED + 2).unwrap();
         Self {
             guest,
-            record: File::from(InflightFile::create(SplitRecord::bytes(SIZE)).unwrap()),
-            memory: Arc::new(Memory::new(vec![region]).unwrap()),
+            record,
+            memory,
             free: (0..SIZE).collect(),
             available: at,
             used: at,
@@ -118,9 +93,7 @@ impl World {
     }
 
     fn u16_at(&self, at: u64) -> u16 {
-        let mut bytes = [0; 2];
-        self.guest.read_exact_at(&mut bytes, at).unwrap();
-        u16::from_le_bytes(bytes)
+        u16_at(&self.guest, at)
     }
 
     fn u16_of_record(&self, at: u64, value: u16) {
@@ -208,14 +181,6 @@ impl World {
         assert!(once, "given back: {:?}", self.back);
         assert!((0..self.made).all(|request| self.run.contains_key(&request)));
     }
-}
-
-/// Runs this in a process that dies at the store with this number; `true` if it lived on.
-fn dies_at(store: u64, life: impl FnOnce()) -> bool {
-    crash::after(Some(store));
-    let died = catch_unwind(AssertUnwindSafe(life));
-    crash::after(None);
-    died.map_err(|why: Box<dyn Any + Send>| assert!(why.is::<crash::Crash>())).is_ok()
 }
 
 #[test]

@@ -4,6 +4,8 @@ mod chain;
 #[cfg(test)]
 mod crash_formats_tests;
 #[cfg(test)]
+mod crash_support;
+#[cfg(test)]
 mod crash_tests;
 mod event;
 mod held;
