@@ -114,10 +114,8 @@ pub struct PackedRing {
     device_event: Window,
     /// The next slot to fill.
     next_available: Position,
-    /// The first slot that was filled and not published, and its flags, which make it available.
-    held: Option<(u16, u16)>,
-    /// Slots that were filled and not published.
-    unpublished: u32,
+    /// Descriptors from the next slot on that were pushed and not published, in two words each.
+    pushed: Vec<[u64; 2]>,
     /// The next slot to be used.
     next_used: Position,
     /// Slots of chains in flight.
@@ -171,8 +169,7 @@ impl PackedRing {
             driver_event,
             device_event,
             next_available: Position::START,
-            held: None,
-            unpublished: 0,
+            pushed: Vec::with_capacity(size.into()),
             next_used: Position::START,
             filled: 0,
             chains,
@@ -218,14 +215,13 @@ impl PackedRing {
     /// `true`: it was kicked.
     #[inline]
     pub fn publish(&mut self) -> bool {
-        let Some((slot, flags)) = self.held.take() else {
+        if self.pushed.is_empty() {
             return false;
-        };
-        // Pairs with the device's acquire of these flags: all other descriptors and the buffers
-        // are written before.
-        let at = DESCRIPTOR * usize::from(slot) + FLAGS;
-        self.descriptors.set_u16(at, flags, Ordering::Release);
-        let published = std::mem::take(&mut self.unpublished);
+        }
+        // The requests that the descriptors tell of are on their way out first: behind them a
+        // descriptor would wait at the head of its cache line while the device takes that away.
+        fence(Ordering::SeqCst);
+        let published = self.write_pushed();
         // Pairs with the device's fence between asking for a kick and looking at its next slot
         // once more: either it sees the flags, or we see its wish.
         fence(Ordering::SeqCst);
@@ -234,6 +230,34 @@ impl PackedRing {
             self.kick();
         }
         wanted
+    }
+
+    /// Writes all descriptors that were pushed, the flags of the first last; returns how many.
+    ///
+    /// They are written together, not as they come: a device that looks for the first would take
+    /// the cache line away at each.
+    #[inline]
+    fn write_pushed(&mut self) -> u32 {
+        let size = self.layout.size;
+        let first = self.next_available.slot;
+        for (&[addr, rest], index) in self.pushed.iter().zip(0..) {
+            let at = DESCRIPTOR * usize::from(self.next_available.after(index, size).slot);
+            self.descriptors.set_u64(at, addr);
+            if index == 0 {
+                self.descriptors.set_u32(at + LEN, rest as u32);
+                self.descriptors.set_u16(at + ID, (rest >> 32) as u16, Ordering::Relaxed);
+            } else {
+                self.descriptors.set_u64(at + LEN, rest);
+            }
+        }
+        let flags = (self.pushed[0][1] >> 48) as u16;
+        // Pairs with the device's acquire of these flags: all other descriptors and the buffers
+        // are written before.
+        self.descriptors.set_u16(DESCRIPTOR * usize::from(first) + FLAGS, flags, Ordering::Release);
+        let published = self.pushed.len() as u32;
+        self.next_available = self.next_available.after(published, size);
+        self.pushed.clear();
+        published
     }
 
     /// Kicks the device, whether it wants that or not.
@@ -259,7 +283,7 @@ impl PackedRing {
                 (slots, chains.pop())
             }
         };
-        if slots > self.filled - self.unpublished {
+        if slots > self.filled - self.unpublished() {
             let why = format!("id {id} was used and has not been made available");
             return Err(FrontendError::ring(why));
         }
@@ -306,6 +330,11 @@ impl PackedRing {
         self.filled == 0
     }
 
+    /// Slots that were pushed and not published.
+    fn unpublished(&self) -> u32 {
+        self.pushed.len() as u32
+    }
+
     /// The ring's descriptors for signals.
     pub(super) fn signals(&self) -> &Signals {
         &self.signals
@@ -332,24 +361,13 @@ impl PackedRing {
         }
     }
 
-    /// Writes the next descriptor. The first since the last publication is not yet available:
-    /// its flags are held back.
+    /// Pushes the next descriptor.
     #[inline]
     fn fill(&mut self, addr: u64, len: u32, id: u16, flags: u16) {
-        let Position { slot, wrap } = self.next_available;
-        let flags = flags | if wrap { AVAIL } else { USED };
-        let at = DESCRIPTOR * usize::from(slot);
-        self.descriptors.set_u64(at, addr);
-        if self.held.is_none() {
-            self.held = Some((slot, flags));
-            self.descriptors.set_u32(at + LEN, len);
-            self.descriptors.set_u16(at + ID, id, Ordering::Relaxed);
-        } else {
-            let rest = u64::from(len) | u64::from(id) << 32 | u64::from(flags) << 48;
-            self.descriptors.set_u64(at + LEN, rest);
-        }
-        self.unpublished += 1;
-        self.next_available = self.next_available.after(1, self.layout.size);
+        let at = self.next_available.after(self.pushed.len() as u32, self.layout.size);
+        let flags = flags | if at.wrap { AVAIL } else { USED };
+        let rest = u64::from(len) | u64::from(id) << 32 | u64::from(flags) << 48;
+        self.pushed.push([addr, rest]);
     }
 
     /// Id and length at the next used slot, if it is used.
@@ -359,7 +377,7 @@ impl PackedRing {
         let at = DESCRIPTOR * usize::from(slot);
         // Pairs with the device's release of the flags: id, length and buffers are read after.
         let flags = self.descriptors.u16(at + FLAGS, Ordering::Acquire);
-        if self.filled == self.unpublished || !is_used(flags, wrap) {
+        if self.filled == self.unpublished() || !is_used(flags, wrap) {
             return None;
         }
         let rest = self.descriptors.u64(at + LEN);

@@ -98,10 +98,10 @@ pub struct PackedRing {
     used: PackedIndex,
     /// Descriptors of chains that were popped, and that the driver has not got back.
     taken: u16,
-    /// The first used descriptor that was not published yet: slot and word.
-    first: Option<(u16, u64)>,
     /// The first entries of the chains that were pushed and not published yet.
     pushed: Vec<u16>,
+    /// Their used descriptors: slot and word.
+    words: Vec<(u16, u64)>,
     /// The place of the next used descriptor at the last decision to notify.
     decided: Option<PackedIndex>,
     /// What the device's event area says.
@@ -164,8 +164,8 @@ impl PackedRing {
             batch: 0,
             used,
             taken: 0,
-            first: None,
             pushed: Vec::with_capacity(size),
+            words: Vec::with_capacity(size),
             decided: None,
             asked: None,
             held: Held::new(layout.size),
@@ -526,16 +526,13 @@ impl PackedRing {
 
     // --- chains back to the driver ---------------------------------------------------------------
 
-    /// Writes a used descriptor. The driver does not see it before [`publish`](Self::publish).
+    /// Gives a chain back. The driver sees that at the next [`publish`](Self::publish), which writes
+    /// all used descriptors together: while it looks for the first, each write into the same cache
+    /// line would have to win the line back.
     #[inline]
     pub fn push(&mut self, token: Token, written: u32) {
         let PackedIndex { slot, wrap } = self.used;
-        let word = used_word(token.id, written, wrap);
-        if self.first.is_none() {
-            self.first = Some((slot, word));
-        } else {
-            self.parts.slots.store_used(slot, word, Ordering::Relaxed);
-        }
+        self.words.push((slot, used_word(token.id, written, wrap)));
         self.used = self.used.ahead(token.descriptors, self.layout.size);
         self.pushed.push(self.held.forget(token.id));
     }
@@ -563,7 +560,7 @@ impl PackedRing {
     /// to be notified.
     #[inline]
     pub fn publish(&mut self) -> bool {
-        let Some((slot, word)) = self.first.take() else { return false };
+        let Some(&(slot, word)) = self.words.first() else { return false };
         for &first in &self.pushed {
             self.taken -= self.held.entry(first).count;
             self.held.free_chain(first);
@@ -578,6 +575,10 @@ impl PackedRing {
             // A process that dies behind the next store leaves marks that are nearly always there.
             self.mark_published(log, slot);
         }
+        for &(slot, word) in &self.words[1..] {
+            self.parts.slots.store_used(slot, word, Ordering::Relaxed);
+        }
+        self.words.clear();
         // Release pairs with the driver's barrier after its look at the flags: the other used
         // descriptors and the buffers are visible.
         self.parts.slots.store_used(slot, word, Ordering::Release);
