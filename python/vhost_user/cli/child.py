@@ -1,5 +1,6 @@
 """A back-end as a child process, which finds its socket as a service manager hands one down."""
 
+import fcntl
 import os
 import resource
 import select
@@ -174,8 +175,6 @@ def _execute(
 
 def _above(fd: int, least: int) -> int:
     """The same file at a number above ``least``, closed at exec."""
-    import fcntl
-
     return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, least + 1)
 
 
