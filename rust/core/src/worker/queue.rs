@@ -1,24 +1,20 @@
-//! One running vring: pop a batch, give back what was answered, publish. Each method is called with
-//! the queue's [lock](super::cell) held.
+//! One running vring: what it is made of, its life, and what the front-end changes. Each method is
+//! called with the queue's [lock](super::cell) held.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::counters::{QueueCounters, bump};
 use super::notifier::Notifier;
 use super::provided::Provided;
-use super::queue_log::{Extent, QueueLog};
+use super::queue_log::QueueLog;
 use super::report::{Began, Report};
 use super::translations::{Translations, Waits};
 use crate::device::Device;
 use crate::memory::{Memory, Window};
-use crate::request::{Batch, CompletionQueue, Done, Doorbell, Request, Slot};
-use crate::ring::{Origin, Ring, RingError, StartError};
+use crate::request::{Batch, CompletionQueue, Done, Doorbell, Slot};
+use crate::ring::{Ring, RingError, StartError};
 use crate::sys::guard::Loss;
 use crate::sys::received_fd::ReceivedFd;
-
-/// Slots kept for reuse: as many requests as one batch and its neighbours have in flight.
-const SPARE_SLOTS: usize = 256;
 
 /// The pieces of memory that the chains in flight may have together: more are left in the ring until
 /// some have gone back. A guest can describe a thousand pieces and more for each entry of its ring, all
@@ -26,13 +22,9 @@ const SPARE_SLOTS: usize = 256;
 /// for have as many.
 pub(super) const MOST_PIECES: u32 = 1 << 18;
 
-/// Slots that have had a longer chain than this are not kept for reuse: for memory that a few chains
-/// of a hostile guest took does not stay. No honest chain is as long.
-const KEPT_PIECES: usize = 2048;
-
 /// Slots that wait for a chain. A request moves as the pointer to its slot.
 #[allow(clippy::vec_box)]
-type Spare = Vec<Box<Slot>>;
+pub(super) type Spare = Vec<Box<Slot>>;
 
 /// Where a queue is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,12 +88,12 @@ pub(super) struct Queue {
     pub(super) report: Arc<dyn Report>,
     pub(super) doorbell: Arc<Doorbell>,
     pub(super) kick: Option<ReceivedFd>,
-    call: Option<Notifier>,
+    pub(super) call: Option<Notifier>,
     error: Option<Notifier>,
-    enabled: bool,
+    pub(super) enabled: bool,
     pub(super) phase: Phase,
     /// The pages of the ring were waited for.
-    has_pages: bool,
+    pub(super) has_pages: bool,
     /// The ring is stopping, and what a process that died had in flight comes again first.
     pub(super) finishes: bool,
     /// A batch is in the device's hands.
@@ -119,13 +111,13 @@ pub(super) struct Queue {
     pub(super) receives: bool,
     /// The device is to be told once more buffers than this are available; `None`: it was told, and
     /// has not found too few since.
-    wanted: Option<u16>,
+    pub(super) wanted: Option<u16>,
     /// Requests that the device left in the ring: not offered again before the next kick.
-    left: u16,
+    pub(super) left: u16,
     /// Bytes of each request that are no data.
-    framing: u64,
+    pub(super) framing: u64,
     /// Requests that failed and are not counted yet.
-    errors: u32,
+    pub(super) errors: u32,
     /// The most bytes of a request that the device takes.
     pub(super) max_bytes: u64,
     /// A request was popped that has more.
@@ -136,12 +128,12 @@ pub(super) struct Queue {
     /// The pieces of memory that the chains in flight have.
     pub(super) pieces: u32,
     pub(super) completions: Arc<CompletionQueue>,
-    collected: Vec<Done>,
+    pub(super) collected: Vec<Done>,
     /// The chains of a `take` or `send` while it runs; empty between two calls.
     pub(super) own_batch: Batch,
     /// One of these chains, while its memory is mapped or copied.
     pub(super) single: Batch,
-    spare: Spare,
+    pub(super) spare: Spare,
     pub(super) provided: Option<Box<Provided>>,
     /// What it waits for where its addresses are translated; `None` where they are not.
     pub(super) translations: Option<Box<Translations>>,
@@ -150,7 +142,7 @@ pub(super) struct Queue {
     /// until the last request in flight was given back there.
     detached: bool,
     /// Once it has happened nothing is popped and nothing is published.
-    loss: Arc<Loss>,
+    pub(super) loss: Arc<Loss>,
     pub(super) counters: Arc<QueueCounters>,
     /// Where writes to guest memory are noted.
     pub(super) log: Option<QueueLog>,
@@ -214,383 +206,6 @@ impl Queue {
         queue
     }
 
-    // --- taking --------------------------------------------------------------------------------
-
-    /// Finds out what there is to do, and pops a batch if that is it.
-    #[inline]
-    pub(super) fn next(&mut self, batch: &mut Batch, limit: u16, called: &AtomicU32) -> Next {
-        if !self.is_served() {
-            return self.begin_or_finish(batch, limit, called);
-        }
-        let available = match self.ring.available() {
-            Ok(available) => available,
-            Err(error) => return self.fail(error),
-        };
-        if self.is_full() {
-            return Next::Idle;
-        }
-        if self.receives {
-            return self.offer_buffers(available);
-        }
-        if available <= self.left {
-            return Next::Idle;
-        }
-        if self.loss.has_happened() {
-            return self.lose();
-        }
-        self.pop_for_device((available, limit), batch, called)
-    }
-
-    /// Pops a batch for the device to handle, of what is available, and of `limit` requests at most.
-    #[inline]
-    fn pop_for_device(
-        &mut self,
-        (available, limit): (u16, u16),
-        batch: &mut Batch,
-        called: &AtomicU32,
-    ) -> Next {
-        let wanted = self.device.batch_limit(self.index, available).max(1);
-        self.bad = self.pop_batch(available.min(wanted).min(limit), batch);
-        if !batch.is_empty() {
-            self.counters.in_flight.store(self.in_flight, Ordering::Relaxed);
-            if self.ring.memory().needs_resolving() {
-                self.resolve(batch, called);
-            } else if self.faulty {
-                self.put_back_untranslated(batch);
-                self.refuse_faulty(batch);
-            }
-            self.refuse_too_long(batch);
-            self.lent = true;
-            return Next::Batch;
-        }
-        self.bad.take().map_or(Next::Again, |error| self.fail(error))
-    }
-
-    #[cold]
-    fn begin_or_finish(&mut self, batch: &mut Batch, limit: u16, called: &AtomicU32) -> Next {
-        if !self.is_finishing() {
-            return self.begin();
-        }
-        if self.lent || self.is_full() {
-            return Next::Idle;
-        }
-        let next = self.pop_for_device((self.ring.unfinished(), limit), batch, called);
-        // What is wrong with a chain is not cured by another look.
-        self.finishes = self.bad.is_none() && matches!(next, Next::Batch | Next::Again);
-        next
-    }
-
-    /// Whether requests that come again are handed out although the ring is stopping.
-    fn is_finishing(&self) -> bool {
-        self.finishes && self.ring.unfinished() > 0 && !self.loss.has_happened()
-    }
-
-    /// Looks at a new ring for the first time, which tells where the ring stands.
-    #[cold]
-    fn begin(&mut self) -> Next {
-        if self.phase != Phase::New {
-            return Next::Idle;
-        }
-        if self.translations.is_some()
-            && let Some(next) = self.take_place()
-        {
-            return next;
-        }
-        if self.ring.memory().awaits_pages() && !self.has_pages {
-            return Next::Pages(self.ring.windows());
-        }
-        let named = self.ring.position();
-        self.phase = Phase::Running;
-        match self.ring.begin() {
-            Ok(base) => {
-                let unfinished = self.ring.unfinished();
-                Next::Began(Began { size: self.ring.size(), base, named, unfinished })
-            }
-            Err(error) => self.fail(error),
-        }
-    }
-
-    /// The pages of the ring are there.
-    pub(super) fn has_pages(&mut self) {
-        self.has_pages = true;
-    }
-
-    fn offer_buffers(&mut self, available: u16) -> Next {
-        if self.wanted.is_none_or(|wanted| available <= wanted) {
-            return Next::Idle;
-        }
-        if self.loss.has_happened() {
-            return self.lose();
-        }
-        self.wanted = None;
-        Next::Buffers
-    }
-
-    /// Has a device told that takes buffers by itself, if there are any.
-    pub(super) fn want_any(&mut self) {
-        self.wanted.get_or_insert(0);
-    }
-
-    /// Has the device told when there are more than `available` chains; `true`: there are.
-    pub(super) fn want_more_than(&mut self, available: u16) -> bool {
-        self.wanted = Some(available);
-        self.ring.enable_kicks(available).unwrap_or(true)
-    }
-
-    /// How many chains there are for a device that takes them by itself; `None` if nothing may be
-    /// taken now.
-    pub(super) fn ready(&mut self) -> Result<Option<u16>, RingError> {
-        if !self.is_served() || self.lent || self.loss.has_happened() {
-            if self.receives {
-                // A device that finds the queue disabled hears of it when there is something again.
-                self.want_any();
-            }
-            return Ok(None);
-        }
-        self.ring.available().map(Some)
-    }
-
-    /// Pops up to `limit` chains. On a bad chain those before it are good.
-    pub(super) fn pop_batch(&mut self, limit: u16, batch: &mut Batch) -> Option<RingError> {
-        for _ in 0..limit {
-            if self.is_full() {
-                return None;
-            }
-            let mut slot = self.spare_slot();
-            match self.ring.pop(&mut slot.buffers) {
-                Ok(Some(token)) => {
-                    self.faulty |= slot.buffers.fault().is_some();
-                    slot.token = token;
-                    Origin { sequence: slot.sequence, resubmitted: slot.resubmitted } =
-                        self.ring.origin();
-                    slot.pieces = slot.buffers.pieces() as u32;
-                    self.pieces += slot.pieces;
-                    self.in_flight += 1;
-                    self.too_long |= slot.buffers.bytes() > self.max_bytes;
-                    batch.push(Request::new(slot));
-                }
-                Ok(None) => return None,
-                Err(error) => return Some(error),
-            }
-        }
-        None
-    }
-
-    /// Buffers that went back unused are not counted one by one.
-    pub(super) fn forget_pieces_if_idle(&mut self) {
-        if self.in_flight == 0 {
-            self.pieces = 0;
-        }
-    }
-
-    /// Whether the chains in flight have all the pieces that they may have together: nothing is
-    /// popped before some of them have gone back.
-    #[inline]
-    pub(super) fn is_full(&self) -> bool {
-        self.pieces >= MOST_PIECES
-    }
-
-    fn spare_slot(&mut self) -> Box<Slot> {
-        let spare = self.spare.pop();
-        spare.unwrap_or_else(|| Slot::new(self.index, Arc::clone(&self.completions)))
-    }
-
-    /// Maps or copies the buffers of a batch, where guest memory is not mapped in advance.
-    #[cold]
-    fn resolve(&mut self, batch: &mut Batch, called: &AtomicU32) {
-        self.bad = self.finish_walks(batch).or(self.bad.take());
-        if !self.provide(batch, called) {
-            // The bad chain is behind what was put back, and is found again.
-            self.bad = None;
-        }
-    }
-
-    /// Ends the walks of the chains of a batch. From a bad chain on they are put back; those before
-    /// it are good.
-    #[cold]
-    pub(super) fn finish_walks(&mut self, batch: &mut Batch) -> Option<RingError> {
-        let walked = self.ring.finish_walks(batch.chains_mut());
-        for slot in batch.slots_mut() {
-            let pieces = slot.buffers.pieces() as u32;
-            self.pieces -= std::mem::replace(&mut slot.pieces, pieces);
-            self.pieces += pieces;
-        }
-        let (good, error) = walked.err()?;
-        for slot in batch.take_left(good) {
-            self.put_back(slot);
-        }
-        Some(error)
-    }
-
-    /// Leaves a request in the ring.
-    pub(super) fn put_back(&mut self, mut slot: Box<Slot>) {
-        slot.forget_failure();
-        if slot.resubmitted {
-            self.ring.unpop_unfinished(slot.token, slot.sequence);
-        } else {
-            self.ring.unpop(slot.token);
-        }
-        self.in_flight -= 1;
-        self.pieces -= slot.pieces;
-        keep(&mut self.spare, &self.ring, slot);
-    }
-
-    // --- giving back ---------------------------------------------------------------------------
-
-    /// Gives back what the device answered and puts back what it left. Returns how the driver has
-    /// broken the ring, if the chain that follows this batch is a bad one.
-    #[inline]
-    pub(super) fn settle(&mut self, batch: &mut Batch) -> Option<RingError> {
-        self.lent = false;
-        if self.provided.is_some() {
-            self.take_back(batch);
-        }
-        self.left = 0;
-        if !batch.is_empty() {
-            self.leave_in_ring(batch);
-        }
-        if self.doorbell.is_rung() {
-            // What the callback completed of earlier batches belongs together with this one.
-            self.push_collected();
-        }
-        self.push_done(batch);
-        self.publish();
-        let error = self.bad.take()?;
-        self.break_with(error)
-    }
-
-    /// Puts back what the device left: nothing of what is there now is offered before the next kick.
-    /// The ring steps back over requests behind it that were refused too: their turn comes again.
-    #[cold]
-    fn leave_in_ring(&mut self, batch: &mut Batch) {
-        let left: Vec<_> = batch.take_left(0).collect();
-        // What the device leaves while the ring stops delays no stop: it comes again later.
-        self.finishes = false;
-        for slot in left {
-            while let Some(last) = self.ring.last_popped().filter(|&last| last != slot.token)
-                && let Some(refused) = batch.take_answer(last)
-            {
-                self.put_back(refused.slot);
-            }
-            if slot.resubmitted || self.ring.last_popped() == Some(slot.token) {
-                self.put_back(slot);
-            } else {
-                // The answer behind it waits for other pages to be given back.
-                let request = Request::new(slot);
-                let written = self.device.refuse(self.index, &request);
-                batch.fail(request, written);
-            }
-        }
-        self.left = self.ring.seen();
-    }
-
-    /// Writes the used elements of what was answered. The driver sees none before
-    /// [`publish`](Self::publish).
-    #[inline]
-    pub(super) fn push_done(&mut self, batch: &mut Batch) {
-        self.push_written(batch, Extent::Whole);
-    }
-
-    /// As [`push_done`](Self::push_done): for each request so much was written.
-    #[inline]
-    pub(super) fn push_written(&mut self, batch: &mut Batch, extent: Extent) {
-        self.mark(batch.done_mut(), extent);
-        if self.is_apart() {
-            // They go back when the ring has its place again.
-            return self.collected.extend(batch.take_done());
-        }
-        let (before, mut bytes) = (self.in_flight, 0);
-        for done in batch.take_done() {
-            bytes += self.push(done);
-        }
-        self.count(before - self.in_flight, bytes);
-        bump(&self.counters.batches, 1);
-    }
-
-    /// Counts what was pushed together: so many requests, with the bytes that `push` has returned.
-    fn count(&mut self, requests: u32, bytes: u64) {
-        let errors = std::mem::take(&mut self.errors);
-        let framing = self.framing * u64::from(requests - errors);
-        bump(&self.counters.requests, requests.into());
-        bump(&self.counters.errors, errors.into());
-        bump(&self.counters.bytes, bytes.saturating_sub(framing));
-        self.counters.in_flight.store(self.in_flight, Ordering::Relaxed);
-    }
-
-    /// Writes the used element of one answer; returns how many bytes were moved.
-    #[inline(always)] // The loops over what was answered are nothing but this.
-    fn push(&mut self, mut done: Done) -> u64 {
-        let Slot { token, ref buffers, pieces, .. } = *done.slot;
-        if !buffers.is_in(self.ring.memory()) && buffers.is_detached() {
-            self.answer_anew(&mut done);
-        }
-        let mut bytes = done.slot.buffers.readable().len() + u64::from(done.written);
-        if done.slot.is_failed() {
-            done.slot.forget_failure();
-            (self.errors, bytes) = (self.errors + 1, 0);
-        }
-        self.in_flight -= 1;
-        self.pieces -= pieces;
-        self.ring.push(token, done.written);
-        keep(&mut self.spare, &self.ring, done.slot);
-        bytes
-    }
-
-    /// Fails a request whose memory was taken away since it was popped, as the device of another
-    /// queue was late with a request there: what was written to it has reached nobody.
-    #[cold]
-    fn answer_anew(&mut self, done: &mut Done) {
-        let Slot { token, ref mut buffers, .. } = *done.slot;
-        if self.ring.walk_again(token, buffers).is_err() {
-            buffers.release();
-        }
-        done.revise(|request| self.device.refuse(self.index, request));
-        self.mark(std::slice::from_ref(done), Extent::Whole);
-    }
-
-    /// Gives requests back that were completed outside a batch.
-    pub(super) fn collect(&mut self) {
-        self.push_collected();
-        self.publish();
-        self.leave();
-    }
-
-    /// Writes the used elements of what was completed outside a batch.
-    fn push_collected(&mut self) {
-        let mut done = std::mem::take(&mut self.collected);
-        self.completions.collect(&mut done);
-        if self.is_apart() {
-            self.collected = done;
-            return;
-        }
-        if self.provided.is_some() {
-            self.return_memory(&mut done);
-        }
-        self.mark(&done, Extent::Whole);
-        let (before, mut bytes) = (self.in_flight, 0);
-        for done in done.drain(..) {
-            bytes += self.push(done);
-        }
-        self.count(before - self.in_flight, bytes);
-        self.collected = done;
-    }
-
-    /// Shows the driver what was pushed, and notifies it if it wants that.
-    #[inline]
-    pub(super) fn publish(&mut self) {
-        // What was read of lost memory may have been zeroes: nothing counts as done.
-        if !self.loss.has_happened()
-            && self.ring.publish()
-            && let Some(call) = &self.call
-        {
-            call.send();
-            bump(&self.counters.calls, 1);
-        }
-        if self.log.is_some() {
-            self.tell_logged();
-        }
-    }
-
     // --- kicks ---------------------------------------------------------------------------------
 
     /// Asks the driver for kicks; `true` if there is work already.
@@ -627,7 +242,7 @@ impl Queue {
 
     /// Whether the ring may be touched other than to give requests back.
     #[inline]
-    fn is_served(&self) -> bool {
+    pub(super) fn is_served(&self) -> bool {
         self.enabled && self.phase == Phase::Running
     }
 
@@ -742,7 +357,7 @@ impl Queue {
     }
 
     /// Breaks the ring, unless that has happened before or its memory was lost.
-    fn fail(&mut self, error: RingError) -> Next {
+    pub(super) fn fail(&mut self, error: RingError) -> Next {
         if self.loss.has_happened() {
             return self.lose();
         }
@@ -755,17 +370,8 @@ impl Queue {
 
     /// The ring may be zeroes in place of what the driver wrote, and so may the data. Nothing is
     /// popped any more; the session has been woken by the loss itself and ends.
-    fn lose(&mut self) -> Next {
+    pub(super) fn lose(&mut self) -> Next {
         self.phase = Phase::Broken;
         Next::Idle
-    }
-}
-
-/// Keeps a slot for the next chain. One that still holds an older table of memory lets go of it:
-/// a region that was removed is unmapped with its last request.
-fn keep(spare: &mut Spare, ring: &Ring, mut slot: Box<Slot>) {
-    slot.buffers.hold_only(ring.memory());
-    if spare.len() < SPARE_SLOTS && slot.buffers.capacity() <= KEPT_PIECES {
-        spare.push(slot);
     }
 }
