@@ -3,13 +3,16 @@
 mod config;
 mod driver;
 mod migrating;
+mod options;
 mod queue;
 mod record;
 mod recovery;
 mod request;
+mod transfer;
 
 pub use config::BlockConfig;
-pub use driver::{BlockDriver, BlockOptions};
+pub use driver::BlockDriver;
+pub use options::BlockOptions;
 pub use queue::{BlockQueue, Completion};
 pub use request::{BlockRequest, Op};
 
