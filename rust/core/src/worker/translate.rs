@@ -103,6 +103,8 @@ impl Queue {
 
     /// Takes the ring out of a place that it has no translation for any more.
     fn lose_place(&mut self, memory: &Arc<Memory>) -> Result<(), ()> {
+        // What a callback has sent by now would be published where no driver sees it.
+        self.publish();
         self.ring.stand_apart(memory).map_err(drop)?;
         self.set_apart(true);
         if matches!(self.phase, Phase::Running | Phase::Waiting) {

@@ -14,7 +14,7 @@ use vhost_user_core::frontend::{
     Descriptor, FrontendError, INDIRECT, Iommu, IommuPage, IotlbMiss, NEXT, Used, WRITE, Wanted,
 };
 use vhost_user_core::memory::Parts;
-use vhost_user_core::request::{Batch, Request};
+use vhost_user_core::request::{Batch, CallbackScope, Request};
 use vhost_user_core::socket::{Endpoint, ListenOptions};
 use vhost_user_core::wire::ProtocolFeatures;
 use vhost_user_core::wire::features::ACCESS_PLATFORM;
@@ -567,15 +567,45 @@ impl SendData for Bytes {
     }
 }
 
-#[test]
-fn a_device_that_takes_buffers_by_itself_is_told_when_their_translations_have_come() {
+fn sending() -> (Directory, Arc<Radio>, Backend, Behind) {
     let (directory, radio) = (Directory::new(), Arc::new(Radio::default()));
     let socket = directory.join("device.sock");
     let options = Options::new(Endpoint::Listen(ListenOptions::new(socket.clone())));
     let events: Arc<dyn Observer> = Arc::new(Events::default());
-    let _backend = Backend::start(Arc::clone(&radio) as Arc<dyn Device>, options, events).unwrap();
+    let backend = Backend::start(Arc::clone(&radio) as Arc<dyn Device>, options, events).unwrap();
     let mut behind = Behind::dial(&socket, 1, ProtocolFeatures::empty());
     behind.start();
+    (directory, radio, backend, behind)
+}
+
+/// What a callback sends is published when it returns; a flush of all translations may come before.
+#[test]
+fn what_was_sent_is_seen_though_the_ring_loses_its_place_before_it_is_published() {
+    let (_directory, radio, _backend, mut behind) = sending();
+    let told = || radio.told.load(Ordering::SeqCst);
+    let addr = 4 * MIB + SHIFT;
+    behind.driver.rings[0].set_descriptor(0, Descriptor { addr, len: 20, flags: WRITE, next: 0 });
+    behind.driver.rings[0].push(0);
+    behind.driver.rings[0].publish();
+    behind.until("word of a buffer", |_| (told() > 0).then_some(()));
+    let handle = radio.handle.lock().unwrap().clone().unwrap();
+    let (data, mut heard) = (Bytes(7, 20), told());
+    let mut callback = CallbackScope::enter();
+    while handle.send(&data, 1, None).unwrap() == 0 {
+        drop(callback);
+        behind.until("the buffer's translation", |_| (told() > heard).then_some(()));
+        heard = told();
+        callback = CallbackScope::enter();
+    }
+    assert_eq!(behind.driver.rings[0].used_index(), 0, "the callback goes on");
+    behind.driver.client.invalidate_iotlb(Iova(0), ALL).unwrap();
+    drop(callback);
+    assert_eq!(behind.used(0), Used { head: 0, len: 20 });
+}
+
+#[test]
+fn a_device_that_takes_buffers_by_itself_is_told_when_their_translations_have_come() {
+    let (_directory, radio, _backend, mut behind) = sending();
     let told = || radio.told.load(Ordering::SeqCst);
     for round in 0..30_u8 {
         behind.driver.client.invalidate_iotlb(Iova(0), ALL).unwrap();
