@@ -313,7 +313,54 @@ fn a_crash_at_any_store_is_harmless_in_rings_of_each_kind() {
     }
 }
 
+const SPLIT: Kind = Kind { packed: false, in_order: false, size: 8 };
 const PACKED: Kind = Kind { packed: true, in_order: false, size: 8 };
+
+/// Firmware may have had a shorter ring than the driver before it and the one behind it.
+#[test]
+fn marks_that_a_longer_ring_has_left_are_not_those_of_the_present_one() {
+    for kind in [SPLIT, PACKED] {
+        let (mut world, mut numbers) = (World::new(kind), Numbers(7));
+        // A ring of four entries was begun in it; entry 6 was in flight before that.
+        world.record.write_all_at(&[1, 0, 4, 0], 8).unwrap();
+        let entry = if kind.packed { 32 + 32 * 6 } else { 16 + 16 * 6 };
+        world.record.write_all_at(&[1], entry).unwrap();
+        let mut ring = world.process();
+        assert!(ring.begin().is_ok(), "{kind:?}");
+        world.make(&mut numbers);
+        ring.available().unwrap();
+        world.popped(&mut ring).unwrap();
+        let mut ring = world.process();
+        ring.begin().unwrap();
+        assert_eq!(ring.unfinished(), 1, "{kind:?}");
+        ring = world.process();
+        world.finish(&mut ring);
+        world.check();
+    }
+}
+
+#[test]
+fn a_crash_while_a_record_of_another_length_is_begun_anew_is_harmless() {
+    for kind in [SPLIT, PACKED] {
+        for store in 0.. {
+            let (mut world, mut numbers) = (World::new(kind), Numbers(8));
+            // What a ring of five entries has left that stood at slot 3: nothing is in flight.
+            let header: &[u8] = &[1, 0, 5, 0, 4, 0, 4, 0, 3, 0, 3, 0];
+            let header = if kind.packed { header } else { &header[..8] };
+            world.record.write_all_at(header, 8).unwrap();
+            let lived = dies_at(store, || {
+                let _ = world.process().begin();
+            });
+            world.make(&mut numbers);
+            let mut ring = world.process();
+            world.finish(&mut ring);
+            world.check();
+            if lived {
+                break;
+            }
+        }
+    }
+}
 
 /// A process that has given back some of its requests and died.
 fn with_requests_in_flight() -> (World, Ring, Vec<Token>) {

@@ -106,7 +106,8 @@ impl PackedRecord {
             return Ok(self.begin_anew(base));
         }
         if recorded != self.size {
-            if (0..self.size).any(|entry| self.is_marked(entry)) {
+            // Marks behind the entries that it speaks of are left over from a longer ring of before.
+            if (0..recorded.min(self.size)).any(|entry| self.is_marked(entry)) {
                 return Err(RecordError::Entries { recorded, size: self.size });
             }
             // Whatever ring it was of, all of its requests are done.
@@ -117,6 +118,8 @@ impl PackedRecord {
 
     fn begin_anew(&mut self, used: PackedIndex) -> Left {
         let held = Held::new(self.size);
+        // Of a ring of another length: as long as not all is written it is nobody's.
+        self.window.store_u16(AT_VERSION, 0, Ordering::Release);
         for index in 0..self.size {
             self.store_state(index, false, held.entry(index));
         }

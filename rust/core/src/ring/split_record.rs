@@ -68,7 +68,9 @@ impl SplitRecord {
         if version > VERSION {
             return Err(RecordError::Version(version));
         }
-        let unfinished = if version == 0 { Vec::new() } else { self.marked() };
+        // Marks behind the entries that it speaks of are left over from a longer ring of before.
+        let entries = if version == 0 { 0 } else { recorded.min(self.size) };
+        let unfinished = self.marked(entries);
         if unfinished.is_empty() {
             // Whatever ring it was of, all of its requests are done.
             self.begin_anew(used);
@@ -88,15 +90,14 @@ impl SplitRecord {
         Ok(unfinished)
     }
 
-    /// All that is marked as in flight, oldest first. New requests are numbered behind the highest
-    /// number that is there, of requests that are done too.
-    fn marked(&mut self) -> Vec<Unfinished> {
+    /// All that is marked as in flight in so many entries, oldest first. New requests are numbered
+    /// behind the highest number that is there, of requests that are done too.
+    fn marked(&mut self, entries: u16) -> Vec<Unfinished> {
         let mut unfinished = Vec::new();
-        for head in 0..self.size {
-            let entry = entry(head);
-            let sequence = self.window.load_u64(entry + COUNTER, Ordering::Relaxed);
+        for head in 0..entries {
+            let sequence = self.window.load_u64(entry(head) + COUNTER, Ordering::Relaxed);
             self.sequence = self.sequence.max(sequence.wrapping_add(1));
-            if self.window.load_u8(entry + IN_FLIGHT, Ordering::Acquire) != 0 {
+            if self.is_marked(head) {
                 unfinished.push(Unfinished { sequence, head });
             }
         }
@@ -141,6 +142,7 @@ impl SplitRecord {
     }
 
     fn begin_anew(&mut self, used: u16) {
+        (0..self.size).filter(|&head| self.is_marked(head)).for_each(|head| self.unmark(head));
         self.window.store_u16(AT_ENTRIES, self.size, Ordering::Release);
         self.window.store_u16(AT_LAST_HEAD, 0, Ordering::Release);
         self.window.store_u16(AT_USED, used, Ordering::Release);
@@ -179,6 +181,10 @@ impl SplitRecord {
         }
         self.unpublished.clear();
         self.window.store_u16(AT_USED, used, Ordering::Release);
+    }
+
+    fn is_marked(&self, head: u16) -> bool {
+        self.window.load_u8(entry(head) + IN_FLIGHT, Ordering::Acquire) != 0
     }
 
     fn unmark(&self, head: u16) {
