@@ -53,6 +53,15 @@ def packages(request: pytest.FixtureRequest) -> Packages:
 
 
 @pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """A disk of zeroes in a file."""
+    path = tmp_path / "disk.img"
+    with path.open("wb") as file:
+        file.truncate(DISK_BYTES)
+    return path
+
+
+@pytest.fixture
 def boot(packages: Packages, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Boot]:
     machines: list[Machine] = []
 

@@ -22,7 +22,6 @@ from peer.process import eventually
 from peer.shuffling import SHUFFLING
 
 from .conftest import Boot
-from .disk import DISK_BYTES
 from .rig.machine import Device
 from .rig.packages import MIDDLE, NEWEST, fetch
 from .verifier import Verifier
@@ -79,14 +78,6 @@ class Dialled:
     def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.wait()
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    path = tmp_path / "disk.img"
-    with path.open("wb") as file:
-        file.truncate(DISK_BYTES)
-    return path
 
 
 @pytest.fixture(params=BACK_ENDS)

@@ -16,17 +16,8 @@ from .filesystem import Ext4Image
 from .rig.machine import Device, GuestError, Machine
 from .rig.packages import Packages
 
-DISK_BYTES = 64 << 20
 PART_BYTES = 4 << 20
 MODEL = "vhost-user-blk-pci,num-queues=2"
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    path = tmp_path / "disk.img"
-    with path.open("wb") as file:
-        file.truncate(DISK_BYTES)
-    return path
 
 
 @pytest.fixture

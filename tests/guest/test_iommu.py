@@ -13,7 +13,6 @@ from .command import BlkCommand
 from .conftest import Boot
 from .rig.machine import Device, Machine
 
-DISK_BYTES = 64 << 20
 IOMMU = ("-device", "intel-iommu,device-iotlb=on,intremap=on")
 STRICT = "intel_iommu=on iommu.strict=1"
 BEHIND = "iommu_platform=on,ats=on,disable-legacy=on"
@@ -33,14 +32,6 @@ done
 """
 """Writes one random pattern to four places at once, in blocks of 4 to 32 KiB and from both
 processors, and reads each with requests of 64 KiB."""
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    path = tmp_path / "disk.img"
-    with path.open("wb") as file:
-        file.truncate(DISK_BYTES)
-    return path
 
 
 @pytest.fixture

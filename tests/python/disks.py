@@ -35,6 +35,26 @@ class BatchDisk(RamDisk):
                 request.copy_to(self.mem[request.offset : end])
 
 
+class Keeping(RamDisk):
+    """Keeps each request, or each with this ``op``, until the test takes it."""
+
+    def __init__(self, op: str | None = None) -> None:
+        super().__init__()
+        self.kept: list[vu.BlockRequest] = []
+        self._op = op
+        self._some = threading.Semaphore(0)
+
+    def on_batch(self, batch: Sequence[vu.BlockRequest], /) -> None:
+        for request in batch:
+            if self._op in (None, request.op):
+                self.kept.append(request.defer())
+                self._some.release()
+
+    def take(self) -> vu.BlockRequest:
+        assert self._some.acquire(timeout=10)
+        return self.kept.pop(0)
+
+
 class Calls(RamDisk):
     """Notes what it is asked for."""
 

@@ -13,32 +13,13 @@ from peer.front_end import FrontEnd
 from peer.process import eventually
 from peer.ring import INDIRECT, Segment
 
-from .disks import RamDisk
+from .disks import Keeping, RamDisk
 from .driver import open_driver
 from .repeats import repeats
 
 
-class Deferring(RamDisk):
-    """Keeps all reads."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.kept: list[vu.BlockRequest] = []
-        self.some = threading.Semaphore(0)
-
-    def on_batch(self, batch: Sequence[vu.BlockRequest], /) -> None:
-        for request in batch:
-            if request.op == "read":
-                self.kept.append(request.defer())
-                self.some.release()
-
-    def take(self) -> vu.BlockRequest:
-        assert self.some.acquire(timeout=5)
-        return self.kept.pop()
-
-
 def test_a_deferred_request_is_answered_later_from_another_thread(vhost_socket: Path) -> None:
-    device = Deferring()
+    device = Keeping("read")
     with vu.Backend(device, socket=vhost_socket), open_driver(vhost_socket) as driver:
         for sizes in ((512,), (256, 256)):
             read = driver.read(0, *sizes)
@@ -53,7 +34,7 @@ def test_a_deferred_request_is_answered_later_from_another_thread(vhost_socket: 
 
 
 def test_a_deferred_request_may_fail(vhost_socket: Path) -> None:
-    device = Deferring()
+    device = Keeping("read")
     with vu.Backend(device, socket=vhost_socket), open_driver(vhost_socket) as driver:
         read = driver.read(0, 512)
         device.take().fail()
@@ -62,7 +43,7 @@ def test_a_deferred_request_may_fail(vhost_socket: Path) -> None:
 
 
 def test_views_of_a_deferred_request_hold_its_answer(vhost_socket: Path) -> None:
-    device = Deferring()
+    device = Keeping("read")
     with vu.Backend(device, socket=vhost_socket), open_driver(vhost_socket) as driver:
         for sizes in ((512,), (256, 256)):
             read = driver.read(0, *sizes)
@@ -80,7 +61,7 @@ def test_views_of_a_deferred_request_hold_its_answer(vhost_socket: Path) -> None
 def test_deferred_requests_that_are_dropped_fail_and_are_a_line_and_a_number(
     vhost_socket: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    device = Deferring()
+    device = Keeping("read")
     with vu.Backend(device, socket=vhost_socket), open_driver(vhost_socket) as driver:
         for _ in range(66):  # more than the ring has entries
             read = driver.read(0, 512)
@@ -88,7 +69,7 @@ def test_deferred_requests_that_are_dropped_fail_and_are_a_line_and_a_number(
             gc.collect()
             driver.wait()
             assert read.status == 1
-    said = "Deferring.on_batch: a deferred request was dropped"
+    said = "Keeping.on_batch: a deferred request was dropped"
     first, *numbers = [r.getMessage().removeprefix(f"{vhost_socket}: ") for r in caplog.records]
     place = "read of 512 bytes at offset 0, queue 0"
     assert first == f"{said} without an answer: it fails ({place})"
@@ -115,7 +96,7 @@ def test_a_request_that_is_deferred_and_not_kept_fails_and_is_told(
 
 
 def test_a_request_is_answered_once(vhost_socket: Path) -> None:
-    device = Deferring()
+    device = Keeping("read")
     with vu.Backend(device, socket=vhost_socket), open_driver(vhost_socket) as driver:
         read = driver.read(0, 512)
         request = device.take()
@@ -156,7 +137,7 @@ def test_an_answer_within_the_batch_is_the_only_one(vhost_blk: vu.testing.BlkFac
 
 
 def test_of_many_threads_that_answer_one_wins(vhost_socket: Path) -> None:
-    device = Deferring()
+    device = Keeping("read")
     threads = 8
     with (
         ThreadPoolExecutor(threads) as pool,
@@ -184,7 +165,7 @@ def test_of_many_threads_that_answer_one_wins(vhost_socket: Path) -> None:
 
 
 def test_an_answer_after_the_stop_raises_and_touches_nothing(vhost_socket: Path) -> None:
-    device = Deferring()
+    device = Keeping("read")
     backend = vu.Backend(device, socket=vhost_socket).start()
     with open_driver(vhost_socket) as driver:
         read = driver.read(0, 512)
@@ -205,7 +186,7 @@ def test_an_answer_after_the_stop_raises_and_touches_nothing(vhost_socket: Path)
 
 
 def test_a_transfer_is_submitted_while_the_callback_runs(vhost_socket: Path) -> None:
-    device = Deferring()
+    device = Keeping("read")
     with vu.Backend(device, socket=vhost_socket), open_driver(vhost_socket) as driver:
         driver.read(0, 512)
         request = device.take()
@@ -217,7 +198,7 @@ def test_a_transfer_is_submitted_while_the_callback_runs(vhost_socket: Path) -> 
 
 
 def test_an_answer_after_the_front_end_left_raises(vhost_socket: Path) -> None:
-    device = Deferring()
+    device = Keeping("read")
     with vu.Backend(device, socket=vhost_socket):
         with open_driver(vhost_socket) as driver:
             driver.read(0, 512)
@@ -253,7 +234,7 @@ def test_chains_in_flight_have_a_limit_together_and_the_rest_waits_in_the_ring(
 ) -> None:
     """4096 reads of 1024 pieces each, all by one table, so that they cost the guest nothing: the
     lists of their pieces would take 64 MiB here, and those of a longer ring more."""
-    device = Deferring()
+    device = Keeping("read")
     device.num_queues = 2
     with (
         vu.Backend(device, socket=vhost_socket, threads=1),

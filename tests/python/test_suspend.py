@@ -2,7 +2,6 @@
 they are done from their beginning by the disk at its destination, which has the same record."""
 
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 
 import vhost_user as vu
@@ -12,28 +11,10 @@ from peer.mortal import new_record
 from peer.numbers import ProtocolFeature
 from peer.numbers import Request as Message
 
-from .disks import RamDisk
+from .disks import Keeping
 
 SECONDS = 10.0
 FEATURES = int(WANTED | ProtocolFeature.INFLIGHT_SHMFD | ProtocolFeature.GET_VRING_BASE_INFLIGHT)
-
-
-class Keeping(RamDisk):
-    """Keeps each request until the test takes it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.kept: list[vu.BlockRequest] = []
-        self.some = threading.Semaphore(0)
-
-    def on_batch(self, batch: Sequence[vu.BlockRequest], /) -> None:
-        for request in batch:
-            self.kept.append(request.defer())
-            self.some.release()
-
-    def take(self) -> vu.BlockRequest:
-        assert self.some.acquire(timeout=SECONDS)
-        return self.kept.pop(0)
 
 
 def test_deferred_reads_go_along_in_the_record_and_a_write_is_waited_for(

@@ -524,22 +524,7 @@ struct Radio {
 }
 
 impl Device for Radio {
-    fn virtio_id(&self) -> u32 {
-        4
-    }
-    fn features(&self) -> u64 {
-        0
-    }
-    fn num_queues(&self) -> u16 {
-        1
-    }
-    fn max_queue_size(&self) -> u16 {
-        256
-    }
-    fn config_len(&self) -> usize {
-        0
-    }
-    fn read_config(&self, _: usize, _: &mut [u8]) {}
+    plain!(queues: 1, ring: 256);
     fn receives(&self, _: u16) -> bool {
         true
     }

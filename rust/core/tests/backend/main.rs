@@ -2,6 +2,7 @@
 
 #[path = "../support/mod.rs"]
 #[allow(dead_code)] // Each test program uses a part of it.
+#[macro_use]
 mod support;
 
 mod dirty_log;

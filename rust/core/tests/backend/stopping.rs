@@ -32,22 +32,7 @@ enum Then {
 }
 
 impl Device for Told {
-    fn virtio_id(&self) -> u32 {
-        4
-    }
-    fn features(&self) -> u64 {
-        0
-    }
-    fn num_queues(&self) -> u16 {
-        2
-    }
-    fn max_queue_size(&self) -> u16 {
-        64
-    }
-    fn config_len(&self) -> usize {
-        0
-    }
-    fn read_config(&self, _: usize, _: &mut [u8]) {}
+    plain!(queues: 2, ring: 64);
     fn handle(&self, queue: u16, batch: &mut Batch) {
         let then = if queue == 0 {
             self.entered.lock().unwrap().send(()).unwrap();

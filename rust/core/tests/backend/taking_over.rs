@@ -34,22 +34,7 @@ impl Sharing {
 }
 
 impl Device for Sharing {
-    fn virtio_id(&self) -> u32 {
-        4
-    }
-    fn features(&self) -> u64 {
-        0
-    }
-    fn num_queues(&self) -> u16 {
-        2
-    }
-    fn max_queue_size(&self) -> u16 {
-        64
-    }
-    fn config_len(&self) -> usize {
-        0
-    }
-    fn read_config(&self, _: usize, _: &mut [u8]) {}
+    plain!(queues: 2, ring: 64);
     fn acquire(&self) -> Result<Acquired, Unavailable> {
         self.tell("acquire");
         match *self.somebody_has_it.lock().unwrap() {

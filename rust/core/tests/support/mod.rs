@@ -5,6 +5,29 @@ use std::process::{Child, Command};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::{env, fs, process};
 
+/// What a plain device says of itself: so many queues, so large a ring, and no configuration.
+#[allow(unused_macros)] // Each test program uses a part of this.
+macro_rules! plain {
+    (queues: $queues:literal, ring: $ring:literal) => {
+        fn virtio_id(&self) -> u32 {
+            4
+        }
+        fn features(&self) -> u64 {
+            0
+        }
+        fn num_queues(&self) -> u16 {
+            $queues
+        }
+        fn max_queue_size(&self) -> u16 {
+            $ring
+        }
+        fn config_len(&self) -> usize {
+            0
+        }
+        fn read_config(&self, _: usize, _: &mut [u8]) {}
+    };
+}
+
 /// A directory of its own for each test, removed at the end.
 pub(crate) struct Directory(PathBuf);
 

@@ -33,7 +33,7 @@ struct Whole {
 }
 
 impl Device for Whole {
-    one_queue!();
+    plain!(queues: 1, ring: 256);
     fn batch_limit(&self, _queue: u16, available: u16) -> u16 {
         available
     }

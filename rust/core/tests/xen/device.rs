@@ -49,7 +49,7 @@ pub(crate) fn copy(request: &Request) -> u32 {
 }
 
 impl Device for Scripted {
-    one_queue!();
+    plain!(queues: 1, ring: 256);
     fn batch_limit(&self, _queue: u16, available: u16) -> u16 {
         available
     }

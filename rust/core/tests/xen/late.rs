@@ -14,7 +14,7 @@ use super::raw::*;
 struct Late(Mutex<Sender<Request>>);
 
 impl Device for Late {
-    one_queue!();
+    plain!(queues: 1, ring: 256);
     fn refuse(&self, _: u16, request: &Request) -> u32 {
         let last = request.writable().len() - 1;
         request.writable().write_at(last, &[1]);

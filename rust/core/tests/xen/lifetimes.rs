@@ -34,7 +34,7 @@ impl Keeper {
 }
 
 impl Device for Keeper {
-    one_queue!();
+    plain!(queues: 1, ring: 256);
     fn keeps_requests(&self) -> bool {
         self.says_so
     }

@@ -2,29 +2,8 @@
 
 #[path = "../support/mod.rs"]
 #[allow(dead_code)] // Each test program uses a part of it.
+#[macro_use]
 mod support;
-
-/// What every device here says of itself: one queue, and no configuration.
-macro_rules! one_queue {
-    () => {
-        fn virtio_id(&self) -> u32 {
-            4
-        }
-        fn features(&self) -> u64 {
-            0
-        }
-        fn num_queues(&self) -> u16 {
-            1
-        }
-        fn max_queue_size(&self) -> u16 {
-            256
-        }
-        fn config_len(&self) -> usize {
-            0
-        }
-        fn read_config(&self, _offset: usize, _out: &mut [u8]) {}
-    };
-}
 
 mod addresses;
 mod answers;

@@ -25,7 +25,7 @@ struct Port {
 }
 
 impl Device for Port {
-    one_queue!();
+    plain!(queues: 1, ring: 256);
     fn receives(&self, _: u16) -> bool {
         true
     }

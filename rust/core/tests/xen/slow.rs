@@ -92,7 +92,7 @@ impl Hands {
 }
 
 impl Device for Slow {
-    one_queue!();
+    plain!(queues: 1, ring: 256);
     fn keeps_requests(&self) -> bool {
         self.keeps
     }
