@@ -43,7 +43,7 @@ def test_the_installed_command_is_the_same() -> None:
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        ([], "a command is needed: blk, run, hold, info, bench, demo (see vhost-user --help)"),
+        ([], f"a command is needed: {', '.join(COMMANDS)} (see vhost-user --help)"),
         (["bkl"], "unknown command bkl; did you mean blk?"),
         (["frobnicate"], "unknown command frobnicate (see vhost-user --help)"),
         (["--versoin"], "unknown option --versoin; did you mean --version?"),

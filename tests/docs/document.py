@@ -52,7 +52,8 @@ def blocks(markdown: str) -> Iterator[Block]:
 
 def commands(text: str) -> Iterator[Command]:
     for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
-        words, _, output = part.replace("\\\n", " ").partition("\n")
+        written = re.split(r"(?<!\\)\n", part, maxsplit=1)
+        words, output = written[0].replace("\\\n", " "), "".join(written[1:])
         status = re.search(r"^\[status (\d+)\]\n?", output, re.MULTILINE)
         expected = output.replace(status[0], "") if status else output
         yield Command(" ".join(words.split()), expected.strip(), int(status[1]) if status else 0)

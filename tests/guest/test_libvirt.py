@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -13,7 +15,7 @@ import pytest
 from docs.document import Reader, blocks
 from docs.stand_in import stand_in
 
-from .command import BlkCommand
+from .command import BlkCommand, ServeCommand
 from .rig.boot_image import DATA_START, SECTOR_BYTES, BootImage
 from .rig.libvirt import World
 from .rig.packages import NEWEST, Packages
@@ -147,6 +149,80 @@ def wait_for_result(image: Path, world: World) -> None:
 
 def documented_xml() -> str:
     return next(block.text for block in blocks(TEXT) if block.note == "file: guest.xml")
+
+
+WITHOUT_DEVICES = """\
+<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
+  <name>shown</name>
+  <memory unit='MiB'>256</memory>
+  <vcpu>2</vcpu>
+  {domain}
+  <os>
+    <type arch='x86_64' machine='q35'>hvm</type>
+    <boot dev='hd'/>
+  </os>
+  <devices>{devices}</devices>
+</domain>
+"""
+
+
+def snippet(world: World, *words: str) -> str:
+    """What `vhost-user snippet` prints for libvirt, put where it says."""
+    command = [*world.entering, str(Path(sys.executable).with_name("vhost-user"))]
+    done = subprocess.run(
+        [*command, "snippet", *words, "--for", "libvirt"],
+        capture_output=True,
+        text=True,
+        timeout=BOOT_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    parts = {"domain": "", "devices": ""}
+    pattern = r"<!-- in <(\w+)>.*? -->\n(.*?)(?=<!--|\Z)"
+    for where, text in re.findall(pattern, done.stdout, re.DOTALL):
+        parts[where] += text
+    return WITHOUT_DEVICES.format(**parts)
+
+
+def test_the_elements_of_a_snippet_give_a_guest_its_disk(
+    packages: Packages, world: World, here: Path
+) -> None:
+    image = BootImage(packages, here / "shown.img", SCRIPT).path
+    socket = world.path("/run/vhost-user/shown.sock")
+    socket.parent.mkdir(exist_ok=True)
+    allowed = ["--num-queues", "2", "--mode", "0660", "--group", "libvirt-qemu"]
+    back_end = BlkCommand(image, socket, *allowed, within=world.entering)
+    try:
+        back_end.start()
+        (here / "shown.xml").write_text(snippet(world, "/run/vhost-user/shown.sock"))
+        world.run("/usr/bin/virsh", "create", "shown.xml")
+        wait_for_result(image, world)
+        world.run("/usr/bin/virsh", "destroy", "shown")
+        back_end.stop()
+    finally:
+        back_end.kill()
+
+
+def test_the_elements_of_a_snippet_give_a_guest_a_device_that_libvirt_does_not_know(
+    world: World, here: Path
+) -> None:
+    socket = world.path("/run/vhost-user/rng.sock")
+    socket.parent.mkdir(exist_ok=True)
+    words = ["run", "vhost_user.examples.rng", "--mode", "0660", "--group", "libvirt-qemu"]
+    back_end = ServeCommand(*words, socket=socket, within=world.entering)
+    try:
+        back_end.start()
+        xml = snippet(world, "/run/vhost-user/rng.sock", "--type", "rng")
+        (here / "rng.xml").write_text(xml)
+        world.run("/usr/bin/virsh", "create", "rng.xml")
+        devices = world.run(
+            "/usr/bin/virsh", "qemu-monitor-command", "shown", "--hmp", "info qtree"
+        )
+        assert 'dev: vhost-user-rng-pci, id ""' in devices
+        world.run("/usr/bin/virsh", "destroy", "shown")
+        back_end.stop()
+    finally:
+        back_end.kill()
 
 
 REFUSED = re.findall(r"^\| `(<.*?>)` \|", TEXT, re.MULTILINE)

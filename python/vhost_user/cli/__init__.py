@@ -24,6 +24,7 @@ COMMANDS = {
     "run": "serve a device class from a Python file or module",
     "hold": "keep front-ends connected while their back-end dies or is upgraded",
     "info": "tell what the back-end at a socket offers",
+    "snippet": "tell what QEMU, libvirt and others need to have a device",
     "bench": "measure the block device at a socket",
     "demo": "serve three disks, drive them and check every byte",
 }

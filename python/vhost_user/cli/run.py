@@ -1,6 +1,7 @@
 """``vhost-user run``: serves a device class from a Python file or module."""
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .exits import Exit, Failure
@@ -54,18 +55,19 @@ def run(options: argparse.Namespace) -> int:
     endpoint(options)
     if options.hold or options.reload:
         return around(options, watched=options.reload)
-    return until_signalled(lambda: serve(_device(options), options))
+    return until_signalled(lambda: serve(make_device(options.target, options.settings), options))
 
 
-def _device(options: argparse.Namespace) -> "Device":
+def make_device(text: str, settings: Sequence[str]) -> "Device":
+    """The device that ``text`` names, made with ``key=value`` words."""
     from vhost_user import Device
 
     try:
-        target = load(options.target)
+        target = load(text)
     finally:
         tell_sources()
-    made = make(target, read_settings(target, options.settings))
+    made = make(target, read_settings(target, settings))
     if not isinstance(made, Device):
         what = "None" if made is None else f"an object of type {type(made).__name__}"
-        raise Failure(f"{options.target} gave {what}, not a vhost_user.Device")
+        raise Failure(f"{text} gave {what}, not a vhost_user.Device")
     return made

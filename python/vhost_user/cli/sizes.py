@@ -33,6 +33,13 @@ def format_size(size: int) -> str:
     return f"{size} {_UNITS[exponent - 1]}iB" if exponent else f"{size} bytes"
 
 
+def size_option(size: int) -> str:
+    """``size`` bytes as options of programs have it, in the largest unit in which it is whole:
+    ``512M``."""
+    number, _, unit = format_size(size).partition(" ")
+    return number if unit == "bytes" else number + unit[0]
+
+
 def about(size: float) -> str:
     """``size`` bytes to three digits: ``1.25 GiB``."""
     exponent = 0
