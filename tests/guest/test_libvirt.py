@@ -151,23 +151,13 @@ def documented_xml() -> str:
     return next(block.text for block in blocks(TEXT) if block.note == "file: guest.xml")
 
 
-WITHOUT_DEVICES = """\
-<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
-  <name>shown</name>
-  <memory unit='MiB'>256</memory>
-  <vcpu>2</vcpu>
-  {domain}
-  <os>
-    <type arch='x86_64' machine='q35'>hvm</type>
-    <boot dev='hd'/>
-  </os>
-  <devices>{devices}</devices>
-</domain>
-"""
+QEMU_OPTIONS = "http://libvirt.org/schemas/domain/qemu/1.0"
+"""The name space that libvirt has for them."""
 
 
 def snippet(world: World, *words: str) -> str:
-    """What `vhost-user snippet` prints for libvirt, put where it says."""
+    """The page's domain with what `vhost-user snippet` prints in place of the page's own, put where
+    it says."""
     command = [*world.entering, str(Path(sys.executable).with_name("vhost-user"))]
     done = subprocess.run(
         [*command, "snippet", *words, "--for", "libvirt"],
@@ -181,7 +171,11 @@ def snippet(world: World, *words: str) -> str:
     pattern = r"<!-- in <(\w+)>.*? -->\n(.*?)(?=<!--|\Z)"
     for where, text in re.findall(pattern, done.stdout, re.DOTALL):
         parts[where] += text
-    return WITHOUT_DEVICES.format(**parts)
+    own = r"<memoryBacking>.*</memoryBacking>|<disk .*</disk>"
+    xml = re.sub(own, "", documented_xml(), flags=re.DOTALL)
+    xml = xml.replace("<name>guest</name>", f"<name>shown</name>{parts['domain']}")
+    xml = xml.replace("<devices>", f"<devices>{parts['devices']}")
+    return xml.replace("<domain ", f"<domain xmlns:qemu='{QEMU_OPTIONS}' ")
 
 
 def test_the_elements_of_a_snippet_give_a_guest_its_disk(
@@ -196,8 +190,10 @@ def test_the_elements_of_a_snippet_give_a_guest_its_disk(
         back_end.start()
         (here / "shown.xml").write_text(snippet(world, "/run/vhost-user/shown.sock"))
         world.run("/usr/bin/virsh", "create", "shown.xml")
-        wait_for_result(image, world)
-        world.run("/usr/bin/virsh", "destroy", "shown")
+        try:
+            wait_for_result(image, world)
+        finally:
+            world.run("/usr/bin/virsh", "destroy", "shown")
         back_end.stop()
     finally:
         back_end.kill()

@@ -25,6 +25,7 @@ COMMANDS = {
     "hold": "keep front-ends connected while their back-end dies or is upgraded",
     "info": "tell what the back-end at a socket offers",
     "snippet": "tell what QEMU, libvirt and others need to have a device",
+    "doctor": "tell what is missing on this host, and what to do",
     "bench": "measure the block device at a socket",
     "demo": "serve three disks, drive them and check every byte",
 }

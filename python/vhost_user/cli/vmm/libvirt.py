@@ -1,5 +1,6 @@
 """libvirt: elements of a domain's XML."""
 
+import json
 import os
 from xml.sax.saxutils import quoteattr
 
@@ -98,6 +99,19 @@ def _command_line(device: ShownDevice, machine: Machine) -> list[str]:
     return [
         f"<!-- in <domain>, which says xmlns:qemu='{SCHEMA}' -->",
         "<qemu:commandline>",
-        *(f"  <qemu:arg value={quoteattr(word)}/>" for group in words for word in group),
+        *(f"  <qemu:arg value={quoteattr(word)}/>" for group in words for word in _in_json(group)),
         "</qemu:commandline>",
     ]
+
+
+def _in_json(group: list[str]) -> list[str]:
+    """A device as an object. QEMU makes devices that are written so in order, and before them all
+    others: one with no address would get the slot that libvirt has chosen for one of its own."""
+    option, value = group
+    if option != "-device":
+        return group
+    driver, *properties = value.split(",")
+    found: dict[str, str | int] = {"driver": driver}
+    for name, _, text in (each.partition("=") for each in properties):
+        found[name] = int(text) if text.isdecimal() else text
+    return [option, json.dumps(found)]
