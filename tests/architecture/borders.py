@@ -73,6 +73,9 @@ UNSAFE_PYTHON = re.compile(
 """The files of each crate in which `unsafe` may stand, relative to `src`."""
 
 FOREIGN = ("pyo3", "PyO3")
+CLOCKS_THAT_ARE_SET = ("SystemTime", "CLOCK_REALTIME", "Realtime")
+TELLS_THE_TIME = {"socket/listener.rs"}
+"""The files that may read such a clock: for a name that nobody else has, and not to wait."""
 NOISE = ("print", "println", "eprint", "eprintln", "dbg")
 IMPORTS_CORE = {
     *("__init__.py", "server.py", "errors.py", "testing/xen.py"),
@@ -108,6 +111,21 @@ def impure(source: str, path: str) -> Iterator[str]:
     for word in [f"{name}!" for name in NOISE] + ["process::exit", "process::abort", *FOREIGN]:
         for line in lines_with(source, word):
             yield f"{path}:{line}: {word}"
+
+
+def clocks_that_are_set(source: str, path: str) -> Iterator[str]:
+    """A clock that somebody may set, so that a wait by it never ends or ends at once."""
+    if path not in TELLS_THE_TIME:
+        for word in CLOCKS_THAT_ARE_SET:
+            for line in lines_with(source, word):
+                yield f"{path}:{line}: {word}"
+
+
+def set_clocks_called(source: str, path: str) -> Iterator[str]:
+    """The same of a Python file: `time.time()`, `time.time_ns()` and the clocks of `datetime`."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and node.attr in ("time", "time_ns", "now", "utcnow"):
+            yield f"{path}:{node.lineno}: {node.attr}"
 
 
 def core_imports(source: str, path: str) -> Iterator[str]:

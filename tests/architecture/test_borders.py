@@ -74,6 +74,21 @@ def test_the_core_neither_prints_nor_exits_nor_knows_python() -> None:
     assert "pyo3" not in (CORE.parent / "Cargo.toml").read_text()
 
 
+def test_no_wait_goes_by_a_clock_that_can_be_set() -> None:
+    found = [
+        f"{root.parent.name}/{line}"
+        for root in (CORE, BINDING)
+        for source, path in borders.sources(root, "*.rs")
+        for line in borders.clocks_that_are_set(source, path)
+    ]
+    found += [
+        line
+        for source, path in borders.sources(PACKAGE, "*.py")
+        for line in borders.set_clocks_called(source, path)
+    ]
+    assert found == []
+
+
 def test_only_the_facade_imports_the_extension_module() -> None:
     found = [
         line
@@ -179,6 +194,14 @@ def test_unsafe_in_another_file_is_seen(line: str) -> None:
 def test_impure_code_is_seen(line: str) -> None:
     assert list(borders.impure(f"fn f() {{\n{line}\n}}", "ring/split.rs"))
     assert list(borders.impure(f'fn f() {{ let a = "{line!r}"; }}', "ring/split.rs")) == []
+
+
+def test_a_clock_that_can_be_set_is_seen() -> None:
+    wait = "fn f() { while SystemTime::now() < until {} }"
+    assert list(borders.clocks_that_are_set(wait, "worker/thread.rs"))
+    assert list(borders.clocks_that_are_set("use std::time::Instant;", "worker/thread.rs")) == []
+    assert list(borders.set_clocks_called("until = time.time() + 5", "server.py"))
+    assert list(borders.set_clocks_called("until = time.monotonic() + 5", "server.py")) == []
 
 
 @pytest.mark.parametrize(

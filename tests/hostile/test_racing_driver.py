@@ -2,10 +2,7 @@
 
 import contextlib
 import random
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 from peer.blk import Status, Type
@@ -15,41 +12,8 @@ from peer.numbers import Feature
 from peer.process import eventually
 from peer.ring import DESCRIPTOR, INDIRECT, NEXT, WRITE, Timeout
 
+from .racing import FLOODER, GIB, MIB, flipping, running
 from .server import Server
-
-MIB = 1 << 20
-GIB = 1 << 30
-FLIPPER = Path(__file__).with_name("flipper.py")
-FLOODER = Path(__file__).with_name("flooder.py")
-
-
-@contextlib.contextmanager
-def running(program: Path, *arguments: int | str) -> Iterator[None]:
-    """Another processor of the guest: runs a program beside the body. Numbers that are open
-    descriptors are passed on."""
-    descriptors = [n for n in arguments if isinstance(n, int) and Path(f"/dev/fd/{n}").exists()]
-    process = subprocess.Popen(
-        [sys.executable, str(program), *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        pass_fds=descriptors,
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"running\n"
-        yield
-        assert process.poll() is None, "the other processor stopped"
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def flipping(
-    region: Region, address: int, one: bytes, other: bytes
-) -> contextlib.AbstractContextManager[None]:
-    """Flips bytes of guest memory while the body runs."""
-    offset = address - region.guest + region.offset
-    return running(FLIPPER, region.fd, str(offset), one.hex(), other.hex())
-
 
 FLIPS = {
     "length": (8, (512).to_bytes(4, "little"), b"\xff\xff\xff\xff"),

@@ -82,12 +82,11 @@ class Result(NamedTuple):
     used: int
 
 
-class BlkDriver:
-    """Block requests over one ring, one at a time or many in flight."""
+class Requests:
+    """Block requests in guest memory, for a ring of either format."""
 
-    def __init__(self, memory: GuestMemory, ring: SplitRing) -> None:
+    def __init__(self, memory: GuestMemory) -> None:
         self.memory = memory
-        self.ring = ring
 
     def prepare(self, kind: int, sector: int, data: bytes = b"", room: int = 0) -> Request:
         """Writes header and data; `room` is the length of device-writable data instead."""
@@ -103,14 +102,22 @@ class BlkDriver:
         self.memory.write(status, bytes([CANARY]))
         return Request(header, where, length, bool(room), status)
 
-    def submit(self, request: Request) -> int:
-        """Makes a request available without a kick; gives its head."""
-        return self.ring.add(request.chain())
-
     def result(self, request: Request, used: int = 0) -> Result:
         """What lies in the request's buffers now."""
         data = self.memory.read(request.data, request.length) if request.writable else b""
         return Result(self.memory.read(request.status, 1)[0], data, used)
+
+
+class BlkDriver(Requests):
+    """Block requests over one ring, one at a time or many in flight."""
+
+    def __init__(self, memory: GuestMemory, ring: SplitRing) -> None:
+        super().__init__(memory)
+        self.ring = ring
+
+    def submit(self, request: Request) -> int:
+        """Makes a request available without a kick; gives its head."""
+        return self.ring.add(request.chain())
 
     def run(self, request: Request, seconds: float = PATIENCE) -> Result:
         """Submits, kicks, and waits for the end."""

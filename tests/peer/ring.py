@@ -58,22 +58,42 @@ class Places(NamedTuple):
         )
 
 
-class SplitRing:
+class Ring:
+    """What rings of both formats have: a place in memory, and three event descriptors."""
+
+    def __init__(self, memory: GuestMemory, size: int, places: Places) -> None:
+        self.memory = memory
+        self.size = size
+        self.places = places
+        self.kick_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.call_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.error_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def kick(self) -> None:
+        """Tells the device to look."""
+        os.eventfd_write(self.kick_fd, 1)
+
+    def is_broken(self, seconds: float = PATIENCE) -> bool:
+        """Waits for the device to signal the error descriptor."""
+        return signalled(self.error_fd, seconds)
+
+    def close(self) -> None:
+        """Closes the event descriptors."""
+        for fd in (self.kick_fd, self.call_fd, self.error_fd):
+            os.close(fd)
+
+
+class SplitRing(Ring):
     """One virtqueue, the driver's side: `size` entries at `places`."""
 
     def __init__(self, memory: GuestMemory, size: int, places: Places | None = None) -> None:
-        self.memory = memory
-        self.size = size
-        self.places = places or Places.allocate(memory, size)
+        super().__init__(memory, size, places or Places.allocate(memory, size))
         self._available = memory.view(self.places.available, 6 + 2 * size).cast("H")
         self._used = memory.view(self.places.used, 6 + 8 * size)
         self._used_index = self._used[2:4].cast("H")
         self._free = list(range(size))
         self._chains: dict[int, list[int]] = {}
         self.seen = self.used_index
-        self.kick_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self.call_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self.error_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     # Fields of the ring.
 
@@ -181,10 +201,6 @@ class SplitRing:
             self.set_slot(index + place, head)
         self.available_index = index + len(heads)
 
-    def kick(self) -> None:
-        """Tells the device to look."""
-        os.eventfd_write(self.kick_fd, 1)
-
     def wait(self, count: int = 1, seconds: float = PATIENCE) -> list[Used]:
         """Waits, from call to call, until `count` more chains are used; takes them back."""
         deadline = time.monotonic() + seconds
@@ -214,14 +230,9 @@ class SplitRing:
         self._free = list(range(self.size))
         self._chains.clear()
 
-    def is_broken(self, seconds: float = PATIENCE) -> bool:
-        """Waits for the device to signal the error descriptor."""
-        return signalled(self.error_fd, seconds)
-
     def close(self) -> None:
         """Closes the event descriptors and lets go of the memory."""
-        for fd in (self.kick_fd, self.call_fd, self.error_fd):
-            os.close(fd)
+        super().close()
         for view in (self._available, self._used_index, self._used):
             view.release()
 
