@@ -56,6 +56,33 @@ def test_a_killed_back_end_loses_no_request_and_repeats_no_answer(
     front.channel.close()
 
 
+def test_without_a_record_the_ring_goes_on_from_its_used_index(tmp_path: Path) -> None:
+    """What was in flight comes again from the available ring, as no request was answered out of
+    order. Nothing that was acknowledged is lost."""
+    (tmp_path / "disk.img").write_bytes(bytes(1 << 20))
+    chance = random.Random(2)
+    with Mortal(tmp_path, COMMANDS["blk"]) as mortal:
+        front = mortal.connect().negotiate().share_memory()
+        front.start_ring()
+        load = Load(front)
+        for _ in range(ROUNDS):
+            for _ in range(chance.randrange(1, 12)):
+                load.submit()
+                load.take(chance.randrange(1, SLOTS))
+            load.submit()
+            mortal.replace()
+            front.channel.close()
+            rings, memory = front.rings, front.memory
+            load.front = front = mortal.connect(memory).negotiate().share_memory()
+            front.rings = rings
+            front.start_ring(base=rings[0].used_index)
+        load.submit()
+        load.finish()
+        with (tmp_path / "disk.img").open("rb") as image:
+            assert all(image.read(BYTES) == load.data(slot) for slot in range(SLOTS))
+        front.channel.close()
+
+
 def test_a_request_that_comes_again_says_so_and_keeps_its_number(tmp_path: Path) -> None:
     body = """
         import os
