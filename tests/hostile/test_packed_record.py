@@ -2,9 +2,9 @@
 
 Source: QEMU "Vhost-user Protocol", "Inflight I/O tracking". Fields of a queue's record: version at
 8, entries at 10, the first free entry at 12 and the old one at 14, the next used slot at 16 and the
-old one at 18, their wrap counters at 20 and 21; of an entry of 32 bytes from 32 on: whether it is in
-flight at 0, the next entry at 2, of a chain's first entry its last at 4 and how many there are at 6,
-its number at 8; of the descriptor its id at 16, flags at 18, length at 20 and address at 24.
+old one at 18, their wrap counters at 20 and 21; of an entry of 32 bytes from 32 on: whether it is
+in flight at 0, the next entry at 2, of a chain's first entry its last at 4 and how many there are
+at 6, its number at 8; of the descriptor its id at 16, flags at 18, length at 20 and address at 24.
 """
 
 import os
