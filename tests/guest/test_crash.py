@@ -23,7 +23,7 @@ from peer.shuffling import SHUFFLING
 
 from .conftest import Boot
 from .rig.machine import Device
-from .rig.packages import MIDDLE, NEWEST, fetch
+from .rig.packages import MIDDLE, NEWEST, Packages, fetch, is_newest
 from .verifier import Verifier
 
 RUN_WITH = (MIDDLE, NEWEST)
@@ -122,18 +122,22 @@ def kill_under_load(
 
 
 def test_a_guest_loses_nothing_with_a_back_end_that_qemu_finds_again(
-    boot: Boot, command: tuple[list[str], int], image: Path, report: list[float]
+    boot: Boot, packages: Packages, command: tuple[list[str], int], image: Path, report: list[float]
 ) -> None:
     words, queues = command
     with Dialled(image.parent, words) as mortal:
-        device = Device(model=f"{MODEL}{queues}", socket=mortal.socket, reconnect=True)
+        rings = ",packed=on,in_order=on" if is_newest(packages) else ""
+        model = f"{MODEL}{queues}{rings}"
+        device = Device(model=model, socket=mortal.socket, reconnect=True)
         report += kill_under_load(boot, device, queues, mortal, image)
 
 
 def test_a_guest_loses_nothing_with_a_back_end_that_is_held(
-    boot: Boot, command: tuple[list[str], int], image: Path, report: list[float]
+    boot: Boot, packages: Packages, command: tuple[list[str], int], image: Path, report: list[float]
 ) -> None:
     words, queues = command
     with Held.around(image.parent, *words, options=["--give-up-after=0"]) as mortal:
-        device = Device(model=f"{MODEL}{queues}", socket=mortal.socket)
+        rings = "" if is_newest(packages) else ",packed=on"
+        model = f"{MODEL}{queues}{rings}"
+        device = Device(model=model, socket=mortal.socket)
         report += kill_under_load(boot, device, queues, mortal, image)

@@ -12,6 +12,7 @@ import pytest
 from .command import BlkCommand
 from .conftest import Boot
 from .rig.machine import Device, Machine
+from .rig.packages import Packages, is_newest
 
 IOMMU = ("-device", "intel-iommu,device-iotlb=on,intremap=on")
 STRICT = "intel_iommu=on iommu.strict=1"
@@ -44,20 +45,22 @@ def command(image: Path, socket_path: Path) -> Iterator[BlkCommand]:
         command.kill()
 
 
-def _boot(boot: Boot, command: BlkCommand) -> Machine:
-    """The descriptor tables of its rings have four pages, which may lie anywhere."""
-    model = f"vhost-user-blk-pci,num-queues=2,queue-size=1024,{BEHIND}"
+def _boot(boot: Boot, command: BlkCommand, packages: Packages) -> Machine:
+    """The descriptors of its rings have four pages, which may lie anywhere."""
+    rings = "packed=on,in_order=on" if is_newest(packages) else "packed=off"
+    model = f"vhost-user-blk-pci,num-queues=2,queue-size=1024,{rings},{BEHIND}"
     device = Device(model=model, socket=command.socket)
     return boot(device, cpus=2, options=IOMMU, kernel_arguments=STRICT)
 
 
 def test_a_disk_behind_an_iommu_is_right_byte_for_byte(
-    boot: Boot, command: BlkCommand, image: Path
+    boot: Boot, command: BlkCommand, image: Path, packages: Packages
 ) -> None:
-    guest = _boot(boot, command)
+    guest = _boot(boot, command, packages)
     assert "virtio0" in guest.sh("ls /sys/bus/virtio/devices")
     bits = guest.sh("cat /sys/bus/virtio/devices/virtio0/features").strip()
     assert bits[33] == "1", "the driver did not accept ACCESS_PLATFORM"
+    assert (bits[34] == bits[35] == "1") == is_newest(packages), "RING_PACKED and IN_ORDER"
     assert "DMA" in guest.sh("cat /sys/kernel/iommu_groups/*/type")
     written, *read = guest.sh(WRITE_AND_READ, seconds=120).splitlines()
     assert read == [written] * 4

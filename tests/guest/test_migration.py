@@ -137,7 +137,11 @@ def test_a_guest_whose_migration_fails_goes_on(fleet: Fleet) -> None:
     verifier.check(there, fleet.image)
 
 
-@pytest.mark.parametrize("properties", ["", ",inflight-migration=on"], ids=["drained", "in-flight"])
+@pytest.mark.parametrize(
+    "properties",
+    ["", ",inflight-migration=on", ",inflight-migration=on,packed=on,in_order=on"],
+    ids=["drained", "in-flight", "in-flight, packed"],
+)
 def test_a_guest_with_a_slow_disk_moves(fleet: Fleet, properties: str) -> None:
     guest = fleet.machine(fleet.slow(), properties=properties)
     verifier = Verifier(guest)

@@ -39,11 +39,12 @@ def status(machine: Machine) -> str:
     return str(migration.state(machine).get("status"))
 
 
-def test_a_guest_uses_its_disk_while_its_memory_is_on_its_way(fleet: Fleet) -> None:
-    guest = fleet.machine(fleet.slow())
+@pytest.mark.parametrize("rings", ["", ",packed=on,in_order=on"], ids=["split", "packed"])
+def test_a_guest_uses_its_disk_while_its_memory_is_on_its_way(fleet: Fleet, rings: str) -> None:
+    guest = fleet.machine(fleet.slow(), properties=rings)
     verifier = Verifier(guest)
     arrives = fleet.slow("--log-level=info")
-    there = fleet.machine(arrives, incoming=True)
+    there = fleet.machine(arrives, properties=rings, incoming=True)
     for machine in (guest, there):
         migration.set_capabilities(machine, postcopy_ram=True)
         parameters = {"max-bandwidth": SLOWLY, "max-postcopy-bandwidth": SLOWLY}

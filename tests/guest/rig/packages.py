@@ -102,6 +102,11 @@ def fetch(suite: str = OLDEST) -> Packages:
     return Packages(root=fetched.root, versions=fetched.versions)
 
 
+def is_newest(packages: Packages) -> bool:
+    """Whether a tree is of the newest suite that the tests know."""
+    return packages.root == fetch(NEWEST).root
+
+
 def _wanted(archive: Archive, suite: Suite) -> list[str]:
     archive.at_least(PROGRAMS[0], suite.qemu)
     archive.at_least(KERNEL[0], suite.linux)
