@@ -62,7 +62,8 @@ impl DeviceLock {
     /// Waits for the lock, but no longer than `limit`.
     pub(crate) fn take_within(&self, limit: Duration) -> Option<DeviceGuard<'_>> {
         let taken = self.free_for_all || self.line().try_take() || self.wait(Some(limit));
-        taken.then_some(DeviceGuard(self))
+        // A guard that is made gives the lock back, whoever has it.
+        taken.then(|| DeviceGuard(self))
     }
 
     /// Waits in line; `false` if the lock is not had within `limit`.
@@ -215,6 +216,7 @@ mod tests {
         let guard = lock.take();
         assert!(lock.take_within(Duration::from_millis(1)).is_none());
         assert!(lock.line().waiting.is_empty());
+        assert!(lock.line().taken, "who has not got it gives nothing back");
         drop(guard);
         assert!(lock.take_within(Duration::ZERO).is_some());
         assert!(!lock.line().taken);
