@@ -47,6 +47,23 @@ def test_a_back_end_that_records_nothing_is_not_followed(folder: Path) -> None:
         other.channel.close()
 
 
+def test_front_ends_that_are_hung_up_on_are_a_hundred_lines_and_a_number(folder: Path) -> None:
+    """What `hold` says, and what its back-end does."""
+    times = 300
+    with Held.around(folder, *BACK_ENDS["blk"]) as held:
+        for _ in range(times):
+            with held.connect() as front:
+                front.negotiate()
+                assert front.is_dropped(Message.SET_VRING_NUM, wire.state(77, 1))
+        assert held.end() == 0
+        said = held.said
+    lines = [line for line in said.splitlines() if "the front-end was hung up on" in line]
+    older = [re.search(r"\(and (\d+) more like it before\)$", line) for line in lines]
+    assert 100 <= len(lines) <= 130
+    assert len(lines) + sum(int(found[1]) for found in older if found) == times
+    assert said.count("refused: SET_VRING_NUM") <= 130
+
+
 def test_a_back_end_that_offers_less_is_not_followed(folder: Path) -> None:
     script = folder / "serve"
     command = " ".join([*COMMAND, "blk", "disk.img"])

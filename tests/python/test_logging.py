@@ -1,5 +1,6 @@
 """What the core says reaches `logging`, in order and without holding anybody up."""
 
+import contextlib
 import logging
 import threading
 from pathlib import Path
@@ -158,7 +159,8 @@ def test_a_handler_that_blocks_holds_up_neither_requests_nor_messages(vhost_sock
 
 
 def test_what_does_not_fit_is_counted(vhost_socket: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """1024 records wait; while the first is handled, more than that come."""
+    """1024 records wait; while the first is handled, more than that come: 100 of two kinds from
+    each of six back-ends."""
     caplog.set_level(logging.DEBUG, "vhost_user")
     blocked, go_on = threading.Event(), threading.Event()
 
@@ -171,14 +173,15 @@ def test_what_does_not_fit_is_counted(vhost_socket: Path, caplog: pytest.LogCapt
     logger = logging.getLogger("vhost_user")
     logger.addHandler(handler)
     try:
-        with (
-            vu.Backend(RamDisk(), socket=vhost_socket),
-            FrontEnd.connect(str(vhost_socket)) as front,
-        ):
-            front.negotiate().share_memory()
-            for _ in range(600):
-                front.start_ring()
-                front.stop_ring()
+        with contextlib.ExitStack() as stack:
+            for number in range(6):
+                path = vhost_socket.with_name(f"socket-{number}")
+                stack.enter_context(vu.Backend(RamDisk(), socket=path))
+                front = stack.enter_context(FrontEnd.connect(str(path)))
+                front.negotiate().share_memory()
+                for _ in range(100):
+                    front.start_ring()
+                    front.stop_ring()
             assert blocked.is_set()
             go_on.set()
     finally:

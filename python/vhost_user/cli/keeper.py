@@ -12,6 +12,7 @@ from vhost_user import _core, systemd
 
 from .child import Child, descriptor_limits, since
 from .exits import Exit, Failure
+from .limited import LimitedNotes
 from .sources import Sources
 from .streams import note
 
@@ -33,7 +34,7 @@ SOURCES_INTERVAL = 0.25
 
 
 def open_relay(
-    path: str | None, fd: int | None, *, connect: bool, mode: int | None, group: str | None
+    path: str | None, fd: int | None, *, connect: bool, mode: int | None, group: str | int | None
 ) -> _core.Relay:
     """Opens the socket of front-ends: with neither path nor descriptor a service manager's."""
     from vhost_user.server import group_id  # Not at the top: all of a back-end comes with it.
@@ -76,6 +77,7 @@ class Keeper:
         self._deaths = 0
         self._serves_since: float | None = None
         self._upgrade_wanted = False
+        self._notes = LimitedNotes()
 
     def run(self, where: str) -> int:
         """Serves until a signal ends it."""
@@ -89,6 +91,7 @@ class Keeper:
             finally:
                 systemd.notify("STOPPING=1")
                 self._end()
+                self._notes.sum_up()
 
     def _start(self, *, follows: bool = False) -> Child:
         watched = self._sources is not None
@@ -119,12 +122,12 @@ class Keeper:
         if kind == "over":
             return False
         if kind == "held":
-            note(f"vhost-user: no front-end can be taken now: {why}")
+            self._tell("held", f"no front-end can be taken now: {why}")
         if kind == "lost":
             self._lost(why)
         if kind == "left":
             if why:
-                note(f"vhost-user: the front-end was hung up on: {why}")
+                self._tell("left", f"the front-end was hung up on: {why}")
             if self._once:
                 return False
             self._again()
@@ -148,7 +151,7 @@ class Keeper:
         elif not self._relay.has_frontend:
             self._again()
         else:
-            note(f"vhost-user: the front-end was hung up on, as the back-end has: {why}")
+            self._tell("lost", f"the front-end was hung up on, as the back-end has: {why}")
             self._relay.hang_up()
             self._again()
 
@@ -163,13 +166,14 @@ class Keeper:
         """Starts back-ends, until one goes on."""
         while True:
             noticed, gone = time.monotonic(), self._child
-            note(f"vhost-user: process {gone.pid} {gone.end_in_words()}{why}; another one follows")
+            end = f"{gone.end_in_words()}{why}; another one follows"
+            self._tell("ended", f"process {gone.pid} {end}")
             self._count(noticed)
             self._forget(gone)
             self._child = self._start()
             failure = self._attach(self._child)
             if failure is None:
-                note(f"vhost-user: process {self._child.pid} goes on, {since(noticed)} later")
+                self._tell("goes on", f"process {self._child.pid} goes on, {since(noticed)} later")
                 self._look_at(self._child)
                 return
             why = f" ({failure})"
@@ -193,7 +197,7 @@ class Keeper:
         """Has a back-end go on. What is wrong with it, if it does not."""
         failure = self._connected(child, self._relay.attach)
         if failure is not None and failure[0] == "refused":
-            note(f"vhost-user: the front-end was hung up on: {failure[1]}")
+            self._tell("refused", f"the front-end was hung up on: {failure[1]}")
             self._relay.hang_up()
             failure = self._connected(child, self._relay.attach)
         if failure is not None:
@@ -259,6 +263,10 @@ class Keeper:
         old.signal(signal.SIGTERM)
         self._leaving.append(old)
         self._reap()
+
+    def _tell(self, kind: str, line: str) -> None:
+        """What a front-end or a back-end can cause any number of times."""
+        self._notes.tell(kind, f"vhost-user: {line}")
 
     def _reap(self) -> None:
         for child in [child for child in self._leaving if child.ended(0)]:

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use pyo3::exceptions::{PyOverflowError, PyValueError};
 use pyo3::prelude::*;
 use vhost_user_core::backend::{
-    self, Event, MemoryOptions, Observer, Options, QueueStats, State, Stuck, Threads, XenDesigns,
+    self, MemoryOptions, Observer, Options, QueueStats, State, Stuck, Threads, XenDesigns,
     XenOptions,
 };
 use vhost_user_core::block::{BlockDevice, FileDisk, NullDisk, Sharing};
@@ -19,8 +19,9 @@ use crate::block::{PyBlock, options};
 use crate::device::QueueDevice;
 use crate::endpoint::endpoint;
 use crate::error;
+use crate::events::Events;
 use crate::interrupt::{SIGNAL_CHECK, has_raised, interruptible};
-use crate::log::{self, Level, Logger, Record};
+use crate::log;
 use crate::py_device::{Views, in_callback};
 use crate::python_thread;
 use crate::report::{OnError, Reports};
@@ -36,6 +37,7 @@ pub(crate) struct Backend {
     core: Option<Arc<backend::Backend>>,
     served: Served,
     reports: Arc<Reports>,
+    events: Arc<Events>,
     /// The process that has the threads.
     process: u32,
 }
@@ -107,7 +109,8 @@ impl Backend {
         let (served, device) = Served::new(device, kind, &overrides, views, &reports)?;
         python_thread::prepare(py)?;
         log::start()?;
-        let observer = Arc::new(Listener { label, reports: Arc::clone(&reports) });
+        let events = Events::new(label, Arc::clone(&reports));
+        let observer = Arc::clone(&events) as Arc<dyn Observer>;
         let core = py.detach(|| backend::Backend::start(device, options, observer));
         let core = Arc::new(core.map_err(|error| error::start(py, &error))?);
         let weak = Arc::downgrade(&core);
@@ -116,7 +119,7 @@ impl Backend {
                 core.request_stop();
             }
         });
-        Ok(Self { core: Some(core), served, reports, process: std::process::id() })
+        Ok(Self { core: Some(core), served, reports, events, process: std::process::id() })
     }
 
     /// "listening", "negotiating", "running", "paused", "draining" or "stopped".
@@ -155,7 +158,7 @@ impl Backend {
         }
         let stuck = interruptible(py, || {
             let stuck = core.stop_unless(drain, has_raised).unwrap_or_default();
-            self.reports.sum_up();
+            self.sum_up();
             log::flush(flush);
             stuck
         })?;
@@ -245,6 +248,12 @@ impl Backend {
         }
         Ok(self.core.as_ref().expect("it is there until it is dropped"))
     }
+
+    /// Logs what was counted and not yet said.
+    fn sum_up(&self) {
+        self.events.sum_up();
+        self.reports.sum_up();
+    }
 }
 
 impl Drop for Backend {
@@ -259,7 +268,7 @@ impl Drop for Backend {
         let _ = Python::try_attach(|py| {
             py.detach(|| {
                 drop(core);
-                self.reports.sum_up();
+                self.sum_up();
             })
         });
     }
@@ -313,29 +322,6 @@ impl Served {
             }
             _ => return Err(PyValueError::new_err(format!("no such kind of device: {kind}"))),
         })
-    }
-}
-
-/// Puts the core's events into the log.
-#[derive(Debug)]
-struct Listener {
-    label: String,
-    reports: Arc<Reports>,
-}
-
-impl Observer for Listener {
-    fn event(&self, event: Event) {
-        let level = match event.level() {
-            backend::Level::Debug => Level::Debug,
-            backend::Level::Info => Level::Info,
-            backend::Level::Warning => Level::Warning,
-            backend::Level::Error => Level::Error,
-        };
-        if matches!(event, Event::RequestFailed { .. }) {
-            self.reports.keep_guest_error(&event);
-        }
-        let text = format!("{}: {event}", self.label);
-        log::record(Record { logger: Logger::Backend, level, text, exception: None });
     }
 }
 

@@ -106,7 +106,7 @@ impl CallsBack for CallbackThread {
             reports.callback(&name),
             lines.trim_end()
         );
-        reports.say(Level::Warning, text, None);
+        reports.say_limited("stuck", Level::Warning, text);
         Ok(())
     }
 }

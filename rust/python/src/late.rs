@@ -90,7 +90,7 @@ impl LateWrites {
     fn panicked(&self) -> Status {
         if let Some(device) = self.device.upgrade() {
             let text = "a panic in the flush of late writes: they fail";
-            device.reports.say(Level::Error, text.to_owned(), None);
+            device.reports.say_limited("panic", Level::Error, text.to_owned());
         }
         Status::IoErr
     }

@@ -50,7 +50,7 @@ const IDLE: Duration = Duration::from_secs(3600);
 const END_LIMIT: Duration = Duration::from_secs(2);
 
 /// The levels of Python's `logging`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub(crate) enum Level {
     Debug = 10,

@@ -162,7 +162,7 @@ impl PyDevice {
         self.stuck.store(guard.is_none(), Ordering::Relaxed);
         if guard.is_none() {
             let text = format!("{name} was not called: another callback does not return");
-            self.reports.say(Level::Error, text, None);
+            self.reports.say_limited(name, Level::Error, text);
             return None;
         }
         let _mark = CallbackMark::set();
@@ -179,7 +179,7 @@ impl PyDevice {
 
     #[cold]
     fn panicked<T>(&self, name: &str) -> Option<T> {
-        self.reports.say(Level::Error, format!("a panic in {name}"), None);
+        self.reports.say_limited("panic", Level::Error, format!("a panic in {name}"));
         None
     }
 

@@ -1,7 +1,7 @@
 //! What becomes of an exception in a callback: a status for the driver, a log record, and
 //! whatever `on_error` asks for. And of requests that fail without one, or are held up.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io;
 use std::mem;
@@ -17,6 +17,7 @@ use vhost_user_core::block::{Attempt, FailureObserver, Refusal};
 
 use crate::call::call_for_value;
 use crate::error;
+use crate::line_limit::LimitedLines;
 use crate::log::{self, Level, Logger, Record};
 use crate::reason::ERRNOS;
 use crate::repeats::{Due, Kind, Repeats, SUMMARY_EVERY};
@@ -76,6 +77,8 @@ struct State {
     /// Mistakes that were told.
     mistakes: HashSet<&'static str>,
     refused: Refused,
+    /// What is told each time, within a limit.
+    each: HashMap<&'static str, (Level, LimitedLines<String>)>,
     /// The log has been asked to have the numbers told.
     counting: bool,
     /// The error that stopped the back-end, or that a front-end may raise.
@@ -213,6 +216,20 @@ impl Reports {
         log::record(Record { logger: Logger::Device, level, text, exception });
     }
 
+    /// As [`say`](Self::say) what may happen any number of times, each time on something else:
+    /// `what` names its kind.
+    pub(crate) fn say_limited(&self, what: &'static str, level: Level, text: String) {
+        let now = Instant::now();
+        let mut state = self.lock();
+        let (_, lines) = state.each.entry(what).or_insert_with(|| (level, LimitedLines::new(now)));
+        let due = lines.pass(text, now);
+        drop(state);
+        match due {
+            Some(text) => self.say(level, text, None),
+            None => self.counted(),
+        }
+    }
+
     /// Logs that there was no room for a private copy: the first time in full, then as a number
     /// from time to time, since the driver decides how often that is.
     pub(crate) fn refused_copy(&self, refused: &dyn fmt::Display) {
@@ -251,6 +268,9 @@ impl Reports {
             let line = format!("no room for private copies{}", refused.words());
             lines.push((Level::Error, line));
         }
+        let now = Instant::now();
+        let each = state.each.values_mut();
+        lines.extend(each.filter_map(|(level, each)| Some((*level, each.sum_up(age, now)?))));
         drop(state);
         for (level, line) in lines {
             self.say(level, line, None);
@@ -360,7 +380,8 @@ impl HeldReports for Reports {
 impl SumsUp for Reports {
     fn has_counted(&self) -> bool {
         let mut state = self.lock();
-        state.counting = state.repeats.has_counted() || state.refused.repeats > 0;
+        let has_each = state.each.values().any(|(_, lines)| lines.has_counted());
+        state.counting = has_each || state.repeats.has_counted() || state.refused.repeats > 0;
         state.counting
     }
 
