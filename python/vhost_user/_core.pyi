@@ -339,7 +339,7 @@ class Frontend:
         """The standard's names of feature bits, lowest first: with those of a device type (VIRTIO
         1.3, "Device Types") if its number is given. ``bit N`` for one without a name.
 
-        ``OverflowError`` for a negative number or one of more than 64 bits.
+        ``ValueError`` for a negative number or one of more than 64 bits.
         """
     @staticmethod
     def protocol_feature_names(bits: int) -> list[str]:

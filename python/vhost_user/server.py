@@ -10,10 +10,20 @@ import threading  # noqa: F401 - see below
 import time
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, final
 
-from . import _core, systemd
-from .devices.base import Device, checked_number
+from . import _core, arguments, systemd
+from .devices.base import Device
 from .devices.block import BlockDevice
 from .errors import VhostUserError
+from .limits import (
+    DAY,
+    MAX_BATCH,
+    MAX_CPU,
+    MAX_GROUP,
+    MAX_MODE,
+    MAX_POLL_US,
+    MAX_SIZE,
+    MAX_THREADS,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,29 +59,11 @@ FLUSH = 2.0
 HURRIED_FLUSH = 0.1
 """The same after a second signal."""
 
-MAX_DRAIN = 86400.0
-"""The longest of such a wait: a day."""
-
-MAX_THREADS = 65535
-"""As many as a device can have queues."""
-
-MAX_POLL_US = 1000000
-"""The longest busy polling: a second."""
-
-MAX_CPU = 65535
-"""Past all processors that Linux can be built for."""
-
-MAX_GROUP = (1 << 32) - 2
-"""The last number of a group: the one after it means none."""
-
-MAX_SIZE = (1 << 64) - 1
-"""Most bytes that a number of 64 bits says."""
-
-MAX_MODE = 0o777
-"""All permission bits."""
-
 EXIT_LIMIT = 3.0
 """Seconds for all back-ends that still run when the interpreter exits."""
+
+ON_ERROR: tuple[Literal["report", "raise", "stop"], ...] = ("report", "raise", "stop")
+"""What an exception in a callback may do besides failing its request."""
 
 CALLBACKS = (
     *("read", "write", "flush", "discard", "write_zeroes", "on_batch", "on_queue"),
@@ -168,28 +160,29 @@ class Backend:
         _check_device(device)
         if socket is not None and fd is not None:
             raise ValueError("socket and fd exclude each other")
+        self._socket = None if socket is None else _checked_socket(socket)
+        self._fd = arguments.descriptor("fd", fd)
+        self._connect = arguments.flag("connect", connect)
+        self._keep_listening = arguments.flag("keep_listening", keep_listening)
         if connect and socket is None:
             raise ValueError("connect needs a socket path")
-        _check_seconds("drain", drain)
-        if not 0 <= drain <= MAX_DRAIN:
-            raise ValueError(f"drain is 0 to {MAX_DRAIN:.0f} seconds, not {drain}")
         self.device = device
-        self._socket = None if socket is None else os.fspath(socket)
-        self._fd = fd
-        self._connect = connect
-        self._keep_listening = keep_listening
         self._mode = _checked_mode(mode)
         self._group = _checked_group(group)
         self._threads = _checked_threads(threads)
-        self._batch = _checked_range("batch", batch, "a number of requests, as 64", 1, 32768)
-        self._poll_us = _checked_range("poll_us", poll_us, "microseconds, as 32", 0, MAX_POLL_US)
+        self._batch = arguments.number_in(
+            "batch", batch, "a number of requests, as 64", 1, MAX_BATCH
+        )
+        self._poll_us = arguments.number_in(
+            "poll_us", poll_us, "microseconds, as 32", 0, MAX_POLL_US
+        )
         self._cpus = _checked_cpus(cpus)
-        self._drain = drain
-        self._copy_budget = _checked_range(
+        self._drain = _checked_drain(drain)
+        self._copy_budget = arguments.number_in(
             "copy_budget", copy_budget, "a number of bytes", 0, MAX_SIZE
         )
-        self._any_memory_file = _checked_flag("any_memory_file", any_memory_file)
-        self._on_error = on_error
+        self._any_memory_file = arguments.flag("any_memory_file", any_memory_file)
+        self._on_error = arguments.choice("on_error", on_error, ON_ERROR)
         self._xen = _checked_options(xen)
         self._core: _core.Backend | None = None
 
@@ -252,7 +245,7 @@ class Backend:
         is logged. Stopping twice, or what never started, does nothing. What the handler of a
         signal raises, as that of Ctrl-C does, ends the waiting; the back-end ends without it.
         """
-        self._end(drain, FLUSH)
+        self._end(arguments.seconds("drain", drain), FLUSH)
 
     def _end(self, drain: float, flush: float) -> None:
         core = self._core
@@ -268,7 +261,8 @@ class Backend:
         """Waits until a queue is served; false if that does not come in ``timeout`` seconds, or
         never will.
         """
-        return self._required().wait_running(timeout)
+        limit = None if timeout is None else arguments.seconds("timeout", timeout)
+        return self._required().wait_running(limit)
 
     def stats(self) -> tuple[QueueStats, ...]:
         """What each queue has done since the back-end started, by the vring's number.
@@ -382,8 +376,7 @@ def set_total_copy_budget(size: int) -> int:
     What a single queue may have says ``Backend(copy_budget=...)``. Raises ``ValueError`` for a
     number that is no number of bytes.
     """
-    if not 0 <= size < 1 << 64:
-        raise ValueError(f"the budget is a number of bytes, not {size}")
+    size = arguments.number_in("size", size, "a number of bytes, as 1 << 30", 0, MAX_SIZE)
     return _core.set_total_copy_budget(size)
 
 
@@ -400,7 +393,7 @@ def _check_device(device: Device) -> None:
         raise TypeError(
             f"{kind.__name__} has no device_id: the number of its type, as 4 for an entropy device"
         )
-    checked_number(f"{kind.__name__}.device_id", device.device_id, DEVICE_ID)
+    arguments.number(f"{kind.__name__}.device_id", device.device_id, DEVICE_ID)
     missing = _missing(device)
     if missing is not None:
         raise TypeError(f"{kind.__name__} has no {missing}")
@@ -476,7 +469,7 @@ def _checked_options(xen: XenOptions | None) -> XenOptions | None:
 
 
 def _checked_mode(mode: int) -> int:
-    mode = checked_number("mode", mode, "permission bits, as 0o660")
+    mode = arguments.number("mode", mode, "permission bits, as 0o660")
     if not 0 <= mode <= MAX_MODE:
         digits = str(mode)
         octal = len(digits) == len("660") and not set(digits) & set("89")
@@ -485,18 +478,24 @@ def _checked_mode(mode: int) -> int:
     return mode
 
 
-def _checked_range(name: str, value: int, what: str, least: int, most: int) -> int:
-    number = checked_number(name, value, what)
-    if not least <= number <= most:
-        raise ValueError(f"{name} is {least} to {most}, not {number}")
-    return number
+def _checked_socket(socket: Path) -> str:
+    path = arguments.path("socket", socket)
+    return path if isinstance(path, str) else os.fsdecode(path)
+
+
+def _checked_drain(drain: float) -> float:
+    if not hasattr(drain, "__float__"):
+        raise TypeError(f"drain is a number of seconds, as 5.0, not {drain!r}")
+    if not 0 <= drain <= DAY:
+        raise ValueError(f"drain is 0 to {DAY:.0f} seconds, not {drain}")
+    return float(drain)
 
 
 def _checked_threads(threads: Any) -> int:
     """The number of threads; 0: one for each queue."""
     if threads == "per-queue":
         return 0
-    number = checked_number("threads", threads, "a number, as 2, or 'per-queue'")
+    number = arguments.number("threads", threads, "a number, as 2, or 'per-queue'")
     if not 1 <= number <= MAX_THREADS:
         raise ValueError(f"threads is 1 to {MAX_THREADS} or 'per-queue', not {number}")
     return number
@@ -523,12 +522,7 @@ def _checked_group(group: str | int | None) -> str | int | None:
     if isinstance(group, str):
         group = int(group)
     what = "the name of a group or its number, as 'kvm' or 1000"
-    return _checked_range("group", group, what, 0, MAX_GROUP)
-
-
-def _check_seconds(name: str, value: object) -> None:
-    if not hasattr(value, "__float__"):
-        raise TypeError(f"{name} is a number of seconds, as 5.0, not {value!r}")
+    return arguments.number_in("group", group, what, 0, MAX_GROUP)
 
 
 def _end_is_hurried(core: _core.Backend, signals: StopSignals) -> bool:
@@ -542,12 +536,6 @@ def _end_is_hurried(core: _core.Backend, signals: StopSignals) -> bool:
         text = f"stopping: {count} {noun} in flight, at most {DRAIN:.0f} s"
         _core.log_warning(f"{text}; Ctrl-C again leaves at once")
     return signals.wait(core.stopped_fd(), DRAIN + 1)
-
-
-def _checked_flag(name: str, value: bool) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} is True or False, not {value!r}")
-    return value
 
 
 def _never_runs(callback: object) -> str | None:

@@ -77,9 +77,12 @@ def test_the_installed_command_is_the_same() -> None:
         ),
         (["run"], "a target is needed: FILE.py:Class"),
         (["info"], "the following arguments are required: SOCKET"),
-        (["bench", "x", "--bs", "1000"], "--bs is 1000, not a multiple of 512"),
-        (["bench", "x", "--iodepth", "0"], "--iodepth is 0, at least 1 is needed"),
-        (["bench", "x", "--runtime", "0"], "--runtime is 0, not above 0"),
+        (["bench", "x", "--bs", "1000"], "--bs: '1000' is not a multiple of 512 bytes from 512"),
+        (["bench", "x", "--iodepth", "0"], "--iodepth: '0' is not a number from 1 to 32768"),
+        (
+            ["bench", "x", "--runtime", "0"],
+            "--runtime: '0' is not a number of seconds from",
+        ),
         (["demo", "size=1M"], "key=value needs --device"),
     ],
 )

@@ -400,7 +400,7 @@ def test_a_disk_that_cannot_be_is_an_error(image: str) -> None:
         ("--block-size", "1000"),
     ):
         result = run("blk", "--blk-file", image, "--socket-path", "x.sock", option, value)
-        assert result.status == 1
+        assert result.status == 2
         assert result.err.count("\n") == 1
     Path("folder").mkdir()
     result = run("blk", "--blk-file", "folder", "--socket-path", "x.sock")

@@ -303,7 +303,7 @@ def test_moving_data_checks_direction_and_room(vhost_blk: vu.testing.BlkFactory)
                 lambda: request.preadv(0, 1 << 64),
             ]
             for attempt in attempts:
-                with pytest.raises((TypeError, ValueError, BufferError, OverflowError)) as caught:
+                with pytest.raises((TypeError, ValueError, BufferError)) as caught:
                     attempt()
                 errors.append(caught.type)
             request.fill(7)
@@ -311,7 +311,7 @@ def test_moving_data_checks_direction_and_room(vhost_blk: vu.testing.BlkFactory)
     assert vhost_blk(Wrong()).pread(512, 0) == b"\x07" * 512
     assert errors == [
         *(TypeError, ValueError, TypeError, BufferError),
-        *(ValueError, TypeError, OverflowError, OverflowError),
+        *(ValueError, TypeError, ValueError, ValueError),
     ]
 
 

@@ -400,8 +400,8 @@ def test_a_device_needs_its_base_and_sane_numbers() -> None:
         ({"receive_queues": 0}, r"a tuple of queue numbers, as \(0,\), not 0"),
         ({"receive_queues": "0"}, r"a tuple of queue numbers, as \(0,\), not '0'"),
         ({"receive_queues": (0.0,)}, r"as \(0,\), not \(0.0,\)"),
-        ({"config": "abc"}, "config is bytes, not str"),
-        ({"config": 5}, "config is bytes, not int"),
+        ({"config": "abc"}, "config is bytes, not 'abc'"),
+        ({"config": 5}, "config is bytes, not 5"),
     ],
 )
 def test_an_argument_of_a_wrong_type_is_named_with_what_to_write(

@@ -154,7 +154,7 @@ def test_memory_that_is_still_mapped_at_the_end_is_reported(vhost_socket: Path) 
     ("options", "why"),
     [
         ({"mapping": "other"}, "foreign, grant, grant-on-demand, not 'other'"),
-        ({"design": "auto"}, '"merged", "review" or "message", not "auto"'),
+        ({"design": "auto"}, "'merged', 'review', 'message', not 'auto'"),
         ({"memory": 4097}, "4097 bytes"),
         ({"memory": 0}, "memory is 4096 to 17179869184, not 0"),
         ({"memory": -4096}, "memory is 4096 to 17179869184, not -4096"),

@@ -4,10 +4,12 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
+from vhost_user.limits import DAY
+
 from .client import add_options, connected
 from .exits import Exit, Failure
 from .parser import checked
-from .sizes import about, format_size, parse_size
+from .sizes import about, format_size, multiple_of, number_in, seconds_in
 from .streams import note, out
 from .table import render
 
@@ -15,24 +17,52 @@ if TYPE_CHECKING:
     from vhost_user import LoadReport
 
 PATTERNS = ("randread", "randwrite", "read", "write")
+MIN_RUNTIME = 0.001
+"""Seconds."""
+
+MAX_DEPTH = 32768
+"""Requests in flight: as many as the largest ring has entries."""
+
+MAX_BLOCK = (1 << 32) - 512
+"""Bytes of a request, whose length has 32 bits."""
+
 WRITING = ("randwrite", "write")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Says what the command takes."""
+    from vhost_user.devices.base import MAX_QUEUES
+
     add_options(parser)
     parser.description = f"{parser.description} Writing overwrites what is on the disk."
-    size = checked(parse_size)
     parser.add_argument("--rw", choices=PATTERNS, default=PATTERNS[0], help="access (randread)")
-    parser.add_argument("--bs", type=size, default=4096, metavar="SIZE", help="request size (4k)")
     parser.add_argument(
-        "--iodepth", type=size, default=32, metavar="N", help="requests in flight a queue (32)"
+        "--bs",
+        type=checked(multiple_of(512, MAX_BLOCK)),
+        default=4096,
+        metavar="SIZE",
+        help="request size (4k)",
     )
     parser.add_argument(
-        "--numjobs", type=size, default=1, metavar="N", help="queues, each with its thread (1)"
+        "--iodepth",
+        type=checked(number_in(1, MAX_DEPTH)),
+        default=32,
+        metavar="N",
+        help="requests in flight a queue (32)",
     )
     parser.add_argument(
-        "--runtime", type=float, default=10.0, metavar="S", help="seconds to measure (10)"
+        "--numjobs",
+        type=checked(number_in(1, MAX_QUEUES)),
+        default=1,
+        metavar="N",
+        help="queues, each with its thread (1)",
+    )
+    parser.add_argument(
+        "--runtime",
+        type=checked(seconds_in(MIN_RUNTIME, DAY)),
+        default=10.0,
+        metavar="S",
+        help="seconds to measure (10)",
     )
     parser.add_argument(
         "--poll", action="store_true", help="busy-wait for answers instead of sleeping"
@@ -134,17 +164,9 @@ def summary(options: argparse.Namespace, report: "LoadReport") -> dict[str, Any]
 
 
 def _check(options: argparse.Namespace) -> None:
-    for name, least in (("bs", 512), ("iodepth", 1), ("numjobs", 1)):
-        if getattr(options, name) < least:
-            problem = f"--{name} is {getattr(options, name)}, at least {least} is needed"
-            raise Failure(problem, status=Exit.USAGE)
-    if options.bs % 512:
-        raise Failure(f"--bs is {options.bs}, not a multiple of 512", status=Exit.USAGE)
     if options.verify and options.rw in WRITING:
         problem = f"--verify checks what is read, and --rw {options.rw} reads nothing"
         raise Failure(f"{problem}: leave out one of them", status=Exit.USAGE)
-    if not options.runtime > 0:
-        raise Failure(f"--runtime is {options.runtime:g}, not above 0", status=Exit.USAGE)
 
 
 def _for_people(options: argparse.Namespace, result: dict[str, Any]) -> str:

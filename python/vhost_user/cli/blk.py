@@ -8,7 +8,7 @@ from .held import follows
 from .hold import around
 from .parser import OnceDisk, checked
 from .serve import add_options, endpoint, serve, until_signalled
-from .sizes import parse_size
+from .sizes import number_in, power_of_two
 
 HINTS: dict[type[Exception], str] = {
     FileNotFoundError: "make one with: truncate --size 1G {path}",
@@ -18,8 +18,8 @@ HINTS: dict[type[Exception], str] = {
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Says what the command takes."""
-    from vhost_user.devices.base import MAX_QUEUE_SIZE
-    from vhost_user.devices.block import NUM_QUEUES
+    from vhost_user.devices.base import MAX_QUEUE_SIZE, MAX_QUEUES
+    from vhost_user.devices.block import MAX_BLOCK, NUM_QUEUES, SECTOR
 
     add_options(parser)
     disk = parser.add_argument_group("the disk")
@@ -45,25 +45,27 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     disk.add_argument(
         "--block-size",
-        type=checked(parse_size),
+        type=checked(power_of_two(SECTOR, MAX_BLOCK)),
         metavar="BYTES",
         help="bytes of a logical block (those of a block device of the host; 512 for a file)",
     )
     disk.add_argument(
         "--num-queues",
-        type=checked(parse_size),
+        type=checked(number_in(1, MAX_QUEUES)),
         default=NUM_QUEUES,
         metavar="N",
         help=f"most queues that the guest may use ({NUM_QUEUES})",
     )
     disk.add_argument(
         "--queue-size",
-        type=checked(parse_size),
+        type=checked(power_of_two(2, MAX_QUEUE_SIZE)),
         default=MAX_QUEUE_SIZE,
         metavar="N",
         help=f"entries of the longest queue that is taken, a power of two ({MAX_QUEUE_SIZE})",
     )
-    disk.add_argument("--serial", default="", metavar="TEXT", help="up to 20 bytes")
+    disk.add_argument(
+        "--serial", type=checked(_serial), default="", metavar="TEXT", help="up to 20 bytes"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -73,6 +75,13 @@ def run(options: argparse.Namespace) -> int:
     if options.hold:
         return around(options)
     return until_signalled(lambda: serve(_disk(path, options), options))
+
+
+def _serial(text: str) -> str:
+    from vhost_user.devices.block import check_serial
+
+    check_serial(text)
+    return text
 
 
 def _image(options: argparse.Namespace) -> Path:

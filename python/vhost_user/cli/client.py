@@ -4,10 +4,17 @@ import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from vhost_user.limits import DAY
+
 from .exits import Exit, Failure, one_line
+from .parser import checked
+from .sizes import seconds_in
 
 TIMEOUT = 5.0
 """Seconds that a back-end has for each answer, and to take the connection."""
+
+MIN_TIMEOUT = 0.001
+"""The least of it: no answer takes no time."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -16,7 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON, with fixed names")
     parser.add_argument(
         "--timeout",
-        type=float,
+        type=checked(seconds_in(MIN_TIMEOUT, DAY)),
         default=TIMEOUT,
         metavar="S",
         help=f"longest wait for the connection and for each answer ({TIMEOUT:g} s)",

@@ -15,9 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vhost_user.limits import DAY
+
 from .exits import Exit, Failure, one_line
 from .parser import checked
-from .sizes import about, parse_size
+from .sizes import about, multiple_of, seconds_in
 from .streams import note, out
 from .table import render
 
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from vhost_user import LoadReport, VirtioBlkDriver
 
 SIZE = 64 << 20
+MAX_DISK = (1 << 63) - 512
+"""The largest disk that there can be."""
+
 PIECE = 1 << 20
 """Bytes written and read at a time by the check of the whole disk."""
 
@@ -58,13 +63,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--size",
-        type=checked(parse_size),
+        type=checked(multiple_of(512, MAX_DISK)),
         default=SIZE,
         metavar="SIZE",
         help="size of the disks (64M); for a device that has an option of that name",
     )
     parser.add_argument(
-        "--seconds", type=float, default=0.5, metavar="S", help="seconds to measure a disk (0.5)"
+        "--seconds",
+        type=checked(seconds_in(0.001, DAY)),
+        default=0.5,
+        metavar="S",
+        help="seconds to measure a disk (0.5)",
     )
 
 

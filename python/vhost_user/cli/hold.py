@@ -7,10 +7,13 @@ from collections.abc import Iterable, Sequence
 from .exits import Exit, Failure, one_line
 from .parser import Once, checked
 from .serve import add_socket_options, endpoint, until_signalled
-from .sizes import parse_size
+from .sizes import number_in
 
 GIVE_UP_AFTER = 8
 """How many back-ends in a row may die at once."""
+
+MAX_BACK_ENDS = 1000000
+"""The most that may be asked for."""
 
 OWN = {
     "--socket-path": True,
@@ -46,7 +49,7 @@ def add_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> No
     parser.add_argument(
         "--give-up-after",
         action=Once,
-        type=checked(parse_size),
+        type=checked(number_in(0, MAX_BACK_ENDS)),
         metavar="N",
         help="end when so many back-ends in a row have died within a second "
         f"({GIVE_UP_AFTER}); 0: never",

@@ -8,12 +8,23 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from vhost_user.limits import (
+    DAY,
+    MAX_BATCH,
+    MAX_CPU,
+    MAX_FD,
+    MAX_GROUP,
+    MAX_POLL_US,
+    MAX_SIZE,
+    MAX_THREADS,
+)
+
 from . import stats, xen
 from .device_types import BLOCK, type_name
 from .exits import Exit, Failure, one_line
 from .held import is_held
 from .parser import Once, checked
-from .sizes import format_size, parse_size
+from .sizes import format_size, number_in, seconds_in
 from .streams import note
 
 SWITCH_INTERVAL = 0.0005
@@ -62,7 +73,7 @@ def add_socket_options(socket: argparse._ArgumentGroup) -> None:
     socket.add_argument(
         "--fd",
         action=Once,
-        type=checked(parse_size),
+        type=checked(number_in(0, MAX_FD)),
         metavar="N",
         help="instead, use this inherited descriptor: a socket that listens or is connected",
     )
@@ -72,7 +83,12 @@ def add_socket_options(socket: argparse._ArgumentGroup) -> None:
     socket.add_argument(
         "--mode", type=checked(_mode), metavar="OCTAL", help="the socket file's mode (0600)"
     )
-    socket.add_argument("--group", metavar="NAME", help="the socket file's group, or its number")
+    socket.add_argument(
+        "--group",
+        type=checked(_group),
+        metavar="NAME",
+        help="the socket file's group, or its number",
+    )
     socket.add_argument("--once", action="store_true", help="end when the first front-end has left")
 
 
@@ -87,29 +103,32 @@ def _add_tuning(tuning: argparse._ArgumentGroup) -> None:
         "--cpus", type=checked(_cpus), metavar="LIST", help="pin workers, in turns: 0,2-3"
     )
     tuning.add_argument(
-        "--batch", type=checked(parse_size), metavar="N", help="most requests handled at once"
+        "--batch",
+        type=checked(number_in(1, MAX_BATCH)),
+        metavar="N",
+        help="most requests handled at once",
     )
     tuning.add_argument(
         "--poll-us",
-        type=checked(parse_size),
+        type=checked(number_in(0, MAX_POLL_US)),
         metavar="N",
         help="longest busy polling before a worker sleeps, in microseconds; 0: none",
     )
     tuning.add_argument(
         "--drain",
-        type=checked(_seconds),
+        type=checked(seconds_in(0, DAY)),
         metavar="SECONDS",
         help="how long requests have to come back when the front-end stops a queue (30)",
     )
     tuning.add_argument(
         "--copy-budget",
-        type=checked(parse_size),
+        type=checked(number_in(0, MAX_SIZE)),
         metavar="BYTES",
         help="most bytes of a queue's private copies of data that lies in pieces (64M)",
     )
     tuning.add_argument(
         "--total-copy-budget",
-        type=checked(parse_size),
+        type=checked(number_in(0, MAX_SIZE)),
         metavar="BYTES",
         help="the same of all queues together (1G)",
     )
@@ -132,7 +151,7 @@ def _add_tuning(tuning: argparse._ArgumentGroup) -> None:
     )
     tuning.add_argument(
         "--stats",
-        type=checked(_interval),
+        type=checked(seconds_in(MIN_INTERVAL, MAX_INTERVAL)),
         metavar="SECONDS",
         help="tell on standard error what was done in each so many seconds, if anything was",
     )
@@ -158,7 +177,7 @@ def endpoint(options: argparse.Namespace) -> str:
 def _check_open(fd: int) -> None:
     try:
         os.fstat(fd)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         what = f"descriptor {fd} is not open here; let the parent process pass it on"
         raise Failure(what) from error
 
@@ -254,26 +273,6 @@ def _level(options: argparse.Namespace) -> str:
     return LEVELS[max(0, least - options.verbose)]
 
 
-def _seconds(text: str) -> float:
-    from vhost_user.server import MAX_DRAIN
-
-    return _number_of_seconds(text, 0, MAX_DRAIN)
-
-
-def _interval(text: str) -> float:
-    return _number_of_seconds(text, MIN_INTERVAL, MAX_INTERVAL)
-
-
-def _number_of_seconds(text: str, least: float, most: float) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not least <= seconds <= most:
-        raise ValueError(f"{text!r} is not a number of seconds from {least:g} to {most:g}")
-    return seconds
-
-
 def _mode(text: str) -> int:
     try:
         mode = int(text, 8)
@@ -284,14 +283,21 @@ def _mode(text: str) -> int:
     return mode
 
 
+def _group(text: str) -> str | int:
+    if not text:
+        raise ValueError("'' is neither the name of a group nor its number")
+    return number_in(0, MAX_GROUP)(text) if text.lstrip("-").isdecimal() else text
+
+
 def _threads(text: str) -> int | str:
-    return text if text == "per-queue" else parse_size(text)
+    try:
+        return text if text == "per-queue" else number_in(1, MAX_THREADS)(text)
+    except ValueError as error:
+        raise ValueError(f"{error}, nor per-queue") from None
 
 
 def _cpus(text: str) -> list[int]:
     """Processor numbers and ranges of them: ``0,2-3``."""
-    from vhost_user.server import MAX_CPU
-
     numbers: list[int] = []
     for part in text.split(","):
         first, dash, last = part.partition("-")

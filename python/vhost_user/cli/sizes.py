@@ -1,6 +1,8 @@
 """Sizes as people write them, with binary units."""
 
+import math
 import re
+from collections.abc import Callable
 
 _UNITS = "KMGTPE"
 _SIZE = re.compile(r"(\d+)\s*(?:([KMGTPE])(?:iB)?)?", re.IGNORECASE)
@@ -22,6 +24,59 @@ def parse_size(text: str) -> int:
         return int(text, 0)
     except ValueError:
         raise ValueError(f"{text!r} is not a number or a size such as 64M or 1GiB") from None
+
+
+def number_in(least: int, most: int) -> Callable[[str], int]:
+    """What reads a number or a size from ``least`` to ``most``, and says so of another one."""
+    return _one_of(lambda number: least <= number <= most, f"a number from {least} to {most}")
+
+
+def power_of_two(least: int, most: int) -> Callable[[str], int]:
+    """The same of a power of two."""
+
+    def fits(number: int) -> bool:
+        return least <= number <= most and not number & (number - 1)
+
+    return _one_of(fits, f"a power of two from {least} to {most}")
+
+
+def multiple_of(unit: int, most: int) -> Callable[[str], int]:
+    """The same of a multiple of ``unit`` bytes, one at least."""
+
+    def fits(number: int) -> bool:
+        return unit <= number <= most and not number % unit
+
+    return _one_of(fits, f"a multiple of {unit} bytes from {unit} to {most}")
+
+
+def _one_of(fits: Callable[[int], bool], what: str) -> Callable[[str], int]:
+    def converter(text: str) -> int:
+        if _DECIMAL.fullmatch(text.strip()):
+            return parse_size(text)  # It has two meanings, which the error says.
+        try:
+            number = parse_size(text)
+        except ValueError:
+            raise ValueError(f"{text!r} is not {what}") from None
+        if not fits(number):
+            raise ValueError(f"{text!r} is not {what}")
+        return number
+
+    return converter
+
+
+def seconds_in(least: float, most: float) -> Callable[[str], float]:
+    """The same of a number of seconds."""
+
+    def converter(text: str) -> float:
+        try:
+            seconds = float(text)
+        except ValueError:
+            seconds = math.nan
+        if not least <= seconds <= most:
+            raise ValueError(f"{text!r} is not a number of seconds from {least:g} to {most:g}")
+        return seconds
+
+    return converter
 
 
 def format_size(size: int) -> str:

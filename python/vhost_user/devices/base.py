@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
+from .. import arguments
 from ..errors import VhostUserError
 
 if TYPE_CHECKING:
@@ -129,10 +130,10 @@ class Device:
 
         ``TypeError`` for an argument of a wrong type, ``ValueError`` for a number out of range.
         """
-        num_queues = checked_number("num_queues", num_queues, "a number of queues, as 2")
-        queue_size = checked_number("queue_size", queue_size, "a number of entries, as 256")
-        features = checked_number("features", features, "a number, as 1 << 5")
-        max_request_bytes = checked_number(
+        num_queues = arguments.number("num_queues", num_queues, "a number of queues, as 2")
+        queue_size = arguments.number("queue_size", queue_size, "a number of entries, as 256")
+        features = arguments.number("features", features, "a number, as 1 << 5")
+        max_request_bytes = arguments.number(
             "max_request_bytes", max_request_bytes, "a number of bytes, as 1 << 20"
         )
         if not 1 <= num_queues <= MAX_QUEUES:
@@ -142,7 +143,7 @@ class Device:
                 f"queue_size is a power of two from 2 to {MAX_QUEUE_SIZE}, not {queue_size}"
             )
         if not 0 <= features < 1 << 64:
-            raise ValueError(f"features has 64 bits, {features:#x} has others")
+            raise ValueError(f"features is a number of 64 bits, not {features:#x}")
         receive = _checked_queues(receive_queues)
         if receive and not 0 <= receive[0] <= receive[-1] < num_queues:
             raise ValueError(f"receive_queues are 0 to {num_queues - 1}, not {receive}")
@@ -351,14 +352,6 @@ def _returns_nothing(name: str, result: object, advice: str) -> None:
         raise TypeError(f"{name} returned {what}, where it is to return None: {advice}")
 
 
-def checked_number(name: str, value: int, what: str) -> int:
-    """``value`` as a whole number; ``TypeError``, which says ``what`` it is, if it is none."""
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} is {what}, not {value!r}") from None
-
-
 def _checked_queues(numbers: tuple[int, ...]) -> list[int]:
     """The numbers of receive queues, each once and in order."""
     try:
@@ -373,7 +366,7 @@ def _checked_space(config: bytes) -> bytes:
     try:
         space = bytes(memoryview(config))
     except TypeError:
-        raise TypeError(f"config is bytes, not {type(config).__name__}") from None
+        raise TypeError(f"config is bytes, not {config!r}") from None
     if len(space) > MAX_CONFIG:
         raise ValueError(f"config has at most {MAX_CONFIG} bytes, not {len(space)}")
     return space

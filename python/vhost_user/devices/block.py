@@ -7,7 +7,8 @@ import stat
 import sys
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
-from .base import MAX_QUEUE_SIZE, MAX_REQUEST, Device, checked_number
+from .. import arguments
+from .base import MAX_QUEUE_SIZE, MAX_REQUEST, Device
 
 if TYPE_CHECKING:
     from .. import BlockBatch
@@ -26,6 +27,9 @@ LIFE = ("on_start", "on_stop", "on_reset", "on_disconnect", "save", "load")
 NUM_QUEUES = 16
 """Virtqueues that a disk offers: QEMU and libvirt want one for each processor of the guest, and
 give up a disk that has fewer. One that the driver does not use costs nothing."""
+
+MAX_BLOCK = 65536
+"""Bytes of the largest logical block."""
 
 MAX_SERIAL = 20
 """Bytes of a serial number."""
@@ -67,10 +71,10 @@ class Disk(Device):
         )
         block_size = _checked_block_size(block_size)
         _check_size(size, block_size)
-        _check_serial(serial)
+        check_serial(serial)
         self.size = size
         self.block_size = block_size
-        self.read_only = read_only
+        self.read_only = arguments.flag("read_only", read_only)
         self.serial = serial
 
     def resize(self, size: int) -> None:
@@ -204,12 +208,10 @@ class FileDisk(_RustDisk):
         ``OSError`` if it cannot be opened, or, when a ``Backend`` starts it, if somebody else has
         locked it or the file system has no direct I/O.
         """
-        for name, value in (("direct", direct), ("incoming", incoming)):
-            if not isinstance(value, bool):
-                raise TypeError(f"{name} is True or False, not {value!r}")
-        self.path = os.fspath(path)
-        self.direct = direct
-        self.incoming = incoming
+        self.path = arguments.path("path", path)
+        self.direct = arguments.flag("direct", direct)
+        self.incoming = arguments.flag("incoming", incoming)
+        arguments.flag("read_only", read_only)
         size, blocks = _measured(self.path, read_only=read_only)
         block_size = blocks if block_size is None else _checked_block_size(block_size)
         name = os.fsdecode(self.path)
@@ -261,7 +263,8 @@ def _host_block(fd: int) -> int:
     return int.from_bytes(fcntl.ioctl(fd, BLKSSZGET, bytes(4)), sys.byteorder)
 
 
-def _check_serial(serial: str) -> None:
+def check_serial(serial: str) -> None:
+    """``TypeError`` or ``ValueError`` for what is no serial number."""
     if not isinstance(serial, str):
         raise TypeError(f"serial is text, not {serial!r}")
     try:
@@ -274,14 +277,14 @@ def _check_serial(serial: str) -> None:
 
 
 def _checked_block_size(block_size: int) -> int:
-    number = checked_number("block_size", block_size, "a number of bytes, as 4096")
-    if not SECTOR <= number <= 1 << 16 or number & (number - 1):
-        raise ValueError(f"block_size is a power of two from 512 to 65536, not {number}")
+    number = arguments.number("block_size", block_size, "a number of bytes, as 4096")
+    if not SECTOR <= number <= MAX_BLOCK or number & (number - 1):
+        raise ValueError(f"block_size is a power of two from {SECTOR} to {MAX_BLOCK}, not {number}")
     return number
 
 
 def _check_size(size: int, block_size: int) -> None:
-    bytes_ = checked_number("size", size, "a whole number of bytes")
+    bytes_ = arguments.number("size", size, "a whole number of bytes")
     if not 0 < bytes_ < 1 << 63:
         raise ValueError(f"size is {block_size} to 2**63 - {block_size} bytes, not {size}")
     if bytes_ % block_size:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal, Self, TypeAlias
 
+from .. import arguments
 from .._core import XenGuest as _XenGuest
 from ..xen import FIRST_RESERVED, XenOptions, checked
 from ..xen_region import XenFlags, XenRegion
@@ -56,8 +57,8 @@ class XenGuest(_XenGuest):
         0 to 32751. One driver at a time uses it: its rings and buffers fill the memory.
         """
         flags = _flags(mapping, no_advance)
-        _check_range("memory", memory, PAGE, MOST_MEMORY)
-        _check_range("domain", domain, 0, FIRST_RESERVED - 1)
+        arguments.number_in("memory", memory, "a whole number", PAGE, MOST_MEMORY)
+        arguments.number_in("domain", domain, "a whole number", 0, FIRST_RESERVED - 1)
         guest = super().__new__(cls, flags, domain, design=design, memory=memory)
         guest.flags, guest.domain = flags, domain
         return guest
@@ -89,13 +90,6 @@ class XenGuest(_XenGuest):
         return f"<XenGuest domain {self.domain}, flags {self.flags:#x}, {self.memory} bytes>"
 
 
-def _check_range(name: str, value: int, least: int, most: int) -> None:
-    if not isinstance(value, int):
-        raise TypeError(f"{name} is a whole number, not {value!r}")
-    if not least <= value <= most:
-        raise ValueError(f"{name} is {least} to {most}, not {value}")
-
-
 def _flags(mapping: Mapping, no_advance: int) -> int:
     if no_advance not in NO_ADVANCE:
         wanted = " or ".join(f"{flag:#x}" for flag in NO_ADVANCE)
@@ -105,6 +99,6 @@ def _flags(mapping: Mapping, no_advance: int) -> int:
         "grant": XenFlags.GRANT,
         "grant-on-demand": XenFlags.GRANT | no_advance,
     }
-    if mapping not in flags:
+    if not isinstance(mapping, str) or mapping not in flags:
         raise ValueError(f"mapping is one of {', '.join(flags)}, not {mapping!r}")
     return flags[mapping]

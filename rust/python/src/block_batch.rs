@@ -13,6 +13,7 @@ use pyo3::types::{PyList, PySlice};
 use vhost_user_core::block::{BlkOp, BlockRequest as CoreRequest, Status};
 use vhost_user_core::request::Batch;
 
+use crate::arguments;
 use crate::attached_lock::lock;
 use crate::block_command::Command;
 use crate::block_data::{fill_read, move_whole};
@@ -118,13 +119,23 @@ impl BlockBatch {
     /// Reads each read's data from a file that holds the disk from `start` on. A read that fails
     /// is answered so; the others go on.
     #[pyo3(signature = (fd, start=0))]
-    fn preadv(&self, py: Python<'_>, fd: RawFd, start: u64) -> PyResult<()> {
+    fn preadv(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = arguments::fd)] fd: RawFd,
+        #[pyo3(from_py_with = arguments::start)] start: u64,
+    ) -> PyResult<()> {
         self.transfer(py, BlkOp::Read, fd, start)
     }
 
     /// Writes each write's data to a file that holds the disk from `start` on, as `preadv`.
     #[pyo3(signature = (fd, start=0))]
-    fn pwritev(&self, py: Python<'_>, fd: RawFd, start: u64) -> PyResult<()> {
+    fn pwritev(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = arguments::fd)] fd: RawFd,
+        #[pyo3(from_py_with = arguments::start)] start: u64,
+    ) -> PyResult<()> {
         self.transfer(py, BlkOp::Write, fd, start)
     }
 

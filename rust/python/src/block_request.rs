@@ -13,6 +13,7 @@ use pyo3::{IntoPyObjectExt, intern};
 use vhost_user_core::block::{BlkOp, BlockRequest as CoreRequest, Status};
 use vhost_user_core::request::Batch;
 
+use crate::arguments;
 use crate::attached_lock::lock;
 use crate::block_command::Command;
 use crate::block_data::{fill_read, move_whole_loan, read_file};
@@ -136,7 +137,7 @@ impl BlockRequest {
         &self,
         py: Python<'_>,
         src: &Bound<'_, PyAny>,
-        start: Option<u64>,
+        #[pyo3(from_py_with = arguments::start_at)] start: Option<u64>,
     ) -> PyResult<u64> {
         self.expect(BlkOp::Read, "copy_from")?;
         let buffer = SourceBuffer::of(src)?;
@@ -151,7 +152,12 @@ impl BlockRequest {
 
     /// Copies the data of a write to `dst`: to its beginning, or all of the data to `start`.
     #[pyo3(signature = (dst, start=None, /))]
-    fn copy_to(&self, py: Python<'_>, dst: &Bound<'_, PyAny>, start: Option<u64>) -> PyResult<u64> {
+    fn copy_to(
+        &self,
+        py: Python<'_>,
+        dst: &Bound<'_, PyAny>,
+        #[pyo3(from_py_with = arguments::start_at)] start: Option<u64>,
+    ) -> PyResult<u64> {
         self.expect(BlkOp::Write, "copy_to")?;
         let buffer = TargetBuffer::of(dst)?;
         let bytes = buffer.bytes();
@@ -164,7 +170,11 @@ impl BlockRequest {
 
     /// Sets each byte of a read's data.
     #[pyo3(signature = (byte=0, /))]
-    fn fill(&self, py: Python<'_>, byte: u8) -> PyResult<()> {
+    fn fill(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = arguments::byte)] byte: u8,
+    ) -> PyResult<()> {
         self.expect(BlkOp::Read, "fill")?;
         self.move_data(py, self.length(), |loan| {
             if let Some(copy) = loan.copied() {
@@ -177,7 +187,12 @@ impl BlockRequest {
 
     /// Reads from a file to the data of a read; returns the bytes read.
     #[pyo3(signature = (fd, offset=None))]
-    fn preadv(&self, py: Python<'_>, fd: RawFd, offset: Option<u64>) -> PyResult<u64> {
+    fn preadv(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = arguments::fd)] fd: RawFd,
+        #[pyo3(from_py_with = arguments::place)] offset: Option<u64>,
+    ) -> PyResult<u64> {
         self.expect(BlkOp::Read, "preadv")?;
         let (fd, at) = (descriptor(fd)?, offset.unwrap_or(self.offset()));
         Ok(self.ticket.detached(py, |loan| read_file(loan, fd, at))??)
@@ -185,7 +200,12 @@ impl BlockRequest {
 
     /// Writes the data of a write to a file; returns the bytes written.
     #[pyo3(signature = (fd, offset=None))]
-    fn pwritev(&self, py: Python<'_>, fd: RawFd, offset: Option<u64>) -> PyResult<u64> {
+    fn pwritev(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = arguments::fd)] fd: RawFd,
+        #[pyo3(from_py_with = arguments::place)] offset: Option<u64>,
+    ) -> PyResult<u64> {
         self.expect(BlkOp::Write, "pwritev")?;
         let (fd, at) = (descriptor(fd)?, offset.unwrap_or(self.offset()));
         let durable = self.is_durable();
@@ -198,7 +218,12 @@ impl BlockRequest {
     /// Has the data read from, or written to, a file when the callback has returned, and the
     /// request answered by how that went.
     #[pyo3(signature = (fd, offset=None))]
-    fn submit(&self, py: Python<'_>, fd: RawFd, offset: Option<u64>) -> PyResult<()> {
+    fn submit(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = arguments::fd)] fd: RawFd,
+        #[pyo3(from_py_with = arguments::place)] offset: Option<u64>,
+    ) -> PyResult<()> {
         if !matches!(self.operation(), BlkOp::Read | BlkOp::Write) {
             return Err(PyTypeError::new_err(format!("a {} has no data", self.operation())));
         }

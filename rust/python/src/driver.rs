@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use vhost_user_core::address::GuestAddr;
-use vhost_user_core::frontend::load::Verify;
+use vhost_user_core::frontend::load::{Access, Verify};
 use vhost_user_core::frontend::{BlockDriver, BlockOptions, FrontendError};
 
+use crate::arguments;
 use crate::backend::seconds as seconds_of;
 use crate::buffer::SourceBuffer;
 use crate::error;
@@ -32,19 +33,20 @@ impl VirtioBlkDriver {
     #[allow(clippy::too_many_arguments)] // One keyword for each option.
     fn new(
         py: Python<'_>,
-        socket: Option<PathBuf>,
-        fd: Option<RawFd>,
-        memory: u64,
-        num_queues: u16,
-        queue_size: u16,
-        timeout: f64,
-        guest: Option<&XenGuest>,
-        packed: bool,
-        in_order: bool,
-        inflight: bool,
-        dirty_log: bool,
+        #[pyo3(from_py_with = arguments::socket)] socket: Option<PathBuf>,
+        #[pyo3(from_py_with = arguments::socket_fd)] fd: Option<RawFd>,
+        #[pyo3(from_py_with = arguments::memory)] memory: u64,
+        #[pyo3(from_py_with = arguments::driver_queues)] num_queues: u16,
+        #[pyo3(from_py_with = arguments::queue_size)] queue_size: u16,
+        #[pyo3(from_py_with = arguments::timeout)] timeout: f64,
+        #[pyo3(from_py_with = XenGuest::of)] guest: Option<Bound<'_, XenGuest>>,
+        #[pyo3(from_py_with = arguments::packed)] packed: bool,
+        #[pyo3(from_py_with = arguments::in_order)] in_order: bool,
+        #[pyo3(from_py_with = arguments::inflight)] inflight: bool,
+        #[pyo3(from_py_with = arguments::dirty_log)] dirty_log: bool,
     ) -> PyResult<PyClassInitializer<Self>> {
         let timeout = seconds_of(timeout)?;
+        let guest = guest.as_ref().map(Bound::get);
         let memory = guest.map_or(memory, |guest| guest.guest().description().size);
         let options = BlockOptions {
             memory,
@@ -91,12 +93,20 @@ impl VirtioBlkDriver {
     }
 
     /// Reads `n` bytes at `offset`; both multiples of 512.
-    fn pread<'py>(slf: &Bound<'py, Self>, n: usize, offset: u64) -> PyResult<Bound<'py, PyBytes>> {
+    fn pread<'py>(
+        slf: &Bound<'py, Self>,
+        #[pyo3(from_py_with = arguments::n)] n: usize,
+        #[pyo3(from_py_with = arguments::offset)] offset: u64,
+    ) -> PyResult<Bound<'py, PyBytes>> {
         PyBytes::new_with(slf.py(), n, |out| driver(slf, |driver| driver.pread(out, offset)))
     }
 
     /// Writes `data` at `offset`; both multiples of 512. Returns the bytes written: all.
-    fn pwrite(slf: &Bound<'_, Self>, data: &Bound<'_, PyAny>, offset: u64) -> PyResult<usize> {
+    fn pwrite(
+        slf: &Bound<'_, Self>,
+        data: &Bound<'_, PyAny>,
+        #[pyo3(from_py_with = arguments::offset)] offset: u64,
+    ) -> PyResult<usize> {
         let buffer = SourceBuffer::of(data)?;
         let bytes = buffer.bytes();
         driver(slf, |driver| {
@@ -112,18 +122,30 @@ impl VirtioBlkDriver {
     }
 
     /// Says that these bytes are no longer needed.
-    fn discard(slf: &Bound<'_, Self>, offset: u64, length: u64) -> PyResult<()> {
+    fn discard(
+        slf: &Bound<'_, Self>,
+        #[pyo3(from_py_with = arguments::offset)] offset: u64,
+        #[pyo3(from_py_with = arguments::length)] length: u64,
+    ) -> PyResult<()> {
         driver(slf, |driver| driver.discard(offset, length))
     }
 
     /// Makes these bytes zeroes; with `unmap` their space may be given up.
     #[pyo3(signature = (offset, length, *, unmap=false))]
-    fn write_zeroes(slf: &Bound<'_, Self>, offset: u64, length: u64, unmap: bool) -> PyResult<()> {
+    fn write_zeroes(
+        slf: &Bound<'_, Self>,
+        #[pyo3(from_py_with = arguments::offset)] offset: u64,
+        #[pyo3(from_py_with = arguments::length)] length: u64,
+        #[pyo3(from_py_with = arguments::unmap)] unmap: bool,
+    ) -> PyResult<()> {
         driver(slf, |driver| driver.write_zeroes(offset, length, unmap))
     }
 
     /// Turns the device's write cache on or off.
-    fn set_writeback(slf: &Bound<'_, Self>, on: bool) -> PyResult<()> {
+    fn set_writeback(
+        slf: &Bound<'_, Self>,
+        #[pyo3(from_py_with = arguments::on)] on: bool,
+    ) -> PyResult<()> {
         driver(slf, |driver| driver.set_writeback(on))
     }
 
@@ -135,7 +157,10 @@ impl VirtioBlkDriver {
     /// Waits until the device says that its configuration has changed; false if it does not in
     /// `timeout` seconds. `size` is up to date then.
     #[pyo3(signature = (timeout=5.0))]
-    fn wait_config_change(slf: &Bound<'_, Self>, timeout: f64) -> PyResult<bool> {
+    fn wait_config_change(
+        slf: &Bound<'_, Self>,
+        #[pyo3(from_py_with = arguments::timeout)] timeout: f64,
+    ) -> PyResult<bool> {
         let timeout = seconds_of(timeout)?;
         driver(slf, |driver| driver.wait_config_change(timeout))
     }
@@ -158,8 +183,8 @@ impl VirtioBlkDriver {
     /// Copies `length` bytes of guest memory at `address`.
     fn guest_memory<'py>(
         slf: &Bound<'py, Self>,
-        address: u64,
-        length: usize,
+        #[pyo3(from_py_with = arguments::address)] address: u64,
+        #[pyo3(from_py_with = arguments::memory_length)] length: usize,
     ) -> PyResult<Bound<'py, PyBytes>> {
         PyBytes::new_with(slf.py(), length, |out| {
             driver(slf, |driver| driver.memory().read(GuestAddr(address), out))
@@ -178,36 +203,42 @@ impl VirtioBlkDriver {
 
     /// Writes a pattern to the whole disk, for `run_load` to check.
     #[pyo3(signature = (seed=1))]
-    fn prepare_load(slf: &Bound<'_, Self>, seed: u64) -> PyResult<()> {
+    fn prepare_load(
+        slf: &Bound<'_, Self>,
+        #[pyo3(from_py_with = arguments::seed)] seed: u64,
+    ) -> PyResult<()> {
         driver(slf, |driver| load::prepare(driver, seed))
     }
 
     /// Runs a load and measures it.
-    #[pyo3(signature = (access="randread", *, block_bytes=4096, depth=32, seconds=None, ops=None,
-                        warm_up=0.0, polling=false, cpus=None, verify=None, seed=1))]
+    #[pyo3(signature = (access=Access::RandRead, *, block_bytes=4096, depth=32, seconds=None,
+                        ops=None, warm_up=0.0, polling=false, cpus=None, verify=None, seed=1),
+           text_signature = "($self, access='randread', *, block_bytes=4096, depth=32, \
+                             seconds=None, ops=None, warm_up=0.0, polling=False, cpus=None, \
+                             verify=None, seed=1)")]
     #[allow(clippy::too_many_arguments)] // One keyword for each option.
     fn run_load(
         slf: &Bound<'_, Self>,
-        access: &str,
-        block_bytes: u32,
-        depth: u16,
-        seconds: Option<f64>,
-        ops: Option<u64>,
-        warm_up: f64,
-        polling: bool,
-        cpus: Option<Vec<usize>>,
-        verify: Option<&str>,
-        seed: u64,
+        #[pyo3(from_py_with = arguments::access)] access: Access,
+        #[pyo3(from_py_with = arguments::block_bytes)] block_bytes: u32,
+        #[pyo3(from_py_with = arguments::depth)] depth: u16,
+        #[pyo3(from_py_with = arguments::seconds)] seconds: Option<f64>,
+        #[pyo3(from_py_with = arguments::ops)] ops: Option<u64>,
+        #[pyo3(from_py_with = arguments::warm_up)] warm_up: f64,
+        #[pyo3(from_py_with = arguments::polling)] polling: bool,
+        #[pyo3(from_py_with = arguments::cpus)] cpus: Option<Vec<usize>>,
+        #[pyo3(from_py_with = arguments::verify)] verify: Option<Verify>,
+        #[pyo3(from_py_with = arguments::seed)] seed: u64,
     ) -> PyResult<LoadReport> {
         let options = vhost_user_core::frontend::LoadOptions {
-            access: load::access(access)?,
+            access,
             block_bytes,
             depth,
             limit: load::limit(seconds, ops)?,
             warm_up: seconds_of(warm_up)?,
             polling,
             cpus: cpus.unwrap_or_default(),
-            verify: verify.map(load::verify).transpose()?.unwrap_or(Verify::None),
+            verify: verify.unwrap_or(Verify::None),
             seed,
         };
         driver(slf, |driver| load::run(driver, &options, verify.is_none()))

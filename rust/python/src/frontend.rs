@@ -12,10 +12,12 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyType};
 use vhost_user_core::frontend::{
-    BlockDriver, Client, FrontendError, Negotiated, ProtocolFeatures, Wanted, feature_names,
+    BlockDriver, Client, FrontendError, Negotiated, ProtocolFeatures, RegionLayout, Wanted,
+    feature_names,
 };
 use vhost_user_core::socket::{Stream, settled};
 
+use crate::arguments;
 use crate::buffer::SourceBuffer;
 use crate::descriptor::descriptor;
 use crate::error;
@@ -72,12 +74,12 @@ impl Frontend {
                         in_order=false))]
     fn new(
         py: Python<'_>,
-        socket: Option<PathBuf>,
-        fd: Option<RawFd>,
-        timeout: f64,
-        xen: bool,
-        packed: bool,
-        in_order: bool,
+        #[pyo3(from_py_with = arguments::socket)] socket: Option<PathBuf>,
+        #[pyo3(from_py_with = arguments::socket_fd)] fd: Option<RawFd>,
+        #[pyo3(from_py_with = arguments::timeout)] timeout: f64,
+        #[pyo3(from_py_with = arguments::xen)] xen: bool,
+        #[pyo3(from_py_with = arguments::packed)] packed: bool,
+        #[pyo3(from_py_with = arguments::in_order)] in_order: bool,
     ) -> PyResult<Self> {
         let asked = Asked { xen, packed, in_order };
         let timeout = crate::backend::seconds(timeout)?;
@@ -146,25 +148,39 @@ impl Frontend {
     /// known. `bit N` for one without a name.
     #[staticmethod]
     #[pyo3(name = "feature_names", signature = (bits, device_id=None))]
-    fn names_of_features(bits: u64, device_id: Option<u32>) -> Vec<String> {
+    fn names_of_features(
+        #[pyo3(from_py_with = arguments::bits)] bits: u64,
+        #[pyo3(from_py_with = arguments::device_id)] device_id: Option<u32>,
+    ) -> Vec<String> {
         feature_names(bits, device_id)
     }
 
     /// The same of protocol features.
     #[staticmethod]
     #[pyo3(name = "protocol_feature_names")]
-    fn names_of_protocol_features(bits: u64) -> Vec<String> {
+    fn names_of_protocol_features(
+        #[pyo3(from_py_with = arguments::bits)] bits: u64,
+    ) -> Vec<String> {
         ProtocolFeatures::from_bits_retain(bits).names()
     }
 
     /// Reads `length` bytes of the device's configuration space.
-    fn config(&self, py: Python<'_>, offset: u32, length: u32) -> PyResult<Vec<u8>> {
+    fn config(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = arguments::config_offset)] offset: u32,
+        #[pyo3(from_py_with = arguments::config_length)] length: u32,
+    ) -> PyResult<Vec<u8>> {
         self.client(py, |client| client.config(offset, length))
     }
 
     /// Fetches the device's state from the back-end. Queues that run pause meanwhile.
     #[pyo3(signature = (*, most=536_870_912))]
-    fn save_state<'py>(&self, py: Python<'py>, most: u64) -> PyResult<Bound<'py, PyBytes>> {
+    fn save_state<'py>(
+        &self,
+        py: Python<'py>,
+        #[pyo3(from_py_with = arguments::most)] most: u64,
+    ) -> PyResult<Bound<'py, PyBytes>> {
         let state = self.paused(py, |client| client.save_state(most))?;
         Ok(PyBytes::new(py, &state))
     }
@@ -179,30 +195,42 @@ impl Frontend {
     }
 
     /// SET_MEM_TABLE: all of guest memory, in regions of Xen domains.
-    #[pyo3(signature = (regions, *, design="merged"))]
+    #[pyo3(signature = (regions, *, design=RegionLayout::XenMerged),
+           text_signature = "($self, regions, *, design='merged')")]
     fn set_xen_memory(
         &self,
         py: Python<'_>,
         regions: Vec<xen::Region>,
-        design: &str,
+        #[pyo3(from_py_with = arguments::design)] design: RegionLayout,
     ) -> PyResult<()> {
-        let layout = xen::layout(design)?;
         let regions = regions.iter().map(xen::Region::told).collect::<PyResult<Vec<_>>>()?;
-        self.xen_client(py, |client| client.set_xen_table(&regions, layout))
+        self.xen_client(py, |client| client.set_xen_table(&regions, design))
     }
 
     /// ADD_MEM_REG with a region of a Xen domain.
-    #[pyo3(signature = (region, *, design="merged"))]
-    fn add_xen_region(&self, py: Python<'_>, region: xen::Region, design: &str) -> PyResult<()> {
-        let (layout, region) = (xen::layout(design)?, region.told()?);
-        self.xen_client(py, |client| client.add_xen_region(&region, layout))
+    #[pyo3(signature = (region, *, design=RegionLayout::XenMerged),
+           text_signature = "($self, region, *, design='merged')")]
+    fn add_xen_region(
+        &self,
+        py: Python<'_>,
+        region: xen::Region,
+        #[pyo3(from_py_with = arguments::design)] design: RegionLayout,
+    ) -> PyResult<()> {
+        let region = region.told()?;
+        self.xen_client(py, |client| client.add_xen_region(&region, design))
     }
 
     /// REM_MEM_REG with a region of a Xen domain.
-    #[pyo3(signature = (region, *, design="merged"))]
-    fn remove_xen_region(&self, py: Python<'_>, region: xen::Region, design: &str) -> PyResult<()> {
-        let (layout, region) = (xen::layout(design)?, region.told()?);
-        self.xen_client(py, |client| client.remove_xen_region(&region, layout))
+    #[pyo3(signature = (region, *, design=RegionLayout::XenMerged),
+           text_signature = "($self, region, *, design='merged')")]
+    fn remove_xen_region(
+        &self,
+        py: Python<'_>,
+        region: xen::Region,
+        #[pyo3(from_py_with = arguments::design)] design: RegionLayout,
+    ) -> PyResult<()> {
+        let region = region.told()?;
+        self.xen_client(py, |client| client.remove_xen_region(&region, design))
     }
 
     /// Closes the connection and makes a new one.

@@ -4,6 +4,7 @@
 //! life and enters it once per batch; no thread waits with the interpreter held; the core never
 //! waits for the interpreter.
 
+mod arguments;
 mod attached_lock;
 mod backend;
 mod block;
@@ -31,7 +32,6 @@ mod line_limit;
 mod load;
 mod loan;
 mod log;
-mod number;
 mod object;
 mod origin;
 mod pages;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use vhost_user_core::frontend::load::{self, Access, Limit, Verify};
+use vhost_user_core::frontend::load::{self, Limit, Verify};
 use vhost_user_core::frontend::{BlockDriver, FrontendError, LoadOptions, Pattern};
 
 /// What came of a load.
@@ -90,27 +90,6 @@ fn not_prepared(driver: &BlockDriver, seed: u64) -> FrontendError {
             "run_load checks reads against the pattern of prepare_load(seed={seed}), and this \
              driver {there}: call prepare_load(seed={seed}) first, or say verify=\"none\""
         ),
-    }
-}
-
-pub(crate) fn access(word: &str) -> PyResult<Access> {
-    match word {
-        "read" => Ok(Access::Read),
-        "write" => Ok(Access::Write),
-        "randread" => Ok(Access::RandRead),
-        "randwrite" => Ok(Access::RandWrite),
-        _ => Err(PyValueError::new_err(format!(
-            "access {word:?} is none of read, write, randread, randwrite"
-        ))),
-    }
-}
-
-pub(crate) fn verify(word: &str) -> PyResult<Verify> {
-    match word {
-        "none" => Ok(Verify::None),
-        "sampled" => Ok(Verify::Sampled),
-        "all" => Ok(Verify::All),
-        _ => Err(PyValueError::new_err(format!("verify {word:?} is none of none, sampled, all"))),
     }
 }
 

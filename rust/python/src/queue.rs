@@ -9,10 +9,10 @@ use pyo3::types::{PyString, PyTuple};
 use vhost_user_core::device::QueueHandle;
 use vhost_user_core::request::Batch;
 
+use crate::arguments;
 use crate::attached_lock::lock;
 use crate::buffer::{LONG_COPY, SourceBuffer};
 use crate::error::{guest, refused};
-use crate::number;
 use crate::object::is_unshared;
 use crate::origin::Origin;
 use crate::request::QueueRequest;
@@ -78,7 +78,7 @@ impl Queue {
     fn batch(
         &self,
         py: Python<'_>,
-        #[pyo3(from_py_with = number::max)] max: usize,
+        #[pyo3(from_py_with = arguments::max)] max: usize,
     ) -> PyResult<Vec<Py<QueueRequest>>> {
         self.check(py)?;
         let mut taken = Vec::new();
@@ -109,8 +109,8 @@ impl Queue {
         &self,
         py: Python<'_>,
         parts: &Bound<'_, PyTuple>,
-        #[pyo3(from_py_with = number::max_buffers)] max_buffers: u16,
-        #[pyo3(from_py_with = number::count_at)] count_at: Option<u64>,
+        #[pyo3(from_py_with = arguments::max_buffers)] max_buffers: u16,
+        #[pyo3(from_py_with = arguments::count_at)] count_at: Option<u64>,
     ) -> PyResult<u16> {
         let buffers = source_buffers(parts)?;
         let data = GatheredBytes::new(buffers.iter().map(SourceBuffer::bytes).collect());

@@ -7,9 +7,9 @@ use pyo3::prelude::*;
 use pyo3::types::PyMemoryView;
 use vhost_user_core::request::{Batch, Request, RequestClaim, Stopped};
 
+use crate::arguments;
 use crate::error::stale;
 use crate::exporter;
-use crate::number;
 use crate::ticket::Ticket;
 use crate::traits::{Answerable, FlushesFirst, Lendable, Parts, Side};
 
@@ -101,7 +101,7 @@ impl QueueRequest {
     fn complete(
         &self,
         py: Python<'_>,
-        #[pyo3(from_py_with = number::written)] written: Option<u64>,
+        #[pyo3(from_py_with = arguments::written)] written: Option<u64>,
     ) -> PyResult<()> {
         let room = self
             .ticket

@@ -2,12 +2,12 @@
 
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 
-use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use vhost_user_core::address::{GuestAddr, UserAddr};
 use vhost_user_core::frontend::{RegionDescription, RegionLayout, XenFields, XenMemory, XenRegion};
 use vhost_user_core::xen_guest;
 
+use crate::arguments;
 use crate::descriptor::descriptor;
 use crate::error;
 
@@ -37,18 +37,6 @@ impl Region {
     }
 }
 
-/// What a front-end sends in a design.
-pub(crate) fn layout(design: &str) -> PyResult<RegionLayout> {
-    match design {
-        "merged" => Ok(RegionLayout::XenMerged),
-        "review" => Ok(RegionLayout::XenReview),
-        "message" => Ok(RegionLayout::Plain),
-        _ => Err(PyValueError::new_err(format!(
-            "design is \"merged\", \"review\" or \"message\", not {design:?}"
-        ))),
-    }
-}
-
 /// A domain on a hypervisor that is not there.
 #[pyclass(frozen, subclass, module = "vhost_user._core")]
 pub(crate) struct XenGuest {
@@ -61,11 +49,16 @@ impl XenGuest {
     /// A domain with `memory` bytes, mapped as `flags` say and told of in `design`.
     #[new]
     #[pyo3(signature = (flags, domain, *, design, memory))]
-    fn new(py: Python<'_>, flags: u64, domain: u64, design: &str, memory: u64) -> PyResult<Self> {
-        let layout = layout(design)?;
+    fn new(
+        py: Python<'_>,
+        flags: u64,
+        domain: u64,
+        #[pyo3(from_py_with = arguments::design)] design: RegionLayout,
+        #[pyo3(from_py_with = arguments::memory)] memory: u64,
+    ) -> PyResult<Self> {
         let fields = XenFields { flags, domid: domain };
         let guest = py.detach(|| xen_guest::XenGuest::new(fields, memory));
-        Ok(Self { guest: guest.map_err(|e| error::frontend(py, &e))?, layout })
+        Ok(Self { guest: guest.map_err(|e| error::frontend(py, &e))?, layout: design })
     }
 
     /// First address of its memory, as descriptors have it.
@@ -98,6 +91,16 @@ impl XenGuest {
 }
 
 impl XenGuest {
+    /// The argument `guest` of a driver.
+    pub(crate) fn of<'py>(value: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, Self>>> {
+        if value.is_none() {
+            return Ok(None);
+        }
+        let what = "guest is a vhost_user.testing.XenGuest";
+        let guest = value.cast::<Self>().map_err(|_| arguments::other_type(value, what))?;
+        Ok(Some(guest.clone()))
+    }
+
     /// Its hypervisor.
     pub(crate) fn guest(&self) -> &xen_guest::XenGuest {
         &self.guest
