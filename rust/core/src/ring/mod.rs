@@ -13,6 +13,7 @@ mod in_order;
 mod indirect;
 mod inflight;
 mod packed;
+mod packed_events;
 mod packed_record;
 mod packed_slots;
 mod part;
@@ -23,6 +24,11 @@ mod split;
 mod split_record;
 mod used_log;
 mod used_places;
+
+/// The atomics of the files that a model checker's tests compile with their own.
+mod atomics {
+    pub(super) use std::sync::atomic::{Ordering, fence};
+}
 
 use std::fmt;
 

@@ -24,12 +24,11 @@ use std::collections::VecDeque;
 use std::io;
 use std::iter;
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
 
 use super::chain::{Chain, DESC_INDIRECT, DESC_LEN, Descriptor, Origin, TableForm};
-use super::event::need_event_packed;
 use super::held::Held;
 use super::indirect::Tables;
+use super::packed_events::EventAreas;
 use super::packed_record::PackedRecord;
 use super::packed_slots::{NEXT, Slots, buffer_id, used_word};
 use super::part::{RingPart, StartError};
@@ -41,11 +40,6 @@ use crate::address::UserAddr;
 use crate::memory::{Access, Buffers, DirtyLog, Memory, Window};
 use crate::ring_position::PackedIndex;
 use crate::token::Token;
-
-/// What an event area asks for: VIRTIO 1.3, "Event Suppression Structure Format".
-const ENABLE: u16 = 0;
-const DISABLE: u16 = 1;
-const DESC: u16 = 2;
 
 /// Where a ring's three parts are, in the front-end's address space.
 #[derive(Clone, Copy, Debug)]
@@ -79,7 +73,8 @@ struct Parts {
 #[derive(Debug)]
 pub struct PackedRing {
     layout: PackedLayout,
-    parts: Parts,
+    slots: Slots,
+    events: EventAreas,
     memory: Arc<Memory>,
     /// The next descriptor to pop.
     available: PackedIndex,
@@ -102,10 +97,6 @@ pub struct PackedRing {
     pushed: Vec<u16>,
     /// Their used descriptors: slot and word.
     words: Vec<(u16, u64)>,
-    /// The place of the next used descriptor at the last decision to notify.
-    decided: Option<PackedIndex>,
-    /// What the device's event area says.
-    asked: Option<u32>,
     held: Held,
     /// The id of the chain that was popped just before each slot.
     popped: Box<[u16]>,
@@ -151,9 +142,11 @@ impl PackedRing {
     ) -> Self {
         let size = usize::from(layout.size);
         let readable = layout.tables_are_readable;
+        let Parts { slots, driver_area, device_area } = parts;
         Self {
             layout,
-            parts,
+            slots,
+            events: EventAreas::new(driver_area, device_area, layout.event_idx, layout.size),
             memory: Arc::clone(memory),
             available: used,
             seen: used,
@@ -166,8 +159,6 @@ impl PackedRing {
             taken: 0,
             pushed: Vec::with_capacity(size),
             words: Vec::with_capacity(size),
-            decided: None,
-            asked: None,
             held: Held::new(layout.size),
             // No id is so high: nothing was popped yet.
             popped: vec![u16::MAX; size].into(),
@@ -200,7 +191,7 @@ impl PackedRing {
     /// The record cannot be that of this ring.
     pub fn begin(&mut self) -> Result<(), RingError> {
         let Some(record) = &mut self.record else { return Ok(()) };
-        let left = record.take_up(self.used, &self.parts.slots).map_err(RingError::Record)?;
+        let left = record.take_up(self.used, &self.slots).map_err(RingError::Record)?;
         if let Some(log) = &self.log {
             // Some may have been hidden.
             DirtyLog::order();
@@ -216,9 +207,7 @@ impl PackedRing {
 
     /// Goes on in another table of memory. On an error the ring still stands in the old one.
     pub fn move_to(&mut self, memory: &Arc<Memory>) -> Result<(), StartError> {
-        self.parts = Parts::find(memory, &self.layout)?;
-        self.memory = Arc::clone(memory);
-        self.asked = None;
+        self.stand_in(Parts::find(memory, &self.layout)?, memory);
         if let Some(log) = &mut self.log {
             log.find(&self.memory, self.layout.descriptors);
         }
@@ -243,10 +232,14 @@ impl PackedRing {
     /// Leaves its place, as [`leave`](Self::leave), to get one in this table of memory by
     /// [`move_to`](Self::move_to).
     pub fn stand_apart(&mut self, memory: &Arc<Memory>) -> io::Result<()> {
-        self.parts = Parts::private(&self.layout)?;
-        self.memory = Arc::clone(memory);
-        self.asked = None;
+        self.stand_in(Parts::private(&self.layout)?, memory);
         Ok(())
+    }
+
+    fn stand_in(&mut self, parts: Parts, memory: &Arc<Memory>) {
+        self.slots = parts.slots;
+        self.events.move_to(parts.driver_area, parts.device_area);
+        self.memory = Arc::clone(memory);
     }
 
     /// Its parts, as the front-end has told where they are.
@@ -274,10 +267,10 @@ impl PackedRing {
             if room == 0 {
                 return;
             }
-            let Some(mut word) = self.parts.slots.load_available(self.seen) else { return };
+            let Some(mut word) = self.slots.load_available(self.seen) else { return };
             let (first, mut count) = (self.seen.slot, 1);
             let mut slot = first;
-            self.copies[usize::from(slot)] = (self.parts.slots.load_address(slot), word);
+            self.copies[usize::from(slot)] = (self.slots.load_address(slot), word);
             while word & NEXT != 0 {
                 if count == room {
                     self.bad = Some(RingError::Endless { slot: first, room });
@@ -285,8 +278,8 @@ impl PackedRing {
                 }
                 count += 1;
                 slot = if slot + 1 == self.layout.size { 0 } else { slot + 1 };
-                word = self.parts.slots.load_word(slot);
-                self.copies[usize::from(slot)] = (self.parts.slots.load_address(slot), word);
+                word = self.slots.load_word(slot);
+                self.copies[usize::from(slot)] = (self.slots.load_address(slot), word);
             }
             self.seen_slots += count;
             self.seen_chains += 1;
@@ -560,7 +553,7 @@ impl PackedRing {
     /// to be notified.
     #[inline]
     pub fn publish(&mut self) -> bool {
-        let Some(&(slot, word)) = self.words.first() else { return false };
+        let Some(&(slot, _)) = self.words.first() else { return false };
         for &first in &self.pushed {
             self.taken -= self.held.entry(first).count;
             self.held.free_chain(first);
@@ -575,24 +568,17 @@ impl PackedRing {
             // A process that dies behind the next store leaves marks that are nearly always there.
             self.mark_published(log, slot);
         }
-        for &(slot, word) in &self.words[1..] {
-            self.parts.slots.store_used(slot, word, Ordering::Relaxed);
-        }
+        self.slots.store_used(&self.words);
         self.words.clear();
-        // Release pairs with the driver's barrier after its look at the flags: the other used
-        // descriptors and the buffers are visible.
-        self.parts.slots.store_used(slot, word, Ordering::Release);
         if let Some(record) = &mut self.record {
             record.published(&self.pushed, self.held.free(), self.used);
         }
         self.pushed.clear();
-        // Orders the store above before the load below. It pairs with the driver's fence between
-        // asking for a notification and looking at the flags: one of the two sees the other.
-        fence(Ordering::SeqCst);
         if let Some(log) = &self.log {
+            DirtyLog::order();
             self.mark_published(log, slot);
         }
-        self.wants_notification()
+        self.events.wants_call(self.used)
     }
 
     // --- notifications ---------------------------------------------------------------------------
@@ -600,21 +586,7 @@ impl PackedRing {
     /// What was published before counts for no decision to notify any more: the driver may not
     /// have heard of it.
     pub fn forget_notifications(&mut self) {
-        self.decided = None;
-    }
-
-    #[inline]
-    fn wants_notification(&mut self) -> bool {
-        let wish = self.parts.driver_area.load_u32(0, Ordering::Relaxed);
-        let old = self.decided.replace(self.used);
-        match ((wish >> 16) as u16 & 3, old) {
-            (DISABLE, _) => false,
-            (DESC, Some(old)) if self.layout.event_idx => {
-                let event = PackedIndex::from_word(wish as u16);
-                need_event_packed(event, self.used, old, self.layout.size)
-            }
-            _ => true,
-        }
+        self.events.forget_calls();
     }
 
     /// Asks the driver for a kick when it makes more than the next `left` chains available, then
@@ -624,29 +596,21 @@ impl PackedRing {
     /// one, though there may be no more than `left` with it.
     pub fn enable_kicks(&mut self, left: u16) -> Result<bool, RingError> {
         self.look();
-        let event = self.seen.to_word();
-        self.ask(if self.layout.event_idx {
-            event_area(DESC, event)
-        } else {
-            event_area(ENABLE, 0)
-        });
-        // Pairs with the driver's fence between its flags and its look at what was stored above.
-        fence(Ordering::SeqCst);
+        let written = self.events.ask_for_kick(self.seen);
+        self.mark_device_area(written);
         Ok(self.available()? > left)
     }
 
     /// Tells the driver that the device looks by itself.
     pub fn disable_kicks(&mut self) {
-        self.ask(event_area(DISABLE, 0));
+        let written = self.events.ask_for_no_kick();
+        self.mark_device_area(written);
     }
 
-    fn ask(&mut self, wish: u32) {
-        if self.asked.replace(wish) != Some(wish) {
-            self.parts.device_area.store_u32(0, wish, Ordering::Relaxed);
-            if let Some(log) = &self.log {
-                DirtyLog::order();
-                log.mark_device_area();
-            }
+    fn mark_device_area(&self, written: bool) {
+        if let Some(log) = self.log.as_ref().filter(|_| written) {
+            DirtyLog::order();
+            log.mark_device_area();
         }
     }
 
@@ -672,10 +636,6 @@ impl PackedRing {
     pub fn next_used(&self) -> PackedIndex {
         self.used
     }
-}
-
-fn event_area(flags: u16, place: u16) -> u32 {
-    u32::from(place) | u32::from(flags) << 16
 }
 
 impl PackedLayout {

@@ -9,8 +9,7 @@
 //!
 //! VIRTIO 1.3, "Packed Virtqueues", "Available and used descriptors".
 
-use std::sync::atomic::Ordering;
-
+use super::atomics::Ordering;
 use super::chain::DESC_LEN;
 use crate::memory::Window;
 use crate::ring_position::PackedIndex;
@@ -53,10 +52,17 @@ impl Slots {
         self.window.load_u64(place(slot), Ordering::Relaxed)
     }
 
-    /// Writes a used descriptor. The driver does not look at it before the one in front is used.
+    /// Writes used descriptors: slots and words. The driver looks at none of them before the first one
+    /// is used, which is written last.
     #[inline]
-    pub(super) fn store_used(&self, slot: u16, word: u64, order: Ordering) {
-        self.window.store_u64(place(slot) + WORD, word, order);
+    pub(super) fn store_used(&self, words: &[(u16, u64)]) {
+        let Some((&(first, word), others)) = words.split_first() else { return };
+        for &(slot, word) in others {
+            self.window.store_u64(place(slot) + WORD, word, Ordering::Relaxed);
+        }
+        // Release pairs with the driver's barrier after its look at the flags: the other used
+        // descriptors and the buffers are visible.
+        self.window.store_u64(place(first) + WORD, word, Ordering::Release);
     }
 
     /// Whether what the driver made available at this place is still there.
