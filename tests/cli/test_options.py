@@ -56,6 +56,14 @@ WRONG: dict[str, dict[str, tuple[str, str]]] = {
         "--numjobs": ("257", "'257' is not a number from 1 to 256"),
         "--runtime": ("nan", "'nan' is not a number of seconds from 0.001 to 86400"),
     },
+    "snippet": {
+        "--for": ("vmware", "invalid choice: 'vmware' (choose from "),
+        "--type": ("-1", TYPES),
+        "--queues": ("0", "'0' is not a number from 1 to 256"),
+        "--memory": ("1023K", f"'1023K' is not a number from 1048576 to {MAX_64}"),
+        "--vmm-version": ("new", "'new' is not a version"),
+    },
+    "doctor": {},
     "demo": {
         "--size": ("513", "'513' is not a multiple of 512 bytes from 512 to 9223372036854775296"),
         "--seconds": ("-1", "'-1' is not a number of seconds from 0.001 to 86400"),
@@ -63,7 +71,10 @@ WRONG: dict[str, dict[str, tuple[str, str]]] = {
 }
 """For each command and option: a value that is wrong, and what is said of it."""
 
-TEXT = {"--socket-path", "--blk-file", "--image", "--device"}
+TEXT = {
+    *("--socket-path", "--blk-file", "--image", "--device"),
+    *("--socket", "--user", "--program"),
+}
 """Options that take any text: a path, or what a file names."""
 
 

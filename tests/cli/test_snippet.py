@@ -241,8 +241,16 @@ def test_what_a_program_cannot_have_is_said() -> None:
         (["absent.py", "--for", "qemu"], 2, "--socket-path PATH is needed with a class"),
         (["absent.py", "--for", "qemu", "--socket-path", "d"], 1, "absent.py: no such file"),
         (["d.sock", "--for", "qemu", "--vmm-version", "new"], 2, "'new' is not a version"),
-        (["d.sock", "--for", "qemu", "--queues", "0"], 2, "--queues is 0, at least 1"),
-        (["d.sock", "--for", "qemu", "--memory", "1K"], 2, "--memory is 1024, at least 1048576"),
+        (
+            ["d.sock", "--for", "qemu", "--queues", "0"],
+            2,
+            "'0' is not a number from 1 to 256",
+        ),
+        (
+            ["d.sock", "--for", "qemu", "--memory", "1K"],
+            2,
+            "'1K' is not a number from 1048576",
+        ),
     ],
 )
 def test_a_slip_is_one_line(words: list[str], status: int, problem: str) -> None:

@@ -7,11 +7,13 @@ import os
 import stat
 from typing import TYPE_CHECKING, Any
 
+from vhost_user.limits import MAX_SIZE
+
 from .client import TIMEOUT, connected
 from .device_types import BLOCK, NET, type_number
 from .exits import Exit, Failure
 from .parser import checked
-from .sizes import parse_size
+from .sizes import number_in
 from .streams import flush_out, note, out
 from .type_guess import guess_type
 from .vmm import MODULES
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 MEMORY = 512 << 20
 """Bytes of the guest's memory, if nothing is said."""
 
+LEAST_MEMORY = 1 << 20
+"""The least that may be asked for."""
+
 QUEUES = 4
 """Most queues that the guest is told to use, if nothing is said."""
 
@@ -33,6 +38,8 @@ RING = 32768
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Says what the command takes."""
+    from vhost_user.devices.base import MAX_QUEUES
+
     parser.add_argument(
         "target",
         metavar="TARGET",
@@ -62,14 +69,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--queues",
-        type=checked(parse_size),
+        type=checked(number_in(1, MAX_QUEUES)),
         metavar="N",
         help=f"queues that the guest is to use, or pairs of a network device (all there are, but "
         f"no more than {QUEUES} of a disk or a network device)",
     )
     parser.add_argument(
         "--memory",
-        type=checked(parse_size),
+        type=checked(number_in(LEAST_MEMORY, MAX_SIZE)),
         default=MEMORY,
         metavar="BYTES",
         help="the guest's memory (512M)",
@@ -89,7 +96,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command."""
-    _check(options)
     device = _device(options)
     vmm = importlib.import_module(f".vmm.{MODULES[options.vmm]}", __package__)
     machine = _machine(options, vmm.PROGRAMS)
@@ -103,14 +109,6 @@ def run(options: argparse.Namespace) -> int:
     for sentence in [_of_version(options.vmm, machine, vmm.PROGRAMS), *snippet.notes]:
         note(f"note: {sentence}")
     return Exit.OK
-
-
-def _check(options: argparse.Namespace) -> None:
-    for name, least in (("queues", 1), ("memory", 1 << 20)):
-        value = getattr(options, name)
-        if value is not None and value < least:
-            what = f"--{name} is {value}, at least {least} is needed"
-            raise Failure(what, status=Exit.USAGE)
 
 
 def _device(options: argparse.Namespace) -> ShownDevice:
