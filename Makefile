@@ -22,8 +22,11 @@ export CARGO_TARGET_DIR := $(abspath $(or $(CARGO_TARGET_DIR),target))
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 WHEELS := $(CARGO_TARGET_DIR)/wheels
 
+RELEASE := PYTHONPATH=tests $(BIN)/python -m release
 TOOLS := $(VENV)/.tools
+WHEEL_TOOLS := $(VENV)/.wheel-tools
 PACKAGE := $(VENV)/.package
+DIST ?= dist
 ARM64 := $(CARGO_TARGET_DIR)/arm64
 SOURCES := Cargo.toml Cargo.lock pyproject.toml $(wildcard README.md) \
     $(shell find rust python -type f ! -name '*.pyc' ! -path 'rust/*/tests/*')
@@ -31,7 +34,7 @@ PEERS := tests/peers/std tests/peers/xen
 
 .DELETE_ON_ERROR:
 .PHONY: help build build-arm64 demo test lint test-rust protocol-page test-peers test-python test-guest guest-deps \
-    test-dpdk dpdk-deps test-xen test-xen-all xen-deps bench deps clean
+    test-dpdk dpdk-deps test-xen test-xen-all xen-deps bench deps clean wheels check-wheels test-wheels
 
 help: ## Shows this list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -83,6 +86,20 @@ test-xen-all: build build-arm64 ## The same with more kinds of dom0, eight in al
 	PYTHONPATH=tests $(BIN)/python -m xen.rig fetch all
 	XEN_KINDS=all $(BIN)/pytest -n 2 $(PYTEST_ARGS) tests/xen
 
+wheels: $(WHEEL_TOOLS) ## Builds the source archive and the wheels of a release into dist, and checks them.
+	rm -rf $(DIST)
+	$(RELEASE).build $(DIST)
+	$(RELEASE).check $(DIST)
+
+check-wheels: $(WHEEL_TOOLS) ## Checks what is in dist.
+	$(RELEASE).check $(DIST)
+
+test-wheels: $(WHEEL_TOOLS) ## Tries what is in dist: on old systems, without the network, built again, in clean systems.
+	$(RELEASE).load $(DIST)
+	$(RELEASE).offline $(DIST)/vhost_user-*.tar.gz
+	$(RELEASE).again $(DIST)
+	$(RELEASE).trial --table docs/install.md $(DIST)
+
 bench: build ## Measures side by side with other back-ends; needs two free cores.
 	.ci/deps bench
 	$(BIN)/python -m benches
@@ -108,6 +125,10 @@ $(TOOLS): requirements-dev.txt
 	$(if $(PYTHON),,$(error CPython 3.11 or newer is needed: set PYTHON to its path))
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+$(WHEEL_TOOLS): $(TOOLS) requirements-wheels.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-wheels.txt
 	touch $@
 
 $(PACKAGE): $(TOOLS) $(SOURCES)

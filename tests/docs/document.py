@@ -44,7 +44,9 @@ class Command(NamedTuple):
 
 
 def blocks(markdown: str) -> Iterator[Block]:
-    fenced = re.compile(r"(?:^<!-- (.*?) -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+    fenced = re.compile(
+        r"(?:^<!-- ((?:(?!-->).)*) -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL
+    )
     for found in fenced.finditer(markdown):
         line = markdown.count("\n", 0, found.start(2)) + 1
         yield Block(found[2], found[1] or "", found[3], line)

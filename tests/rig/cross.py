@@ -22,6 +22,7 @@ COMPILER_SUITE, SUITE = "trixie", "bookworm"
 """The first has a compiler that is new enough; the second has the C library of dom0."""
 
 COMPILER, LIBRARIES = "rustc-web", "libstd-rust-web-dev"
+SOURCE = "rust-web-src"
 LINKER = "binutils-aarch64-linux-gnu"
 START_FILES = ("libc6", "libc6-dev", "libgcc-s1", "libgcc-12-dev")
 
@@ -50,6 +51,25 @@ def environment() -> dict[str, str]:
         rustc, linker = _compiler(), _linker()
     name = f"CARGO_TARGET_{TARGET.upper().replace('-', '_')}"
     return {"RUSTC": str(rustc), f"{name}_LINKER": str(linker)}
+
+
+def compiler(*, with_source: bool = False) -> Path:
+    """A script that is rustc, with the standard libraries of both processors, and with their source
+    where cargo looks for it if that is wanted: for a target that Debian has no library of.
+    """
+    with locked(DIRECTORY):
+        if with_source:
+            _add_source()
+        return _compiler()
+
+
+def _add_source() -> None:
+    tree = fetch(DIRECTORY / "source", COMPILER_SUITE, lambda a: [a.candidate(SOURCE)])
+    (source,) = (tree.root / "usr/src").glob("rustc-*")
+    link = DIRECTORY / "compiler/root/usr/lib/rustlib/src/rust"
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(source)
 
 
 def _compiler() -> Path:
