@@ -20,6 +20,7 @@
 //! Source: QEMU "Vhost-user Protocol", "Inflight I/O tracking" and "Front-end message types".
 
 mod backend;
+mod channel;
 mod failure;
 mod record;
 mod regions;

@@ -5,12 +5,12 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use super::backend::{Backend, answers, name, request};
+use super::channel::Channel;
 use super::told::{Told, number};
 use super::wait::first_ready;
 use super::{Failure, record};
 use crate::socket::{Endpoint, Incoming, Next, SocketError, Source, Stream};
 use crate::sys::closer::Closer;
-use crate::wire::features::ACCESS_PLATFORM;
 use crate::wire::message::Answer;
 use crate::wire::payload::VringState;
 use crate::wire::{Flags, Frame, FrontendMessage, Payload, ProtocolFeatures};
@@ -32,10 +32,6 @@ const HELD: ProtocolFeatures = ProtocolFeatures::MQ
     .union(ProtocolFeatures::DEVICE_STATE)
     .union(ProtocolFeatures::GET_VRING_BASE_INFLIGHT)
     .union(ProtocolFeatures::GPA_ADDRESSES);
-
-/// Virtio's features that are hidden: with ACCESS_PLATFORM the answers to what a dead back-end has
-/// asked for would be taken for those to its successor's questions.
-const HIDDEN: u64 = ACCESS_PLATFORM;
 
 /// The answer to SET_DEVICE_STATE_FD that a transfer cannot be: an error, and no descriptor.
 const NO_TRANSFER: u64 = 0x101;
@@ -68,6 +64,8 @@ struct Pending {
     message: FrontendMessage,
     /// The front-end wants to be answered.
     asked: bool,
+    /// What it brings, if it is SET_BACKEND_REQ_FD.
+    channel: Option<Channel>,
 }
 
 /// What the front-end is told if its message does no good.
@@ -254,14 +252,27 @@ impl Relay {
                 self.transfer_lost = false;
                 self.answer(&frame, 1)
             }
-            Some(message) => match self.objection(message, &frame) {
-                Some(why) => self.refuse(&frame, asked, why),
-                None => {
-                    self.pending = Some(Pending { frame, message, asked });
+            Some(message) => match self.channel_of(message, &frame) {
+                Err(why) => self.refuse(&frame, asked, why),
+                Ok(channel) => {
+                    self.pending = Some(Pending { frame, message, asked, channel });
                     self.put().err().map(|failure| self.failed(failure))
                 }
             },
         }
+    }
+
+    /// The channel that a message brings, if it does. Refuses one that cannot be passed on.
+    fn channel_of(
+        &self,
+        message: FrontendMessage,
+        frame: &Frame,
+    ) -> Result<Option<Channel>, Refusal> {
+        if let Some(why) = self.objection(message, frame) {
+            return Err(why);
+        }
+        let brings = message == FrontendMessage::SetBackendReqFd;
+        brings.then(|| Channel::open(frame, &self.closer)).transpose()
     }
 
     fn objection(&self, message: FrontendMessage, frame: &Frame) -> Option<Refusal> {
@@ -280,7 +291,7 @@ impl Relay {
         if pending.message == FrontendMessage::SetVringKick {
             record::make(&mut self.told, back)?;
         }
-        let answered = match own_words(pending, back) {
+        let answered = match own_words(pending, back)? {
             Some(mut frame) => {
                 let answered = back.prepare(&mut frame, pending.asked);
                 back.send(&frame)?;
@@ -292,8 +303,9 @@ impl Relay {
                 answered
             }
         };
-        if !answered && let Some(Pending { frame, message, .. }) = self.pending.take() {
+        if !answered && let Some(Pending { frame, message, channel, .. }) = self.pending.take() {
             self.told.learn(message, frame, None);
+            self.told.channel = channel.or(self.told.channel.take());
         }
         Ok(())
     }
@@ -312,9 +324,9 @@ impl Relay {
 
     /// Keeps what the back-end has taken, and passes its answer on.
     fn answered(&mut self, mut reply: Frame) -> Option<Event> {
-        let Pending { frame, message, asked } = self.pending.take()?;
+        let Pending { frame, message, asked, channel } = self.pending.take()?;
         if let Err(failure) = answers(&frame, &reply) {
-            self.pending = Some(Pending { frame, message, asked });
+            self.pending = Some(Pending { frame, message, asked, channel });
             return Some(self.failed(failure));
         }
         let acknowledges = message.row().answer == Answer::IfAsked;
@@ -323,17 +335,15 @@ impl Relay {
             (_, Some(code)) if acknowledges => code == 0,
             _ => true,
         };
-        let shown = match message {
-            FrontendMessage::GetProtocolFeatures => Some(HELD.bits()),
-            FrontendMessage::GetFeatures => Some(!HIDDEN),
-            _ => None,
-        };
-        if let (Some(shown), Some(offered)) = (shown, number(&reply)) {
-            reply.payload = (offered & shown).to_bytes();
+        if message == FrontendMessage::GetProtocolFeatures
+            && let Some(offered) = number(&reply)
+        {
+            reply.payload = (offered & HELD.bits()).to_bytes();
         }
         if taken {
             self.transfer_lost &= message != FrontendMessage::SetDeviceStateFd;
             self.told.learn(message, frame, Some(&reply));
+            self.told.channel = channel.or(self.told.channel.take());
         }
         match (asked || !acknowledges, taken) {
             (true, _) => self.reply(&reply),
@@ -435,12 +445,16 @@ impl Relay {
 }
 
 /// The message that stands for the front-end's, where it is not the same.
-fn own_words(pending: &Pending, back: &Backend) -> Option<Frame> {
-    if pending.message != FrontendMessage::SetProtocolFeatures {
-        return None;
+fn own_words(pending: &mut Pending, back: &Backend) -> Result<Option<Frame>, Failure> {
+    if let Some(channel) = &mut pending.channel {
+        return channel.offer().map(Some);
     }
-    let wanted = ProtocolFeatures::from_bits_retain(number(&pending.frame)?);
-    Some(request(pending.message, back.accepted(wanted).bits().to_bytes()))
+    if pending.message != FrontendMessage::SetProtocolFeatures {
+        return Ok(None);
+    }
+    let accepted = |wanted| back.accepted(ProtocolFeatures::from_bits_retain(wanted));
+    let own = |wanted| request(pending.message, accepted(wanted).bits().to_bytes());
+    Ok(number(&pending.frame).map(own))
 }
 
 #[cfg(test)]

@@ -4,14 +4,12 @@ use std::collections::BTreeMap;
 
 use super::Failure;
 use super::backend::{Backend, request};
+use super::channel::Channel;
 use super::regions::Regions;
 use super::vring::{Vring, say};
-use crate::socket::Stream;
 use crate::wire::features::describe;
 use crate::wire::payload::{Config, MAX_CONFIG_DATA, VringState};
-use crate::wire::{
-    BackendMessage, Flags, Frame, FrontendMessage, Payload, ProtocolFeatures, ReceivedFd,
-};
+use crate::wire::{Frame, FrontendMessage, Payload, ProtocolFeatures};
 
 /// VIRTIO 1.3, "Device Status Field": the driver is set up and ready to drive the device.
 const DRIVER_OK: u64 = 0x04;
@@ -30,7 +28,8 @@ pub(super) struct Told {
     pub(super) protocol: Option<ProtocolFeatures>,
     features: Option<Frame>,
     owner: Option<Frame>,
-    channel: Option<Frame>,
+    /// For the back-end's own requests.
+    pub(super) channel: Option<Channel>,
     log: Option<Frame>,
     log_event: Option<Frame>,
     mtu: Option<Frame>,
@@ -76,7 +75,6 @@ impl Told {
                 self.protocol = accepted.or(self.protocol);
             }
             M::SetOwner => self.owner = Some(frame),
-            M::SetBackendReqFd => self.channel = Some(frame),
             M::SetLogBase => self.log = Some(frame),
             M::SetLogFd => self.log_event = Some(frame),
             M::NetSetMtu => self.mtu = Some(frame),
@@ -154,7 +152,10 @@ impl Told {
         if let Some(protocol) = self.protocol {
             backend.accept(protocol)?;
         }
-        say(backend, [&mut self.channel, &mut self.owner, &mut self.log, &mut self.log_event])?;
+        if let Some(channel) = &mut self.channel {
+            backend.tell(&mut channel.offer()?)?;
+        }
+        say(backend, [&mut self.owner, &mut self.log, &mut self.log_event])?;
         self.each_vring(|vring| vring.say_notifiers(backend))?;
         say(backend, [&mut self.features, &mut self.mtu])?;
         self.say_config(backend)?;
@@ -177,12 +178,8 @@ impl Told {
             return Ok(());
         }
         *shown = payload;
-        let channel = self.channel.as_ref().and_then(|frame| frame.fds.first());
-        if let Some(Ok(fd)) = channel.map(ReceivedFd::try_clone) {
-            let number = BackendMessage::ConfigChangeMsg.number();
-            // Where it finds no room the front-end has one before it that it has not read.
-            let changed = Frame::new(number, Flags::VERSION, Vec::new(), Vec::new());
-            let _ = Stream::new(fd).offer(&changed);
+        if let Some(channel) = &self.channel {
+            channel.config_changed();
         }
         Ok(())
     }
