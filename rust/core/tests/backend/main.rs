@@ -12,6 +12,7 @@ mod inflight;
 mod iommu;
 mod late;
 mod postcopy;
+mod postcopy_formats;
 mod served;
 mod serving;
 mod state;
