@@ -16,7 +16,7 @@ use super::translator::{Addressing, Translator};
 use super::window::Window;
 use super::xen::on_demand::OnDemand;
 use crate::address::{GuestAddr, UserAddr};
-use crate::sys::userfault::Userfault;
+use crate::sys::userfault::{Userfault, are_here};
 
 /// All of a guest's memory at one moment.
 #[derive(Debug, Default)]
@@ -272,9 +272,7 @@ impl Memory {
         let mut places = Vec::new();
         self.backing(guest, len as u64, access, |place| places.push(place)).ok()?;
         let [place] = &places[..] else {
-            // While pages are on their way they come to the addresses that the front-end was told.
-            let stitches = self.translates() && !self.awaits_pages();
-            return stitches.then(|| self.stitched(&places, len, align))?;
+            return self.translates().then(|| self.stitched(&places, len, align))?;
         };
         match &place.backing {
             Backing::Mapped(segment) => {
@@ -317,14 +315,32 @@ impl Memory {
         places
     }
 
-    /// Maps pieces of files once more, one behind the other.
+    /// Pins the pieces of a part of a ring, for who waits for their pages.
+    pub fn ring_pieces(&self, at: UserAddr, len: usize, access: Access) -> Vec<Window> {
+        let mut pieces = Vec::new();
+        let Some(guest) = self.ring_address(at) else { return pieces };
+        // What is found before an error is in no ring, and can be waited for all the same.
+        let _ = self.backing(guest, len as u64, access, |place| {
+            if let Backing::Mapped(segment) = place.backing
+                && let Some(holder) = self.holder(segment)
+            {
+                pieces.extend(Window::mapped(holder, segment, segment.len(), 1));
+            }
+        });
+        pieces
+    }
+
+    /// Maps pieces of files once more, one behind the other. While pages are on their way they come to
+    /// the addresses that the front-end was told, so that all of these have to be there.
     fn stitched(&self, places: &[Place<'_>], len: usize, align: usize) -> Option<Window> {
         let piece = |place: &Place<'_>| match place.backing {
             Backing::Mapped(segment) => Some((Arc::clone(self.holder(segment)?), segment)),
             Backing::OnDemand(_) | Backing::Denied => None,
         };
         let pieces = places.iter().map(piece).collect::<Option<Vec<_>>>()?;
-        Window::stitched(pieces, len, align)
+        let is_here = |(_, piece): &(_, GuestSlice)| are_here(piece.base(), piece.len());
+        let are_here = !self.awaits_pages() || pieces.iter().all(is_here);
+        are_here.then(|| Window::stitched(pieces, len, align))?
     }
 
     /// Returns the region that has this address of the front-end's, and the offset in it.

@@ -121,6 +121,12 @@ impl Ring {
         }
     }
 
+    /// What its parts consist of, for who waits for their pages before it has a place there.
+    pub fn pieces(&self) -> Vec<Window> {
+        let pieces = |part: RingPart| self.memory().ring_pieces(part.at, part.len, part.access);
+        self.parts().into_iter().flat_map(pieces).collect()
+    }
+
     /// Goes on in another table of memory. On an error the ring still stands in the old one.
     pub fn move_to(&mut self, memory: &Arc<Memory>) -> Result<(), StartError> {
         match &mut self.format {

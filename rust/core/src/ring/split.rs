@@ -19,7 +19,7 @@ use super::indirect::Tables;
 use super::part::{RingPart, StartError};
 use super::record::Unfinished;
 use super::split_record::SplitRecord;
-use super::used_log::UsedLog;
+use super::used_log::{LoggedPart, UsedLog};
 use super::{MAX_CHAIN, RingError, need_event};
 use crate::address::UserAddr;
 use crate::memory::{Access, Buffers, DirtyLog, Memory, Window};
@@ -87,7 +87,7 @@ pub struct SplitRing {
     /// The number of the next chain, if there is no record.
     sequence: u64,
     /// Where writes to the used ring are noted.
-    log: Option<UsedLog>,
+    log: Option<LoggedPart>,
 }
 
 impl SplitRing {
@@ -218,6 +218,7 @@ impl SplitRing {
     pub fn move_to(&mut self, memory: &Arc<Memory>) -> Result<(), StartError> {
         self.parts = Parts::find(memory, &self.layout)?;
         self.memory = Arc::clone(memory);
+        self.find_log();
         Ok(())
     }
 
@@ -411,11 +412,19 @@ impl SplitRing {
 
     /// Has writes to the used ring noted from now on, or no more.
     pub fn set_log(&mut self, log: Option<UsedLog>) {
-        self.log = log;
+        let [.., used] = Parts::lengths(self.layout.size);
+        self.log = log.map(|log| LoggedPart::new(log, used));
+        self.find_log();
+    }
+
+    fn find_log(&mut self) {
+        if let Some(log) = &mut self.log {
+            log.find(&self.memory);
+        }
     }
 
     /// Marks the used index, and the elements from the one numbered `first` on.
-    fn mark_published(&self, log: &UsedLog, first: u16) {
+    fn mark_published(&self, log: &LoggedPart, first: u16) {
         let count = usize::from(self.next_used.wrapping_sub(first));
         let slot = usize::from(first & self.mask);
         let before_the_end = count.min(usize::from(self.layout.size) - slot);

@@ -4,7 +4,7 @@
 //! event area, and the descriptors are found in the table of memory.
 
 use super::chain::DESC_LEN;
-use super::used_log::UsedLog;
+use super::used_log::{LoggedPart, UsedLog, mark_pieces};
 use crate::address::{GuestAddr, UserAddr};
 use crate::memory::Memory;
 
@@ -14,7 +14,7 @@ pub(super) const EVENT_AREA: usize = 4;
 /// A packed ring's places in the dirty log.
 #[derive(Debug)]
 pub(super) struct UsedPlaces {
-    log: UsedLog,
+    device_area: LoggedPart,
     size: u16,
     /// Where the guest has the descriptors: in more than one piece only by translations.
     descriptors: Vec<(GuestAddr, u64)>,
@@ -22,11 +22,12 @@ pub(super) struct UsedPlaces {
 
 impl UsedPlaces {
     pub(super) fn new(log: UsedLog, size: u16) -> Self {
-        Self { log, size, descriptors: Vec::new() }
+        Self { device_area: LoggedPart::new(log, EVENT_AREA), size, descriptors: Vec::new() }
     }
 
-    /// Finds the descriptors in this table of memory.
+    /// Finds the descriptors, and the device's event area, in this table of memory.
     pub(super) fn find(&mut self, memory: &Memory, descriptors: UserAddr) {
+        self.device_area.find(memory);
         self.descriptors = memory.guest_places(descriptors, DESC_LEN * usize::from(self.size));
     }
 
@@ -34,19 +35,11 @@ impl UsedPlaces {
     #[inline]
     pub(super) fn mark_slots(&self, first: u16, count: u16) {
         let bytes = |slots: u16| DESC_LEN as u64 * u64::from(slots);
-        let (mut skip, mut left) = (bytes(first), bytes(count));
-        for &(at, len) in &self.descriptors {
-            let here = len.saturating_sub(skip).min(left);
-            if here > 0 {
-                // An address that wraps is beyond every log, as the last one is.
-                self.log.log.mark(GuestAddr(at.0.saturating_add(skip)), here);
-            }
-            (skip, left) = (skip.saturating_sub(len), left - here);
-        }
+        mark_pieces(self.device_area.log(), &self.descriptors, bytes(first), bytes(count));
     }
 
     /// Marks the device's event area, as [`mark_slots`](Self::mark_slots).
     pub(super) fn mark_device_area(&self) {
-        self.log.mark(0, EVENT_AREA);
+        self.device_area.mark(0, EVENT_AREA);
     }
 }

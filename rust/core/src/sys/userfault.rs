@@ -38,6 +38,19 @@ pub const MESSAGE: usize = 32;
 /// A message's kind: a page is missing.
 const PAGEFAULT: u8 = 0x12;
 
+/// Returns whether the file has all pages of what is mapped here, so that another mapping of them
+/// makes none.
+pub fn are_here(base: *mut u8, len: usize) -> bool {
+    let page = rustix::param::page_size();
+    let lead = base.addr() % page;
+    let mut found = vec![0_u8; (lead + len).div_ceil(page)];
+    let start = base.wrapping_sub(lead).cast();
+    // SAFETY: the kernel looks at no byte of the range, whose addresses it checks itself; it stores one
+    // for each of its pages, for which there is room.
+    let done = unsafe { libc::mincore(start, lead + len, found.as_mut_ptr().cast()) };
+    done == 0 && found.iter().all(|page| page & 1 != 0)
+}
+
 /// A descriptor of missing pages, and whether they are still to come.
 #[derive(Debug)]
 pub struct Userfault {

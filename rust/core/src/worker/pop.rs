@@ -90,7 +90,7 @@ impl Queue {
         {
             return next;
         }
-        if self.ring.memory().awaits_pages() && !self.has_pages {
+        if self.waits_for_pages() {
             return Next::Pages(self.ring.windows());
         }
         let named = self.ring.position();
@@ -102,6 +102,11 @@ impl Queue {
             }
             Err(error) => self.fail(error),
         }
+    }
+
+    /// Whether pages of the ring may be missing.
+    pub(super) fn waits_for_pages(&self) -> bool {
+        self.ring.memory().awaits_pages() && !self.has_pages
     }
 
     /// The pages of the ring are there.

@@ -47,6 +47,10 @@ impl Queue {
             match self.find_place() {
                 Ok(true) => {}
                 Ok(false) => return Some(Next::Idle),
+                // What lies in pieces is mapped once more, when all of its pages are there.
+                Err(_) if self.waits_for_pages() => {
+                    return Some(Next::Pages(self.ring.pieces()));
+                }
                 Err(error) => {
                     self.break_off();
                     return Some(Next::Misplaced(error));
@@ -56,6 +60,9 @@ impl Queue {
         let translations = self.translations.as_mut()?;
         if !std::mem::replace(&mut translations.begun, true) {
             return None;
+        }
+        if self.waits_for_pages() {
+            return Some(Next::Pages(self.ring.windows()));
         }
         self.phase = Phase::Running;
         // What was answered while it had no place.
@@ -107,6 +114,7 @@ impl Queue {
         self.publish();
         self.ring.stand_apart(memory).map_err(drop)?;
         self.set_apart(true);
+        self.has_pages = false;
         if matches!(self.phase, Phase::Running | Phase::Waiting) {
             self.phase = Phase::New;
         }

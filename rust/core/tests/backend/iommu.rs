@@ -11,13 +11,15 @@ use vhost_user_core::address::{GuestAddr, Iova, UserAddr};
 use vhost_user_core::backend::{Backend, Event, Observer, Options};
 use vhost_user_core::device::{Device, QueueHandle, SendData};
 use vhost_user_core::frontend::{
-    Descriptor, FrontendError, INDIRECT, Iommu, IommuPage, IotlbMiss, NEXT, Used, WRITE, Wanted,
+    Descriptor, DirtyLog, FrontendError, INDIRECT, Iommu, IommuPage, IotlbMiss, NEXT, Used, WRITE,
+    Wanted,
 };
 use vhost_user_core::memory::Parts;
 use vhost_user_core::request::{Batch, CallbackScope, Request};
 use vhost_user_core::socket::{Endpoint, ListenOptions};
 use vhost_user_core::wire::ProtocolFeatures;
-use vhost_user_core::wire::features::ACCESS_PLATFORM;
+use vhost_user_core::wire::features::{ACCESS_PLATFORM, LOG_ALL};
+use vhost_user_core::wire::payload::VringAddress;
 
 use super::served::*;
 use super::support::Directory;
@@ -430,6 +432,40 @@ fn an_acknowledgement_without_a_translation_fails_the_request() {
     client.acknowledge_miss(miss).unwrap();
     assert_eq!(behind.used(0), Used { head: 0, len: 0 });
     assert_eq!(behind.ask(0, &[3]), [252]);
+}
+
+/// As QEMU 11.1 with an IOMMU: the log's address of the used ring is an I/O virtual one too.
+#[test]
+fn the_dirty_log_has_the_guests_pages_and_not_those_that_the_device_sees() {
+    let served = Served::new(Mirror::default());
+    let mut behind = Behind::new(&served);
+    assert_eq!(behind.ask_at(0, &[1], 4 * MIB), [254]);
+    let Driver { client, memory, rings } = &mut behind.driver;
+    let log = DirtyLog::of(memory).unwrap();
+    client.set_log(&log).unwrap();
+    let layout = rings[0].layout();
+    let used = layout.used.0;
+    let shifted = |at: GuestAddr| UserAddr(at.0 + SHIFT);
+    let address = VringAddress {
+        index: 0,
+        log_used: true,
+        descriptors: shifted(layout.descriptors),
+        available: shifted(layout.available),
+        used: shifted(layout.used),
+        log: GuestAddr(used + SHIFT),
+    };
+    client.set_vring_addr(&address).unwrap();
+    let Wanted { features, .. } = Wanted::default();
+    let wanted = features | ACCESS_PLATFORM | LOG_ALL | 1 << 32 | 1 << 30;
+    let offered = client.features().unwrap();
+    client.set_features(offered & wanted).unwrap();
+    for _ in 0..3 {
+        assert_eq!(behind.ask_at(0, &[1], 4 * MIB), [254]);
+        assert_eq!(log.take(), [used / PAGE, 4 * MIB / PAGE]);
+        // The ring is found anew.
+        behind.driver.client.invalidate_iotlb(Iova(0), ALL).unwrap();
+    }
+    assert!(!said(&served, "dirty log"));
 }
 
 #[test]

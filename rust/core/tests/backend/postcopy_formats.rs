@@ -46,10 +46,10 @@ struct Guest {
 
 impl Guest {
     /// With requests in its ring that nobody has looked at. `shift`: what is added to addresses.
-    fn arrive(served: &Served, kind: RingFeatures, shift: u64) -> Self {
+    fn arrive(served: &Served, kind: RingFeatures, size: u16, shift: u64) -> Self {
         let spec = RegionSpec { guest: GuestAddr(0), size: MIB };
         let memory = Arc::new(GuestMemory::new(&[spec]).unwrap());
-        let mut ring = Ring::new(&memory, GuestAddr(0), 16, 2, kind).unwrap();
+        let mut ring = Ring::new(&memory, GuestAddr(0), size, 2, kind).unwrap();
         for number in 0..REQUESTS {
             let at = DATA + number * PAGE;
             memory.write(GuestAddr(at), &[number as u8; 8]).unwrap();
@@ -160,7 +160,7 @@ fn listening(served: &Served, kind: RingFeatures, behind: bool) -> (Client, Miss
 fn requests_of_a_packed_ring_wait_for_their_pages() {
     for kind in [PACKED, PACKED_IN_ORDER] {
         let served = Served::new(Mirror::default());
-        let mut guest = Guest::arrive(&served, kind, 0);
+        let mut guest = Guest::arrive(&served, kind, 16, 0);
         guest.start(0);
         guest.ring.kick();
         loop {
@@ -184,9 +184,10 @@ fn requests_of_a_packed_ring_wait_for_their_pages() {
 /// The front-end answers for pages and for translations at once, as QEMU does by two threads.
 #[test]
 fn translations_and_pages_are_asked_for_at_once() {
-    for kind in [SPLIT, PACKED] {
+    // The longer ones lie in several pages, each with a translation of its own.
+    for (kind, size) in [(SPLIT, 16), (PACKED, 16), (SPLIT, 1024), (PACKED, 1024)] {
         let served = Served::new(Mirror::default());
-        let mut guest = Guest::arrive(&served, kind, SHIFT);
+        let mut guest = Guest::arrive(&served, kind, size, SHIFT);
         let mut iommu = Iommu::default();
         for at in (0..MIB).step_by(PAGE as usize) {
             let page = IommuPage { guest: GuestAddr(at), read: true, write: true };
@@ -227,7 +228,7 @@ fn translations_and_pages_are_asked_for_at_once() {
             over.store(true, Ordering::Relaxed);
         });
         back.sort_unstable();
-        assert_eq!(back, [0, 1, 2], "{kind:?}");
+        assert_eq!(back, [0, 1, 2], "{kind:?} of {size} entries");
         assert!(asked > 0);
         guest.finish();
         guest.check();
