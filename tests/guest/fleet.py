@@ -63,6 +63,7 @@ class Fleet:
         *,
         properties: str = "",
         options: Sequence[str] = (),
+        kernel_arguments: str = "",
         cpus: int = 1,
         incoming: bool = False,
     ) -> Machine:
@@ -80,6 +81,7 @@ class Fleet:
             machine=MACHINE,
             system=fetch(NEWEST),
             options=options,
+            kernel_arguments=kernel_arguments,
             cpus=cpus,
             incoming=incoming,
         )

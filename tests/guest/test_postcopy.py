@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from peer.process import eventually
@@ -15,6 +16,7 @@ from . import migration
 from .fleet import Fleet
 from .rig.machine import Machine
 from .rig.packages import NEWEST
+from .test_iommu import BEHIND, IOMMU, STRICT
 from .verifier import Verifier
 
 RUN_WITH = (NEWEST,)
@@ -26,6 +28,18 @@ SLOWLY = 1 << 20
 """Bytes a second of memory that nobody asks for."""
 
 ANY_SPEED = 0
+
+DISKS: dict[str, dict[str, Any]] = {
+    "split": {},
+    "packed": {"properties": ",packed=on,in_order=on"},
+    # Its descriptors have four pages, which may lie anywhere.
+    "behind-an-iommu": {
+        "properties": f",packed=on,{BEHIND}",
+        "options": IOMMU,
+        "kernel_arguments": STRICT,
+    },
+}
+"""What the two machines are told of the disk."""
 
 
 @pytest.fixture
@@ -39,12 +53,16 @@ def status(machine: Machine) -> str:
     return str(migration.state(machine).get("status"))
 
 
-@pytest.mark.parametrize("rings", ["", ",packed=on,in_order=on"], ids=["split", "packed"])
-def test_a_guest_uses_its_disk_while_its_memory_is_on_its_way(fleet: Fleet, rings: str) -> None:
-    guest = fleet.machine(fleet.slow(), properties=rings)
+@pytest.mark.parametrize("kind", DISKS)
+def test_a_guest_uses_its_disk_while_its_memory_is_on_its_way(fleet: Fleet, kind: str) -> None:
+    disk = DISKS[kind]
+    guest = fleet.machine(fleet.slow(), **disk)
     verifier = Verifier(guest)
+    bits = guest.sh("cat /sys/block/vda/device/features").strip()
+    assert (bits[33] == "1") == (kind == "behind-an-iommu")
+    assert (bits[34] == "1") == (kind != "split")
     arrives = fleet.slow("--log-level=info")
-    there = fleet.machine(arrives, properties=rings, incoming=True)
+    there = fleet.machine(arrives, **disk, incoming=True)
     for machine in (guest, there):
         migration.set_capabilities(machine, postcopy_ram=True)
         parameters = {"max-bandwidth": SLOWLY, "max-postcopy-bandwidth": SLOWLY}

@@ -16,9 +16,9 @@ NAME = "peer-guest"
 """The memfds' name, by which a mapping of guest memory is known in /proc/PID/maps."""
 
 
-def memfd(size: int) -> int:
-    """A fresh memfd of `size` bytes; the caller closes it."""
-    fd = os.memfd_create(NAME, os.MFD_CLOEXEC)
+def memfd(size: int, *, huge: bool = False) -> int:
+    """A fresh memfd of `size` bytes, of huge pages if they are wanted; the caller closes it."""
+    fd = os.memfd_create(NAME, os.MFD_CLOEXEC | (os.MFD_HUGETLB if huge else 0))
     os.ftruncate(fd, size)
     return fd
 
@@ -26,12 +26,20 @@ def memfd(size: int) -> int:
 class Region:
     """One region: a memfd, mapped here whole and described to the back-end."""
 
-    def __init__(self, guest: int, size: int, *, offset: int = 0, user: int | None = None) -> None:
+    def __init__(
+        self,
+        guest: int,
+        size: int,
+        *,
+        offset: int = 0,
+        user: int | None = None,
+        huge: bool = False,
+    ) -> None:
         self.guest = guest
         self.size = size
         self.offset = offset
         self.user = guest + USER_OFFSET if user is None else user
-        self.fd = memfd(-(-(offset + size) // PAGE) * PAGE)
+        self.fd = memfd(-(-(offset + size) // PAGE) * PAGE, huge=huge)
         self.map = mmap.mmap(self.fd, 0)
         self.bytes = memoryview(self.map)[offset : offset + size]
 

@@ -2,16 +2,19 @@
 
 import fcntl
 import os
+import re
 import select
 import struct
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import vhost_user as vu
 from peer import wire
 from peer.front_end import WANTED, FrontEnd
-from peer.memory import PAGE
+from peer.memory import PAGE, GuestMemory, Region
 from peer.numbers import ProtocolFeature, Request
 from peer.patience import PATIENCE
 from peer.process import eventually
@@ -20,6 +23,9 @@ from peer.ring import Segment
 UFFDIO_WAKE = 0x8010AA02
 """Linux, ioctl_userfaultfd(2): whoever waits for these pages looks again."""
 
+HUGE = 2 << 20
+HUGE_PAGES = 3
+
 PAGEFAULT = 0x12
 """Linux, userfaultfd(2): the kind of a message."""
 
@@ -27,9 +33,10 @@ PAGEFAULT = 0x12
 class Pages:
     """What the back-end misses, and where it has the region of the front-end's memory."""
 
-    def __init__(self, front: FrontEnd) -> None:
-        """Negotiates, listens, and shares memory that has no page yet."""
+    def __init__(self, front: FrontEnd, size: int = PAGE) -> None:
+        """Negotiates, listens, and shares memory that has no page of this size yet."""
         self.front, channel = front, front.channel
+        self._size = size
         front.negotiate(protocol=WANTED | ProtocolFeature.PAGEFAULT)
         assert front.protocol & ProtocolFeature.PAGEFAULT, "run these tests as root"
         assert channel.ask(Request.POSTCOPY_ADVISE) == b""
@@ -47,12 +54,12 @@ class Pages:
         message = os.read(self.fd, 32)
         assert message[0] == PAGEFAULT
         (address,) = struct.unpack_from("<Q", message, 16)
-        return int((address - self.base) & -PAGE)
+        return int((address - self.base) & -self._size)
 
     def bring(self, guest: int, data: bytes) -> None:
         """Brings a page, which begins with these bytes."""
-        self.front.memory.write(guest, data.ljust(PAGE, b"\0"))
-        fcntl.ioctl(self.fd, UFFDIO_WAKE, struct.pack("<QQ", self.base + guest, PAGE))
+        self.front.memory.write(guest, data.ljust(self._size, b"\0"))
+        fcntl.ioctl(self.fd, UFFDIO_WAKE, struct.pack("<QQ", self.base + guest, self._size))
 
     def end(self) -> None:
         """All pages are there."""
@@ -60,6 +67,28 @@ class Pages:
 
     def close(self) -> None:
         os.close(self.fd)
+
+
+@pytest.fixture
+def huge_memory() -> Iterator[GuestMemory]:
+    """Memory of huge pages, as many as the machine lends for this test."""
+    sizes = re.findall(r"Hugepagesize: +(\d+) kB", Path("/proc/meminfo").read_text())
+    if sizes != [str(HUGE >> 10)]:
+        pytest.skip(f"this kernel has no huge pages of 2 MiB but {sizes} KiB")
+    number = Path("/proc/sys/vm/nr_hugepages")
+    before = int(number.read_text())
+    try:
+        number.write_text(str(before + HUGE_PAGES))
+    except OSError as error:
+        pytest.skip(f"huge pages cannot be reserved: {error}")
+    try:
+        if int(number.read_text()) < before + HUGE_PAGES:
+            pytest.skip(f"this machine has no {HUGE_PAGES} huge pages to spare")
+        memory = GuestMemory(Region(0, HUGE_PAGES * HUGE, huge=True))
+        yield memory
+        memory.close()
+    finally:
+        number.write_text(str(before))
 
 
 class Echo(vu.Device):
@@ -133,13 +162,14 @@ def test_a_device_that_takes_a_buffer_waits_for_its_page_without_the_interpreter
         taken: list[bytes] = []
 
         def take() -> None:
-            request = device.queues[0].take()
-            assert request is not None
+            # The worker may not have looked at the ring yet.
+            while (request := device.queues[0].take()) is None:
+                time.sleep(0.001)
             taken.append(bytes(request.writable))
             request.writable[:] = b"received"
             request.complete(8)
 
-        thread = threading.Thread(target=take)
+        thread = threading.Thread(target=take, daemon=True)
         thread.start()
         assert pages.next() == page
         assert not taken
@@ -172,3 +202,26 @@ def test_the_device_hears_nothing_of_a_request_whose_front_end_has_left(
             front.rings[0].wait()
     assert device.seen == [(0, b"next")]
     eventually(lambda: "before all of the guest's memory is here" in caplog.text)
+
+
+def test_huge_pages_come_one_by_one(vhost_socket: Path, huge_memory: GuestMemory) -> None:
+    device = Echo()
+    with vu.Backend(device, socket=vhost_socket):
+        front = FrontEnd.connect(str(vhost_socket), huge_memory)
+        pages = Pages(front, HUGE)
+        first, second = (huge_memory.allocate(PAGE, HUGE) for _ in range(2))
+        ring = front.start_ring()
+        ask(front, 0, first + PAGE, 3)
+        assert pages.next() == first
+        assert device.seen == []
+        pages.bring(first, bytes(PAGE) + b"one")
+        ring.wait()
+        assert device.seen == [(0, b"one")]
+        assert huge_memory.read(first + PAGE + 2048, 3) == b"one"
+        huge_memory.write(second, b"two")
+        ask(front, 0, second, 3)
+        ring.wait()
+        assert device.seen[1:] == [(0, b"two")]
+        pages.end()
+        pages.close()
+        front.channel.close()
