@@ -2,8 +2,9 @@
 //!
 //! A name appears in one step, with its mode and group set and somebody behind it: the socket is
 //! bound under a temporary name in the same directory, then moved to its own. The move never
-//! replaces anything, so a living socket cannot be stolen even if two back-ends start at once;
-//! what is in the way is looked at first (see [`make_way`]).
+//! replaces anything; what is in the way is looked at first (see [`make_way`]). Back-ends that start
+//! at once, or end as another one starts, do this one after the other: names are given and taken
+//! away under the [directory's lock](DirectoryLock).
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, lchown};
@@ -20,6 +21,7 @@ use rustix::net::{
 };
 
 use super::backoff::{Backoff, is_shortage};
+use super::directory_lock::DirectoryLock;
 use super::wait::{Ready, wait};
 use super::{MAX_PATH, Next, SocketError, Stream};
 use crate::error::HostError;
@@ -169,8 +171,11 @@ impl Drop for BoundFile {
     fn drop(&mut self) {
         let Some(name) = self.path.file_name() else { return };
         // A forked child owns a copy of this value, but not the name.
-        let ours = self.owner == process::id()
-            && identity(&self.directory, name).is_ok_and(|found| found == self.id);
+        if self.owner != process::id() {
+            return;
+        }
+        let _lock = DirectoryLock::take(self.directory.as_fd());
+        let ours = identity(&self.directory, name).is_ok_and(|found| found == self.id);
         if ours {
             let _ = unlinkat(&self.directory, name, AtFlags::empty());
         }
@@ -211,6 +216,7 @@ impl Temporary {
 
     /// Gives the socket its own name, after whatever is dead has made way.
     fn move_to(&self, path: &Path) -> Result<(), SocketError> {
+        let _lock = DirectoryLock::take(self.directory.as_fd());
         for _ in 0..MAX_ATTEMPTS {
             match move_no_replace(&self.path, path) {
                 Ok(()) => return Ok(()),

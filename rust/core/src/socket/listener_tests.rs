@@ -120,7 +120,7 @@ fn a_socket_whose_queue_is_full_counts_as_answered() {
 
 #[test]
 fn of_many_that_bind_over_a_stale_socket_at_once_one_wins_and_keeps_it() {
-    for _ in 0..20 {
+    for _ in 0..100 {
         let directory = Directory::new();
         let path = directory.join("s");
         drop(UnixListener::bind(&path).unwrap());
@@ -137,6 +137,19 @@ fn of_many_that_bind_over_a_stale_socket_at_once_one_wins_and_keeps_it() {
         assert!(matches!(winners[0].accept(never().as_fd()), Ok(Next::Stream(_))));
         assert_eq!(directory.names(), ["s"]);
     }
+}
+
+#[test]
+fn a_directory_that_somebody_else_has_locked_is_used_all_the_same() {
+    let directory = Directory::new();
+    let path = directory.join("s");
+    drop(UnixListener::bind(&path).unwrap());
+    let locked = fs::File::open(path.parent().unwrap()).unwrap();
+    locked.lock().unwrap();
+    let listener = bind_at(&path).unwrap();
+    UnixStream::connect(&path).unwrap();
+    drop(listener);
+    assert!(directory.names().is_empty());
 }
 
 #[test]

@@ -11,6 +11,7 @@
 //! * A message that has begun ends within a deadline on the monotonic clock.
 
 mod backoff;
+mod directory_lock;
 mod endpoint;
 mod error;
 mod listener;
