@@ -25,20 +25,20 @@ use super::served::*;
 use super::support::Directory;
 
 /// What the device sees of the guest's address 0. Nothing else lies there.
-const SHIFT: u64 = 0x77_0000_0000;
-const PAGE: u64 = 0x1000;
+pub(super) const SHIFT: u64 = 0x77_0000_0000;
+pub(super) const PAGE: u64 = 0x1000;
 const ALL: u64 = u64::MAX;
 
 /// A driver whose device sits behind an IOMMU.
-struct Behind {
-    driver: Driver,
-    iommu: Iommu,
+pub(super) struct Behind {
+    pub(super) driver: Driver,
+    pub(super) iommu: Iommu,
     /// What the back-end has asked for.
-    asked: Vec<IotlbMiss>,
+    pub(super) asked: Vec<IotlbMiss>,
 }
 
 impl Behind {
-    fn connect(served: &Served, more: ProtocolFeatures) -> Self {
+    pub(super) fn connect(served: &Served, more: ProtocolFeatures) -> Self {
         Self::dial(&served.directory.join("device.sock"), served.device.queues.max(1), more)
     }
 
@@ -70,26 +70,30 @@ impl Behind {
         Self { driver, iommu, asked: Vec::new() }
     }
 
-    fn start(&mut self) {
+    pub(super) fn start(&mut self) {
         for index in 0..self.driver.rings.len() as u32 {
             self.kick(index);
         }
     }
 
-    fn kick(&mut self, index: u32) {
+    pub(super) fn kick(&mut self, index: u32) {
         let ring = &self.driver.rings[index as usize];
         self.driver.client.set_vring_kick(index, Some(ring.kick_fd())).unwrap();
         self.driver.client.set_vring_enable(index, true).unwrap();
     }
 
-    fn new(served: &Served) -> Self {
+    pub(super) fn new(served: &Served) -> Self {
         let mut behind = Self::connect(served, ProtocolFeatures::empty());
         behind.start();
         behind
     }
 
     /// Answers questions until something has come about.
-    fn until<T>(&mut self, what: &str, mut done: impl FnMut(&mut Driver) -> Option<T>) -> T {
+    pub(super) fn until<T>(
+        &mut self,
+        what: &str,
+        mut done: impl FnMut(&mut Driver) -> Option<T>,
+    ) -> T {
         let deadline = Instant::now() + LIMIT;
         loop {
             if let Some(done) = done(&mut self.driver) {
@@ -109,12 +113,12 @@ impl Behind {
     }
 
     /// Waits for a question and leaves it open.
-    fn question(&mut self) -> IotlbMiss {
+    pub(super) fn question(&mut self) -> IotlbMiss {
         self.driver.client.wait_miss(LIMIT).unwrap().expect("a question")
     }
 
     /// As [`Driver::push`], with the buffers at this guest address.
-    fn push(&mut self, queue: usize, head: u16, data: &[u8], at: u64) {
+    pub(super) fn push(&mut self, queue: usize, head: u16, data: &[u8], at: u64) {
         self.driver.push(queue, head, data, at);
         let ring = &mut self.driver.rings[queue];
         for index in [head, head + 1] {
@@ -125,11 +129,11 @@ impl Behind {
         ring.publish();
     }
 
-    fn used(&mut self, queue: usize) -> Used {
+    pub(super) fn used(&mut self, queue: usize) -> Used {
         self.until("a request", |driver| driver.rings[queue].pop().unwrap())
     }
 
-    fn ask_at(&mut self, queue: usize, data: &[u8], at: u64) -> Vec<u8> {
+    pub(super) fn ask_at(&mut self, queue: usize, data: &[u8], at: u64) -> Vec<u8> {
         self.push(queue, 0, data, at);
         assert_eq!(self.used(queue), Used { head: 0, len: data.len() as u32 });
         let mut answer = vec![0; data.len()];
@@ -137,7 +141,7 @@ impl Behind {
         answer
     }
 
-    fn ask(&mut self, queue: usize, data: &[u8]) -> Vec<u8> {
+    pub(super) fn ask(&mut self, queue: usize, data: &[u8]) -> Vec<u8> {
         self.ask_at(queue, data, MIB / 2)
     }
 
@@ -145,12 +149,12 @@ impl Behind {
         self.iommu.unmap(Iova(guest + SHIFT)).unwrap()
     }
 
-    fn invalidate(&mut self, guest: u64, size: u64) {
+    pub(super) fn invalidate(&mut self, guest: u64, size: u64) {
         self.driver.client.invalidate_iotlb(Iova(guest + SHIFT), size).unwrap();
     }
 }
 
-fn broken(served: &Served) -> bool {
+pub(super) fn broken(served: &Served) -> bool {
     served.events.any(|event| matches!(event, Event::QueueBroken { .. }))
 }
 

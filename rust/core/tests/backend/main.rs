@@ -10,6 +10,7 @@ mod formats;
 mod guest_addresses;
 mod inflight;
 mod iommu;
+mod iommu_questions;
 mod late;
 mod postcopy;
 mod postcopy_formats;
