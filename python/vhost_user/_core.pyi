@@ -289,6 +289,7 @@ class _BlkOptions(TypedDict, total=False):
     in_order: bool
     inflight: bool
     dirty_log: bool
+    iommu: bool
 
 @disjoint_base
 class Frontend:
@@ -413,6 +414,7 @@ class VirtioBlkDriver(Frontend):
         in_order: bool = False,
         inflight: bool = False,
         dirty_log: bool = False,
+        iommu: bool = False,
     ) -> Self:
         """As ``Frontend``, and starts ``num_queues`` rings in ``memory`` bytes of its own, or in
         all the memory of ``guest``, a ``vhost_user.testing.XenGuest``. ``queue_size``: entries of
@@ -427,6 +429,13 @@ class VirtioBlkDriver(Frontend):
         ``dirty_log``: has the back-end note the pages of memory that it writes to, as while a
         guest moves (LOG_ALL; ``NegotiationError`` if it is not offered). It shows what that costs:
         nothing reads the log.
+
+        ``iommu``: puts the device behind an IOMMU (ACCESS_PLATFORM; ``NegotiationError`` if the
+        back-end does not offer it): rings and buffers are named by I/O virtual addresses, which the
+        back-end has to have translated. The data of each request are mapped for it and taken away
+        after it, and the next request's stand at the same addresses, in other memory; every other
+        translation is told before the request, the rest are asked for. QEMU "Vhost-user Protocol",
+        "IOMMU support". During ``run_load`` all of memory is mapped.
         """
     @classmethod
     def connect(  # type: ignore[override]
@@ -476,6 +485,11 @@ class VirtioBlkDriver(Frontend):
         """
     def stop_dirty_log(self) -> None:
         """Has nothing noted any more."""
+    @property
+    def iommu_counts(self) -> tuple[int, int, int] | None:
+        """With ``iommu``: how many translations the back-end has asked for, how many it was told
+        before it did, and how many were taken away. None without.
+        """
     def guest_memory(self, address: int, length: int) -> bytes:
         """A copy of ``length`` bytes of guest memory at ``address``; it has ``memory`` bytes from
         address 0 on. ``ValueError`` outside.

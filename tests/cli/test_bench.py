@@ -11,8 +11,8 @@ from .command import LIMIT, Server, command, run
 
 NAMES = [
     *("socket", "rw", "block_size", "iodepth", "numjobs"),
-    *("packed", "in_order", "inflight", "dirty_log", "seconds", "operations", "bytes", "iops"),
-    *("bytes_per_second", "latency_p50_us", "latency_p99_us", "kicks", "calls"),
+    *("packed", "in_order", "inflight", "dirty_log", "iommu", "seconds", "operations", "bytes"),
+    *("iops", "bytes_per_second", "latency_p50_us", "latency_p99_us", "kicks", "calls"),
     *("verified", "errors", "mismatches"),
 ]
 
@@ -46,13 +46,13 @@ def test_people_get_a_table(image: str) -> None:
     assert [line.split("  ")[0] for line in lines[1:]] == titles
 
 
-def test_a_record_and_a_dirty_log_are_kept_if_asked(image: str) -> None:
+def test_a_record_a_dirty_log_and_an_iommu_are_there_if_asked(image: str) -> None:
     with Server("blk", "--blk-file", image, "--socket-path", "d.sock"):
-        words = ["--runtime", "0.1", "--inflight", "--dirty-log", "--verify"]
+        words = ["--runtime", "0.1", "--inflight", "--dirty-log", "--iommu", "--verify"]
         result = run("bench", "d.sock", *words)
     assert result.status == 0
-    head = "d.sock: randread, 4 KiB, 32 in flight, 1 queue, with a record, with a dirty log, 0."
-    assert result.out.startswith(head)
+    head = "d.sock: randread, 4 KiB, 32 in flight, 1 queue, with a record, with a dirty log, "
+    assert result.out.startswith(f"{head}behind an IOMMU, 0.")
 
 
 def test_more_queues_than_there_are_is_an_error_with_both_numbers(image: str) -> None:

@@ -175,6 +175,7 @@ TAKEN: list[tuple[Callable[..., Any], Callable[..., Any], dict[str, tuple[object
             "timeout": SECONDS,
             "guest": (5, "no", []),
             **RINGS,
+            "iommu": FLAG,
         },
     ),
     (
@@ -196,6 +197,7 @@ TAKEN: list[tuple[Callable[..., Any], Callable[..., Any], dict[str, tuple[object
             **RINGS,
             "inflight": FLAG,
             "dirty_log": FLAG,
+            "iommu": FLAG,
         },
     ),
     (

@@ -86,6 +86,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="have written pages logged, as in a migration; the back-end has to offer it",
     )
     parser.add_argument(
+        "--iommu",
+        action="store_true",
+        help="name memory by addresses that the back-end translates; it has to offer that",
+    )
+    parser.add_argument(
         "--verify",
         action="store_true",
         help="first fill the whole disk with a pattern, then check what is read; overwrites it",
@@ -120,6 +125,7 @@ def measure(fd: int, options: argparse.Namespace) -> "LoadReport":
         in_order=options.in_order,
         inflight=options.inflight,
         dirty_log=options.dirty_log,
+        iommu=options.iommu,
     ) as driver:
         if driver.read_only and (options.verify or options.rw in WRITING):
             raise Failure(f"{options.socket} is read-only: it can only be read, without --verify")
@@ -148,6 +154,7 @@ def summary(options: argparse.Namespace, report: "LoadReport") -> dict[str, Any]
         "in_order": options.in_order,
         "inflight": options.inflight,
         "dirty_log": options.dirty_log,
+        "iommu": options.iommu,
         "seconds": report.elapsed,
         "operations": report.ops,
         "bytes": report.bytes,
@@ -194,6 +201,7 @@ def _rings(options: argparse.Namespace) -> str:
         "in order": options.in_order,
         "with a record": options.inflight,
         "with a dirty log": options.dirty_log,
+        "behind an IOMMU": options.iommu,
     }
     words = [word for word, is_asked in asked.items() if is_asked]
     return "".join(f", {word}" for word in words)

@@ -95,6 +95,7 @@ class BlkFactory(Protocol):
         guest: XenGuest | None = None,
         packed: bool = False,
         in_order: bool = False,
+        iommu: bool = False,
         **backend: Unpack[BackendOptions],
     ) -> TestedDisk:
         """The driver of ``device``, as ``blk`` gives it."""
@@ -110,14 +111,15 @@ def blk(
     guest: XenGuest | None = None,
     packed: bool = False,
     in_order: bool = False,
+    iommu: bool = False,
     **backend: Unpack[BackendOptions],
 ) -> Iterator[TestedDisk]:
     """Serves ``device`` on a socket of its own and gives a driver that is connected to it.
 
     What a callback raises is raised by the driver's method, as the ``__cause__`` of its
     ``RequestError``; so is what else a request failed for. The cause of a ``TimeoutError`` shows
-    where a callback is that does not return. ``packed``, ``in_order``: what ``VirtioBlkDriver``
-    takes. ``backend``: options of ``Backend``.
+    where a callback is that does not return. ``packed``, ``in_order``, ``iommu``: what
+    ``VirtioBlkDriver`` takes. ``backend``: options of ``Backend``.
     ``guest``: the driver's rings and buffers lie in this guest of Xen, and fill its memory:
     ``ValueError`` if another's do. At the end nothing of it may still be mapped:
     ``AssertionError``. ``TypeError`` for a device that is no disk.
@@ -139,6 +141,7 @@ def blk(
                 guest=guest,
                 packed=packed,
                 in_order=in_order,
+                iommu=iommu,
             ) as driver,
         ):
             driver.backend = running

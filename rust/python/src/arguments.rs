@@ -44,6 +44,7 @@ arguments! {
     fd: RawFd = "fd is the number of a descriptor";
     in_order: bool = "in_order is True or False";
     inflight: bool = "inflight is True or False";
+    iommu: bool = "iommu is True or False";
     length: u64 = "length is a number of bytes";
     max: usize = "max is a number of requests";
     max_buffers: u16 = "max_buffers is 1 to 65535";

@@ -29,7 +29,7 @@ impl VirtioBlkDriver {
     #[new]
     #[pyo3(signature = (socket=None, *, fd=None, memory=67_108_864, num_queues=1, queue_size=128,
                         timeout=5.0, guest=None, packed=false, in_order=false, inflight=false,
-                        dirty_log=false))]
+                        dirty_log=false, iommu=false))]
     #[allow(clippy::too_many_arguments)] // One keyword for each option.
     fn new(
         py: Python<'_>,
@@ -44,6 +44,7 @@ impl VirtioBlkDriver {
         #[pyo3(from_py_with = arguments::in_order)] in_order: bool,
         #[pyo3(from_py_with = arguments::inflight)] inflight: bool,
         #[pyo3(from_py_with = arguments::dirty_log)] dirty_log: bool,
+        #[pyo3(from_py_with = arguments::iommu)] iommu: bool,
     ) -> PyResult<PyClassInitializer<Self>> {
         let timeout = seconds_of(timeout)?;
         let guest = guest.as_ref().map(Bound::get);
@@ -57,6 +58,7 @@ impl VirtioBlkDriver {
             in_order,
             inflight,
             dirty_log,
+            iommu,
             ..BlockOptions::default()
         };
         let target = Target::new(socket.clone(), fd)?;
@@ -178,6 +180,15 @@ impl VirtioBlkDriver {
     /// Has nothing noted any more.
     fn stop_dirty_log(slf: &Bound<'_, Self>) -> PyResult<()> {
         driver(slf, BlockDriver::stop_log)
+    }
+
+    /// Translations that the back-end has asked for, was told before, and lost again; `None` without
+    /// an IOMMU.
+    #[getter]
+    fn iommu_counts(slf: &Bound<'_, Self>) -> PyResult<Option<(u64, u64, u64)>> {
+        driver(slf, |driver| {
+            Ok(driver.iommu_counts().map(|counts| (counts.asked, counts.told, counts.taken)))
+        })
     }
 
     /// Copies `length` bytes of guest memory at `address`.

@@ -67,6 +67,15 @@ impl Channel {
         self.events.pop_front()
     }
 
+    /// The oldest question for a translation not taken yet.
+    pub(super) fn take_miss(&mut self) -> Option<IotlbMiss> {
+        let is_miss = |event: &BackendEvent| matches!(event, BackendEvent::IotlbMiss(_));
+        match self.events.remove(self.events.iter().position(is_miss)?) {
+            Some(BackendEvent::IotlbMiss(miss)) => Some(miss),
+            _ => None,
+        }
+    }
+
     /// Waits for one request, answers it and keeps its event. `false`: none came in time, or the
     /// channel is closed.
     pub(super) fn serve(&mut self, until: Instant) -> Result<bool> {

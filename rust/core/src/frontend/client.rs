@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::channel::{BackendEvent, Channel};
+use super::channel::{BackendEvent, Channel, IotlbMiss};
 use super::error::{FrontendError, Result};
 use crate::error::HostError;
 use crate::socket::{Incoming, Stream};
@@ -63,6 +63,18 @@ impl Client {
     pub fn take_events(&mut self) -> Result<Vec<BackendEvent>> {
         self.channel.serve_waiting()?;
         Ok(std::iter::from_fn(|| self.channel.take()).collect())
+    }
+
+    /// Takes the next question for a translation that came on the back-end's channel by now; other
+    /// events stay.
+    pub(super) fn next_miss(&mut self) -> Result<Option<IotlbMiss>> {
+        self.channel.serve_waiting()?;
+        Ok(self.channel.take_miss())
+    }
+
+    /// The back-end's channel, which is readable when something came there. `None`: it is closed.
+    pub(super) fn channel_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.channel.fd()
     }
 
     /// Waits for something on the back-end's channel. `None`: nothing came in time.

@@ -13,7 +13,7 @@ use super::memory::{GuestMemory, Region};
 use super::packed::PackedRing;
 use super::ring::Ring;
 use super::split::SplitRing;
-use crate::address::{GuestAddr, UserAddr};
+use crate::address::{GuestAddr, Iova, UserAddr};
 use crate::socket::Stream;
 use crate::wire::FrontendMessage as M;
 use crate::wire::payload::{
@@ -383,6 +383,17 @@ impl VringDescription<'_> {
     #[must_use]
     pub fn logged(self, is_logged: bool) -> Self {
         Self { is_logged, ..self }
+    }
+
+    /// With its parts at I/O virtual addresses.
+    #[must_use]
+    pub(super) fn at_iova(self, iova: impl Fn(UserAddr) -> Iova) -> Self {
+        Self { parts: self.parts.map(|part| UserAddr(iova(part).0)), ..self }
+    }
+
+    /// What the device signals: calls, and that the ring is broken.
+    pub(super) fn events(&self) -> [BorrowedFd<'_>; 2] {
+        [self.call, self.error]
     }
 
     pub(super) fn addresses(&self, index: u32) -> VringAddress {

@@ -32,7 +32,7 @@ mod split_chains;
 mod window;
 mod xen;
 
-pub use block::{BlockDriver, BlockOptions};
+pub use block::{BlockDriver, BlockOptions, IommuCounts};
 pub use channel::{BackendEvent, IotlbMiss};
 pub use client::Client;
 pub use error::{BlockStatus, FrontendError, Result};

@@ -131,6 +131,23 @@ impl Signals {
     }
 }
 
+/// Sleeps until one of a ring's events, something on the back-end's channel, or the end of the
+/// connection, and takes none of it.
+pub(super) fn sleep_beside(
+    events: &[BorrowedFd<'_>; 2],
+    channel: Option<BorrowedFd<'_>>,
+    alive: &impl AsFd,
+    timeout: Duration,
+) -> Result<()> {
+    let readable = events.iter().copied().chain(channel);
+    let mut fds: Vec<_> = readable.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
+    fds.push(PollFd::from_borrowed_fd(alive.as_fd(), PollFlags::RDHUP));
+    match poll(&mut fds, Some(&timespec(timeout))) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(error) => Err(HostError::new("wait for a call", error).into()),
+    }
+}
+
 fn timespec(duration: Duration) -> Timespec {
     // A day: longer waits are for a loop outside.
     let seconds = duration.as_secs().min(86_400);

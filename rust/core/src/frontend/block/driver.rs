@@ -9,9 +9,10 @@ use super::super::client::Client;
 use super::super::error::{FrontendError, Result};
 use super::super::log::DirtyLog;
 use super::super::memory::GuestMemory;
-use super::super::messages::{Negotiated, VringDescription, Wanted};
+use super::super::messages::{Negotiated, Wanted};
 use super::super::ring::RingFeatures;
 use super::super::xen::XenMemory;
+use super::mappings::{self, Mappings};
 use super::options::{check_queues, wanted};
 use super::queue::QueueLayout;
 use super::record::Record;
@@ -31,7 +32,7 @@ pub struct BlockDriver {
     pub(super) path: Option<PathBuf>,
     pub(super) options: BlockOptions,
     pub(super) client: Client,
-    memory: Arc<GuestMemory>,
+    pub(super) memory: Arc<GuestMemory>,
     /// How the back-end is told of it, on Xen.
     xen: Option<Arc<XenMemory>>,
     pub(super) negotiated: Negotiated,
@@ -45,6 +46,8 @@ pub struct BlockDriver {
     /// What the back-end writes is noted there.
     pub(super) log: Option<DirtyLog>,
     pub(super) is_stopped: bool,
+    /// The device is behind an IOMMU.
+    pub(super) behind: Option<Mappings>,
 }
 
 impl BlockDriver {
@@ -94,6 +97,9 @@ impl BlockDriver {
                 self.config = BlockConfig::new(&bytes, self.negotiated.features);
                 return Ok(true);
             }
+            if let BackendEvent::IotlbMiss(miss) = event {
+                self.answer_miss(miss)?;
+            }
         }
         Ok(false)
     }
@@ -138,7 +144,7 @@ impl BlockDriver {
         for index in 0..self.queues.len() {
             while self.queues[index].in_flight() != 0 {
                 // What the answers say concerns nobody any more.
-                if self.queues[index].completed()?.is_none() {
+                if self.completed(index)?.is_none() {
                     self.wait(index)?;
                 }
             }
@@ -249,6 +255,10 @@ impl BlockDriver {
     ) -> Result<Self> {
         let negotiated = client.negotiate(&wanted(&options, xen.is_some()))?;
         negotiated.need_ring_features(options.packed, options.in_order)?;
+        mappings::check(options.iommu, xen.is_some())?;
+        if options.iommu && negotiated.features & features::ACCESS_PLATFORM == 0 {
+            return Err(FrontendError::NotOffered { what: "ACCESS_PLATFORM" });
+        }
         if options.dirty_log && negotiated.offered & features::LOG_ALL == 0 {
             return Err(FrontendError::NotOffered { what: "LOG_ALL" });
         }
@@ -269,6 +279,7 @@ impl BlockDriver {
         };
         let log = options.dirty_log.then(|| DirtyLog::of(&memory)).transpose()?;
         let queues = lay_out(&memory, &options, &negotiated, &config)?;
+        let behind = mappings::mappings(options.iommu, &memory, &queues);
         let mut driver = Self {
             path: None,
             options,
@@ -283,6 +294,7 @@ impl BlockDriver {
             next_queue: 0,
             pattern: None,
             is_stopped: false,
+            behind,
         };
         driver.start_all()?;
         Ok(driver)
@@ -303,6 +315,7 @@ impl BlockDriver {
             Some(xen) => self.client.set_xen_memory(xen)?,
             None => self.client.set_memory(&self.memory)?,
         }
+        self.tell_if_open()?;
         self.start_rings()?;
         if status {
             self.client.set_status(driver_ok)?;
@@ -315,7 +328,7 @@ impl BlockDriver {
     /// Starts the rings where they stand.
     pub(super) fn start_rings(&mut self) -> Result<()> {
         for (index, queue) in (0..).zip(&self.queues) {
-            let ring = VringDescription::from(queue.ring());
+            let ring = self.described(queue);
             self.client.start_ring(index, ring.logged(self.log.is_some()))?;
         }
         if self.negotiated.features & features::PROTOCOL_FEATURES != 0 {
@@ -341,7 +354,8 @@ impl BlockDriver {
     /// Has writes to the rings noted if there is a log, or no more.
     pub(super) fn log_rings(&mut self) -> Result<()> {
         for (index, queue) in (0..).zip(&self.queues) {
-            self.client.log_ring(index, queue.ring(), self.log.is_some())?;
+            let ring = self.described(queue);
+            self.client.log_ring(index, ring, self.log.is_some())?;
         }
         Ok(())
     }
@@ -380,6 +394,7 @@ fn lay_out(
             start: GuestAddr(first + index * share),
             end: GuestAddr(first + (index + 1) * share),
             request_bytes: options.request_bytes.min(size_max),
+            shift: if options.iommu { mappings::STANDING } else { 0 },
         };
         BlockQueue::new(memory, &layout)
     };

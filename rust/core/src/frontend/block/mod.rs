@@ -1,7 +1,9 @@
 //! The driver of a block device: VIRTIO 1.3, "Block Device".
 
+mod behind;
 mod config;
 mod driver;
+mod mappings;
 mod migrating;
 mod options;
 mod queue;
@@ -12,6 +14,7 @@ mod transfer;
 
 pub use config::BlockConfig;
 pub use driver::BlockDriver;
+pub use mappings::IommuCounts;
 pub use options::BlockOptions;
 pub use queue::{BlockQueue, Completion};
 pub use request::{BlockRequest, Op};

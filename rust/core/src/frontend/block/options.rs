@@ -33,6 +33,9 @@ pub struct BlockOptions {
     /// Have the back-end note in a dirty log what it writes to guest memory, as while a guest
     /// moves, and fail if it does not offer that.
     pub dirty_log: bool,
+    /// Sit behind an IOMMU (ACCESS_PLATFORM), and fail if the device does not offer that: the device
+    /// sees the data of each request while it is in flight, at addresses that are others' next.
+    pub iommu: bool,
     /// Block features to accept if offered.
     pub features: u64,
     /// Protocol features to accept if offered.
@@ -54,6 +57,7 @@ impl Default for BlockOptions {
             in_order: false,
             inflight: false,
             dirty_log: false,
+            iommu: false,
             features: feature::ALL,
             protocol: IMPLEMENTED,
             timeout: Duration::from_secs(5),
@@ -66,7 +70,8 @@ pub(super) fn wanted(options: &BlockOptions, on_xen: bool) -> Wanted {
     let bit = |is_wanted: bool, bit| if is_wanted { bit } else { 0 };
     let features = options.features & feature::ALL
         | bit(options.indirect, features::INDIRECT_DESC)
-        | bit(options.event_idx, features::EVENT_IDX);
+        | bit(options.event_idx, features::EVENT_IDX)
+        | bit(options.iommu, features::ACCESS_PLATFORM);
     let mut protocol = options.protocol;
     if on_xen {
         protocol |= ProtocolFeatures::XEN_MMAP;

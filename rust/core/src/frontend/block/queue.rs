@@ -7,6 +7,7 @@
 //!            in the ring's own descriptors                               header, data, status
 //! ```
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::super::error::{FrontendError, Result};
@@ -40,6 +41,8 @@ pub(super) struct QueueLayout {
     pub(super) end: GuestAddr,
     /// Bytes of the longest request wanted.
     pub(super) request_bytes: u32,
+    /// How far the device's addresses lie above the guest's.
+    pub(super) shift: u64,
 }
 
 /// A request that the device has answered.
@@ -68,6 +71,10 @@ pub struct BlockQueue {
     slot_bytes: u32,
     in_flight: Box<[Option<BlockRequest>]>,
     free: Vec<u16>,
+    /// How far the device's addresses of all but data lie above the guest's.
+    shift: u64,
+    /// The device's address of each slot's data.
+    shown: Box<[u64]>,
 }
 
 impl BlockQueue {
@@ -90,7 +97,7 @@ impl BlockQueue {
             Ok::<_, FrontendError>((GuestAddr(at), memory.window(GuestAddr(at), len as usize)?))
         };
         let longest = if layout.indirect { 1 } else { DESCRIPTORS };
-        Ok(Self {
+        let mut queue = Self {
             ring: Ring::new(memory, layout.start, layout.size, longest, layout.features)?,
             indirect: layout.indirect,
             tables: window(tables, tables_len)?,
@@ -100,7 +107,11 @@ impl BlockQueue {
             in_flight: vec![None; slots.into()].into_boxed_slice(),
             // The first slots first: a shallow queue keeps to few cache lines.
             free: (0..slots).rev().collect(),
-        })
+            shift: layout.shift,
+            shown: vec![0; slots.into()].into_boxed_slice(),
+        };
+        queue.show_all_data();
+        Ok(queue)
     }
 
     /// Requests that can be in flight at once.
@@ -121,12 +132,40 @@ impl BlockQueue {
     /// A slot for the next request, or `None` when all are in flight. Until
     /// [`submit`](Self::submit) it is the caller's, and so is its data.
     pub fn take_slot(&mut self) -> Option<u16> {
-        self.free.pop()
+        if self.shift == 0 || self.free.is_empty() {
+            return self.free.pop();
+        }
+        // Where the device's addresses change with each request so is the memory behind them to.
+        Some(self.free.remove(0))
     }
 
     /// Puts a slot that was taken, and not submitted, back.
     pub fn return_slot(&mut self, slot: u16) {
         self.free.push(slot);
+    }
+
+    /// The guest addresses of the data of all slots.
+    pub(super) fn data_range(&self) -> Range<u64> {
+        let start = self.data.0.0;
+        start..start + u64::from(self.slot_bytes) * u64::from(self.slots())
+    }
+
+    /// Has the device see a slot's data there, from its next request on.
+    pub(super) fn show_data(&mut self, slot: u16, at: u64) {
+        self.shown[usize::from(slot)] = at;
+    }
+
+    /// Where the device sees a slot's data.
+    pub(super) fn shown_data(&self, slot: u16) -> u64 {
+        self.shown[usize::from(slot)]
+    }
+
+    /// Has the device see all data where it sees the rest.
+    pub(super) fn show_all_data(&mut self) {
+        let first = self.data.0.0 + self.shift;
+        for (shown, slot) in self.shown.iter_mut().zip(0..) {
+            *shown = first + slot * u64::from(self.slot_bytes);
+        }
     }
 
     /// Makes a request available in a slot that was taken. The device sees it at the next
@@ -214,8 +253,8 @@ impl BlockQueue {
 
     /// Puts a request's chain into the ring.
     fn push(&mut self, slot: u16, request: &BlockRequest) {
-        let cell = self.cells.0.0 + u64::from(slot) * CELL as u64;
-        let data = self.data.0.0 + u64::from(slot) * u64::from(self.slot_bytes);
+        let cell = self.cells.0.0 + u64::from(slot) * CELL as u64 + self.shift;
+        let data = self.shown_data(slot);
         let header = Segment::readable(GuestAddr(cell), HEADER);
         let status = Segment::writable(GuestAddr(cell + STATUS as u64), 1);
         let device_writes = request.op.device_writes();
@@ -231,7 +270,7 @@ impl BlockQueue {
             return self.ring.push(slot, segments);
         }
         let first = usize::from(slot) * usize::from(DESCRIPTORS);
-        let at = self.tables.0.0 + DESCRIPTOR_BYTES * first as u64;
+        let at = self.tables.0.0 + DESCRIPTOR_BYTES * first as u64 + self.shift;
         self.ring.push_indirect(slot, segments, &self.tables.1, first, at);
     }
 }

@@ -8,7 +8,7 @@ const RING: GuestAddr = GuestAddr(0);
 fn layout(size: u16, indirect: bool) -> QueueLayout {
     let (start, end) = (RING, GuestAddr(1 << 20));
     let features = RingFeatures::default();
-    QueueLayout { size, indirect, features, start, end, request_bytes: 8192 }
+    QueueLayout { size, indirect, features, start, end, request_bytes: 8192, shift: 0 }
 }
 
 fn split(queue: &BlockQueue) -> &SplitRing {

@@ -130,25 +130,24 @@ impl BlockDriver {
         let mut placed: Vec<Option<Piece>> = (0..slots).map(|_| None).collect();
         let mut failure = None;
         loop {
-            let queue = &mut self.queues[index];
             while failure.is_none() && pieces.peek().is_some() {
-                let Some(slot) = queue.take_slot() else { break };
+                let Some(slot) = self.queues[index].take_slot() else { break };
                 let Some(piece) = pieces.next() else { break };
-                fill(queue, slot, &piece);
-                queue.submit(slot, piece.request);
+                fill(&self.queues[index], slot, &piece);
+                self.submit(index, slot, piece.request)?;
                 placed[usize::from(slot)] = Some(piece);
             }
+            let queue = &mut self.queues[index];
             queue.publish();
             if queue.in_flight() == 0 {
                 return failure.map_or(Ok(()), Err);
             }
             self.wait(index)?;
             interrupt::ask_at_times().map_err(|e| HostError::new("wait for a call", e))?;
-            let queue = &mut self.queues[index];
-            while let Some(done) = queue.completed()? {
+            while let Some(done) = self.completed(index)? {
                 let piece = placed[usize::from(done.slot)].take();
                 match (judge(&done), piece) {
-                    (Ok(()), Some(piece)) => drain(queue, done.slot, &piece),
+                    (Ok(()), Some(piece)) => drain(&self.queues[index], done.slot, &piece),
                     (Ok(()), None) => {}
                     (Err(error), _) => failure = failure.or(Some(error)),
                 }
@@ -159,7 +158,11 @@ impl BlockDriver {
     /// Waits for an answer on a queue, or until the next back-end has taken over.
     pub(super) fn wait(&mut self, index: usize) -> Result<()> {
         let timeout = self.options.timeout;
-        match self.queues[index].ring_mut().wait(timeout, self.client.as_fd()) {
+        let waited = match self.behind {
+            Some(_) => self.wait_and_translate(index),
+            None => self.queues[index].ring_mut().wait(timeout, self.client.as_fd()),
+        };
+        match waited {
             Ok(true) => Ok(()),
             Ok(false) => Err(FrontendError::TimedOut { message: "requests", timeout }),
             Err(error) if self.can_resume(&error) => self.resume(),

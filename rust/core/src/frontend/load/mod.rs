@@ -96,6 +96,19 @@ pub fn run(driver: &mut BlockDriver, options: &LoadOptions) -> Result<LoadReport
     }
     let (queues, _) = driver.queues();
     queues.iter().try_for_each(|queue| check(queue, disk, options))?;
+    driver.open_all(true)?;
+    let done = run_to_the_end(driver, options, disk);
+    let closed = driver.open_all(false);
+    done.and_then(|report| closed.map(|()| report))
+}
+
+/// The load itself, on queues whose memory the device can reach.
+fn run_to_the_end(
+    driver: &mut BlockDriver,
+    options: &LoadOptions,
+    disk: u64,
+) -> Result<LoadReport> {
+    let (queues, _) = driver.queues();
     let count = queues.len() as u64;
     let share = match options.limit {
         Limit::Ops(ops) => ops.div_ceil(count),
