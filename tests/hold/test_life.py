@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -93,6 +94,74 @@ def is_alive(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return stat.rpartition(")")[2].split()[0] not in "ZX"
+
+
+def test_the_next_back_end_leaves_an_image_alone_whose_guest_has_moved(folder: Path) -> None:
+    """No ring runs here, so the lock is where the guest is; and the guest may come back."""
+    destination = [*COMMAND, "blk", "disk.img", "--incoming"]
+    with Held.around(folder, *BACK_ENDS["blk"], options=["--give-up-after=2"]) as held:
+        front = held.connect().start()
+        front.stop_ring()
+        other = folder / "other"
+        other.mkdir()
+        (other / "disk.img").symlink_to(folder / "disk.img")
+        with Held.around(other, *destination) as moved:
+            there = moved.connect().start()
+            assert sector(there) == bytes(512)
+            held.kill_back_end()
+            there.stop_ring()
+        front.start_ring()
+        assert sector(front) == bytes(512)
+
+
+def test_where_ends_of_children_are_ignored_they_are_seen_all_the_same(folder: Path) -> None:
+    ignore = "signal.signal(signal.SIGCHLD, signal.SIG_IGN)"
+    execute = f"import os, signal, sys; {ignore}; os.execv(sys.argv[1], sys.argv[1:])"
+    words = [*COMMAND, "hold", SOCKET, "--", *BACK_ENDS["blk"]]
+    with Held(folder, [sys.executable, "-c", execute, *words]) as held:
+        held.assert_says("held for process")
+        front = held.connect().start()
+        held.kill_back_end()
+        assert sector(front) == bytes(512)
+
+
+def test_a_command_that_is_away_for_a_moment_is_tried_again(folder: Path) -> None:
+    """As while its package is replaced."""
+    script, away = folder / "serve", folder / "away"
+    script.write_text(f"#!/bin/sh\nexec {' '.join(BACK_ENDS['blk'])}\n")
+    script.chmod(0o700)
+    with Held.around(folder, "./serve", options=["--give-up-after=0"]) as held:
+        front = held.connect().start()
+        script.rename(away)
+        os.kill(held.back_end(), signal.SIGKILL)
+        held.assert_says("cannot run ./serve: No such file or directory; another try follows")
+        away.rename(script)
+        held.assert_says(" goes on, ")
+        assert sector(front) == bytes(512)
+
+
+def test_without_room_for_a_socket_the_present_back_end_goes_on_and_the_next_is_tried_again(
+    folder: Path,
+) -> None:
+    """And the place of that room may have any name."""
+    room = folder / ("long" * 30)
+    room.mkdir()
+    words = [*COMMAND, "hold", SOCKET, "--give-up-after=0", "--", *BACK_ENDS["blk"]]
+    with Held(folder, words, TMPDIR=str(room)) as held:
+        held.assert_says("held for process")
+        front = held.connect().start()
+        holds = kept(held.process.pid)
+        room.rmdir()
+        held.process.send_signal(signal.SIGHUP)
+        held.assert_says(f"; process {held.back_end()} goes on")
+        assert "cannot start " in held.said
+        assert sector(front) == bytes(512)
+        assert eventually(lambda: kept(held.process.pid) == holds)
+        os.kill(held.back_end(), signal.SIGKILL)
+        held.assert_says("; another try follows")
+        room.mkdir()
+        held.assert_says(" goes on, ")
+        assert sector(front) == bytes(512)
 
 
 def test_with_once_the_first_front_end_is_the_last(folder: Path) -> None:

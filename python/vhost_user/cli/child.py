@@ -1,5 +1,6 @@
 """A back-end as a child process, which finds its socket as a service manager hands one down."""
 
+import errno
 import fcntl
 import os
 import resource
@@ -9,17 +10,19 @@ import socket
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn
 
 from vhost_user import _core
 from vhost_user.systemd import FIRST_FD
 
-from .exits import Failure
+from .exits import Failure, one_line
 from .held import FIRST, FOLLOWS, HELD, SOURCES, SOURCES_FD
 
 NOT_FOR_CHILDREN = (
-    *("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDNAMES"),
+    *("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"),
+    *("LISTEN_FDNAMES", "LISTEN_PIDFDID", "FDSTORE"),
     HELD,
 )
 """What a service manager has told this process alone."""
@@ -41,29 +44,50 @@ class Child:
         follows: bool = False,
     ) -> None:
         """Starts it. ``limits``: how many descriptors it may have (``RLIMIT_NOFILE``). ``sources``:
-        it is to tell the files of its code. ``follows``: it takes over from a process that lives.
+        it is to tell the files of its code. ``follows``: another process may have its device until
+        it takes over.
 
-        Raises :class:`Failure` if there is no such command.
+        Raises :class:`Failure` if there is no such command, or no other process can be had now.
         """
-        listener, self._address = _nameless_listener()
-        ready, answer = os.pipe2(os.O_CLOEXEC)
         told = {HELD: FOLLOWS if follows else FIRST}
-        reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self.pid = os.fork()
-        if self.pid == 0:
-            _execute(command, listener.fileno(), writer if sources else None, limits, answer, told)
-        self.pidfd = os.pidfd_open(self.pid)
-        self.status: int | None = None
-        self._sources = reader
-        for fd in (answer, writer):
-            os.close(fd)
-        listener.close()
-        with open(ready, "rb") as pipe:
-            error = pipe.read()
+        try:
+            error = self._fork(command, limits, sources, told)
+        except OSError as failure:
+            raise Failure(f"cannot start {command[0]}: {one_line(failure)}") from failure
         if error:
             self.ended(None)
             self.close()
             raise Failure(f"cannot run {command[0]}: {os.strerror(int(error))}")
+
+    def _fork(
+        self, command: Sequence[str], limits: tuple[int, int], watched: bool, told: dict[str, str]
+    ) -> bytes:
+        """Starts the process. Gives the number of the error why it is not the command, if so."""
+        with ExitStack() as kept, ExitStack() as given:
+            listener, self._address = _nameless_listener()
+            given.enter_context(listener)
+            kept.callback(os.close, self._address)
+            self._sources, sources = _pipe(kept, given, os.O_NONBLOCK)
+            ready, answer = _pipe(kept, given)
+            parent, self.status = os.getpid(), None
+            self.pid = os.fork()
+            if self.pid == 0:
+                shown = sources if watched else None
+                _execute(command, listener.fileno(), shown, limits, answer, told, parent)
+            self.pidfd = self._find()
+            given.close()
+            kept.pop_all()
+        with open(ready, "rb") as pipe:
+            return pipe.read()
+
+    def _find(self) -> int:
+        """A descriptor of the process, which does not live on without one."""
+        try:
+            return os.pidfd_open(self.pid)
+        except OSError:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            raise
 
     def connect(self) -> socket.socket:
         """Another connection to it. ``OSError`` if it is no more."""
@@ -135,11 +159,24 @@ def _nameless_listener() -> tuple[socket.socket, int]:
     """A listening socket, and a descriptor of the file that it had."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     with tempfile.TemporaryDirectory(prefix="vhost-user-") as folder:
-        path = os.path.join(folder, "socket")
-        listener.bind(path)
-        listener.listen(4)
-        address = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        # The way by a descriptor is short enough for an address wherever the folder is.
+        place = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            path = f"/proc/self/fd/{place}/socket"
+            listener.bind(path)
+            listener.listen(4)
+            address = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        finally:
+            os.close(place)
     return listener, address
+
+
+def _pipe(kept: ExitStack, given: ExitStack, flags: int = 0) -> tuple[int, int]:
+    """A pipe whose reading end is kept, and whose writing end is the child's."""
+    reader, writer = os.pipe2(os.O_CLOEXEC | flags)
+    kept.callback(os.close, reader)
+    given.callback(os.close, writer)
+    return reader, writer
 
 
 def _execute(
@@ -149,6 +186,7 @@ def _execute(
     limits: tuple[int, int],
     answer: int,
     told: dict[str, str],
+    parent: int,
 ) -> NoReturn:
     """What the forked process does: it becomes the command, or tells why not."""
     error = 0
@@ -164,7 +202,7 @@ def _execute(
             environment[SOURCES] = str(SOURCES_FD)
             # Compiled code is told from a changed file's by seconds and size alone.
             environment["PYTHONDONTWRITEBYTECODE"] = "1"
-        _alone(limits)
+        _alone(limits, parent)
         os.execvpe(command[0], list(command), environment)
     except OSError as failure:
         error = failure.errno or 0
@@ -185,11 +223,13 @@ def _give(fd: int, number: int) -> None:
         os.dup2(fd, number)
 
 
-def _alone(limits: tuple[int, int]) -> None:
+def _alone(limits: tuple[int, int], parent: int) -> None:
     """Signals, limits and the terminal's signals as a command expects them; an end that is no later
     than the parent's.
     """
     _core.end_with_parent()
+    if os.getppid() != parent:
+        raise OSError(errno.ESRCH, "it has ended before")
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_NOFILE, limits)

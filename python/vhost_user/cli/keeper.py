@@ -168,9 +168,9 @@ class Keeper:
             noticed, gone = time.monotonic(), self._child
             end = f"{gone.end_in_words()}{why}; another one follows"
             self._tell("ended", f"process {gone.pid} {end}")
-            self._count(noticed)
+            self._count(noticed, gone.end_in_words())
             self._forget(gone)
-            self._child = self._start()
+            self._child = self._start_again()
             failure = self._attach(self._child)
             if failure is None:
                 self._tell("goes on", f"process {self._child.pid} goes on, {since(noticed)} later")
@@ -180,15 +180,28 @@ class Keeper:
             if not self._child.ended(LINGERS):
                 self._child.kill()
 
-    def _count(self, now: float) -> None:
-        """Gives up, or pauses, when one back-end after the other dies at once."""
+    def _start_again(self) -> Child:
+        """Starts the next one. What is short may be there at another try, and so may the command,
+        which is away for a moment while its package is replaced.
+        """
+        while True:
+            # Where no ring runs another back-end may have what the guest left: it has moved.
+            follows = self._relay.has_frontend and not self._relay.runs
+            try:
+                return self._start(follows=follows)
+            except Failure as failure:
+                note(f"vhost-user: {failure}; another try follows")
+                self._count(time.monotonic(), f"did not start: {failure}")
+
+    def _count(self, now: float, how: str) -> None:
+        """Gives up, or pauses, when one back-end after the other dies at once. ``how``: the last."""
         serves_since, self._serves_since = self._serves_since, None
         at_once = serves_since is None or now - serves_since < QUICK
         self._deaths = self._deaths + 1 if at_once else 0
         if self._limit and self._deaths >= self._limit:
             raise Failure(
                 f"{self._deaths} back-ends in a row have died within {QUICK:g} s, the last one "
-                f"{self._child.end_in_words()}: given up"
+                f"{how}: given up"
             )
         if self._deaths > 1:
             time.sleep(min(FIRST_PAUSE * 2 ** (self._deaths - 2), LONGEST_PAUSE))
@@ -301,7 +314,12 @@ class Keeper:
         former_fd = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         former = {
             number: signal.signal(number, handler)
-            for number, handler in ((signal.SIGHUP, self._asked), (signal.SIGALRM, _woken_only))
+            for number, handler in (
+                (signal.SIGHUP, self._asked),
+                (signal.SIGALRM, _woken_only),
+                # Where it is ignored, as by some that start programs, children leave no status.
+                (signal.SIGCHLD, signal.SIG_DFL),
+            )
         }
         if self._sources is not None:
             signal.setitimer(signal.ITIMER_REAL, SOURCES_INTERVAL, SOURCES_INTERVAL)
