@@ -49,6 +49,7 @@ class Child:
 
         Raises :class:`Failure` if there is no such command, or no other process can be had now.
         """
+        self.status: int | None = None
         told = {HELD: FOLLOWS if follows else FIRST}
         try:
             error = self._fork(command, limits, sources, told)
@@ -69,7 +70,7 @@ class Child:
             kept.callback(os.close, self._address)
             self._sources, sources = _pipe(kept, given, os.O_NONBLOCK)
             ready, answer = _pipe(kept, given)
-            parent, self.status = os.getpid(), None
+            parent = os.getpid()
             self.pid = os.fork()
             if self.pid == 0:
                 shown = sources if watched else None

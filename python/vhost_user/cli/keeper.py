@@ -194,7 +194,9 @@ class Keeper:
                 self._count(time.monotonic(), f"did not start: {failure}")
 
     def _count(self, now: float, how: str) -> None:
-        """Gives up, or pauses, when one back-end after the other dies at once. ``how``: the last."""
+        """Gives up, or pauses, when one back-end after the other dies at once. The last one did as
+        ``how`` says.
+        """
         serves_since, self._serves_since = self._serves_since, None
         at_once = serves_since is None or now - serves_since < QUICK
         self._deaths = self._deaths + 1 if at_once else 0

@@ -10,14 +10,28 @@ use crate::wire::{Frame, FrontendMessage, Payload};
 /// this length, whatever the first ring has.
 const MIN_ENTRIES: u32 = 1024;
 
+/// What rings a record was made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Made {
+    packed: bool,
+    entries: u32,
+}
+
 /// Has the back-end make a record before the first ring starts, and gives it to it. Without one
 /// the back-end says so itself, and nothing that was in flight can be told after its death.
+///
+/// One record serves one driver after the other, until rings come that it has no room for: a guest's
+/// firmware drives split rings, and its kernel packed ones, of which each entry takes more.
 pub(super) fn make(told: &mut Told, backend: &mut Backend) -> Result<(), Failure> {
-    if told.record.is_some() || told.runs() || !backend.records() {
+    if told.runs() || !backend.records() {
+        return Ok(());
+    }
+    let (packed, entries) = (told.is_packed(), told.entries().max(MIN_ENTRIES));
+    let fits = |made: Made| made.packed == packed && made.entries >= entries;
+    if told.record.is_some() && told.made_for.is_none_or(fits) {
         return Ok(());
     }
     let queues = backend.queues.unwrap_or(0).max(told.vrings()).max(1);
-    let entries = told.entries().max(MIN_ENTRIES);
     let asked = Inflight {
         mmap_size: 0,
         mmap_offset: 0,
@@ -27,7 +41,10 @@ pub(super) fn make(told: &mut Told, backend: &mut Backend) -> Result<(), Failure
     let reply = backend.ask(&mut request(FrontendMessage::GetInflightFd, asked.to_bytes()))?;
     let Some(mut frame) = given(reply) else { return Ok(()) };
     match backend.tell(&mut frame) {
-        Ok(()) => told.record = Some(frame),
+        Ok(()) => {
+            told.record = Some(frame);
+            told.made_for = Some(Made { packed, entries });
+        }
         // It has said why, and goes on without.
         Err(Failure::Refused(_)) => {}
         Err(lost) => return Err(lost),

@@ -395,7 +395,7 @@ impl Relay {
     /// Has a back-end take up what is there.
     fn install(&mut self, mut backend: Backend) -> Result<(), Failure> {
         self.told.check(&backend)?;
-        if self.told.runs() && self.told.record.is_none() && !self.parked {
+        if self.may_run() && self.told.record.is_none() && !self.parked {
             let why = "the requests that were in flight are not known: the last back-end has not \
                        recorded them (INFLIGHT_SHMFD)";
             return Err(Failure::Refused(why.to_owned()));
@@ -405,6 +405,13 @@ impl Relay {
         self.parked = false;
         self.give_up_transfer();
         self.put()
+    }
+
+    /// Whether a ring may have run at the last back-end: one that has started, or whose start it has
+    /// not answered.
+    fn may_run(&self) -> bool {
+        let starts = |p: &Pending| p.message == FrontendMessage::SetVringKick;
+        self.told.runs() || self.pending.as_ref().is_some_and(starts)
     }
 
     /// A transfer of the device's state ended with its back-end: the front-end hears that it failed.

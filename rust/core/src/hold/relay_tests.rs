@@ -8,7 +8,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use super::*;
-use crate::wire::features::{LOG_ALL, PROTOCOL_FEATURES, VERSION_1};
+use crate::wire::features::{LOG_ALL, PROTOCOL_FEATURES, RING_PACKED, VERSION_1};
 use crate::wire::payload::Inflight;
 
 /// What a back-end heard: a message's number, the first eight bytes of its payload as a number, and
@@ -31,15 +31,28 @@ fn back_end(features: u64) -> (Stream, JoinHandle<Vec<Heard>>) {
     (theirs, thread::spawn(move || take_all(ours, features)))
 }
 
-fn take_all(mut stream: Stream, features: u64) -> Vec<Heard> {
+fn take_all(stream: Stream, features: u64) -> Vec<Heard> {
+    take_some(stream, features, HELD | ProtocolFeatures::PAGEFAULT, u32::MAX)
+}
+
+/// Hangs up at the message `last` instead of answering it.
+fn take_some(
+    mut stream: Stream,
+    features: u64,
+    protocol: ProtocolFeatures,
+    last: u32,
+) -> Vec<Heard> {
     let never = event();
     let mut heard = Vec::new();
     while let Ok(Incoming::Frame(frame)) = stream.receive(never.as_fd()) {
+        if frame.header.request == last {
+            break;
+        }
         let first = frame.payload.first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes));
         heard.push((frame.header.request, first, frame.fds.len()));
         let number = match frame.header.request {
             1 => features,
-            15 => HELD.bits() | ProtocolFeatures::PAGEFAULT.bits(),
+            15 => protocol.bits(),
             17 => 2,
             36 => 509,
             _ => 0,
@@ -170,6 +183,46 @@ fn a_record_is_made_for_a_front_end_without_one_before_its_first_ring_starts() {
     let heard = second.join().unwrap();
     let record: Vec<&Heard> = heard.iter().filter(|heard| [31, 32].contains(&heard.0)).collect();
     assert_eq!(record, [&(32, 64, 1)]);
+}
+
+/// As a guest's firmware leaves its split ring to a kernel with a packed one, and that to one with a
+/// longer one. Each ring is one of a new driver, which has nothing in flight.
+#[test]
+fn a_record_that_is_kept_is_made_anew_for_rings_of_another_kind_or_longer_ones() {
+    let (mut relay, mut front) = relay();
+    let (stream, back) = back_end(FEATURES | RING_PACKED);
+    relay.attach(stream).unwrap();
+    let kick = || message(12, &0_u64.to_bytes(), 1);
+    let mut frames = to_a_running_ring(ProtocolFeatures::REPLY_ACK);
+    // The same driver again; a packed ring; a longer one.
+    frames.extend([state(11, 0, 0), kick(), state(11, 0, 0)]);
+    frames.push(message(2, &(FEATURES | RING_PACKED).to_bytes(), 0));
+    frames.extend([kick(), state(11, 0, 0), state(8, 0, 2048), kick()]);
+    pass_all(&mut relay, &mut front, frames);
+    drop(relay);
+    let heard = back.join().unwrap();
+    let numbers = heard.iter().map(|heard| heard.0).filter(|number| [31, 32, 12].contains(number));
+    assert_eq!(numbers.collect::<Vec<_>>(), [31, 32, 12, 12, 31, 32, 12, 31, 32, 12]);
+}
+
+/// It may have fetched requests before it died, and has told nobody where it stood.
+#[test]
+fn a_ring_whose_start_was_not_answered_may_have_had_requests_in_flight() {
+    let (mut relay, mut front) = relay();
+    let (theirs, ours) = Stream::pair().unwrap();
+    let silent = thread::spawn(move || take_some(ours, FEATURES, ProtocolFeatures::REPLY_ACK, 12));
+    relay.attach(theirs).unwrap();
+    let mut frames = to_a_running_ring(ProtocolFeatures::REPLY_ACK);
+    let start = frames.iter().position(|frame| frame.header.request == 12).unwrap();
+    frames.truncate(start + 1);
+    let kick = frames.pop().unwrap();
+    pass_all(&mut relay, &mut front, frames);
+    front.send(&kick).unwrap();
+    let wake = event();
+    assert!(matches!(relay.run(wake.as_fd()).unwrap(), Event::Lost(_)));
+    silent.join().unwrap();
+    let (stream, _next) = back_end(FEATURES);
+    assert!(matches!(relay.attach(stream), Err(Failure::Refused(why)) if why.contains("in flight")));
 }
 
 #[test]

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use super::Failure;
 use super::backend::{Backend, request};
 use super::channel::Channel;
+use super::record::Made;
 use super::regions::Regions;
 use super::vring::{Vring, say};
-use crate::wire::features::describe;
+use crate::wire::features::{RING_PACKED, describe};
 use crate::wire::payload::{Config, MAX_CONFIG_DATA, VringState};
 use crate::wire::{Frame, FrontendMessage, Payload, ProtocolFeatures};
 
@@ -39,6 +40,8 @@ pub(super) struct Told {
     shown_config: Option<(Frame, Vec<u8>)>,
     /// The record of requests in flight: the front-end's, or the one that is kept for it.
     pub(super) record: Option<Frame>,
+    /// What the one that is kept for it was made for; `None`: it is the front-end's own.
+    pub(super) made_for: Option<Made>,
     regions: Regions,
     vrings: BTreeMap<u32, Vring>,
     status: Option<Frame>,
@@ -82,7 +85,7 @@ impl Told {
             M::GetConfig => {
                 self.shown_config = reply.map(|reply| (frame, reply.payload.clone()));
             }
-            M::SetInflightFd => self.record = Some(frame),
+            M::SetInflightFd => (self.record, self.made_for) = (Some(frame), None),
             M::SetMemTable => self.regions.replace(frame),
             M::AddMemReg => self.regions.add(frame),
             M::RemMemReg => self.regions.remove(&frame),
@@ -95,6 +98,11 @@ impl Told {
             M::CheckDeviceState => self.transfers = false,
             _ => self.vring_told(message, frame),
         }
+    }
+
+    /// Whether the driver uses packed rings.
+    pub(super) fn is_packed(&self) -> bool {
+        self.features.as_ref().and_then(number).unwrap_or(0) & RING_PACKED != 0
     }
 
     /// Whether a ring has started.
