@@ -222,7 +222,9 @@ fn a_ring_whose_start_was_not_answered_may_have_had_requests_in_flight() {
     assert!(matches!(relay.run(wake.as_fd()).unwrap(), Event::Lost(_)));
     silent.join().unwrap();
     let (stream, _next) = back_end(FEATURES);
-    assert!(matches!(relay.attach(stream), Err(Failure::Refused(why)) if why.contains("in flight")));
+    assert!(
+        matches!(relay.attach(stream), Err(Failure::Refused(why)) if why.contains("in flight"))
+    );
 }
 
 #[test]
