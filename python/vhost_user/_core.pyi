@@ -604,6 +604,18 @@ class Relay:
         group: int | None = None,
     ) -> Self:
         """Opens the socket of front-ends. ``OSError`` if it cannot be had."""
+    def store_at(self, address: str, /) -> None:
+        """Has the service manager that listens for notifications at ``address`` keep what the next
+        keeper needs. ``OSError`` if that is no address.
+        """
+    def restore(self, fd: int, generation: int, /) -> str | None:
+        """Takes up what a former keeper has had kept, by ``fd``. None if the front-end is there
+        again; else why not.
+        """
+    def served_by(self, process: int, /) -> None:
+        """Says which process, by its descriptor, the back-end is that comes next."""
+    def not_stored(self) -> str | None:
+        """Why nothing is kept any more for the next keeper; told once."""
     def run(
         self, wake: int, /
     ) -> tuple[Literal["woken", "came", "left", "lost", "held", "over"], str]:

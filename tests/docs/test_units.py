@@ -1,4 +1,4 @@
-"""The units on the page about the command: systemd takes them, and what they start serves."""
+"""The units in the documents: systemd takes them, and what they start serves."""
 
 import configparser
 import os
@@ -18,12 +18,13 @@ from peer.process import eventually
 
 from .document import blocks
 
-PAGE = Path(__file__).parents[2] / "docs/cli.md"
+PAGES = [Path(__file__).parents[2] / "docs" / name for name in ("cli.md", "operations.md")]
 COMMAND = Path(sys.executable).parent / "vhost-user"
 LIMIT = 20.0
 UNITS = {
     block.note.removeprefix("unit: "): block.text
-    for block in blocks(PAGE.read_text())
+    for page in PAGES
+    for block in blocks(page.read_text())
     if block.note.startswith("unit: ")
 }
 SERVICES = [name for name in UNITS if name.endswith(".service")]
@@ -35,6 +36,7 @@ KNOWN = {
     "Service": {
         *("Type", "ExecStart", "Restart", "User", "SupplementaryGroups", "RuntimeDirectory"),
         *("NoNewPrivileges", "ProtectSystem", "ReadWritePaths", "PrivateTmp"),
+        *("ExecReload", "FileDescriptorStoreMax", "KillMode"),
     },
 }
 """What systemd.unit(5), systemd.service(5), systemd.socket(5) and systemd.exec(5) have of these."""
@@ -49,6 +51,7 @@ def parsed(name: str) -> configparser.ConfigParser:
 
 def test_there_are_units_with_and_without_a_socket_of_systemds() -> None:
     assert sorted(UNITS) == [
+        "vhost-disk-held.service",
         "vhost-disk-on-demand.service",
         "vhost-disk-on-demand.socket",
         "vhost-disk.service",
@@ -97,7 +100,10 @@ class Manager:
         self.environment = os.environ | {"NOTIFY_SOCKET": str(folder / "notify")}
 
     def hears(self) -> str:
-        return self.socket.recv(100).decode()
+        """What comes next, but for what is to be stored."""
+        while (told := self.socket.recv(100).decode()).startswith("FDSTORE"):
+            pass
+        return told
 
 
 @contextmanager

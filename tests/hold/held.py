@@ -23,7 +23,14 @@ LIMIT = 60.0
 class Held:
     """A keeper that runs; a context manager that ends it."""
 
-    def __init__(self, folder: Path, words: Sequence[str], **environment: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        words: Sequence[str],
+        *,
+        pass_fds: Sequence[int] = (),
+        **environment: str,
+    ) -> None:
         self.socket = folder / SOCKET
         self._said = folder / "said"
         with self._said.open("w") as said:
@@ -34,6 +41,7 @@ class Held:
                 stdout=said,
                 stderr=said,
                 env=os.environ | environment,
+                pass_fds=pass_fds,
             )
 
     @classmethod

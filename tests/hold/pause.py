@@ -1,5 +1,5 @@
-"""How long a driver waits for a back-end that is killed: ``python -m hold.pause [KILLS]``, in
-``tests``.
+"""How long a driver waits for a back-end that is killed, and for a keeper: ``python -m hold.pause
+[KILLS]``, in ``tests``.
 
 Each kill comes when the back-end has served for a second, as the keeper pauses before it follows
 one that has died at once. Measured is the time from SIGKILL to the answer of a request that is made
@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 
 from .conftest import BACK_ENDS, IMAGE
-from .held import Held, sector
+from .held import COMMAND, SOCKET, Held, sector
+from .manager import Manager
 
 SERVED = 1.05
 """Seconds between one answer and the next kill."""
@@ -40,13 +41,35 @@ def pauses(command: list[str], kills: int) -> list[float]:
             return found
 
 
+def pauses_of_keepers(command: list[str], kills: int) -> list[float]:
+    """The same when the keeper is killed, and a service manager starts the next at once."""
+    with tempfile.TemporaryDirectory() as name, Manager(Path(name)) as manager:
+        (Path(name) / IMAGE).write_bytes(bytes(1 << 20))
+        words = [*COMMAND, "hold", SOCKET, "--", *command]
+        held = manager.start(words)
+        front = held.connect().start()
+        found = []
+        for _ in range(kills):
+            begun = time.monotonic()
+            held.process.kill()
+            held.process.wait()
+            held = manager.start(words)
+            sector(front)
+            found.append((time.monotonic() - begun) * 1000)
+        front.channel.close()
+        held.end()
+        return found
+
+
 def main() -> None:
     """Prints a line for each kind of back-end."""
     kills = int(sys.argv[1]) if len(sys.argv) > 1 else 100
-    for name, command in BACK_ENDS.items():
-        found = pauses(command, kills)
-        median, worst = statistics.median(found), max(found)
-        print(f"{name}: {kills} kills, median {median:.0f} ms, worst {worst:.0f} ms", flush=True)
+    for measured in (pauses, pauses_of_keepers):
+        for name, command in BACK_ENDS.items():
+            found = measured(command, kills)
+            median, worst = statistics.median(found), max(found)
+            what = f"{measured.__name__}, {name}: {kills} kills"
+            print(f"{what}, median {median:.0f} ms, worst {worst:.0f} ms", flush=True)
 
 
 if __name__ == "__main__":

@@ -82,12 +82,16 @@ class Keeper:
     def run(self, where: str) -> int:
         """Serves until a signal ends it."""
         with self._signals():
-            self._child = self._start()
+            restored = self._restore()
+            self._child = self._start_again() if restored else self._start()
             try:
-                self._attach_first(where)
+                self._attach_first(where, restored)
                 while self._turn():
-                    pass
+                    self._tell_not_stored()
                 return Exit.OK
+            except Failure:
+                self._relay.hang_up()
+                raise
             finally:
                 systemd.notify("STOPPING=1")
                 self._end()
@@ -99,10 +103,43 @@ class Keeper:
         self._epoll.register(child.pidfd, select.EPOLLIN)
         return child
 
-    def _attach_first(self, where: str) -> None:
-        """A back-end that cannot be had at the start will not be had later."""
+    def _restore(self) -> bool:
+        """Takes up the front-end of a former keeper, if the service manager has kept it."""
+        address, stored = systemd.store_address(), systemd.stored_fds()
+        if address is not None:
+            self._relay.store_at(address)
+        restored = False
+        for number in sorted(stored, reverse=True):
+            # All others are older.
+            if number == max(stored):
+                why = self._relay.restore(stored[number], number)
+                restored = why is None
+                if why is not None:
+                    note(f"vhost-user: the last keeper's front-end is lost: {why}")
+                    self._relay.hang_up()
+            else:
+                systemd.notify(f"FDSTOREREMOVE=1\nFDNAME={systemd.STORED}{number}")
+            os.close(stored[number])
+        return restored
+
+    def _tell_not_stored(self) -> None:
+        why = self._relay.not_stored()
+        if why is not None:
+            note(
+                f"vhost-user: nothing is stored for the next keeper any more: {why}; "
+                "if this one dies, the front-end loses its connection"
+            )
+
+    def _attach_first(self, where: str, restored: bool) -> None:
+        """A back-end that cannot be had at the start will not be had later, but for a guest that
+        waits already.
+        """
         failure = self._attach(self._child)
-        if failure is not None:
+        if failure is not None and restored:
+            if not self._child.ended(LINGERS):
+                self._child.kill()
+            self._follow(f" ({failure})")
+        elif failure is not None:
             how = self._child.end_in_words() if self._child.ended(LINGERS) else failure
             raise Failure(f"the back-end does not start: it {how}")
         if not self._relay.records:
@@ -113,6 +150,8 @@ class Keeper:
         self._look_at(self._child)
         hidden = self._relay.hidden
         apart = f", without {hidden}" if hidden else ""
+        if restored:
+            note("vhost-user: the front-end of the last keeper goes on here")
         note(f"{where}  held for process {self._child.pid}{apart}: {' '.join(self._command)}")
         systemd.notify("READY=1")
 
@@ -210,6 +249,7 @@ class Keeper:
 
     def _attach(self, child: Child) -> str | None:
         """Has a back-end go on. What is wrong with it, if it does not."""
+        self._relay.served_by(child.pidfd)
         failure = self._connected(child, self._relay.attach)
         if failure is not None and failure[0] == "refused":
             self._tell("refused", f"the front-end was hung up on: {failure[1]}")
@@ -258,6 +298,7 @@ class Keeper:
             # No guest waits, and what the old one has open may be wanted by the next front-end.
             old.end(GRACE)
         self._child = new
+        self._relay.served_by(new.pidfd)
         failure = self._relay.take_over()
         if failure is None:
             note(f"vhost-user: process {new.pid} follows process {old.pid}, in {since(begun)}")

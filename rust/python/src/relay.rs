@@ -44,6 +44,34 @@ impl Relay {
         Ok(Self { relay: Seat::new(relay) })
     }
 
+    /// Has the service manager at this address keep what the next keeper needs.
+    #[pyo3(signature = (address, /))]
+    fn store_at(&self, py: Python<'_>, address: &str) -> PyResult<()> {
+        Ok(self.detached(py, |relay| relay.store_at(address))??)
+    }
+
+    /// Takes up what a former keeper has had kept, as `fd` and with a number in its name. None if the
+    /// front-end is there again; else why not.
+    #[pyo3(signature = (fd, generation, /))]
+    fn restore(&self, py: Python<'_>, fd: RawFd, generation: u64) -> PyResult<Option<String>> {
+        let parcel = descriptor(fd)?;
+        let restored = self.detached(py, |relay| relay.restore(parcel, generation))?;
+        Ok(restored.err().map(|error| error.to_string()))
+    }
+
+    /// Says which process, by its descriptor, the back-end is that comes next.
+    #[pyo3(signature = (process, /))]
+    fn served_by(&self, py: Python<'_>, process: RawFd) -> PyResult<()> {
+        let process = descriptor(process)?.try_clone_to_owned()?;
+        self.detached(py, |relay| relay.served_by(process))
+    }
+
+    /// Why nothing is kept any more for the next keeper, once.
+    fn not_stored(&self, py: Python<'_>) -> PyResult<Option<String>> {
+        let why = self.detached(py, hold::Relay::not_stored)?;
+        Ok(why.map(|error| error.to_string()))
+    }
+
     /// Passes messages, until something happens: "woken", "came", "left", "lost", "held" or "over",
     /// and what there is to say of it.
     #[pyo3(signature = (wake, /))]

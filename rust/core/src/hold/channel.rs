@@ -9,7 +9,12 @@
 //! So what it still owes to a back-end that is dead must not reach the next one: answers are counted
 //! here. The thread passes messages while the relay waits for an answer of the back-end, which may
 //! need a translation first.
+//!
+//! Who takes the channel up from a keeper that is dead does not know the count. An answer has the
+//! number of its question's kind, so it asks something of another kind first: all that comes before
+//! the answer to that was owed.
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::thread::{self, JoinHandle};
 
@@ -48,7 +53,12 @@ struct Front {
     stream: Stream,
     /// Answers that it owes to back-ends which are gone.
     owed: usize,
+    /// So are all before the answer to [`MARK`].
+    is_marked: bool,
 }
+
+/// What a back-end never wants to be answered: the configuration has changed.
+const MARK: BackendMessage = BackendMessage::ConfigChangeMsg;
 
 impl Channel {
     /// Takes the descriptor of SET_BACKEND_REQ_FD. `closer` closes what comes through it.
@@ -66,7 +76,38 @@ impl Channel {
         stream.close_with(closer);
         // A front-end may keep its end for another connection.
         stream.share();
-        Ok(Self { own: copy()?, idle: Some(Front { stream, owed: 0 }), passing: None })
+        Ok(Self {
+            own: copy()?,
+            idle: Some(Front { stream, owed: 0, is_marked: false }),
+            passing: None,
+        })
+    }
+
+    /// Takes up what a keeper that is dead had, from the [message](Self::frame) that it left.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), or the front-end does not read what it is asked: why.
+    pub(super) fn reopen(frame: &Frame, answers: bool, closer: &Closer) -> Result<Self, String> {
+        let mut channel = Self::open(frame, closer)?;
+        if let Some(front) = channel.idle.as_mut().filter(|_| answers) {
+            let flags = Flags::VERSION | Flags::NEED_REPLY;
+            let mark = Frame::new(MARK.number(), flags, Vec::new(), Vec::new());
+            if !front.stream.offer(&mark).map_err(|error| error.to_string())? {
+                return Err("the front-end does not read it".to_owned());
+            }
+            front.is_marked = true;
+        }
+        Ok(channel)
+    }
+
+    /// The message that brought it.
+    ///
+    /// # Errors
+    /// There is no descriptor.
+    pub(super) fn frame(&self) -> io::Result<Frame> {
+        let mut frame = request(FrontendMessage::SetBackendReqFd, Vec::new());
+        frame.fds.push(self.own.try_clone()?);
+        Ok(frame)
     }
 
     /// Returns the message that gives a back-end its end, in place of the one that the last had.
@@ -188,11 +229,15 @@ impl Pass {
     /// The front-end's next answer to this back-end, if it is there.
     fn answer(&mut self) -> Result<Option<Frame>, Ended> {
         while let Some(frame) = arrived(&mut self.front.stream)? {
-            if self.front.owed == 0 {
+            if self.front.is_marked {
+                let kind = BackendMessage::from_number(frame.header.request);
+                self.front.is_marked = kind != Some(MARK);
+            } else if self.front.owed > 0 {
+                self.front.owed -= 1;
+            } else {
                 self.open = self.open.saturating_sub(1);
                 return Ok(Some(frame));
             }
-            self.front.owed -= 1;
         }
         Ok(None)
     }
@@ -293,6 +338,30 @@ mod tests {
             answer(&mut front, 9);
             assert_eq!(heard(&mut back), 9);
         }
+    }
+
+    #[test]
+    fn what_a_dead_keeper_s_back_end_was_owed_does_not_reach_the_next_one() {
+        let (mut former, mut front) = channel();
+        let mut first = back_end(&mut former);
+        (1..=3).for_each(|what| ask(&mut first, what));
+        assert_eq!([(); 3].map(|()| heard(&mut front)), [1, 2, 3]);
+        answer(&mut front, 101);
+        let mut next = Channel::reopen(&former.frame().unwrap(), true, &Closer::default()).unwrap();
+        drop(former);
+        let mut second = back_end(&mut next);
+        ask(&mut second, 5);
+        let until = Instant::now() + Duration::from_secs(60);
+        let Incoming::Frame(mark) = front.receive_until(None, until).unwrap() else { panic!() };
+        assert_eq!(mark.header.request, 2, "CONFIG_CHANGE_MSG");
+        assert_eq!(mark.header.flags, Flags::VERSION | Flags::NEED_REPLY);
+        answer(&mut front, 102);
+        answer(&mut front, 103);
+        let flags = Flags::VERSION | Flags::REPLY;
+        front.send(&Frame::new(2, flags, 0_u64.to_bytes(), Vec::new())).unwrap();
+        assert_eq!(heard(&mut front), 5);
+        answer(&mut front, 105);
+        assert_eq!(heard(&mut second), 105);
     }
 
     #[test]

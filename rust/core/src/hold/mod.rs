@@ -15,6 +15,8 @@
 //! * A message is kept until it is answered. One that a back-end died over is put to the next one.
 //! * What was in flight stands in the record of requests in flight. A front-end that keeps none
 //!   has it kept here.
+//! * Where a service manager keeps descriptors it has all of that too, for the next keeper, before the
+//!   back-end hears of it.
 //! * Whatever is kept is bounded: the last of each kind, for each vring, and each region.
 //!
 //! Source: QEMU "Vhost-user Protocol", "Inflight I/O tracking" and "Front-end message types".
@@ -22,9 +24,13 @@
 mod backend;
 mod channel;
 mod failure;
+mod kept;
+mod parcel;
 mod record;
 mod regions;
 mod relay;
+mod store;
+mod stored;
 mod told;
 mod vring;
 mod wait;

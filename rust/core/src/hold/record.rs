@@ -2,20 +2,13 @@
 
 use super::Failure;
 use super::backend::{Backend, request};
-use super::told::Told;
+use super::told::{Made, Told};
 use crate::wire::payload::Inflight;
 use crate::wire::{Frame, FrontendMessage, Payload};
 
 /// Entries that are asked for at least: a back-end that goes by the number has room for rings of
 /// this length, whatever the first ring has.
 const MIN_ENTRIES: u32 = 1024;
-
-/// What rings a record was made for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Made {
-    packed: bool,
-    entries: u32,
-}
 
 /// Has the back-end make a record before the first ring starts, and gives it to it. Without one
 /// the back-end says so itself, and nothing that was in flight can be told after its death.

@@ -1,5 +1,7 @@
 //! The regions of guest memory that a back-end was told of.
 
+use std::io;
+
 use super::Failure;
 use super::backend::{Backend, request};
 use crate::wire::{Frame, FrontendMessage, MAX_FDS, ReceivedFd};
@@ -56,32 +58,31 @@ impl Regions {
         self.regions.retain(|region| identity(&region.bytes).as_ref() != Some(&gone));
     }
 
-    /// Says them all: in a table those that came in one.
+    /// Says them all.
     pub(super) fn say(&self, backend: &mut Backend) -> Result<(), Failure> {
+        let frames = self.frames();
+        let frames = frames.map_err(|e| Failure::Refused(format!("no descriptor: {e}")))?;
+        frames.into_iter().try_for_each(|mut frame| backend.tell(&mut frame))
+    }
+
+    /// The messages that say them: in a table those that came in one.
+    pub(super) fn frames(&self) -> io::Result<Vec<Frame>> {
         let (table, single): (Vec<_>, Vec<_>) = self.regions.iter().partition(|r| r.in_table);
-        if !table.is_empty() {
-            backend.tell(&mut frame(FrontendMessage::SetMemTable, &table)?)?;
-        }
-        for region in single {
-            backend.tell(&mut frame(FrontendMessage::AddMemReg, &[region])?)?;
-        }
-        Ok(())
+        let table = (!table.is_empty()).then(|| frame(FrontendMessage::SetMemTable, &table));
+        let single = single.into_iter().map(|region| frame(FrontendMessage::AddMemReg, &[region]));
+        table.into_iter().chain(single).collect()
     }
 }
 
 /// A message with regions and their descriptors.
-fn frame(message: FrontendMessage, regions: &[&Region]) -> Result<Frame, Failure> {
+fn frame(message: FrontendMessage, regions: &[&Region]) -> io::Result<Frame> {
     // No more than one message brought.
     let count = regions.len().min(MAX_FDS) as u64;
     let head = if message == FrontendMessage::SetMemTable { count } else { 0 };
     let mut payload = head.to_ne_bytes().to_vec();
     regions.iter().for_each(|region| payload.extend_from_slice(&region.bytes));
-    let mut frame = request(message, payload);
-    for region in regions {
-        let fd = region.fd.try_clone();
-        frame.fds.push(fd.map_err(|error| Failure::Refused(format!("no descriptor: {error}")))?);
-    }
-    Ok(frame)
+    let fds = regions.iter().map(|region| region.fd.try_clone()).collect::<io::Result<_>>()?;
+    Ok(Frame { fds, ..request(message, payload) })
 }
 
 #[cfg(test)]

@@ -1,11 +1,13 @@
 //! The relay: a front-end at one side, a back-end at the other, and one message at a time between
 //! them.
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use super::backend::{Backend, answers, name, request};
 use super::channel::Channel;
+use super::store::Store;
 use super::told::{Told, number};
 use super::wait::first_ready;
 use super::{Failure, record};
@@ -13,7 +15,7 @@ use crate::socket::{Endpoint, Incoming, Next, SocketError, Source, Stream};
 use crate::sys::closer::Closer;
 use crate::wire::message::Answer;
 use crate::wire::payload::VringState;
-use crate::wire::{Flags, Frame, FrontendMessage, Payload, ProtocolFeatures};
+use crate::wire::{Flags, Frame, FrontendMessage, Payload, ProtocolFeatures, ReceivedFd};
 
 /// Protocol features whose state is known here. Others are hidden from the front-end: those that
 /// hand out what only one process has (page faults of its memory, its descriptors), and Xen's.
@@ -59,13 +61,13 @@ pub enum Event {
 
 /// A front-end's message that has no answer yet.
 #[derive(Debug)]
-struct Pending {
-    frame: Frame,
-    message: FrontendMessage,
+pub(super) struct Pending {
+    pub(super) frame: Frame,
+    pub(super) message: FrontendMessage,
     /// The front-end wants to be answered.
-    asked: bool,
+    pub(super) asked: bool,
     /// What it brings, if it is SET_BACKEND_REQ_FD.
-    channel: Option<Channel>,
+    pub(super) channel: Option<Channel>,
 }
 
 /// What the front-end is told if its message does no good.
@@ -75,17 +77,23 @@ type Refusal = String;
 #[derive(Debug)]
 pub struct Relay {
     source: Source,
-    closer: Closer,
-    front: Option<Stream>,
+    pub(super) closer: Closer,
+    pub(super) front: Option<Stream>,
     back: Option<Backend>,
     /// The back-end that is to follow.
     next: Option<Backend>,
-    told: Told,
-    pending: Option<Pending>,
+    pub(super) told: Told,
+    pub(super) pending: Option<Pending>,
     /// All rings stand still, and the last back-end has told where.
     parked: bool,
     /// A back-end has died while it transferred the device's state.
-    transfer_lost: bool,
+    pub(super) transfer_lost: bool,
+    /// Where the next keeper finds all this.
+    pub(super) store: Option<Store>,
+    /// Why there is none any more.
+    pub(super) not_stored: Option<io::Error>,
+    /// The process of the back-end.
+    pub(super) process: Option<ReceivedFd>,
 }
 
 impl Relay {
@@ -106,6 +114,9 @@ impl Relay {
             pending: None,
             parked: false,
             transfer_lost: false,
+            store: None,
+            not_stored: None,
+            process: None,
         })
     }
 
@@ -154,6 +165,11 @@ impl Relay {
 
     /// Hangs up on the front-end and the back-end.
     pub fn hang_up(&mut self) {
+        let cleared = self.store.as_mut().map_or(Ok(()), Store::clear);
+        self.has_stored(cleared);
+        if let Some(front) = &mut self.front {
+            front.unshare();
+        }
         (self.front, self.back, self.pending) = (None, None, None);
         self.told = Told::default();
         (self.parked, self.transfer_lost) = (false, false);
@@ -202,14 +218,22 @@ impl Relay {
             Next::Woken => Event::Woken,
             Next::Held(error) => Event::Held(error.to_string()),
             Next::Over => Event::Over,
-            Next::Stream(mut stream) => {
-                stream.close_with(&self.closer);
-                stream.set_deadline(MESSAGE);
+            Next::Stream(stream) => {
                 let peer = stream.peer();
-                self.front = Some(stream);
+                self.came(stream);
                 Event::Came(peer)
             }
         })
+    }
+
+    pub(super) fn came(&mut self, mut stream: Stream) {
+        stream.close_with(&self.closer);
+        stream.set_deadline(MESSAGE);
+        if self.store.is_some() {
+            stream.share();
+        }
+        self.front = Some(stream);
+        self.save();
     }
 
     /// Waits for the front-end's next message, and passes it on.
@@ -263,7 +287,7 @@ impl Relay {
     }
 
     /// The channel that a message brings, if it does. Refuses one that cannot be passed on.
-    fn channel_of(
+    pub(super) fn channel_of(
         &self,
         message: FrontendMessage,
         frame: &Frame,
@@ -291,6 +315,10 @@ impl Relay {
         if pending.message == FrontendMessage::SetVringKick {
             record::make(&mut self.told, back)?;
         }
+        self.save();
+        let (Some(pending), Some(back)) = (&mut self.pending, &mut self.back) else {
+            return Ok(());
+        };
         let answered = match own_words(pending, back)? {
             Some(mut frame) => {
                 let answered = back.prepare(&mut frame, pending.asked);
@@ -306,6 +334,7 @@ impl Relay {
         if !answered && let Some(Pending { frame, message, channel, .. }) = self.pending.take() {
             self.told.learn(message, frame, None);
             self.told.channel = channel.or(self.told.channel.take());
+            self.save();
         }
         Ok(())
     }
@@ -345,6 +374,7 @@ impl Relay {
             self.told.learn(message, frame, Some(&reply));
             self.told.channel = channel.or(self.told.channel.take());
         }
+        self.save();
         match (asked || !acknowledges, taken) {
             (true, _) => self.reply(&reply),
             (false, true) => None,
@@ -400,10 +430,12 @@ impl Relay {
                        recorded them (INFLIGHT_SHMFD)";
             return Err(Failure::Refused(why.to_owned()));
         }
+        self.save();
         self.told.say(&mut backend)?;
         self.back = Some(backend);
         self.parked = false;
         self.give_up_transfer();
+        self.save();
         self.put()
     }
 

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use super::Failure;
 use super::backend::{Backend, request};
 use super::channel::Channel;
-use super::record::Made;
 use super::regions::Regions;
 use super::vring::{Vring, say};
 use crate::wire::features::{RING_PACKED, describe};
@@ -22,32 +21,39 @@ const MAX_VRINGS: u32 = 256;
 /// fit into one message.
 const MAX_CONFIG_END: u32 = MAX_CONFIG_DATA as u32;
 
+/// What rings a record was made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Made {
+    pub(super) packed: bool,
+    pub(super) entries: u32,
+}
+
 /// All that a connection consists of beside its requests.
 #[derive(Debug, Default)]
 pub(super) struct Told {
     /// Protocol features that the front-end accepted.
     pub(super) protocol: Option<ProtocolFeatures>,
-    features: Option<Frame>,
-    owner: Option<Frame>,
+    pub(super) features: Option<Frame>,
+    pub(super) owner: Option<Frame>,
     /// For the back-end's own requests.
     pub(super) channel: Option<Channel>,
-    log: Option<Frame>,
-    log_event: Option<Frame>,
-    mtu: Option<Frame>,
+    pub(super) log: Option<Frame>,
+    pub(super) log_event: Option<Frame>,
+    pub(super) mtu: Option<Frame>,
     /// Bytes of the configuration space that were written.
     config: BTreeMap<u32, (u32, u8)>,
     /// The last question for the configuration, and the bytes that answered it.
-    shown_config: Option<(Frame, Vec<u8>)>,
+    pub(super) shown_config: Option<(Frame, Vec<u8>)>,
     /// The record of requests in flight: the front-end's, or the one that is kept for it.
     pub(super) record: Option<Frame>,
     /// What the one that is kept for it was made for; `None`: it is the front-end's own.
     pub(super) made_for: Option<Made>,
-    regions: Regions,
+    pub(super) regions: Regions,
     vrings: BTreeMap<u32, Vring>,
-    status: Option<Frame>,
+    pub(super) status: Option<Frame>,
     /// The greatest answers to GET_QUEUE_NUM and GET_MAX_MEM_SLOTS that the front-end got.
-    queues: u64,
-    slots: u64,
+    pub(super) queues: u64,
+    pub(super) slots: u64,
     /// A transfer of the device's state has begun.
     pub(super) transfers: bool,
 }
@@ -114,6 +120,11 @@ impl Told {
     pub(super) fn started(&self) -> Vec<u32> {
         let started = self.vrings.iter().filter(|(_, vring)| vring.is_started());
         started.map(|(index, _)| *index).collect()
+    }
+
+    /// All that is kept of all vrings.
+    pub(super) fn vring_frames(&self) -> impl Iterator<Item = &Frame> {
+        self.vrings.values().flat_map(Vring::frames)
     }
 
     /// Vrings up to the last that was spoken of.
@@ -209,8 +220,13 @@ impl Told {
         }
     }
 
-    /// Says what was written to the configuration space, in as few messages as there are gaps.
+    /// Says what was written to the configuration space.
     fn say_config(&self, backend: &mut Backend) -> Result<(), Failure> {
+        self.config_frames().iter_mut().try_for_each(|frame| backend.tell(frame))
+    }
+
+    /// What was written to the configuration space, in as few messages as there are gaps.
+    pub(super) fn config_frames(&self) -> Vec<Frame> {
         let mut writes: Vec<Config> = Vec::new();
         for (&offset, &(flags, byte)) in &self.config {
             match writes.last_mut() {
@@ -218,9 +234,8 @@ impl Told {
                 _ => writes.push(Config { offset, flags, data: vec![byte] }),
             }
         }
-        writes.iter().try_for_each(|write| {
-            backend.tell(&mut request(FrontendMessage::SetConfig, write.to_bytes()))
-        })
+        let frame = |write: &Config| request(FrontendMessage::SetConfig, write.to_bytes());
+        writes.iter().map(frame).collect()
     }
 
     fn config_written(&mut self, frame: &Frame) {

@@ -36,6 +36,13 @@ impl Vring {
         *place = Some(frame);
     }
 
+    /// All that is kept of it.
+    pub(super) fn frames(&self) -> impl Iterator<Item = &Frame> {
+        let setup = [&self.endian, &self.num, &self.base, &self.addresses];
+        let rest = [&self.error, &self.call, &self.kick, &self.enable];
+        setup.into_iter().chain(rest).flatten()
+    }
+
     pub(super) fn is_started(&self) -> bool {
         self.kick.is_some()
     }

@@ -118,6 +118,11 @@ impl Stream {
         self.is_shared = true;
     }
 
+    /// Says that no others go on with the same end, whoever has it: it is hung up.
+    pub fn unshare(&mut self) {
+        self.is_shared = false;
+    }
+
     /// Two connected ends.
     pub fn pair() -> Result<(Self, Self), SocketError> {
         let (a, b) =
