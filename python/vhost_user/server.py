@@ -583,6 +583,7 @@ def _printable(path: str) -> str:
 
 def group_id(group: str | int | None) -> int | None:
     """A group's number. ``ValueError`` if there is no such group."""
+    group = _checked_group(group)
     if group is None or isinstance(group, int):
         return group
     import grp
