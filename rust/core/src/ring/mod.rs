@@ -21,6 +21,7 @@ mod record;
 #[expect(clippy::module_inception, reason = "the noun of the folder")]
 mod ring;
 mod split;
+mod split_areas;
 mod split_record;
 mod used_log;
 mod used_places;

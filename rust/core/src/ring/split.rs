@@ -12,21 +12,18 @@ use std::collections::VecDeque;
 use std::io;
 use std::iter;
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 
 use super::chain::{Chain, DESC_INDIRECT, DESC_LEN, DESC_NEXT, Descriptor, Origin, TableForm};
 use super::indirect::Tables;
 use super::part::{RingPart, StartError};
 use super::record::Unfinished;
+use super::split_areas::{Areas, INDEX};
 use super::split_record::SplitRecord;
 use super::used_log::{LoggedPart, UsedLog};
-use super::{MAX_CHAIN, RingError, need_event};
+use super::{MAX_CHAIN, RingError};
 use crate::address::UserAddr;
 use crate::memory::{Access, Buffers, DirtyLog, Memory, Window};
-
-const AVAIL_NO_INTERRUPT: u16 = 1;
-const USED_NO_NOTIFY: u16 = 1;
-const RING_HEADER: usize = 4;
 
 /// Where a ring's three parts are, in the front-end's address space.
 #[derive(Clone, Copy, Debug)]
@@ -58,7 +55,8 @@ struct Parts {
 pub struct SplitRing {
     layout: SplitLayout,
     mask: u16,
-    parts: Parts,
+    descriptors: Window,
+    areas: Areas,
     memory: Arc<Memory>,
     /// Next available index to pop.
     next_avail: u16,
@@ -70,8 +68,6 @@ pub struct SplitRing {
     next_used: u16,
     /// The used index as published last.
     published: u16,
-    /// The used index at the last decision to notify; `None` until the first.
-    decided: Option<u16>,
     /// One bit for each descriptor that heads a chain in flight.
     in_flight: Box<[u64]>,
     /// The heads that were popped last, each at its available index.
@@ -105,17 +101,18 @@ impl SplitRing {
 
     fn of_parts(memory: &Arc<Memory>, layout: SplitLayout, base: u16, parts: Parts) -> Self {
         let size = usize::from(layout.size);
+        let Parts { descriptors, available, used } = parts;
         Self {
             layout,
             mask: layout.size - 1,
-            parts,
+            descriptors,
+            areas: Areas::new(available, used, layout.size, layout.event_idx),
             memory: Arc::clone(memory),
             next_avail: base,
             seen_avail: base,
             batch_end: base,
             next_used: base,
             published: base,
-            decided: None,
             in_flight: vec![0; size.div_ceil(64)].into(),
             // No head is so high: nothing was popped yet.
             popped: vec![u16::MAX; size].into(),
@@ -158,8 +155,7 @@ impl SplitRing {
     /// # Errors
     /// The record cannot be that of this ring.
     pub fn begin(&mut self) -> Result<u16, RingError> {
-        let used = self.parts.used.load_u16(2, Ordering::Relaxed);
-        let available = self.parts.available.load_u16(2, Ordering::Acquire);
+        let (used, available) = (self.areas.used_index(), self.areas.available_index());
         if let Some(record) = &mut self.record {
             let unfinished = record.take_up(used, available).map_err(RingError::Record)?;
             if !unfinished.is_empty() {
@@ -216,8 +212,7 @@ impl SplitRing {
 
     /// Goes on in another table of memory. On an error the ring still stands in the old one.
     pub fn move_to(&mut self, memory: &Arc<Memory>) -> Result<(), StartError> {
-        self.parts = Parts::find(memory, &self.layout)?;
-        self.memory = Arc::clone(memory);
+        self.stand_in(Parts::find(memory, &self.layout)?, memory);
         self.find_log();
         Ok(())
     }
@@ -240,9 +235,14 @@ impl SplitRing {
     /// Leaves its place, as [`leave`](Self::leave), to get one in this table of memory by
     /// [`move_to`](Self::move_to).
     pub fn stand_apart(&mut self, memory: &Arc<Memory>) -> io::Result<()> {
-        self.parts = Parts::private(&self.layout)?;
-        self.memory = Arc::clone(memory);
+        self.stand_in(Parts::private(&self.layout)?, memory);
         Ok(())
+    }
+
+    fn stand_in(&mut self, parts: Parts, memory: &Arc<Memory>) {
+        self.descriptors = parts.descriptors;
+        self.areas.move_to(parts.available, parts.used);
+        self.memory = Arc::clone(memory);
     }
 
     /// Its parts, as the front-end has told where they are.
@@ -254,9 +254,7 @@ impl SplitRing {
     /// made available.
     #[inline]
     pub fn available(&mut self) -> Result<u16, RingError> {
-        // Acquire pairs with the driver's release of its index: entries, descriptors and buffers
-        // behind it are visible.
-        let available = self.parts.available.load_u16(2, Ordering::Acquire);
+        let available = self.areas.available_index();
         let ahead = available.wrapping_sub(self.next_avail);
         let (next, size) = (self.next_avail, self.layout.size);
         if ahead > size {
@@ -279,8 +277,7 @@ impl SplitRing {
         if self.next_avail == self.batch_end {
             return Ok(None);
         }
-        let slot = RING_HEADER + 2 * usize::from(self.next_avail & self.mask);
-        let head = self.parts.available.load_u16(slot, Ordering::Relaxed);
+        let head = self.areas.head(self.next_avail);
         if head > self.mask {
             return Err(RingError::BadHead { head, size: self.layout.size });
         }
@@ -375,11 +372,10 @@ impl SplitRing {
     #[inline]
     pub fn push(&mut self, head: u16, written: u32) {
         self.flip_in_flight(head);
-        let slot = RING_HEADER + 8 * usize::from(self.next_used & self.mask);
         if let Some(record) = &mut self.record {
             record.pushed(head);
         }
-        self.parts.used.store_pair(slot, u32::from(head), written);
+        self.areas.store_used(self.next_used, head, written);
         self.next_used = self.next_used.wrapping_add(1);
     }
 
@@ -390,24 +386,21 @@ impl SplitRing {
         if self.next_used == self.published {
             return false;
         }
-        // Release pairs with the driver's acquire of the index: elements and buffers are visible.
         let first = self.published;
         if let Some(log) = &self.log {
             // A process that dies behind the next store leaves marks that are nearly always there.
             self.mark_published(log, first);
         }
-        self.parts.used.store_u16(2, self.next_used, Ordering::Release);
+        self.areas.publish(self.next_used);
         self.published = self.next_used;
         if let Some(record) = &mut self.record {
             record.published(self.next_used);
         }
-        // Orders the store above before the loads below. It pairs with the driver's fence between
-        // asking for a notification and looking at the index: one of the two sees the other.
-        fence(Ordering::SeqCst);
         if let Some(log) = &self.log {
+            DirtyLog::order();
             self.mark_published(log, first);
         }
-        self.wants_notification()
+        self.areas.wants_call(self.next_used)
     }
 
     /// Has writes to the used ring noted from now on, or no more.
@@ -425,65 +418,39 @@ impl SplitRing {
 
     /// Marks the used index, and the elements from the one numbered `first` on.
     fn mark_published(&self, log: &LoggedPart, first: u16) {
-        let count = usize::from(self.next_used.wrapping_sub(first));
-        let slot = usize::from(first & self.mask);
-        let before_the_end = count.min(usize::from(self.layout.size) - slot);
-        log.mark(2, 2);
-        log.mark(RING_HEADER + 8 * slot, 8 * before_the_end);
-        log.mark(RING_HEADER, 8 * (count - before_the_end));
+        log.mark(INDEX, 2);
+        for (at, len) in self.areas.elements_at(first, self.next_used.wrapping_sub(first)) {
+            log.mark(at, len);
+        }
     }
 
     /// What was published before counts for no decision to notify any more: the driver may not
     /// have heard of it.
     pub fn forget_notifications(&mut self) {
-        self.decided = None;
-    }
-
-    fn wants_notification(&mut self) -> bool {
-        if !self.layout.event_idx {
-            return self.parts.available.load_u16(0, Ordering::Relaxed) & AVAIL_NO_INTERRUPT == 0;
-        }
-        let at = RING_HEADER + 2 * usize::from(self.layout.size);
-        let event = self.parts.available.load_u16(at, Ordering::Relaxed);
-        let decided = self.decided.replace(self.next_used);
-        decided.is_none_or(|old| need_event(event, self.next_used, old))
+        self.areas.forget_calls();
     }
 
     /// Asks the driver for a kick when it makes more than the next `left` chains available, then
     /// looks once more; `true` if it has done so already, so that no kick may come for it.
     pub fn enable_kicks(&mut self, left: u16) -> Result<bool, RingError> {
-        let at = self.event_at();
-        if self.layout.event_idx {
-            // Chains that come again are none of those that the driver makes available.
-            let event = self.next_avail.wrapping_add(left.saturating_sub(self.unfinished()));
-            self.parts.used.store_u16(at, event, Ordering::Relaxed);
-        } else {
-            self.parts.used.store_u16(at, 0, Ordering::Relaxed);
-        }
-        // Pairs with the driver's fence between its index and its look at what was stored above.
-        fence(Ordering::SeqCst);
+        // Chains that come again are none of those that the driver makes available.
+        let event = self.next_avail.wrapping_add(left.saturating_sub(self.unfinished()));
+        self.areas.ask_for_kick(event);
         if let Some(log) = &self.log {
-            log.mark(at, 2);
+            DirtyLog::order();
+            log.mark(self.areas.event_at(), 2);
         }
         Ok(self.available()? > left)
     }
 
-    /// Tells the driver that the device looks by itself. With event indices nothing need be said:
-    /// the event stays behind.
+    /// Tells the driver that the device looks by itself.
     pub fn disable_kicks(&mut self) {
-        if !self.layout.event_idx {
-            self.parts.used.store_u16(0, USED_NO_NOTIFY, Ordering::Relaxed);
-            if let Some(log) = &self.log {
-                DirtyLog::order();
-                log.mark(0, 2);
-            }
+        if self.areas.ask_for_no_kick()
+            && let Some(log) = &self.log
+        {
+            DirtyLog::order();
+            log.mark(self.areas.event_at(), 2);
         }
-    }
-
-    /// Where in the used ring the driver is told when to kick: in its last field with event indices,
-    /// else in its flags.
-    fn event_at(&self) -> usize {
-        if self.layout.event_idx { RING_HEADER + 8 * usize::from(self.layout.size) } else { 0 }
     }
 
     /// The table of memory that chains are looked up in.
@@ -560,7 +527,7 @@ impl SplitRing {
     #[inline]
     fn descriptor(&self, index: u16) -> Descriptor {
         let at = DESC_LEN * usize::from(index);
-        let table = &self.parts.descriptors;
+        let table = &self.descriptors;
         Descriptor::new(
             table.load_u64(at, Ordering::Relaxed),
             table.load_u64(at + 8, Ordering::Relaxed),
@@ -597,10 +564,8 @@ impl Parts {
         Ok(Self { descriptors: descriptors?, available: available?, used: used? })
     }
 
-    /// Bytes of the parts. The event fields count whether negotiated or not: drivers lay them out
-    /// always.
     fn lengths(size: u16) -> [usize; 3] {
-        let n = usize::from(size);
-        [16 * n, 6 + 2 * n, 6 + 8 * n]
+        let [available, used] = Areas::lengths(size);
+        [DESC_LEN * usize::from(size), available, used]
     }
 }
