@@ -96,7 +96,7 @@ def test_what_a_packed_record_has_in_flight_is_carried_out_in_its_order(server: 
     marked.guest.memory.write(ring.address(1), b"\xff" * 14)
     marked.start()
     first, second, third = marked.ids
-    assert [used.id for used in ring.wait(CHAINS)] == [second, third, first]
+    assert [used.head for used in ring.wait(CHAINS)] == [second, third, first]
     results = [marked.guest.requests.result(read) for read in marked.reads]
     assert results == [(Status.OK, bytes(512), 0)] * CHAINS
     assert marked.guest.read(0) == bytes(512)

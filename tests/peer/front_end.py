@@ -11,7 +11,7 @@ from . import wire
 from .blk import BlkDriver
 from .memory import GuestMemory
 from .numbers import Feature, ProtocolFeature, Request
-from .ring import SplitRing
+from .ring import Ring, SplitRing
 
 WANTED = (
     ProtocolFeature.MQ
@@ -77,15 +77,21 @@ class FrontEnd:
         self.rings[index] = SplitRing(self.memory, size)
         return self.rings[index]
 
-    def configure_ring(self, index: int = 0, *, base: int = 0) -> None:
+    def ring(self, index: int = 0) -> Ring:
+        """A ring that was laid out."""
+        return self.rings[index]
+
+    def configure_ring(self, index: int = 0, *, base: int | None = None) -> None:
         """Size, base and addresses."""
-        self.change(Request.SET_VRING_NUM, wire.state(index, self.rings[index].size))
-        self.change(Request.SET_VRING_BASE, wire.state(index, base))
+        ring = self.ring(index)
+        start = ring.START_BASE if base is None else base
+        self.change(Request.SET_VRING_NUM, wire.state(index, ring.size))
+        self.change(Request.SET_VRING_BASE, wire.state(index, start))
         self.change(Request.SET_VRING_ADDR, self.addresses(index))
 
     def addresses(self, index: int = 0, **lies: int) -> bytes:
         """The payload of SET_VRING_ADDR; `lies` replace single addresses (front-end's own)."""
-        places = self.rings[index].places
+        places = self.ring(index).places
         true = {
             "descriptors": self.memory.user(places.descriptors),
             "used": self.memory.user(places.used),
@@ -95,7 +101,7 @@ class FrontEnd:
 
     def hand_over_events(self, index: int = 0) -> None:
         """The error, call and kick descriptors; the last starts the ring."""
-        ring = self.rings[index]
+        ring = self.ring(index)
         self.change(Request.SET_VRING_ERR, wire.u64(index), [ring.error_fd])
         self.change(Request.SET_VRING_CALL, wire.u64(index), [ring.call_fd])
         self.change(Request.SET_VRING_KICK, wire.u64(index), [ring.kick_fd])
@@ -106,12 +112,16 @@ class FrontEnd:
             self.change(Request.SET_VRING_ENABLE, wire.state(index, on))
 
     def start_ring(self, index: int = 0, size: int = 64, *, base: int = 0) -> SplitRing:
-        """All steps of one ring."""
+        """All steps of one split ring."""
         ring = self.rings.get(index) or self.add_ring(index, size)
+        self.run_ring(index, base=base)
+        return ring
+
+    def run_ring(self, index: int = 0, *, base: int | None = None) -> None:
+        """All messages of a ring that was laid out."""
         self.configure_ring(index, base=base)
         self.hand_over_events(index)
         self.enable(index)
-        return ring
 
     def stop_ring(self, index: int = 0) -> int:
         """Drains and stops a ring; gives its next available index."""

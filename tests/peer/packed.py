@@ -8,7 +8,6 @@ start of the ring on: slot and wrap counter follow from the count.
 import select
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from . import wire
 from .blk import Requests, Status, Type
@@ -17,7 +16,7 @@ from .memory import GuestMemory
 from .numbers import Feature, ProtocolFeature
 from .numbers import Request as Message
 from .patience import PATIENCE
-from .ring import DESCRIPTOR, INDIRECT, NEXT, WRITE, Places, Ring, Segment, Timeout, drain
+from .ring import DESCRIPTOR, INDIRECT, NEXT, WRITE, Places, Ring, Segment, Timeout, Used, drain
 from .wire import Channel
 
 AVAIL, USED = 1 << 7, 1 << 15
@@ -25,25 +24,26 @@ BASE = 0x8000_8000
 """SET_VRING_BASE of a new ring: slot 0 and wrap counter 1, available and used."""
 
 
-class UsedBuffer(NamedTuple):
-    """One used descriptor."""
-
-    id: int
-    length: int
-
-
 class PackedRing(Ring):
     """One virtqueue, the driver's side: `size` descriptors, and the two event areas."""
 
-    def __init__(self, memory: GuestMemory, size: int) -> None:
-        places = Places(*(memory.allocate(n, a) for n, a in ((16 * size, 16), (4, 4), (4, 4))))
-        super().__init__(memory, size, places)
-        self._fields = memory.view(places.descriptors, 16 * size).cast("H")
+    START_BASE = BASE
+    DEVICE_WRITES = (True, False, True)
+
+    def __init__(self, memory: GuestMemory, size: int, places: Places | None = None) -> None:
+        parts = zip(self.part_bytes(size), (16, 4, 4), strict=True)
+        super().__init__(memory, size, places or Places(*(memory.allocate(*one) for one in parts)))
+        self._fields = memory.view(self.places.descriptors, 16 * size).cast("H")
         self._hidden: list[tuple[int, int]] = []
         self._free = list(range(size))
         self._slots: dict[int, int] = {}
         self.next = 0
         self.seen = 0
+
+    @staticmethod
+    def part_bytes(size: int) -> tuple[int, int, int]:
+        """The descriptors and the two event areas."""
+        return 16 * size, 4, 4
 
     # Descriptors.
 
@@ -101,24 +101,36 @@ class PackedRing(Ring):
 
     def add_indirect(self, table: int, length: int, extra_flags: int = 0) -> int:
         """Makes a table available; gives the id."""
-        id_ = self._free.pop(0)
-        self.put(table, length, id_, INDIRECT | extra_flags)
-        self._slots[id_] = 1
+        id_ = self._put_table(table, length, INDIRECT | extra_flags)
         self.offer()
+        return id_
+
+    def lay_indirect(self, table: int, segments: Sequence[Segment]) -> int:
+        """Writes one chain through an indirect table at `table`; gives its id."""
+        self._write_table(table, segments)
+        return self._put_table(table, 16 * len(segments), INDIRECT)
+
+    def _put_table(self, table: int, length: int, flags: int) -> int:
+        id_ = self._free.pop(0)
+        self.put(table, length, id_, flags)
+        self._slots[id_] = 1
         return id_
 
     def write_table(self, segments: Sequence[Segment], extra_flags: int = 0) -> int:
         """Writes an indirect table, whose entries follow one another; gives its place."""
         table = self.memory.allocate(16 * len(segments))
+        self._write_table(table, segments, extra_flags)
+        return table
+
+    def _write_table(self, table: int, segments: Sequence[Segment], extra_flags: int = 0) -> None:
         flags = [(WRITE if one.writable else 0) | extra_flags for one in segments]
         entries = [
             DESCRIPTOR.pack(one.address, one.length, 0xBAD0, flag)
             for one, flag in zip(segments, flags, strict=True)
         ]
         self.memory.write(table, b"".join(entries))
-        return table
 
-    def offer(self) -> None:
+    def offer(self, *_: int) -> None:
         """Shows the device what was written, all at once."""
         for count, flags in self._hidden:
             self.set_flags(count, flags)
@@ -129,12 +141,12 @@ class PackedRing(Ring):
         used = AVAIL | USED if self.wrap(self.seen) else 0
         return self.flags(self.seen) & (AVAIL | USED) == used
 
-    def wait(self, count: int = 1, seconds: float = PATIENCE) -> list[UsedBuffer]:
+    def wait(self, count: int = 1, seconds: float = PATIENCE) -> list[Used]:
         """Waits, from call to call, until `count` more chains are used; takes them back."""
         deadline = time.monotonic() + seconds
         poll = select.poll()
         poll.register(self.call_fd, select.POLLIN)
-        taken: list[UsedBuffer] = []
+        taken: list[Used] = []
         while len(taken) < count:
             if self.is_used():
                 taken.append(self._take())
@@ -144,12 +156,12 @@ class PackedRing(Ring):
                 raise Timeout(f"no call within {seconds} s; {len(taken)} of {count} are used")
         return taken
 
-    def _take(self) -> UsedBuffer:
+    def _take(self) -> Used:
         data = self.memory.read(self.address(self.seen), 16)
         _, length, id_, _ = DESCRIPTOR.unpack(data)
         self._free.append(id_)
         self.seen += self._slots.pop(id_)
-        return UsedBuffer(id_, length)
+        return Used(id_, length)
 
     def reset(self) -> None:
         """Begins anew, for a ring that is stopped."""
@@ -219,7 +231,7 @@ class PackedFrontEnd:
         ring = self.rings[index]
         id_ = ring.add(request.chain())
         ring.kick()
-        assert ring.wait() == [UsedBuffer(id_, length + 1)]
+        assert ring.wait() == [Used(id_, length + 1)]
         result = self.requests.result(request)
         assert result.status == Status.OK
         return result.data

@@ -11,6 +11,7 @@ import os
 import select
 import struct
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -58,8 +59,14 @@ class Places(NamedTuple):
         )
 
 
-class Ring:
-    """What rings of both formats have: a place in memory, and three event descriptors."""
+class Ring(ABC):
+    """What rings of both formats have: a place in memory, three event descriptors, and chains that
+    come and go."""
+
+    START_BASE = 0
+    """What SET_VRING_BASE says of a new ring."""
+    DEVICE_WRITES = (False, False, True)
+    """Which of its parts the device writes."""
 
     def __init__(self, memory: GuestMemory, size: int, places: Places) -> None:
         self.memory = memory
@@ -68,6 +75,31 @@ class Ring:
         self.kick_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.call_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.error_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    @staticmethod
+    @abstractmethod
+    def part_bytes(size: int) -> tuple[int, int, int]:
+        """The bytes of each part of a ring of `size` entries."""
+
+    @abstractmethod
+    def add(self, segments: Sequence[Segment]) -> int:
+        """Makes one chain available without a kick; gives the name by which it comes back."""
+
+    @abstractmethod
+    def lay(self, segments: Sequence[Segment]) -> int:
+        """Writes one chain, and does not offer it; gives its name."""
+
+    @abstractmethod
+    def lay_indirect(self, table: int, segments: Sequence[Segment]) -> int:
+        """Writes one chain through an indirect table at `table`; gives its name."""
+
+    @abstractmethod
+    def offer(self, *names: int) -> None:
+        """Shows the device all chains that were laid since the last call, in this order."""
+
+    @abstractmethod
+    def wait(self, count: int = 1, seconds: float = PATIENCE) -> list[Used]:
+        """Waits, from call to call, until `count` more chains are used; takes them back."""
 
     def kick(self) -> None:
         """Tells the device to look."""
@@ -94,6 +126,11 @@ class SplitRing(Ring):
         self._free = list(range(size))
         self._chains: dict[int, list[int]] = {}
         self.seen = self.used_index
+
+    @staticmethod
+    def part_bytes(size: int) -> tuple[int, int, int]:
+        """The descriptor table, the available ring and the used ring."""
+        return 16 * size, 6 + 2 * size, 6 + 8 * size
 
     # Fields of the ring.
 
@@ -175,12 +212,16 @@ class SplitRing(Ring):
 
     def add_indirect(self, segments: Sequence[Segment], extra_flags: int = 0) -> int:
         """Makes one chain available through an indirect table; gives its head."""
-        table = self.memory.allocate(16 * len(segments))
+        head = self.lay_indirect(self.memory.allocate(16 * len(segments)), segments, extra_flags)
+        self.offer(head)
+        return head
+
+    def lay_indirect(self, table: int, segments: Sequence[Segment], extra_flags: int = 0) -> int:
+        """Writes one chain through an indirect table at `table`; gives its head."""
         self.write_table(table, segments)
         head = self._free.pop(0)
         self.set_descriptor(head, table, 16 * len(segments), INDIRECT | extra_flags)
         self._chains[head] = [head]
-        self.offer(head)
         return head
 
     def write_table(self, table: int, segments: Sequence[Segment]) -> None:
@@ -194,12 +235,12 @@ class SplitRing(Ring):
             )
         self.memory.write(table, entries)
 
-    def offer(self, *heads: int) -> None:
+    def offer(self, *names: int) -> None:
         """Puts heads into the available ring and publishes them with one store."""
         index = self.available_index
-        for place, head in enumerate(heads):
+        for place, head in enumerate(names):
             self.set_slot(index + place, head)
-        self.available_index = index + len(heads)
+        self.available_index = index + len(names)
 
     def wait(self, count: int = 1, seconds: float = PATIENCE) -> list[Used]:
         """Waits, from call to call, until `count` more chains are used; takes them back."""

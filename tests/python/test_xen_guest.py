@@ -21,6 +21,8 @@ MAPPINGS = {
 }
 DESIGNS = ("merged", "review", "message")
 
+PACKED_IN_ORDER = {"packed": True, "in_order": True}
+
 FIRST_REFERENCE = 16
 FIRST_FRAME = 5 << 18
 """Of the guest: where its memory begins."""
@@ -64,6 +66,23 @@ def test_bytes_arrive_and_nothing_stays_mapped(
         else:
             first = FIRST_FRAME if mapping == "foreign" else FIRST_REFERENCE
             assert used == list(range(first, first + guest.memory // 4096))
+    assert guest.in_use() == []
+
+
+@pytest.mark.parametrize("rings", [{"in_order": True}, {"packed": True}, PACKED_IN_ORDER], ids=str)
+@pytest.mark.parametrize("raw_views", [False, True])
+@pytest.mark.parametrize("mapping", ["foreign", "grant", "grant-on-demand"])
+def test_a_device_sees_no_difference_between_rings_of_different_formats(
+    mapping: Any, raw_views: bool, rings: Any
+) -> None:
+    guest, options = XenGuest(mapping), vu.XenOptions(raw_views=raw_views)
+    served, content = Deferring(), os.urandom(SIZE)
+    with vu.testing.blk(served, guest=guest, xen=options, queue_size=32, **rings) as disk:
+        for turn in range(4):
+            disk.pwrite(content[turn:] + content[:turn], 0)
+            assert disk.pread(SIZE, 0) == served.mem == content[turn:] + content[:turn]
+        if mapping == "grant-on-demand":
+            assert guest.in_use() == [FIRST_REFERENCE], "the ring's page, and no buffer's"
     assert guest.in_use() == []
 
 

@@ -7,8 +7,9 @@ from typing import Self
 
 from peer import wire
 from peer.front_end import WANTED, FrontEnd
-from peer.numbers import ProtocolFeature, Request
-from peer.ring import Places, SplitRing
+from peer.numbers import Feature, ProtocolFeature, Request
+from peer.packed import PackedRing
+from peer.ring import Places, Ring, SplitRing
 
 from .design import FOREIGN, SET_XEN_MMAP, Design, Kind, Offer
 from .ioctl import PAGE, device
@@ -29,6 +30,7 @@ class XenFrontEnd(FrontEnd):
         self.domain_memory = memory
         self.design = design
         self.layout = layout
+        self.packed_rings: dict[int, PackedRing] = {}
         self.keeps_devices = False
         self.kept: list[int] = []
 
@@ -39,31 +41,46 @@ class XenFrontEnd(FrontEnd):
         return self
 
     def add_ring(self, index: int = 0, size: int = 64) -> SplitRing:
-        """A ring with each part on a page of its own, unless regions are to start inside one."""
-        memory = self.domain_memory
-        align = 16 if self.layout.make is inside_pages else PAGE
-        sizes = (16 * size, 6 + 2 * size, 6 + 8 * size)
-        places = Places(*(memory.allocate(part, align) for part in sizes))
-        if self.layout.by_grant:
-            for place, part in zip(places, sizes, strict=True):
-                memory.grant(place, part)
-        self.rings[index] = SplitRing(memory, size, places)
+        """A split ring with each part on a page of its own, unless regions are to start inside
+        one."""
+        places = self._places(SplitRing, size)
+        self.rings[index] = SplitRing(self.domain_memory, size, places)
         return self.rings[index]
 
+    def add_packed_ring(self, index: int = 0, size: int = 64) -> PackedRing:
+        """A packed ring, whose parts lie as those of a split one."""
+        places = self._places(PackedRing, size)
+        self.packed_rings[index] = PackedRing(self.domain_memory, size, places)
+        return self.packed_rings[index]
+
+    def _places(self, form: type[Ring], size: int) -> Places:
+        """Where a ring lies. Where pages are granted one by one, those of a part that the device
+        does not write are granted for reading alone."""
+        memory = self.domain_memory
+        align = 16 if self.layout.make is inside_pages else PAGE
+        sizes = form.part_bytes(size)
+        places = Places(*(memory.allocate(part, align) for part in sizes))
+        if self.layout.by_grant:
+            for place, part, written in zip(places, sizes, form.DEVICE_WRITES, strict=True):
+                memory.grant(place, part, read_only=self.layout.on_demand and not written)
+        return places
+
     def start(self, queues: int = 1, size: int = 64, **features: int) -> Self:
-        """Everything up to running rings; the regions depend on where the rings lie."""
+        """Everything up to running rings, of the format that was negotiated; the regions depend on
+        where the rings lie."""
         self.negotiate(**features)
+        packed = self.features & Feature.RING_PACKED
         for index in range(queues):
-            self.add_ring(index, size)
+            (self.add_packed_ring if packed else self.add_ring)(index, size)
         self.share_memory()
         for index in range(queues):
-            self.start_ring(index, size)
+            self.run_ring(index)
         return self
 
     def share_memory(self) -> Self:
         """By the memory table; or region by region where the message design has several kinds."""
         memory = self.domain_memory
-        memory.offers = self.layout.make(memory, self.rings.values(), self.layout.flags)
+        memory.offers = self.layout.make(memory, self.all_rings(), self.layout.flags)
         kinds = {offer.kind for offer in memory.offers}
         if self.design is Design.MESSAGE and len(kinds) > 1:
             told = None
@@ -77,6 +94,14 @@ class XenFrontEnd(FrontEnd):
             self.tell(*kinds)
         self.offer_table(memory.offers)
         return self
+
+    def ring(self, index: int = 0) -> Ring:
+        """A ring of either format that was laid out."""
+        return self.packed_rings[index] if index in self.packed_rings else self.rings[index]
+
+    def all_rings(self) -> list[Ring]:
+        """The rings, of whichever format."""
+        return [*self.rings.values(), *self.packed_rings.values()]
 
     def tell(self, kind: Kind) -> None:
         """SET_XEN_MMAP, which has no answer."""
@@ -126,6 +151,9 @@ class XenFrontEnd(FrontEnd):
             os.close(self.kept.pop())
 
     def close(self) -> None:
+        for ring in self.packed_rings.values():
+            ring.close()
+        self.packed_rings.clear()
         super().close()
         self.close_devices()
 

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import NamedTuple
 
-from peer.ring import SplitRing
+from peer.ring import Ring
 
 from .design import FOREIGN, GRANT, MORE, Kind, Offer
 from .ioctl import PAGE
 from .memory import DomainMemory, apart
 
-Make = Callable[[DomainMemory, Iterable[SplitRing], int], list[Offer]]
+Make = Callable[[DomainMemory, Iterable[Ring], int], list[Offer]]
 
 
 class Layout(NamedTuple):
@@ -38,32 +38,30 @@ class Layout(NamedTuple):
         return self.by_grant and self.flags != GRANT
 
 
-def whole(memory: DomainMemory, _: Iterable[SplitRing], flags: int) -> list[Offer]:
+def whole(memory: DomainMemory, _: Iterable[Ring], flags: int) -> list[Offer]:
     """One region, with user addresses of its own."""
     kind = Kind(flags, memory.domain.domain)
     return [Offer(memory.start, memory.end - memory.start, apart(memory.start), kind)]
 
 
-def whole_by_guest_address(memory: DomainMemory, _: Iterable[SplitRing], flags: int) -> list[Offer]:
+def whole_by_guest_address(memory: DomainMemory, _: Iterable[Ring], flags: int) -> list[Offer]:
     """One region whose user addresses are the guest's own, as QEMU's series of 2026 has it."""
     kind = Kind(flags, memory.domain.domain)
     return [Offer(memory.start, memory.end - memory.start, memory.start, kind)]
 
 
-def whole_without_user_address(
-    memory: DomainMemory, _: Iterable[SplitRing], flags: int
-) -> list[Offer]:
+def whole_without_user_address(memory: DomainMemory, _: Iterable[Ring], flags: int) -> list[Offer]:
     """One region with the user address 0: the rings are found by the driver's addresses."""
     kind = Kind(flags, memory.domain.domain)
     return [Offer(memory.start, memory.end - memory.start, 0, kind)]
 
 
-def rings_alone(memory: DomainMemory, rings: Iterable[SplitRing], flags: int) -> list[Offer]:
+def rings_alone(memory: DomainMemory, rings: Iterable[Ring], flags: int) -> list[Offer]:
     """A region for each part of each ring, of its exact size; no region holds the buffers."""
     return _ring_parts(memory, rings, flags)
 
 
-def rings_and_the_rest(memory: DomainMemory, rings: Iterable[SplitRing], flags: int) -> list[Offer]:
+def rings_and_the_rest(memory: DomainMemory, rings: Iterable[Ring], flags: int) -> list[Offer]:
     """As xen-vhost-frontend does it: the parts of the rings mapped in advance, by exact size, and
     regions with the user address 0 for all that lies between, sorted by address."""
     parts = sorted(_ring_parts(memory, rings, GRANT), key=lambda offer: offer.bus)
@@ -75,7 +73,7 @@ def rings_and_the_rest(memory: DomainMemory, rings: Iterable[SplitRing], flags: 
     return sorted([*parts, *rest], key=lambda offer: offer.bus)
 
 
-def inside_pages(memory: DomainMemory, rings: Iterable[SplitRing], flags: int) -> list[Offer]:
+def inside_pages(memory: DomainMemory, rings: Iterable[Ring], flags: int) -> list[Offer]:
     """The parts of the rings by exact size, several in a page, and the buffers behind them: most
     regions start inside a page."""
     parts = sorted(_ring_parts(memory, rings, flags), key=lambda offer: offer.bus)
@@ -86,7 +84,7 @@ def inside_pages(memory: DomainMemory, rings: Iterable[SplitRing], flags: int) -
     return [*parts, rest]
 
 
-def halves(memory: DomainMemory, _: Iterable[SplitRing], flags: int) -> list[Offer]:
+def halves(memory: DomainMemory, _: Iterable[Ring], flags: int) -> list[Offer]:
     """Two regions of one size. The rings lie in the first."""
     size = (memory.end - memory.start) // 2
     kind = Kind(flags, memory.domain.domain)
@@ -94,12 +92,11 @@ def halves(memory: DomainMemory, _: Iterable[SplitRing], flags: int) -> list[Off
     return [Offer(start, size, apart(start), kind) for start in starts]
 
 
-def _ring_parts(memory: DomainMemory, rings: Iterable[SplitRing], flags: int) -> list[Offer]:
+def _ring_parts(memory: DomainMemory, rings: Iterable[Ring], flags: int) -> list[Offer]:
     kind = Kind(flags, memory.domain.domain)
     offers = []
     for ring in rings:
-        sizes = (16 * ring.size, 6 + 2 * ring.size, 6 + 8 * ring.size)
-        for bus, size in zip(ring.places, sizes, strict=True):
+        for bus, size in zip(ring.places, ring.part_bytes(ring.size), strict=True):
             offers.append(Offer(bus, size, apart(bus), kind))
     return offers
 

@@ -12,7 +12,8 @@ import random
 from typing import NamedTuple
 
 from peer.blk import CANARY, HEADER, SECTOR, Status, Type
-from peer.ring import INDIRECT, Segment, SplitRing
+from peer.numbers import Feature
+from peer.ring import Ring, Segment
 
 from .backend import DISK_BYTES
 from .front_end import XenFrontEnd
@@ -67,7 +68,7 @@ class Workload:
     ) -> None:
         self.front = front
         self.memory = front.domain_memory
-        self.ring: SplitRing = front.rings[ring]
+        self.ring: Ring = front.ring(ring)
         self.content = bytearray(content)
         self.slots = [Slot.allocate(self.memory, number, data_pages) for number in range(depth)]
         self.done = 0
@@ -95,8 +96,11 @@ class Workload:
         self.ring.kick()
 
     def finish(self) -> None:
-        """Wait for the round and check all of it."""
-        for used in self.ring.wait(len(self.slots)):
+        """Wait for the round and check all of it; the order too, if one was negotiated."""
+        offered, answers = list(self._jobs), self.ring.wait(len(self.slots))
+        if self.front.features & Feature.IN_ORDER:
+            assert [used.head for used in answers] == offered
+        for used in answers:
             slot, job = self._jobs.pop(used.head)
             self.memory.domain.grants.revoke(*self._granted.pop(used.head))
             self._check(slot, job, used.length)
@@ -140,11 +144,7 @@ class Workload:
         chain.append(Segment(slot.status, 1, True))
         if not job.indirect:
             return self.ring.lay(chain)
-        table = slot.readable + HEADER.size
-        self.ring.write_table(table, chain)
-        head = self.ring.lay([Segment(table, 16 * len(chain))])
-        self.ring.set_descriptor(head, table, 16 * len(chain), INDIRECT)
-        return head
+        return self.ring.lay_indirect(slot.readable + HEADER.size, chain)
 
     def _grant(self, slot: Slot, job: Job) -> list[int]:
         if not self.front.layout.on_demand:

@@ -1,15 +1,14 @@
 //! What a back-end offers to a front-end.
 
-use crate::wire::features::{ACCESS_PLATFORM, LOG_ALL, PROTOCOL_FEATURES, RING_PACKED};
+use crate::wire::features::{ACCESS_PLATFORM, LOG_ALL, PROTOCOL_FEATURES};
 use crate::wire::{ProtocolFeatures, XenDesigns};
 
 /// What a back-end offers; constant for the life of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Offer {
     /// Virtio feature bits: the ring's and the device type's. [`Connection::new`] adds
-    /// PROTOCOL_FEATURES and drops the bits that it cannot honour: LOG_ALL without LOG_SHMFD,
-    /// ACCESS_PLATFORM where a front-end could not be asked for translations, or XEN_MMAP is offered,
-    /// and RING_PACKED where it is.
+    /// PROTOCOL_FEATURES and drops the bits that it cannot honour: LOG_ALL without LOG_SHMFD, and
+    /// ACCESS_PLATFORM where a front-end could not be asked for translations, or XEN_MMAP is offered.
     ///
     /// [`Connection::new`]: super::Connection::new
     pub features: u64,
@@ -80,8 +79,6 @@ impl Offer {
         }
         if self.xen.is_some() {
             self.protocol_features -= Self::NOT_ON_XEN;
-            // Packed rings were never tried with memory that is mapped on demand.
-            self.features &= !RING_PACKED;
         }
         if !self.protocol_features.contains(ProtocolFeatures::LOG_SHMFD) {
             self.features &= !LOG_ALL;
@@ -144,11 +141,9 @@ mod tests {
     fn xen_mmap_is_offered_only_when_asked_for() {
         let mut offer = Offer { protocol_features: ProtocolFeatures::all(), ..nothing() };
         let offers = |offer: &Offer| offer.clone().honest().protocol_features.bits() >> 17 & 1;
-        let packed = |offer: &Offer| offer.clone().honest().features >> 34 & 1;
-        offer.features = RING_PACKED;
-        assert_eq!((offers(&offer), packed(&offer)), (0, 1));
+        assert_eq!(offers(&offer), 0);
         offer.xen = Some(XenDesigns::MERGED);
-        assert_eq!((offers(&offer), packed(&offer)), (1, 0), "and no packed rings with it");
+        assert_eq!(offers(&offer), 1);
     }
 
     #[test]

@@ -299,7 +299,7 @@ fn dirty_logging_is_neither_offered_where_xen_mmap_is_nor_taken() {
         Step::Reply(Some(reply)) => u64::from_ne_bytes(reply.payload.try_into().unwrap()),
         step => panic!("{step:?}"),
     };
-    assert_eq!(offered(GET_FEATURES), OFFERED & !(LOG_ALL | ACCESS_PLATFORM | 1 << 34));
+    assert_eq!(offered(GET_FEATURES), OFFERED & !(LOG_ALL | ACCESS_PLATFORM));
     assert_eq!(offered(GET_PROTOCOL_FEATURES), PROTOCOL_ON_XEN | XEN_MMAP);
     for (number, bits) in [(SET_FEATURES, ACCEPTED | LOG_ALL), (SET_PROTOCOL_FEATURES, PROTOCOL)] {
         let Step::Refuse { why, .. } = logging().handle(frame(number, word(bits), 0)) else {
@@ -329,10 +329,30 @@ fn postcopy_and_dirty_logging_are_refused_with_xen_mmap() {
 }
 
 #[test]
-fn guest_addresses_are_refused_where_xen_mmap_is_offered() {
+fn what_does_not_go_together_with_xen_mmap_is_refused_by_its_name() {
+    for (bit, name) in
+        [(1, "LOG_SHMFD"), (8, "PAGEFAULT"), (20, "GET_VRING_BASE_INFLIGHT"), (21, "GPA_ADDRESSES")]
+    {
+        let mut connection = Connection::new(xen_offer(Some(XenDesigns::ALL)));
+        let accepted = word(PROTOCOL_ON_XEN | XEN_MMAP | 1 << bit);
+        let step = connection.handle(frame(SET_PROTOCOL_FEATURES, accepted, 0));
+        let Step::Refuse { why, .. } = step else { panic!("{step:?}") };
+        let expected =
+            format!("SET_PROTOCOL_FEATURES: not offered: {name} (not possible with XEN_MMAP)");
+        assert_eq!(why.0, expected);
+    }
+}
+
+#[test]
+fn rings_of_both_formats_are_offered_with_xen_mmap_and_taken() {
+    const RINGS: u64 = 1 << 34 | 1 << 35;
     let mut connection = Connection::new(xen_offer(Some(XenDesigns::ALL)));
-    let step = connection.handle(frame(SET_PROTOCOL_FEATURES, word(PROTOCOL_ON_XEN | 1 << 21), 0));
-    let Step::Refuse { why, .. } = step else { panic!("{step:?}") };
-    let expected = "SET_PROTOCOL_FEATURES: not offered: GPA_ADDRESSES (not possible with XEN_MMAP)";
-    assert_eq!(why.0, expected);
+    let accepted = word(PROTOCOL_ON_XEN | XEN_MMAP);
+    connection.handle(frame(SET_PROTOCOL_FEATURES, accepted, 0));
+    let Step::Reply(Some(reply)) = connection.handle(frame(GET_FEATURES, vec![], 0)) else {
+        panic!("no reply");
+    };
+    assert_eq!(u64::from_ne_bytes(reply.payload.try_into().unwrap()) & RINGS, RINGS);
+    let step = connection.handle(frame(SET_FEATURES, word(ACCEPTED | RINGS), 0));
+    assert!(matches!(step, Step::Act { .. }), "{step:?}");
 }

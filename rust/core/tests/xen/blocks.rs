@@ -16,6 +16,11 @@ const FLAGS: [u32; 4] = [FOREIGN, IN_ADVANCE, ON_DEMAND, ON_DEMAND_RUST_VMM];
 /// All is copied, all is mapped, and what is in use.
 const COPY_BELOW: [u64; 3] = [u64::MAX, 0, 64 << 10];
 
+/// All that three switches can say together.
+fn each_choice() -> impl Iterator<Item = [bool; 3]> {
+    (0..8).map(|bits: u8| [0, 1, 2].map(|bit| bits >> bit & 1 != 0))
+}
+
 fn disk() -> Arc<BlockDevice<FileDisk>> {
     let disk = FileDisk::in_memory(DISK).unwrap();
     Arc::new(BlockDevice::new(disk, &BlockOptions::default()).unwrap())
@@ -54,23 +59,31 @@ fn every_mapping_in_every_design_moves_the_right_bytes_and_leaves_nothing_mapped
     {
         let guest = Guest::for_flags(flags);
         let served = Served::new(disk(), &guest, 64 << 10);
-        let mut driver = served.driver(guest.whole(layout, flags));
-        exercise(&mut driver, case as u64);
-        driver.stop().unwrap();
-        drop(driver);
-        served.events.wait_disconnected();
-        guest.assert_left_alone();
+        for packed in [false, true] {
+            let memory = guest.whole(layout, flags);
+            let mut driver = served.driver_with(memory, |options| options.packed = packed);
+            exercise(&mut driver, case as u64);
+            driver.stop().unwrap();
+            drop(driver);
+            served.events.wait_disconnected();
+            served.events.forget();
+            guest.assert_left_alone();
+        }
     }
 }
 
 #[test]
 fn direct_and_indirect_descriptors_are_read_wherever_data_is_copied_or_mapped() {
-    for flags in [FOREIGN, IN_ADVANCE, ON_DEMAND] {
-        for (indirect, copy_below) in COPY_BELOW.into_iter().flat_map(|c| [(true, c), (false, c)]) {
+    for [packed, in_order, indirect] in each_choice() {
+        let on_demand = COPY_BELOW.map(|copy_below| (ON_DEMAND, copy_below));
+        for (flags, copy_below) in on_demand.into_iter().chain([(FOREIGN, 0), (IN_ADVANCE, 0)]) {
             let guest = Guest::for_flags(flags);
             let served = Served::new(disk(), &guest, copy_below);
             let memory = guest.whole(RegionLayout::XenMerged, flags);
-            let mut driver = served.driver_with(memory, |options| options.indirect = indirect);
+            let mut driver = served.driver_with(memory, |options| {
+                (options.packed, options.in_order) = (packed, in_order);
+                options.indirect = indirect;
+            });
             exercise(&mut driver, copy_below);
             drop(driver);
             served.events.wait_disconnected();
@@ -100,8 +113,11 @@ fn a_front_end_that_has_not_mapped_the_memory_tells_guest_addresses_for_rings() 
         [(foreign, FOREIGN), (Guest::unmapped(), IN_ADVANCE), (Guest::unmapped(), ON_DEMAND)]
     {
         let served = Served::new(disk(), &guest, 0);
-        let mut driver = served.driver(guest.whole(RegionLayout::XenMerged, flags));
-        exercise(&mut driver, 1);
+        for packed in [false, true] {
+            let memory = guest.whole(RegionLayout::XenMerged, flags);
+            let mut driver = served.driver_with(memory, |options| options.packed = packed);
+            exercise(&mut driver, 1);
+        }
     }
 }
 

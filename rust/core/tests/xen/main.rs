@@ -24,6 +24,7 @@ mod late;
 mod lifetimes;
 mod limits;
 mod lost;
+mod packed;
 mod raw;
 mod receiving;
 mod regions;

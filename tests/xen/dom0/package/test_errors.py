@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from peer.blk import CANARY, HEADER, SECTOR, Status, Type
-from peer.ring import INDIRECT, Segment, Used
+from peer.ring import Segment, Used
 
 from ..backend import BackendProcess
 from ..calls import GrantCalls
@@ -199,8 +199,7 @@ def test_an_indirect_table_that_was_never_granted_fails_its_request_alone(
     with connect(layout) as front:
         work = Workload(front.start(), backend.image("file").read_bytes(), in_tables=1.0)
         ring, bus = work.ring, front.memory.allocate(PAGE, PAGE)
-        head = ring.lay([Segment(bus, 48)])
-        ring.set_descriptor(head, bus, 48, INDIRECT)
+        head = ring.lay_indirect(bus, [Segment(bus, 16)] * 3)
         ring.offer(head)
         work.submit()
         assert ring.wait() == [Used(head, 0)]

@@ -454,6 +454,8 @@ pub(super) const FEATURES: &[Line<u64>] = &[
              a_stopped_ring_says_where_it_stands_and_goes_on_there",
             "rust/core/tests/connection/vrings.rs::\
              a_packed_ring_has_a_base_of_two_halves_any_size_and_parts_of_its_own",
+            "rust/core/tests/xen/packed.rs::\
+             the_parts_of_a_packed_ring_have_all_their_pages_and_no_more",
         ],
     ),
     (
