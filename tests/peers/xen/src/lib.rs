@@ -24,6 +24,7 @@ pub const DOMID: u16 = 3;
 pub const SIZE: u64 = 1 << 20;
 const PAGE: u64 = 4096;
 const EVENT_IDX: u64 = 1 << 29;
+const RING_PACKED: u64 = 1 << 34;
 const IN_ORDER: u64 = 1 << 35;
 const INDIRECT_DESC: u64 = 1 << 28;
 
@@ -113,7 +114,8 @@ impl Served {
         assert!(known.contains(VhostUserProtocolFeatures::XEN_MMAP));
         frontend.set_protocol_features(known).unwrap();
         frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
-        frontend.set_features(features & !(EVENT_IDX | INDIRECT_DESC | IN_ORDER)).unwrap();
+        let left_out = EVENT_IDX | INDIRECT_DESC | RING_PACKED | IN_ORDER;
+        frontend.set_features(features & !left_out).unwrap();
         frontend
     }
 }
