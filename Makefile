@@ -34,7 +34,8 @@ PEERS := tests/peers/std tests/peers/xen
 
 .DELETE_ON_ERROR:
 .PHONY: help build build-arm64 demo test lint test-rust protocol-page test-peers test-python test-guest guest-deps \
-    test-dpdk dpdk-deps test-xen test-xen-all xen-deps bench deps clean wheels check-wheels test-wheels
+    test-dpdk dpdk-deps test-prometheus prometheus-deps test-xen test-xen-all xen-deps bench deps clean \
+    wheels check-wheels test-wheels
 
 help: ## Shows this list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -46,7 +47,7 @@ build-arm64: $(ARM64)/.package ## Builds the wheel for Arm64, with a compiler fr
 demo: build ## Serves a RAM disk, drives it through its socket and checks every byte.
 	$(BIN)/vhost-user demo
 
-test: lint test-rust test-peers deps guest-deps dpdk-deps xen-deps build build-arm64 ## Runs every check and every test.
+test: lint test-rust test-peers deps guest-deps dpdk-deps prometheus-deps xen-deps build build-arm64 ## Runs every check and every test.
 	$(BIN)/pytest -n 2 --dist loadgroup $(PYTEST_ARGS) tests
 
 lint: $(TOOLS) ## Checks format, lints and types, with warnings as errors.
@@ -71,13 +72,16 @@ test-peers: ## Drives the core with front-ends of another project, and its back-
 
 test-python: deps build ## Runs the Python suites but for those that start a machine.
 	$(BIN)/pytest -n 2 --dist loadgroup $(PYTEST_ARGS) --ignore tests/guest --ignore tests/dpdk \
-	    --ignore tests/xen tests
+	    --ignore tests/prometheus --ignore tests/xen tests
 
 test-guest: guest-deps build ## Runs a Linux guest in QEMU on devices of the package.
 	$(BIN)/pytest $(PYTEST_ARGS) tests/guest
 
 test-dpdk: dpdk-deps build ## Runs DPDK's driver of network devices on devices of the package.
 	$(BIN)/pytest $(PYTEST_ARGS) tests/dpdk
+
+test-prometheus: prometheus-deps build ## Has a real Prometheus scrape a back-end.
+	$(BIN)/pytest $(PYTEST_ARGS) tests/prometheus
 
 test-xen: xen-deps build build-arm64 ## Runs the tests of dom0 on Xen 4.17 (PV, Arm64) and 4.20 (PVH) in QEMU: 4 minutes.
 	$(BIN)/pytest -n 2 $(PYTEST_ARGS) tests/xen
@@ -112,6 +116,9 @@ guest-deps: $(TOOLS) ## Downloads QEMU and kernels, old and new, into .cache (30
 
 dpdk-deps: $(TOOLS) ## Downloads DPDK's test program into .cache (35 MB), installing nothing.
 	PYTHONPATH=tests $(BIN)/python -m dpdk.rig fetch
+
+prometheus-deps: $(TOOLS) ## Downloads Prometheus into .cache (80 MB), installing nothing.
+	-PYTHONPATH=tests $(BIN)/python -m prometheus.rig fetch
 
 xen-deps: $(TOOLS) ## Downloads Xen, dom0 kernels and QEMU into .cache (400 MB, 1.7 GB unpacked).
 	PYTHONPATH=tests $(BIN)/python -m xen.rig fetch

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ._core import BlockRequest as BlockRequest
     from ._core import Frontend as Frontend
     from ._core import LoadReport as LoadReport
+    from ._core import Metrics as Metrics
     from ._core import Queue as Queue
     from ._core import Request as Request
     from ._core import VirtioBlkDriver as VirtioBlkDriver
@@ -50,6 +51,7 @@ __all__ = [
     "GuestError",
     "LoadReport",
     "MappingError",
+    "Metrics",
     "NegotiationError",
     "NullDisk",
     "ProtocolError",
@@ -108,6 +110,7 @@ _HOMES = {
     "Frontend": "_core",
     "GuestError": "errors",
     "LoadReport": "_core",
+    "Metrics": "_core",
     "MappingError": "errors",
     "NegotiationError": "errors",
     "NullDisk": "devices.block",

@@ -16,12 +16,14 @@ __all__ = [
     "BlockRequest",
     "Frontend",
     "LoadReport",
+    "Metrics",
     "Queue",
     "Relay",
     "Request",
     "VirtioBlkDriver",
     "XenGuest",
     "__version__",
+    "check_metrics_address",
     "end_logging",
     "end_with_parent",
     "log_warning",
@@ -33,6 +35,7 @@ __version__: str
 def end_logging() -> None: ...
 def end_with_parent() -> None: ...
 def log_warning(text: str, /) -> None: ...
+def check_metrics_address(text: str, /) -> None: ...
 def set_total_copy_budget(size: int, /) -> int: ...
 
 _State: TypeAlias = Literal["listening", "negotiating", "running", "paused", "draining", "stopped"]
@@ -256,6 +259,8 @@ class Backend:
         any_memory_file: bool,
         on_error: str,
         label: str,
+        measured: bool,
+        expose: tuple[str, bool] | None,
         xen: tuple[str, int | None, int | None, bool] | None,
         guest: XenGuest | None,
     ) -> Self: ...
@@ -272,6 +277,56 @@ class Backend:
     def take_failure(self) -> BaseException | None: ...
     def stats(self) -> list[list[int]]: ...
     def counters(self) -> tuple[int, int, int, int, int, int]: ...
+    def metrics(self) -> Metrics | None: ...
+    def pause(self) -> bool: ...
+    def resume(self) -> bool: ...
+    @property
+    def is_paused(self) -> bool: ...
+    def metrics_address(self) -> str | None: ...
+
+@final
+class Metrics:
+    """What was measured of a back-end, at the moment of ``Backend.metrics()``.
+
+    Times are of requests in batches that were timed: all of them where a batch takes 10
+    microseconds or more, and every second to sixteenth where they are shorter.
+    """
+
+    @property
+    def requests(self) -> int:
+        """Requests given back to the driver, failed ones among them."""
+    @property
+    def errors(self) -> int:
+        """Requests that failed, as ``QueueStats.errors`` counts them."""
+    @property
+    def bytes(self) -> int:
+        """Bytes of data of those that did not fail."""
+    @property
+    def bytes_read(self) -> int:
+        """Bytes that were read from a disk; 0 of any other device."""
+    @property
+    def bytes_written(self) -> int:
+        """Bytes that were written to a disk; 0 of any other device."""
+    @property
+    def in_flight(self) -> int:
+        """Requests that were taken from their rings and not given back, now."""
+    @property
+    def oldest_in_flight(self) -> float:
+        """Seconds that the oldest of them has been that; 0.0 without one. Buffers that a device
+        takes by itself are not looked at."""
+    @property
+    def names(self) -> list[str]:
+        """The names that ``quantile`` takes: "request" (all operations), the operations of a disk
+        ("read", "write", "flush", "discard", "write_zeroes", "get_id", "other"), the stages of a
+        batch ("ring", "gil_wait", "callback", "backend", "publish"), and "batch_size"."""
+    def quantile(self, name: str, q: float, /) -> float:
+        """The value that the part ``q`` (0.0 to 1.0) of all values does not exceed, to a quarter of
+        itself: in seconds, or for "batch_size" in requests. NaN if there was none yet.
+
+        Raises ``ValueError`` for a name that there is not, and for another ``q``.
+        """
+    def prometheus(self) -> str:
+        """All of it in the text format of Prometheus ("Exposition formats", version 0.0.4)."""
 
 class _FrontendOptions(TypedDict, total=False):
     timeout: float

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
+    from ._core import Metrics
     from .signals import StopSignals
     from .stats import QueueStats
     from .xen import XenOptions
@@ -124,6 +125,7 @@ class Backend:
         any_memory_file: bool = False,
         on_error: Literal["report", "raise", "stop"] = "report",
         xen: XenOptions | None = None,
+        metrics: str | None = None,
     ) -> None:
         """Nothing happens before ``start``.
 
@@ -153,6 +155,10 @@ class Backend:
         fail without an exception are kept too.
         ``xen``: serve front-ends on Xen too. What a guest grants reaches Python by a copy, unless
         ``XenOptions(raw_views=True)`` asks for views of the granted pages themselves.
+        ``metrics``: measure what ``metrics()`` tells ("on"), and give it away in Prometheus's text
+        format too: by HTTP at a Unix socket that its owner alone may use ("unix:PATH") or a port
+        that this host alone reaches ("127.0.0.1:9100", "[::1]:9100"; port 0 is one that the system
+        chooses), or in a file for the textfile collector, replaced every 10 seconds ("file:PATH").
 
         Raises ``TypeError`` for a device that can do nothing or options of a wrong type,
         ``ValueError`` for options out of range.
@@ -184,6 +190,8 @@ class Backend:
         self._any_memory_file = arguments.flag("any_memory_file", any_memory_file)
         self._on_error = arguments.choice("on_error", on_error, ON_ERROR)
         self._xen = _checked_options(xen)
+        self._metrics = _checked_metrics(metrics)
+        self._is_held = False
         self._core: _core.Backend | None = None
 
     @property
@@ -275,6 +283,44 @@ class Backend:
 
         return tuple(QueueStats(*numbers) for numbers in self._required().stats())
 
+    def pause(self) -> bool:
+        """Takes no more requests from the guest, which waits, until ``resume``, whichever front-end
+        is there. Those in flight go on.
+
+        When it returns True nothing more is taken. False: it is done once the front-end's message
+        was carried out that the back-end is busy with; or the call came from a callback, which is
+        not waited for. Raises ``VhostUserError`` if it has not started.
+        """
+        return self._required().pause()
+
+    def resume(self) -> bool:
+        """Takes requests again. Returns and raises as ``pause`` does."""
+        return self._required().resume()
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether ``pause`` was called and ``resume`` was not since."""
+        return self._core is not None and self._core.is_paused
+
+    def metrics(self) -> Metrics:
+        """What was measured since the back-end started, all front-ends together. Asking costs the
+        queues nothing.
+
+        Raises ``VhostUserError`` if it has not started, or does not measure anything: that is asked
+        for with ``metrics=``.
+        """
+        metrics = self._required().metrics()
+        if metrics is None:
+            raise VhostUserError('nothing is measured: make it with Backend(..., metrics="on")')
+        return metrics
+
+    @property
+    def metrics_address(self) -> str | None:
+        """Where metrics are given away, as ``metrics=`` says it, with the port that the system has
+        chosen in place of 0. None if they are not, or not any more.
+        """
+        return None if self._core is None else self._core.metrics_address()
+
     def take_failure(self) -> BaseException | None:
         """Takes what the last request to fail has left with ``on_error="raise"``: the exception of
         its callback, or one that says why it failed. None if there is nothing.
@@ -315,6 +361,12 @@ class Backend:
             raise VhostUserError("the back-end has not started")
         return self._core
 
+    def _exposed(self) -> tuple[str, bool] | None:
+        """Where metrics are given away, and whether a former process may still do so there."""
+        if self._metrics is None or self._metrics == "on":
+            return None
+        return self._metrics, self._is_held
+
     def _make(self) -> _core.Backend:
         fd = self._fd
         if self._socket is None and fd is None:
@@ -346,6 +398,8 @@ class Backend:
             any_memory_file=self._any_memory_file,
             on_error=self._on_error,
             label=label,
+            measured=self._metrics is not None,
+            expose=self._exposed(),
             xen=None if xen is None else (xen.design, xen.copy_below, xen.domain, xen.raw_views),
             guest=None if xen is None else xen._guest,  # noqa: SLF001 - set by a test
         )
@@ -357,15 +411,17 @@ def serve(
     socket: Path | None = None,
     fd: int | None = None,
     xen: XenOptions | None = None,
+    metrics: str | None = None,
 ) -> None:
     """Serves ``device`` until SIGTERM or SIGINT: the whole of a program.
 
-    ``socket``, ``fd``, ``xen``: as ``Backend`` takes them, which has more options and ``run()``.
+    ``socket``, ``fd``, ``xen``, ``metrics``: as ``Backend`` takes them, which has more options and
+    ``run()``.
     Shortens the interpreter's switch interval, so that no request waits long for a thread of the
     program's own; a ``Backend`` leaves it alone.
     """
     sys.setswitchinterval(0.0005)
-    Backend(device, socket=socket, fd=fd, xen=xen).run()
+    Backend(device, socket=socket, fd=fd, xen=xen, metrics=metrics).run()
 
 
 def set_total_copy_budget(size: int) -> int:
@@ -466,6 +522,17 @@ def _checked_options(xen: XenOptions | None) -> XenOptions | None:
     from .xen import checked  # Not at the top: it takes longer to load than all the rest.
 
     return checked(xen)
+
+
+def _checked_metrics(metrics: str | None) -> str | None:
+    if metrics is None or metrics == "on":
+        return metrics
+    if not isinstance(metrics, str):
+        raise TypeError(f"metrics is 'on' or an address, as 'unix:PATH', not {metrics!r}")
+    try:
+        return metrics_address(metrics)
+    except ValueError as error:
+        raise ValueError(f"metrics: {error}") from None
 
 
 def _checked_mode(mode: int) -> int:
@@ -579,6 +646,12 @@ def _overrides(device: Device) -> list[str]:
 def _printable(path: str) -> str:
     """A path for log records. It may hold bytes that are no text."""
     return os.fsencode(path).decode(errors="backslashreplace")
+
+
+def metrics_address(text: str) -> str:
+    """An address to give metrics away at. ``ValueError`` if it is none."""
+    _core.check_metrics_address(text)
+    return text
 
 
 def group_id(group: str | int | None) -> int | None:

@@ -28,14 +28,16 @@ MAY_NAME = {
     "batch_size": set(),
     "device": {"request", "batch_size", "memory"},
     "state": {"device", "sys"},
+    "metrics": {"socket", "sys", "error"},
     "block": {"device", "request", "batch_size", "memory", "sys", "error"},
     "worker": {
         *("device", "request", "ring", "memory"),
-        *("sys", "address", "ring_position", "token", "error"),
+        *("sys", "address", "ring_position", "token", "error", "metrics"),
     },
     "backend": {
         *("socket", "wire", "connection", "worker", "ring_position"),
         *("ring", "memory", "request", "device", "xen", "sys", "address", "error", "state"),
+        "metrics",
     },
     "frontend": {"socket", "wire", "address", "sys", "error"},
     "hold": {"socket", "wire", "sys", "error"},
@@ -50,7 +52,7 @@ end of what the module serves."""
 CORE_CRATE = "vhost_user_core"
 BINDING_MAY_NAME = {
     *("backend", "socket", "device", "batch_size", "block", "request", "memory", "error"),
-    *("frontend", "hold", "address", "xen_guest"),
+    *("frontend", "hold", "address", "xen_guest", "metrics"),
 }
 """Which modules of the core the binding may name: neither protocol nor rings, and of memory what
 requests are made of, and what a front-end tells."""

@@ -29,6 +29,7 @@ SERVERS = {
     "--total-copy-budget": ("16E", f"'16E' is not a number from 0 to {MAX_64}"),
     "--on-error": ("raise", "invalid choice: 'raise' (choose from 'report', 'stop')"),
     "--log-level": ("loud", "(choose from 'debug', 'info', 'warning', 'error')"),
+    "--metrics": ("0.0.0.0:9100", "use 127.0.0.1:9100 and a proxy that asks who it is"),
     "--stats": ("0", "'0' is not a number of seconds from 0.1 to 86400"),
     "--xen": ("new", "'new' is none of auto, merged, review, message"),
     "--xen-domain": ("32752", "domain is 0 to 32751, not 32752"),

@@ -150,6 +150,13 @@ def _add_tuning(tuning: argparse._ArgumentGroup) -> None:
         help="show records of level info too, and those of level debug if given twice",
     )
     tuning.add_argument(
+        "--metrics",
+        type=checked(_metrics_address),
+        metavar="ADDRESS",
+        help="measure, and give the numbers away to Prometheus: unix:PATH, 127.0.0.1:PORT or "
+        "file:PATH",
+    )
+    tuning.add_argument(
         "--stats",
         type=checked(seconds_in(MIN_INTERVAL, MAX_INTERVAL)),
         metavar="SECONDS",
@@ -213,7 +220,9 @@ def serve(device: Any, options: argparse.Namespace) -> int:
     try:
         if options.total_copy_budget is not None:
             set_total_copy_budget(options.total_copy_budget)
-        backend = Backend(device, **given).start()
+        backend = Backend(device, **given)
+        backend._is_held = is_held()  # noqa: SLF001 - no option for others
+        backend.start()
     except (OSError, ValueError, VhostUserError) as error:
         raise Failure(one_line(error)) from error
     except Exception as error:  # The class is not what it should be.
@@ -263,6 +272,7 @@ def _backend_options(options: argparse.Namespace) -> dict[str, Any]:
         "copy_budget": options.copy_budget,
         "on_error": options.on_error,
         "xen": xen.xen_options(options),
+        "metrics": options.metrics,
     }
     return {name: value for name, value in given.items() if value is not None}
 
@@ -271,6 +281,12 @@ def _level(options: argparse.Namespace) -> str:
     """The least level of log records that are shown; each ``-v`` is one lower."""
     least = LEVELS.index(options.log_level)
     return LEVELS[max(0, least - options.verbose)]
+
+
+def _metrics_address(text: str) -> str:
+    from vhost_user.server import metrics_address
+
+    return metrics_address(text)
 
 
 def _mode(text: str) -> int:

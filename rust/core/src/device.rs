@@ -308,6 +308,12 @@ pub trait Device: Send + Sync + 'static {
         0
     }
 
+    /// The names of the operations that requests are counted by; the first is that of all whose
+    /// operation is not [marked](Request::mark_operation).
+    fn operations(&self) -> &'static [&'static str] {
+        &["request"]
+    }
+
     /// Answers a request that `handle` does not get to see, or whose answer could not be written:
     /// some of its memory cannot be reached, or it is too long. Of a request with a
     /// [fault](Request::fault) nothing is to be read, and what can be written may lack its

@@ -15,6 +15,7 @@ pub mod error;
 pub mod frontend;
 pub mod hold;
 pub mod memory;
+pub mod metrics;
 pub mod request;
 pub mod ring;
 pub mod ring_position;

@@ -3,7 +3,7 @@
 use std::num::NonZeroU16;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use pyo3::exceptions::{PyOverflowError, PyValueError};
@@ -14,14 +14,17 @@ use vhost_user_core::backend::{
 };
 use vhost_user_core::block::{BlockDevice, FileDisk, NullDisk, Sharing};
 use vhost_user_core::device::Device;
+use vhost_user_core::metrics::Exposition;
 
 use crate::block::{PyBlock, options};
+use crate::copy_budget::CopyBudget;
 use crate::device::QueueDevice;
 use crate::endpoint::endpoint;
 use crate::error;
 use crate::events::Events;
 use crate::interrupt::{SIGNAL_CHECK, has_raised, interruptible};
 use crate::log;
+use crate::metrics::{Metrics, Source};
 use crate::py_device::{Views, in_callback};
 use crate::python_thread;
 use crate::report::{OnError, Reports};
@@ -38,6 +41,9 @@ pub(crate) struct Backend {
     served: Served,
     reports: Arc<Reports>,
     events: Arc<Events>,
+    numbers: Arc<Source>,
+    /// Gives the numbers away, until the back-end is stopped.
+    exposition: Mutex<Option<Exposition>>,
     /// The process that has the threads.
     process: u32,
 }
@@ -62,7 +68,7 @@ impl Backend {
     #[new]
     #[pyo3(signature = (device, kind, *, overrides, listen, dial, fd, mode, group, keep_listening,
                         threads, batch, poll_us, cpus, drain, copy_budget, any_memory_file, on_error,
-                        label, xen, guest))]
+                        label, measured, expose, xen, guest))]
     #[allow(clippy::too_many_arguments)] // One keyword for each option; the façade has defaults.
     fn new(
         py: Python<'_>,
@@ -84,6 +90,8 @@ impl Backend {
         any_memory_file: bool,
         on_error: &str,
         label: String,
+        measured: bool,
+        expose: Option<(String, bool)>,
         xen: Option<XenArguments>,
         guest: Option<&XenGuest>,
     ) -> PyResult<Self> {
@@ -96,6 +104,7 @@ impl Backend {
             poll: Duration::from_micros(poll_us),
             cpus,
             drain: seconds(drain)?,
+            measured,
             memory: MemoryOptions { any_file: any_memory_file, ..MemoryOptions::default() },
             xen: xen.map(xen_options).transpose()?,
             ..Options::new(endpoint)
@@ -104,22 +113,30 @@ impl Backend {
             xen.access.ops = guest.guest().ops();
         }
         let class = device.get_type().name()?.to_string();
-        let reports = Reports::new(label.clone(), class, on_error_of(on_error)?);
+        let reports = Reports::new(label.clone(), class.clone(), on_error_of(on_error)?);
         let views = Views { raw: raw_views, copy_budget };
         let (served, device) = Served::new(device, kind, &overrides, views, &reports)?;
         python_thread::prepare(py)?;
         log::start()?;
+        let budgets = served.budgets();
+        let numbers = Source::new(label.clone(), class, Arc::clone(&reports), budgets);
+        let exposition =
+            expose.map(|(address, patient)| numbers.expose(py, &address, patient)).transpose()?;
         let events = Events::new(label, Arc::clone(&reports));
         let observer = Arc::clone(&events) as Arc<dyn Observer>;
         let core = py.detach(|| backend::Backend::start(device, options, observer));
         let core = Arc::new(core.map_err(|error| error::start(py, &error))?);
+        numbers.started(&core);
+        exposition.iter().for_each(Exposition::refresh);
+        let exposition = Mutex::new(exposition);
         let weak = Arc::downgrade(&core);
         reports.set_stop(move || {
             if let Some(core) = weak.upgrade() {
                 core.request_stop();
             }
         });
-        Ok(Self { core: Some(core), served, reports, events, process: std::process::id() })
+        let process = std::process::id();
+        Ok(Self { core: Some(core), served, reports, events, numbers, exposition, process })
     }
 
     /// "listening", "negotiating", "running", "paused", "draining" or "stopped".
@@ -158,6 +175,7 @@ impl Backend {
         }
         let stuck = interruptible(py, || {
             let stuck = core.stop_unless(drain, has_raised).unwrap_or_default();
+            drop(self.take_exposition());
             self.sum_up();
             log::flush(flush);
             stuck
@@ -179,6 +197,26 @@ impl Backend {
     /// A descriptor that becomes readable when the back-end has ended.
     fn stopped_fd(&self, py: Python<'_>) -> PyResult<RawFd> {
         Ok(self.core(py)?.stopped_fd().as_raw_fd())
+    }
+
+    /// Takes no more requests; false if that has to wait for a message that takes long.
+    fn pause(&self, py: Python<'_>) -> PyResult<bool> {
+        let core = self.core(py)?;
+        let in_callback = in_callback();
+        Ok(py.detach(|| core.pause(!in_callback)))
+    }
+
+    /// Takes requests again.
+    fn resume(&self, py: Python<'_>) -> PyResult<bool> {
+        let core = self.core(py)?;
+        let in_callback = in_callback();
+        Ok(py.detach(|| core.resume(!in_callback)))
+    }
+
+    /// Whether it was paused.
+    #[getter]
+    fn is_paused(&self, py: Python<'_>) -> PyResult<bool> {
+        Ok(self.core(py)?.is_paused())
     }
 
     /// Changes the size of the disk and tells the front-end.
@@ -233,6 +271,18 @@ impl Backend {
         Ok(self.core(py)?.stats().into_iter().map(of).collect())
     }
 
+    /// What was measured so far; None if nothing is.
+    fn metrics(&self, py: Python<'_>) -> PyResult<Option<Metrics>> {
+        self.core(py)?;
+        Ok(py.detach(|| self.numbers.metrics()))
+    }
+
+    /// Where metrics are given away, if they are.
+    fn metrics_address(&self) -> Option<String> {
+        let exposition = self.exposition.lock().unwrap_or_else(PoisonError::into_inner);
+        exposition.as_ref().map(|exposition| exposition.address().to_string())
+    }
+
     /// Requests, batches, kicks, calls, sessions, in flight: so far.
     fn counters(&self, py: Python<'_>) -> PyResult<(u64, u64, u64, u64, u64, u64)> {
         let c = self.core(py)?.counters();
@@ -241,6 +291,10 @@ impl Backend {
 }
 
 impl Backend {
+    fn take_exposition(&self) -> Option<Exposition> {
+        self.exposition.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
     /// The back-end itself, unless this process is a fork of the one that has its threads.
     fn core(&self, py: Python<'_>) -> PyResult<&backend::Backend> {
         if std::process::id() != self.process {
@@ -259,15 +313,17 @@ impl Backend {
 impl Drop for Backend {
     fn drop(&mut self) {
         let core = self.core.take();
+        let exposition = self.exposition.get_mut().map_or(None, Option::take);
         if std::process::id() != self.process {
             // A fork: the threads that would be waited for are in the parent.
-            std::mem::forget(core);
+            std::mem::forget((core, exposition));
             return;
         }
         // The end waits for workers, and they for the interpreter.
         let _ = Python::try_attach(|py| {
             py.detach(|| {
                 drop(core);
+                drop(exposition);
                 self.sum_up();
             })
         });
@@ -275,6 +331,15 @@ impl Drop for Backend {
 }
 
 impl Served {
+    /// What the copies come out of that Python sees in place of request data.
+    fn budgets(&self) -> Vec<Arc<CopyBudget>> {
+        match self {
+            Self::Queue(device) => device.budgets(),
+            Self::Block(device) => device.budgets(),
+            Self::File(_) | Self::Null(_) => Vec::new(),
+        }
+    }
+
     /// What is kept of a device, and the device.
     fn new(
         device: &Bound<'_, PyAny>,

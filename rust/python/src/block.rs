@@ -77,6 +77,11 @@ struct Calls {
 }
 
 impl PyBlock {
+    /// What the copies of its queues come out of.
+    pub(crate) fn budgets(&self) -> Vec<Arc<CopyBudget>> {
+        self.queues.iter().map(|seat| Arc::clone(&seat.budget)).collect()
+    }
+
     /// Reads what it is from the Python object. `overrides`: the callbacks that its class has.
     pub(crate) fn new(
         object: &Bound<'_, PyAny>,
@@ -255,7 +260,9 @@ impl PyBlock {
         };
         let back = loan.end(status, || {
             let origin = Arc::clone(origin);
+            let held = origin.reports.numbers().hold();
             move |request| {
+                drop(held);
                 // Its ring may have stopped meanwhile: then it went back when it did.
                 let _ = Answerable::complete(request, status, origin.late.as_ref());
             }
@@ -503,6 +510,10 @@ impl Device for PyBlock {
 
     fn wants_mappings(&self) -> bool {
         self.device.has_raw_views()
+    }
+
+    fn operations(&self) -> &'static [&'static str] {
+        self.core.operations()
     }
 
     fn framing_bytes(&self) -> u64 {

@@ -100,6 +100,8 @@ impl fmt::Display for CopyRefused {
 pub(crate) struct CopyBudget {
     queue: u16,
     own: Account,
+    /// Bytes of all copies so far.
+    copied: AtomicU64,
     kept: Mutex<Kept>,
 }
 
@@ -113,7 +115,12 @@ struct Kept {
 impl CopyBudget {
     /// A queue may have `limit` bytes of copies at a time.
     pub(crate) fn new(queue: u16, limit: u64) -> Arc<Self> {
-        Arc::new(Self { queue, own: Account::new(limit), kept: Mutex::default() })
+        Arc::new(Self {
+            queue,
+            own: Account::new(limit),
+            copied: AtomicU64::new(0),
+            kept: Mutex::default(),
+        })
     }
 
     /// Memory for `len` bytes.
@@ -134,12 +141,18 @@ impl CopyBudget {
             return Err(CopyRefused::Process { bytes: len, taken, limit });
         }
         copy.len = len;
+        self.copied.fetch_add(len, Ordering::Relaxed);
         if len > 0 {
             let pages =
                 self.find(len).map_err(|error| CopyRefused::System { bytes: len, error })?;
             (copy.pages, copy.used) = (Some(pages.0), pages.1);
         }
         Ok(copy)
+    }
+
+    /// Bytes of all copies so far.
+    pub(crate) fn copied(&self) -> u64 {
+        self.copied.load(Ordering::Relaxed)
     }
 
     /// Gives what waits for later requests back to the system.

@@ -52,6 +52,11 @@ struct QueueState {
 }
 
 impl QueueDevice {
+    /// What the copies of its queues come out of.
+    pub(crate) fn budgets(&self) -> Vec<Arc<CopyBudget>> {
+        self.queues.iter().map(|seat| Arc::clone(&seat.budget)).collect()
+    }
+
     /// Reads what it is from the Python object. `overrides`: the callbacks that its class has.
     pub(crate) fn new(
         object: &Bound<'_, PyAny>,

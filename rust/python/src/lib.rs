@@ -19,6 +19,7 @@ mod copy_budget;
 mod descriptor;
 mod device;
 mod device_lock;
+mod device_numbers;
 mod driver;
 mod endpoint;
 mod error;
@@ -32,6 +33,7 @@ mod line_limit;
 mod load;
 mod loan;
 mod log;
+mod metrics;
 mod object;
 mod origin;
 mod pages;
@@ -72,6 +74,8 @@ mod _core {
     use super::frontend::Frontend;
     #[pymodule_export]
     use super::load::LoadReport;
+    #[pymodule_export]
+    use super::metrics::{Metrics, check_metrics_address};
     #[pymodule_export]
     use super::queue::Queue;
     #[pymodule_export]

@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -108,6 +108,9 @@ static FILLED: Condvar = Condvar::new();
 /// Something was handed over, or the thread has ended.
 static DRAINED: Condvar = Condvar::new();
 
+/// Records that were dropped since the process started.
+static DROPPED_IN_ALL: AtomicU64 = AtomicU64::new(0);
+
 /// The process that has the thread. A fork has not, and may have got the lock as it was held.
 static PROCESS: AtomicU32 = AtomicU32::new(0);
 
@@ -128,6 +131,11 @@ pub(crate) fn start() -> std::io::Result<()> {
     Ok(())
 }
 
+/// Records that were dropped since the process started.
+pub(crate) fn dropped_in_all() -> u64 {
+    DROPPED_IN_ALL.load(Ordering::Relaxed)
+}
+
 /// Queues a record.
 pub(crate) fn record(record: Record) {
     if is_fork() {
@@ -137,6 +145,7 @@ pub(crate) fn record(record: Record) {
     let queue = guard.get_or_insert_default();
     if queue.records.len() >= CAPACITY {
         queue.dropped += 1;
+        DROPPED_IN_ALL.fetch_add(1, Ordering::Relaxed);
         // Dropped after the lock: an exception may be in it.
         drop(guard);
         drop(record);

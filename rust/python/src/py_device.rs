@@ -12,6 +12,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use vhost_user_core::device::{StateForm, StateRefused};
+use vhost_user_core::metrics::interpreter_entered;
 use vhost_user_core::request::CallbackScope;
 
 use crate::call::{call, call_for_value};
@@ -102,6 +103,7 @@ impl PyDevice {
 
     /// Runs `body`, which is looked at meanwhile: if it does not return, that is told.
     fn run<T>(&self, py: Python<'_>, body: impl FnOnce(Python<'_>) -> T) -> T {
+        interpreter_entered();
         python_thread::known(py, |py| {
             let _running = Running::begin(py, &self.reports);
             body(py)

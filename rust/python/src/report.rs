@@ -16,6 +16,7 @@ use pyo3::prelude::*;
 use vhost_user_core::block::{Attempt, FailureObserver, Refusal};
 
 use crate::call::call_for_value;
+use crate::device_numbers::DeviceNumbers;
 use crate::error;
 use crate::line_limit::LimitedLines;
 use crate::log::{self, Level, Logger, Record};
@@ -58,6 +59,7 @@ pub(crate) struct Reports {
     label: String,
     device: String,
     on_error: OnError,
+    numbers: Arc<DeviceNumbers>,
     state: Mutex<State>,
     /// Asks the back-end to stop.
     stop: OnceLock<Box<dyn Fn() + Send + Sync>>,
@@ -109,8 +111,14 @@ impl Reports {
     pub(crate) fn new(label: String, device: String, on_error: OnError) -> Arc<Self> {
         Arc::new_cyclic(|this| {
             let (this, state, stop) = (Weak::clone(this), Mutex::default(), OnceLock::new());
-            Self { this, label, device, on_error, state, stop }
+            let numbers = Arc::default();
+            Self { this, label, device, on_error, numbers, state, stop }
         })
+    }
+
+    /// Numbers about the device's Python side.
+    pub(crate) fn numbers(&self) -> &Arc<DeviceNumbers> {
+        &self.numbers
     }
 
     /// Says how to stop the back-end, once it has started.
@@ -144,6 +152,7 @@ impl Reports {
 
     /// Deals with an exception that a callback has raised.
     pub(crate) fn raised(&self, py: Python<'_>, error: PyErr, context: &Context<'_>) -> Fault {
+        self.numbers.raised(&name_of(py, &error));
         let unsupported = error.is_instance_of::<PyNotImplementedError>(py);
         let fault = if unsupported { Fault::Unsupported } else { Fault::Failed };
         if error.is_instance_of::<PyKeyboardInterrupt>(py)

@@ -351,7 +351,9 @@ impl<R: Answerable> State<R> {
         let Self { loan, origin, .. } = self;
         loan.end(answer, || {
             let origin = origin.clone();
+            let held = origin.as_ref().map(|origin| origin.reports.numbers().hold());
             move |request: R| {
+                drop(held);
                 // The ring may have stopped meanwhile: then it went back when it did.
                 let _ = request.complete(answer, late_of(&origin));
             }

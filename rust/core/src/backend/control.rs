@@ -69,8 +69,13 @@ impl Control {
         while !self.context.shared.is_stopping() {
             match self.source.next(self.context.shared.wake.as_fd()) {
                 Ok(Next::Stream(stream)) => return Some(stream),
-                // Nothing but a stop concerns a back-end without a front-end.
-                Ok(Next::Woken) => drop(self.context.shared.pending_events()),
+                // Nothing but a stop and a pause concerns a back-end without a front-end.
+                Ok(Next::Woken) => {
+                    let shared = &self.context.shared;
+                    if let Some(pause) = shared.pending_events().pause {
+                        shared.pause_is_known(pause);
+                    }
+                }
                 Ok(Next::Held(error)) => {
                     self.context.shared.event(Event::AcceptHeld(error.to_string()));
                 }

@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use crate::device::Device;
 use crate::error::HostError;
 pub use crate::memory::MemoryOptions;
+use crate::metrics::Snapshot;
 pub use crate::wire::XenDesigns;
 use control::Control;
 pub use event::{Event, Level, Observer, Stuck};
@@ -37,6 +38,9 @@ const STOP_DRAIN: Duration = Duration::from_secs(5);
 /// How much longer than its drain a stop may take: callbacks that do not return, and guest memory
 /// that does not answer, are waited for with limits of their own.
 const STOP_GRACE: Duration = Duration::from_secs(10);
+
+/// The longest wait for a control thread that is busy with a message.
+const PAUSE_LIMIT: Duration = Duration::from_secs(5);
 
 /// How long a wait for the end goes on before it is asked whether to give it up.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
@@ -71,7 +75,7 @@ impl Backend {
         check_cpus(&options.cpus)?;
         offer::offer(&*device, options.xen.as_ref()).check().map_err(StartFailed::Options)?;
         let drain = options.drain.min(STOP_DRAIN);
-        let shared = Shared::new(device.num_queues(), options.drain, observer)?;
+        let shared = Shared::new(&*device, &options, observer)?;
         let control = Control::open(device, options, Arc::clone(&shared))?;
         let thread = thread::Builder::new()
             .name("vhost-user".to_owned())
@@ -170,6 +174,30 @@ impl Backend {
         }
     }
 
+    /// Takes no more requests from the rings, whichever front-end is there, until
+    /// [`resume`](Self::resume); those in flight go on. When this returns nothing more is taken;
+    /// `false`: a message is being carried out that takes long, and that comes after it; or
+    /// without `waits`, which is for callbacks.
+    pub fn pause(&self, waits: bool) -> bool {
+        self.set_paused(true, waits)
+    }
+
+    /// Takes requests again. Returns as [`pause`](Self::pause) does.
+    pub fn resume(&self, waits: bool) -> bool {
+        self.set_paused(false, waits)
+    }
+
+    fn set_paused(&self, paused: bool, waits: bool) -> bool {
+        let waits = waits && !self.shared.is_own_thread();
+        let limit = if waits { PAUSE_LIMIT } else { Duration::ZERO };
+        self.shared.set_paused(paused, limit)
+    }
+
+    /// Whether it was [paused](Self::pause).
+    pub fn is_paused(&self) -> bool {
+        self.shared.is_paused()
+    }
+
     /// The device's configuration space changed: tells the front-end, if there is one that can be
     /// told.
     pub fn notify_config(&self) {
@@ -186,6 +214,11 @@ impl Backend {
     /// while they change, so those of a queue may be of moments that are a batch apart.
     pub fn stats(&self) -> Vec<QueueStats> {
         self.shared.stats()
+    }
+
+    /// What was measured so far; `None` without [`Options::measured`]. Costs the queues nothing.
+    pub fn metrics(&self) -> Option<Snapshot> {
+        self.shared.metrics()
     }
 
     /// What has been done so far.

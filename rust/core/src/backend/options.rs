@@ -38,6 +38,8 @@ pub struct Options {
     pub message_deadline: Duration,
     /// What memory of front-ends is taken.
     pub memory: MemoryOptions,
+    /// Measure what [`Backend::metrics`](super::Backend::metrics) tells.
+    pub measured: bool,
     /// Serve front-ends on Xen as well as ordinary ones.
     pub xen: Option<XenOptions>,
 }
@@ -73,6 +75,7 @@ impl Options {
             drain: Duration::from_secs(30),
             message_deadline: crate::socket::DEFAULT_DEADLINE,
             memory: MemoryOptions::default(),
+            measured: false,
             xen: None,
         }
     }

@@ -8,8 +8,11 @@ use std::time::{Duration, Instant};
 
 use super::channel::Wanted;
 use super::event::{Event, Observer, Stuck};
+use super::options::Options;
+use crate::device::Device;
 use crate::error::HostError;
 use crate::memory::{Beyond, Miss};
+use crate::metrics::{QueueMetrics, QueueSnapshot, Snapshot, now};
 use crate::sys::eventfd::{self, EventFd, EventSignaller};
 use crate::worker::{Began, Broken, Failed, QueueCounters, Report};
 
@@ -87,6 +90,9 @@ struct Status {
     broken: bool,
     panicked: bool,
     config_changed: bool,
+    /// How often the queues were paused or resumed, and what of that they know.
+    pauses: u64,
+    known_pauses: u64,
     /// Translations that queues wait for: what each has asked for last.
     wanted: Vec<Wanted>,
     /// The number of the last question.
@@ -99,6 +105,8 @@ pub(super) struct Shared {
     changed: Condvar,
     stop: AtomicBool,
     sessions: AtomicU64,
+    /// What drivers did that no device can work with.
+    guest_errors: AtomicU64,
     /// The device status byte that the front-end passed on last.
     device_status: AtomicU8,
     queues: Vec<Arc<QueueCounters>>,
@@ -117,27 +125,32 @@ pub(super) struct PendingEvents {
     pub(super) broken: bool,
     pub(super) panicked: bool,
     pub(super) config_changed: bool,
+    /// The queues were paused, or are not any more, and do not know it: the number of that.
+    pub(super) pause: Option<u64>,
     /// Translations that queues wait for.
     pub(super) wanted: Vec<Wanted>,
 }
 
 impl Shared {
     pub(super) fn new(
-        queues: u16,
-        drain: Duration,
+        device: &dyn Device,
+        options: &Options,
         observer: Arc<dyn Observer>,
     ) -> Result<Arc<Self>, HostError> {
+        let queues = device.num_queues();
         // Without it signals are written.
         let _ = eventfd::nothing();
         let event = || EventFd::new().map_err(|e| HostError::new("make an event descriptor", e));
         let status = Status {
             state: State::Listening,
-            drain,
+            drain: options.drain,
             stuck: Vec::new(),
             own_threads: Vec::new(),
             broken: false,
             panicked: false,
             config_changed: false,
+            pauses: 0,
+            known_pauses: 0,
             wanted: Vec::new(),
             question: 0,
         };
@@ -146,8 +159,9 @@ impl Shared {
             changed: Condvar::new(),
             stop: AtomicBool::new(false),
             sessions: AtomicU64::new(0),
+            guest_errors: AtomicU64::new(0),
             device_status: AtomicU8::new(0),
-            queues: (0..queues).map(|_| Arc::default()).collect(),
+            queues: (0..queues).map(|_| counters(device, options)).collect(),
             observer,
             signallers: (0..queues).map(|_| OnceLock::new()).collect(),
             wake: Arc::new(event()?),
@@ -224,6 +238,36 @@ impl Shared {
         self.wake.signal();
     }
 
+    /// Has nothing more taken from the rings, those of later sessions too, or has it taken again.
+    /// Returns when no queue pops any more; `false`: that takes longer than `limit`.
+    pub(super) fn set_paused(&self, paused: bool, limit: Duration) -> bool {
+        for queue in &self.queues {
+            queue.paused.store(paused, Ordering::Relaxed);
+        }
+        let mut status = self.lock();
+        status.pauses += 1;
+        let number = status.pauses;
+        self.wake.signal();
+        let until = Instant::now() + limit;
+        while status.known_pauses < number && status.state != State::Stopped {
+            let Some(left) = until.checked_duration_since(Instant::now()) else { return false };
+            let waited = self.changed.wait_timeout(status, left);
+            status = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+
+    /// Whether nothing is taken from the rings.
+    pub(super) fn is_paused(&self) -> bool {
+        self.queues.iter().any(|queue| queue.paused.load(Ordering::Relaxed))
+    }
+
+    /// All queues know of the pause, or its end, with this number.
+    pub(super) fn pause_is_known(&self, number: u64) {
+        self.lock().known_pauses = number;
+        self.changed.notify_all();
+    }
+
     /// Takes what there is to do. For the control thread, when it was woken.
     pub(super) fn pending_events(&self) -> PendingEvents {
         self.wake.clear();
@@ -233,6 +277,7 @@ impl Shared {
             broken: std::mem::take(&mut status.broken),
             panicked: std::mem::take(&mut status.panicked),
             config_changed: std::mem::take(&mut status.config_changed),
+            pause: (status.pauses != status.known_pauses).then_some(status.pauses),
             wanted: std::mem::take(&mut status.wanted),
         }
     }
@@ -293,6 +338,26 @@ impl Shared {
         self.queues.iter().map(of).collect()
     }
 
+    /// What was measured so far; `None`: nothing is.
+    pub(super) fn metrics(&self) -> Option<Snapshot> {
+        let now = now();
+        let of = |(queue, stats): (&Arc<QueueCounters>, QueueStats)| {
+            let measured = queue.metrics.as_ref()?.read(now);
+            let QueueStats { kicks, calls, in_flight, .. } = stats;
+            Some(QueueSnapshot { kicks, calls, in_flight, measured })
+        };
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Some(Snapshot {
+            queues: self.queues.iter().zip(self.stats()).map(of).collect::<Option<_>>()?,
+            sessions: read(&self.sessions),
+            guest_errors: read(&self.guest_errors),
+        })
+    }
+
+    fn count_guest_error(&self) {
+        self.guest_errors.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(super) fn counters(&self) -> Counters {
         let start =
             Counters { sessions: self.sessions.load(Ordering::Relaxed), ..Counters::default() };
@@ -311,6 +376,13 @@ impl Shared {
     }
 }
 
+/// The counters of one queue.
+fn counters(device: &dyn Device, options: &Options) -> Arc<QueueCounters> {
+    let metrics = || QueueMetrics::new(device.operations(), device.max_queue_size());
+    let metrics = options.measured.then(|| Box::new(metrics()));
+    Arc::new(QueueCounters { metrics, ..QueueCounters::default() })
+}
+
 impl Report for Shared {
     fn queue_began(&self, queue: u16, began: Began) {
         let Began { size, base, named, unfinished } = began;
@@ -322,6 +394,7 @@ impl Report for Shared {
     }
 
     fn queue_broken(&self, queue: u16, error: Broken) {
+        self.count_guest_error();
         let error = match error {
             Broken::Driver(error) => error.to_string(),
             Broken::Memory(error) => error.to_string(),
@@ -332,6 +405,7 @@ impl Report for Shared {
     }
 
     fn request_failed(&self, queue: u16, why: Failed) {
+        self.count_guest_error();
         self.event(Event::RequestFailed { queue, error: why.to_string() });
     }
 

@@ -189,6 +189,12 @@ impl BlockCore {
         HEADER + 1
     }
 
+    /// As [`Device::operations`](crate::device::Device::operations): "other", and those of
+    /// [`BlkOp`] in their order.
+    pub fn operations(&self) -> &'static [&'static str] {
+        &["other", "read", "write", "flush", "discard", "write_zeroes", "get_id"]
+    }
+
     /// As [`Device::config_len`](crate::device::Device::config_len).
     pub fn config_len(&self) -> usize {
         CONFIG_LEN

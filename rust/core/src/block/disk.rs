@@ -272,6 +272,10 @@ impl<D: Disk> Device for BlockDevice<D> {
         self.core.max_request_bytes()
     }
 
+    fn operations(&self) -> &'static [&'static str] {
+        self.core.operations()
+    }
+
     fn framing_bytes(&self) -> u64 {
         self.core.framing_bytes()
     }

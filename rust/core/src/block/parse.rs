@@ -145,6 +145,8 @@ fn check(request: &Request, kind: u32, sector: u64, limits: Limits) -> Result<Ta
         is_legacy.then(|| BlkOp::from_legacy_type(kind)).flatten()
     };
     let op = BlkOp::from_type(kind).or_else(legacy).ok_or(Refusal::UnknownType(kind))?;
+    // The first operation is that of all others.
+    request.mark_operation(op as u8 + 1);
     if limits.read_only && op.modifies() {
         return Err(Refusal::ReadOnly(op));
     }

@@ -25,9 +25,13 @@ pub(crate) struct Slot {
     pub(crate) resubmitted: bool,
     /// Pieces of its chain, as they count for what its queue may have in flight.
     pub(crate) pieces: u32,
+    /// When it was popped, on the clock of metrics; 0: that was not noted.
+    pub(crate) popped: u64,
     pub(super) queue: u16,
     /// The request failed, as far as that is known here.
     failed: AtomicBool,
+    /// Which of the device's operations it is, as far as that is known here.
+    operation: AtomicU8,
     pub(super) completions: Arc<CompletionQueue>,
 }
 
@@ -58,8 +62,10 @@ impl Slot {
             sequence: 0,
             resubmitted: false,
             pieces: 0,
+            popped: 0,
             queue,
             failed: AtomicBool::new(false),
+            operation: AtomicU8::new(0),
             completions,
         })
     }
@@ -78,6 +84,18 @@ impl Slot {
     /// Forgets a failure, before the slot is used again.
     pub(crate) fn forget_failure(&mut self) {
         *self.failed.get_mut() = false;
+    }
+
+    /// As [`Request::mark_operation`](super::Request::mark_operation).
+    #[inline]
+    pub(super) fn mark_operation(&self, operation: u8) {
+        self.operation.store(operation, Ordering::Relaxed);
+    }
+
+    /// Which of the device's operations it is. The slot does not know it any more afterwards.
+    #[inline]
+    pub(crate) fn take_operation(&mut self) -> u8 {
+        std::mem::take(self.operation.get_mut())
     }
 
     /// The device never reports more than it could have written.

@@ -49,6 +49,13 @@ impl Request {
         self.slot().mark_failed();
     }
 
+    /// Notes which of the device's [operations](crate::device::Device::operations) it is, for those
+    /// who count.
+    #[inline]
+    pub fn mark_operation(&self, operation: u8) {
+        self.slot().mark_operation(operation);
+    }
+
     /// The vring that it came from.
     pub fn queue(&self) -> u16 {
         self.slot().queue

@@ -170,6 +170,12 @@ impl QueueCell {
         self.change(|queue| queue.set_enabled(enabled)).map(drop)
     }
 
+    /// The queue was paused, or is not any more: when this returns nothing is popped that was not
+    /// before, or the worker looks again.
+    pub(crate) fn pause_changed(&self) -> Result<(), HeldUp> {
+        self.change(Queue::offer_left).map(drop)
+    }
+
     /// Replaces the call descriptor, and signals the new one.
     pub(crate) fn set_call(&self, call: Option<Notifier>) -> Result<(), HeldUp> {
         self.change(|queue| queue.set_call(call)).map(drop)

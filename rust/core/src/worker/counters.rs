@@ -1,9 +1,11 @@
-//! What a queue has done.
+//! What a queue has done, and whether its owner has paused it.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use crate::metrics::QueueMetrics;
 
 /// What a queue has done since the back-end started. A thread writes these with the queue's lock,
-/// once a batch.
+/// once a batch; all but `paused`.
 #[derive(Debug, Default)]
 pub(crate) struct QueueCounters {
     pub(crate) requests: AtomicU64,
@@ -13,6 +15,10 @@ pub(crate) struct QueueCounters {
     pub(crate) calls: AtomicU64,
     pub(crate) kicks: AtomicU64,
     pub(crate) in_flight: AtomicU32,
+    /// The back-end's owner wants nothing to be taken from the ring, however often it starts.
+    pub(crate) paused: AtomicBool,
+    /// What is measured beyond that, if it is.
+    pub(crate) metrics: Option<Box<QueueMetrics>>,
 }
 
 /// Adds without a locked instruction: no other thread writes while this one has the queue's lock.

@@ -8,6 +8,7 @@ mod counters;
 mod limit;
 mod log;
 mod mailbox;
+mod measure;
 mod notifier;
 mod poll;
 mod pop;
@@ -20,6 +21,7 @@ mod report;
 mod resolve;
 mod stop;
 mod thread;
+mod timing;
 mod translate;
 mod translations;
 

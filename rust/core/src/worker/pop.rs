@@ -43,6 +43,7 @@ impl Queue {
         batch: &mut Batch,
         called: &AtomicU32,
     ) -> Next {
+        self.timing.begin(self.counters.metrics.as_deref());
         let wanted = self.device.batch_limit(self.index, available).max(1);
         self.bad = self.pop_batch(available.min(wanted).min(limit), batch);
         if !batch.is_empty() {
@@ -54,6 +55,7 @@ impl Queue {
                 self.refuse_faulty(batch);
             }
             self.refuse_too_long(batch);
+            self.timing.popped(self.counters.metrics.as_deref(), batch, available);
             self.lent = true;
             return Next::Batch;
         }
@@ -224,6 +226,8 @@ impl Queue {
     /// Leaves a request in the ring.
     pub(super) fn put_back(&mut self, mut slot: Box<Slot>) {
         slot.forget_failure();
+        (slot.popped, _) = (0, slot.take_operation());
+        self.forget_since(slot.token.id);
         if slot.resubmitted {
             self.ring.unpop_unfinished(slot.token, slot.sequence);
         } else {

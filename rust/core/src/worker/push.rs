@@ -21,6 +21,7 @@ impl Queue {
     #[inline]
     pub(super) fn settle(&mut self, batch: &mut Batch) -> Option<RingError> {
         self.lent = false;
+        self.timing.returned(self.counters.metrics.as_deref());
         if self.provided.is_some() {
             self.take_back(batch);
         }
@@ -34,6 +35,7 @@ impl Queue {
         }
         self.push_done(batch);
         self.publish();
+        self.timing.published(self.counters.metrics.as_deref(), self.in_flight > 0);
         let error = self.bad.take()?;
         self.break_with(error)
     }
@@ -78,6 +80,7 @@ impl Queue {
             // They go back when the ring has its place again.
             return self.collected.extend(batch.take_done());
         }
+        self.measure(batch.done_mut());
         let (before, mut bytes) = (self.in_flight, 0);
         for done in batch.take_done() {
             bytes += self.push(done);
@@ -146,6 +149,7 @@ impl Queue {
             self.return_memory(&mut done);
         }
         self.mark(&done, Extent::Whole);
+        self.measure(&mut done);
         let (before, mut bytes) = (self.in_flight, 0);
         for done in done.drain(..) {
             bytes += self.push(done);

@@ -2,12 +2,14 @@
 //! called with the queue's [lock](super::cell) held.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::counters::{QueueCounters, bump};
 use super::notifier::Notifier;
 use super::provided::Provided;
 use super::queue_log::QueueLog;
 use super::report::{Began, Report};
+use super::timing::Timing;
 use super::translations::{Translations, Waits};
 use crate::device::Device;
 use crate::memory::{Memory, Window};
@@ -144,6 +146,7 @@ pub(super) struct Queue {
     /// Once it has happened nothing is popped and nothing is published.
     pub(super) loss: Arc<Loss>,
     pub(super) counters: Arc<QueueCounters>,
+    pub(super) timing: Timing,
     /// Where writes to guest memory are noted.
     pub(super) log: Option<QueueLog>,
 }
@@ -200,6 +203,7 @@ impl Queue {
             detached: false,
             loss,
             counters,
+            timing: Timing::default(),
             log: None,
         };
         queue.set_log(log);
@@ -210,6 +214,7 @@ impl Queue {
 
     /// Asks the driver for kicks; `true` if there is work already.
     pub(super) fn enable_kicks(&mut self) -> bool {
+        self.timing.rest();
         if !self.is_served() || self.is_full() {
             return self.phase == Phase::New || self.is_finishing() && !self.is_full();
         }
@@ -243,7 +248,9 @@ impl Queue {
     /// Whether the ring may be touched other than to give requests back.
     #[inline]
     pub(super) fn is_served(&self) -> bool {
-        self.enabled && self.phase == Phase::Running
+        self.enabled
+            && self.phase == Phase::Running
+            && !self.counters.paused.load(Ordering::Relaxed)
     }
 
     // --- what the front-end changes ------------------------------------------------------------

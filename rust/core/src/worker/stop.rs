@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::queue::{MOST_PIECES, Queue};
+use super::timing::Timing;
 use crate::memory::{Buffers, GuestSlice};
 use crate::request::{Batch, CompletionQueue, Request, Slot};
 use crate::ring_position::RingPosition;
@@ -39,6 +40,7 @@ impl Queue {
         {
             self.mark_chain(token);
             self.ring.unpop(token);
+            self.forget_since(token.id);
             self.in_flight -= 1;
         }
         if self.is_apart() {
@@ -49,6 +51,7 @@ impl Queue {
             if self.completions.revoke(token.id) {
                 self.mark_chain(token);
                 self.ring.push(token, 0);
+                self.forget_since(token.id);
                 self.in_flight -= 1;
             }
         }
@@ -67,6 +70,7 @@ impl Queue {
     /// it may still read.
     pub(super) fn close(&mut self) -> LateRequests {
         self.collect();
+        self.timing = Timing::default();
         self.completions.close();
         let (requests, recorded) = (self.in_flight, self.is_recorded());
         let mut late = LateRequests { requests, recorded, ..LateRequests::default() };
@@ -146,6 +150,9 @@ impl Queue {
     pub(super) fn end(self: Box<Self>) -> Ended {
         let base = self.ring.position();
         self.counters.in_flight.store(0, Ordering::Relaxed);
+        if let Some(metrics) = &self.counters.metrics {
+            metrics.end();
+        }
         // The ring is unmapped with the rest.
         let Self { kick, .. } = *self;
         Ended { base, kick }

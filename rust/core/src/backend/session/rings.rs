@@ -41,6 +41,15 @@ pub(super) enum Rest {
 }
 
 impl Session<'_> {
+    /// Has all queues know that they are paused, or not any more, by the change of this number.
+    pub(super) fn pass_pause_on(&self, number: u64) {
+        for queue in self.vrings.iter().filter_map(|vring| vring.queue.as_ref()) {
+            // One that is held up by guest memory pops nothing now, and looks before it does.
+            let _ = queue.pause_changed();
+        }
+        self.shared().pause_is_known(number);
+    }
+
     pub(super) fn start_ring(
         &mut self,
         setup: RingSetup,

@@ -172,8 +172,11 @@ impl<'a> Session<'a> {
     }
 
     pub(super) fn pending_events(&mut self) -> bool {
-        let PendingEvents { stop, broken, panicked, config_changed, wanted } =
+        let PendingEvents { stop, broken, panicked, config_changed, pause, wanted } =
             self.shared().pending_events();
+        if let Some(pause) = pause {
+            self.pass_pause_on(pause);
+        }
         self.ask_for_translations(wanted);
         if broken {
             self.connection.reset_needed();

@@ -1,0 +1,1 @@
+"""Prometheus from Debian's archive, unpacked into the cache."""
