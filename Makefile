@@ -12,6 +12,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3,$(shell \
     $(name) -c 'import sys; print(sys.executable) if sys.version_info >= (3, 11) else None' \
     2>/dev/null)))
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 # Ends a test program that hangs, which takes minutes otherwise. Cargo names the test before.
 LIMIT := timeout --verbose --kill-after=10 20m
 
@@ -106,7 +107,7 @@ test-wheels: $(WHEEL_TOOLS) ## Tries what is in dist: on old systems, without th
 
 bench: build ## Measures side by side with other back-ends; needs two free cores.
 	.ci/deps bench
-	$(BIN)/python -m benches
+	$(BIN)/python -m benches $(BENCH_ARGS)
 
 deps: ## Installs the system packages that the tests need, or says which are missing.
 	.ci/deps test

@@ -15,7 +15,7 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from benches.contender import CONTENDERS, Load, missing_packages
+from benches.contender import CONTENDERS, Contender, Load, built_before, missing_packages
 from benches.mark import MARKS, Rounds
 
 #: The depth at which the marks are set, for a driver that polls: one that sleeps is the bottleneck
@@ -31,11 +31,14 @@ def main() -> int:
     loads = [
         Load(depth, options.seconds, poll) for depth in options.depth for poll in (True, False)
     ]
+    contenders = {name: CONTENDERS[name] for name in options.only}
+    if options.before is not None:
+        contenders |= built_before(options.before)
     report: dict[str, object] = {"machine": platform.platform(), "processors": os.cpu_count()}
     missed = 0
     for load in loads:
-        rounds = run(load, options.rounds, options.only)
-        print(table(load, rounds))
+        rounds = run(load, options.rounds, contenders)
+        print(table(load, contenders, rounds))
         report[load.name] = {name: [asdict(r) for r in results] for name, results in rounds.items()}
         if load.depth == MARKED_DEPTH and load.polling:
             missed += judge(rounds)
@@ -51,25 +54,28 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument(
+        "--before", type=Path, help="a virtual environment that has another build of the package"
+    )
     parser.add_argument("--depth", type=int, nargs="+", default=[MARKED_DEPTH, 1])
     parser.add_argument("--output", type=Path, default=Path("bench-results/side-by-side.json"))
     return parser.parse_args()
 
 
-def run(load: Load, count: int, names: list[str]) -> Rounds:
+def run(load: Load, count: int, contenders: dict[str, Contender]) -> Rounds:
     """Measures each contender once a round."""
-    rounds: Rounds = {name: [] for name in names}
+    rounds: Rounds = {name: [] for name in contenders}
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         for number in range(count):
-            for name in names if number % 2 == 0 else reversed(names):
-                result = CONTENDERS[name].measure(load, Path(folder))
+            for name in contenders if number % 2 == 0 else reversed(contenders):
+                result = contenders[name].measure(load, Path(folder))
                 rounds[name].append(result)
                 progress = f"{load.name}, round {number + 1}: {name}, {result.iops:,.0f} IOPS"
                 print(progress, file=sys.stderr)
     return rounds
 
 
-def table(load: Load, rounds: Rounds) -> str:
+def table(load: Load, contenders: dict[str, Contender], rounds: Rounds) -> str:
     """The medians of each contender."""
     count = len(next(iter(rounds.values())))
     lines = [
@@ -81,7 +87,7 @@ def table(load: Load, rounds: Rounds) -> str:
             statistics.median(getattr(result, figure) for result in results)
             for figure in ("iops", "cpu_us", "p50_us", "p99_us")
         )
-        title = CONTENDERS[name].name
+        title = contenders[name].name
         lines.append(f"{title:38} {iops:12,.0f} {cpu:8.2f} {p50:8.1f} {p99:8.1f}")
     return "\n".join(lines)
 

@@ -1,8 +1,8 @@
 """The client of a vhost-user server: one run of the load generator, as JSON on stdout.
 
 `python -m benches.client SOCKET PID DEPTH SECONDS [--poll] [--verify] [--packed] [--inflight]
-[--dirty-log]`; PID is the server's, whose
-processor time is read just before and just after the run.
+[--dirty-log] [--iommu]`; PID is the server's, whose processor time is read just before and just
+after the run.
 """
 
 import argparse
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("seconds", type=float)
     parser.add_argument("--poll", action="store_true")
     parser.add_argument("--verify", action="store_true")
-    for name in ("--packed", "--inflight", "--dirty-log"):
+    for name in ("--packed", "--inflight", "--dirty-log", "--iommu"):
         parser.add_argument(name, action="store_true")
     options = parser.parse_args()
     with vu.VirtioBlkDriver(
@@ -31,6 +31,7 @@ def main() -> None:
         packed=options.packed,
         inflight=options.inflight,
         dirty_log=options.dirty_log,
+        iommu=options.iommu,
     ) as driver:
         if options.verify:
             driver.prepare_load()

@@ -152,16 +152,18 @@ def output(command: list[str]) -> str:
     return done.stdout[done.stdout.index("{") :]
 
 
-def ours(target: str) -> Callable[[Setting], list[str]]:
+def ours(target: str, tool: str = TOOL) -> Callable[[Setting], list[str]]:
     """A device class, served by the command line."""
     return lambda setting: [
-        *(TOOL, "run", target, f"size={setting.size}", "--socket-path", str(setting.socket))
+        *(tool, "run", target, f"size={setting.size}", "--socket-path", str(setting.socket))
     ]
 
 
-def our_file(setting: Setting) -> list[str]:
+def our_file(tool: str = TOOL) -> Callable[[Setting], list[str]]:
     """The file device."""
-    return [TOOL, "blk", "--socket-path", str(setting.socket), "--blk-file", str(setting.image)]
+    return lambda setting: [
+        *(tool, "blk", "--socket-path", str(setting.socket), "--blk-file", str(setting.image))
+    ]
 
 
 def storage_daemon(node: str) -> Callable[[Setting], list[str]]:
@@ -202,17 +204,20 @@ CONTENDERS = {
         FILE,
         driver=("--packed", "--inflight"),
     ),
+    "null-iommu": Contender(
+        "null device, behind an IOMMU", ours("vhost_user:NullDisk"), FILE, driver=("--iommu",)
+    ),
     "qsd-null": Contender(
         "qemu-storage-daemon, null-co",
         storage_daemon("driver=null-co,size={size},read-zeroes=off"),
         FILE,
     ),
-    "file": Contender("FileDisk, Rust", our_file, FILE, verified=True),
+    "file": Contender("FileDisk, Rust", our_file(), FILE, verified=True),
     "file-packed": Contender(
-        "FileDisk, packed ring", our_file, FILE, verified=True, driver=("--packed",)
+        "FileDisk, packed ring", our_file(), FILE, verified=True, driver=("--packed",)
     ),
     "file-log": Contender(
-        "FileDisk, dirty log", our_file, FILE, verified=True, driver=("--dirty-log",)
+        "FileDisk, dirty log", our_file(), FILE, verified=True, driver=("--dirty-log",)
     ),
     "qsd-threads": Contender(
         "qemu-storage-daemon, file, threads",
@@ -240,6 +245,19 @@ CONTENDERS = {
     ),
     "nbdkit": Contender("RAM disk, nbdkit's Python plugin", nbdkit, RAM, nbd=True),
 }
+
+
+def built_before(environment: Path) -> dict[str, Contender]:
+    """Another build of the package, installed in an environment of its own: its servers under the
+    load generator of this one."""
+    tool = str(environment.absolute() / "bin/vhost-user")
+    if not Path(tool).exists():
+        raise SystemExit(f"--before {environment}: there is no {tool}")
+    null, file = ours("vhost_user:NullDisk", tool), our_file(tool)
+    return {
+        "null-before": Contender("null device, the build before", null, FILE),
+        "file-before": Contender("FileDisk, the build before", file, FILE, verified=True),
+    }
 
 
 def missing_packages() -> list[str]:
