@@ -50,7 +50,7 @@ def _status(arguments: Sequence[str] | None) -> int:
     except Failure as failure:
         if "--debug" in given:
             _show_trace(failure)
-        note(f"vhost-user: {failure}")
+        note(f"vhost-user: {failure}", level="error")
         return failure.status
     except Unread:
         return Exit.FAILED
@@ -146,4 +146,5 @@ def _show_trace(failure: Failure) -> None:
     import traceback
 
     if failure.__cause__ is not None:
-        note("".join(traceback.format_exception(failure.__cause__)).rstrip())
+        trace = "".join(traceback.format_exception(failure.__cause__))
+        note(trace.rstrip(), level="error")

@@ -1,13 +1,16 @@
 """``vhost-user blk``: serves an image file as a block device."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
+from .captive import serve_beside
 from .exits import Exit, Failure, one_line
 from .held import follows
 from .hold import around
+from .lines import set_format
 from .parser import OnceDisk, checked
-from .serve import add_options, endpoint, serve, until_signalled
+from .serve import add_options, endpoint, serve
 from .sizes import number_in, power_of_two
 
 HINTS: dict[type[Exception], str] = {
@@ -71,10 +74,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs the command."""
     path = _image(options)
-    endpoint(options)
-    if options.hold:
-        return around(options)
-    return until_signalled(lambda: serve(_disk(path, options), options))
+    set_format(options.log_format)
+
+    def serve_it(listening: Callable[[], None]) -> int:
+        endpoint(options)
+        if options.hold:
+            return around(options, listening)
+        return serve(_disk(path, options), options, listening)
+
+    return serve_beside(options, serve_it)
 
 
 def _serial(text: str) -> str:

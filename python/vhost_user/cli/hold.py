@@ -2,12 +2,19 @@
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
+from . import captive
+from .captive import serve_beside
 from .exits import Exit, Failure, one_line
+from .lines import set_format
 from .parser import Once, checked
-from .serve import add_socket_options, endpoint, until_signalled
+from .serve import add_log_format, add_socket_options, endpoint, until_signalled
 from .sizes import number_in
+
+if TYPE_CHECKING:
+    from .keeper import Keeper
 
 GIVE_UP_AFTER = 8
 """How many back-ends in a row may die at once."""
@@ -25,6 +32,7 @@ OWN = {
     "--hold": False,
     "--reload": False,
     "--give-up-after": True,
+    "--run": True,
 }
 """Options of ``blk`` and ``run`` that are the keeper's, and whether they have a value."""
 
@@ -40,8 +48,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "socket", nargs="?", metavar="SOCKET", help="listen here; the same as --socket-path"
     )
-    add_socket_options(parser.add_argument_group("the socket"))
+    socket = parser.add_argument_group("the socket")
+    add_socket_options(socket)
+    captive.add_option(socket)
     add_options(parser)
+    add_log_format(parser)
 
 
 def add_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
@@ -64,14 +75,18 @@ def run(options: argparse.Namespace) -> int:
     if options.socket is not None and options.socket_path is not None:
         raise Failure("SOCKET or --socket-path PATH: not both", status=Exit.USAGE)
     options.socket_path = options.socket_path or options.socket
-    return keep(options, options.command)
+    set_format(options.log_format)
+    return serve_beside(options, lambda listening: keep(options, options.command, listening))
 
 
-def around(options: argparse.Namespace, *, watched: bool = False) -> int:
-    """Holds the very command that was given, which is then run without its socket."""
+def around(
+    options: argparse.Namespace, listening: Callable[[], None], *, watched: bool = False
+) -> int:
+    """Holds the very command that was given, which is then run without its socket. Calls
+    ``listening`` when front-ends can connect."""
     name, *rest = options.given
     command = [sys.executable, "-P", "-m", "vhost_user", name, *without_own(rest)]
-    return keep(options, command, watched=watched)
+    return keep(options, command, listening, watched=watched)
 
 
 def without_own(arguments: Iterable[str]) -> list[str]:
@@ -89,13 +104,19 @@ def without_own(arguments: Iterable[str]) -> list[str]:
     return left
 
 
-def keep(options: argparse.Namespace, command: Sequence[str], *, watched: bool = False) -> int:
+def keep(
+    options: argparse.Namespace,
+    command: Sequence[str],
+    listening: Callable[[], None],
+    *,
+    watched: bool = False,
+) -> int:
     """Keeps front-ends for ``command`` until a signal ends it."""
     where = endpoint(options)
-    return until_signalled(lambda: _keep(options, command, where, watched))
+    return until_signalled(lambda: _keeper(options, command, watched).run(where, listening))
 
 
-def _keep(options: argparse.Namespace, command: Sequence[str], where: str, watched: bool) -> int:
+def _keeper(options: argparse.Namespace, command: Sequence[str], watched: bool) -> "Keeper":
     from .keeper import Keeper, open_relay
     from .sources import Sources
 
@@ -110,11 +131,10 @@ def _keep(options: argparse.Namespace, command: Sequence[str], where: str, watch
     except (OSError, ValueError) as error:
         raise Failure(one_line(error)) from error
     limit = GIVE_UP_AFTER if options.give_up_after is None else options.give_up_after
-    keeper = Keeper(
+    return Keeper(
         relay,
         command,
         give_up_after=limit,
         once=options.once,
         sources=Sources() if watched else None,
     )
-    return keeper.run(where)

@@ -79,13 +79,14 @@ class Keeper:
         self._upgrade_wanted = False
         self._notes = LimitedNotes()
 
-    def run(self, where: str) -> int:
-        """Serves until a signal ends it."""
+    def run(self, where: str, listening: Callable[[], None]) -> int:
+        """Serves until a signal ends it. Calls ``listening`` when front-ends can connect."""
         with self._signals():
             restored = self._restore()
             self._child = self._start_again() if restored else self._start()
             try:
                 self._attach_first(where, restored)
+                listening()
                 while self._turn():
                     self._tell_not_stored()
                 return Exit.OK

@@ -1,19 +1,28 @@
-"""Log records on standard error, as plain lines."""
+"""Log records on standard error, in the form of all lines there."""
 
 import logging
 import os
 import sys
 import warnings
 
+from .lines import is_plain, line
+
 STDERR = 2
 
 
-class Plain(logging.Formatter):
-    """``warning: text``, with the traceback below it if there is one."""
+class Line(logging.Formatter):
+    """``warning: text``, with the traceback below it if there is one; or in the other forms."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as text."""
-        return f"{record.levelname.lower()}: {super().format(record)}"
+        level = record.levelname.lower()
+        if is_plain():
+            return f"{level}: {super().format(record)}"
+        trace = self.formatException(record.exc_info) if record.exc_info else None
+        text = record.getMessage()
+        more = {"thread": record.threadName}
+        at = record.created
+        return line(text, level=level, logger=record.name, at=at, exception=trace, more=more)
 
 
 class Stderr(logging.Handler):
@@ -57,7 +66,7 @@ def to_stderr(level: str) -> None:
     handler: logging.Handler = logging.NullHandler()
     if sys.stderr is not None:
         handler = Stderr(sys.stderr.encoding)
-    handler.setFormatter(Plain("%(message)s"))
+    handler.setFormatter(Line("%(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler])
     logging.captureWarnings(True)
     warnings.simplefilter("default", ResourceWarning)

@@ -1,13 +1,15 @@
 """``vhost-user run``: serves a device class from a Python file or module."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from .captive import serve_beside
 from .exits import Exit, Failure
 from .held import tell_sources
 from .hold import around
-from .serve import add_options, endpoint, serve, until_signalled
+from .lines import set_format
+from .serve import add_options, endpoint, serve
 from .settings import describe, make, read_settings
 from .streams import out
 from .target import load
@@ -52,10 +54,15 @@ def run(options: argparse.Namespace) -> int:
         out(describe(load(options.target)))
         out("\nvhost-user run --help tells the options of every device.")
         return Exit.OK
-    endpoint(options)
-    if options.hold or options.reload:
-        return around(options, watched=options.reload)
-    return until_signalled(lambda: serve(make_device(options.target, options.settings), options))
+    set_format(options.log_format)
+
+    def serve_it(listening: Callable[[], None]) -> int:
+        endpoint(options)
+        if options.hold or options.reload:
+            return around(options, listening, watched=options.reload)
+        return serve(make_device(options.target, options.settings), options, listening)
+
+    return serve_beside(options, serve_it)
 
 
 def make_device(text: str, settings: Sequence[str]) -> "Device":

@@ -23,6 +23,7 @@ from . import stats, xen
 from .device_types import BLOCK, type_name
 from .exits import Exit, Failure, one_line
 from .held import is_held
+from .lines import FORMATS
 from .parser import Once, checked
 from .sizes import format_size, number_in, seconds_in
 from .streams import note
@@ -43,7 +44,7 @@ class Ended(BaseException):
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of every server."""
-    from . import hold
+    from . import captive, hold
 
     socket = parser.add_argument_group("the socket")
     add_socket_options(socket)
@@ -54,6 +55,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "upgraded (SIGHUP)",
     )
     hold.add_options(socket)
+    captive.add_option(socket)
     memory = parser.add_argument_group("guest memory")
     memory.add_argument(
         "--any-memory-file",
@@ -149,6 +151,7 @@ def _add_tuning(tuning: argparse._ArgumentGroup) -> None:
         default=0,
         help="show records of level info too, and those of level debug if given twice",
     )
+    add_log_format(tuning)
     tuning.add_argument(
         "--metrics",
         type=checked(_metrics_address),
@@ -161,6 +164,17 @@ def _add_tuning(tuning: argparse._ArgumentGroup) -> None:
         type=checked(seconds_in(MIN_INTERVAL, MAX_INTERVAL)),
         metavar="SECONDS",
         help="tell on standard error what was done in each so many seconds, if anything was",
+    )
+
+
+def add_log_format(group: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
+    """Adds ``--log-format``."""
+    group.add_argument(
+        "--log-format",
+        choices=FORMATS,
+        default="text",
+        help="how lines on standard error are written: for people (text), as a JSON object each, "
+        "or with their priority for systemd's journal",
     )
 
 
@@ -208,8 +222,11 @@ def until_signalled(body: Callable[[], int]) -> int:
             signal.signal(number, handler)
 
 
-def serve(device: Any, options: argparse.Namespace) -> int:
-    """Serves ``device`` until a signal or the device itself ends it."""
+def serve(
+    device: Any, options: argparse.Namespace, listening: Callable[[], None] = lambda: None
+) -> int:
+    """Serves ``device`` until a signal or the device itself ends it. Calls ``listening`` when
+    front-ends can connect."""
     from vhost_user import Backend, VhostUserError, set_total_copy_budget
 
     from .log import to_stderr
@@ -233,6 +250,7 @@ def serve(device: Any, options: argparse.Namespace) -> int:
         with stats.reported(backend.stats, options.stats):
             if not is_held():
                 note(f"{where}  {'  '.join(words)}")
+            listening()
             backend.run()
     except Exception as error:
         backend.stop()

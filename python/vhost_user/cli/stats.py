@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from .lines import line
 from .sizes import about
 
 if TYPE_CHECKING:
@@ -41,6 +42,10 @@ def reported(ask: Callable[[], Sequence["QueueStats"]], seconds: float | None) -
         report.tell()
 
 
+COUNTED = ("requests", "bytes", "errors", "kicks", "calls")
+"""The numbers of a queue that only grow."""
+
+
 class _Report:
     """What was told last, and when."""
 
@@ -52,37 +57,41 @@ class _Report:
 
     def tell(self) -> None:
         now, at = list(self._ask()), time.monotonic()
-        line = describe(self._told, now, at - self._at)
+        done = difference(self._told, now)
         # A line that nobody takes is not kept: the next has its numbers too.
-        if line is None or _written(line):
+        if not any(done.values()) or _written(_line(done, at - self._at)):
             self._told, self._at = now, at
 
 
-def describe(
-    before: Sequence["QueueStats"], now: Sequence["QueueStats"], seconds: float
-) -> str | None:
-    """The difference in words, all queues together; None if nothing happened and nothing is in
-    flight."""
+def difference(before: Sequence["QueueStats"], now: Sequence["QueueStats"]) -> dict[str, int]:
+    """What was done in between, all queues together, and what is in flight."""
+    done = {
+        name: sum(getattr(b, name) - getattr(a, name) for a, b in zip(before, now, strict=True))
+        for name in COUNTED
+    }
+    return {**done, "in_flight": sum(queue.in_flight for queue in now)}
 
-    def total(name: str) -> int:
-        return sum(getattr(b, name) - getattr(a, name) for a, b in zip(before, now, strict=True))
 
-    requests, data = total("requests"), total("bytes")
-    others = {name: total(name) for name in ("errors", "kicks", "calls")}
-    in_flight = sum(queue.in_flight for queue in now)
-    if not (requests or in_flight or any(others.values())):
-        return None
+def _line(done: dict[str, int], seconds: float) -> str:
+    numbers: dict[str, object] = {"seconds": round(seconds, 3), **done}
+    return line(describe(done, seconds), logger="vhost_user.stats", more={"stats": numbers})
+
+
+def describe(done: dict[str, int], seconds: float) -> str:
+    """What was done in so many seconds, in words."""
     seconds = max(seconds, 1e-3)
+    requests, data = done["requests"], done["bytes"]
+    others = {name: done[name] for name in ("errors", "kicks", "calls")}
     words = [
         f"{requests} requests ({requests / seconds:.0f}/s)",
         f"{about(data)} ({about(data / seconds)}/s)",
         *(f"{count} {name}" for name, count in others.items()),
-        f"{in_flight} in flight",
+        f"{done['in_flight']} in flight",
     ]
     return f"stats: {seconds:.1f} s: {', '.join(words)}"
 
 
-def _written(line: str) -> bool:
+def _written(text: str) -> bool:
     """Writes a line to standard error, past Python's buffer and its lock, if there is room for it
     now: a reader that has stopped to read must not hold the server's end up."""
     try:
@@ -91,7 +100,7 @@ def _written(line: str) -> bool:
         poll.register(descriptor, select.POLLOUT)
         if not any(event & select.POLLOUT for _, event in poll.poll(0)):
             return False
-        os.write(descriptor, f"{line}\n".encode())
+        os.write(descriptor, f"{text}\n".encode())
     except (AttributeError, OSError, ValueError):
         return True  # There is no such place, or nobody is there any more.
     return True

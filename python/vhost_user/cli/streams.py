@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from .exits import Failure, Unread
+from .lines import line as as_line
 
 FLUSH_LIMIT = 1.0
 """Seconds that a reader of standard error has at the end."""
@@ -46,12 +47,19 @@ def flush_out() -> None:
             sys.stdout.flush()
 
 
-def note(line: str) -> None:
-    """Tells the user something, on standard error, whether or not anybody reads it."""
+TROUBLE = "vhost-user: "
+"""What a line begins with that tells of something wrong."""
+
+
+def note(text: str, level: str | None = None) -> None:
+    """Tells the user something, on standard error, whether or not anybody reads it. ``level`` is
+    that of a log record, for those who have asked for lines that have one."""
     if sys.stderr is None:
         return
+    if level is None:
+        level = "warning" if text.startswith(TROUBLE) else "info"
     try:
-        sys.stderr.write(line + "\n")
+        sys.stderr.write(as_line(text, level=level) + "\n")
         sys.stderr.flush()
     except OSError:
         pass
