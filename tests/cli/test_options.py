@@ -30,13 +30,14 @@ SERVERS = {
     "--on-error": ("raise", "invalid choice: 'raise' (choose from 'report', 'stop')"),
     "--log-level": ("loud", "(choose from 'debug', 'info', 'warning', 'error')"),
     "--metrics": ("0.0.0.0:9100", "use 127.0.0.1:9100 and a proxy that asks who it is"),
+    "--log-format": ("xml", "(choose from 'text', 'json', 'journal')"),
     "--stats": ("0", "'0' is not a number of seconds from 0.1 to 86400"),
     "--xen": ("new", "'new' is none of auto, merged, review, message"),
     "--xen-domain": ("32752", "domain is 0 to 32751, not 32752"),
     "--xen-copy-below": ("-1", "copy_below is 0 to 9223372036854775807, not -1"),
 }
 CLIENTS = {"--timeout": ("0", "'0' is not a number of seconds from 0.001 to 86400")}
-HELD = ("--fd", "--mode", "--group", "--give-up-after")
+HELD = ("--fd", "--mode", "--group", "--give-up-after", "--log-format")
 
 WRONG: dict[str, dict[str, tuple[str, str]]] = {
     "blk": SERVERS
@@ -65,6 +66,9 @@ WRONG: dict[str, dict[str, tuple[str, str]]] = {
         "--vmm-version": ("new", "'new' is not a version"),
     },
     "doctor": {},
+    "new": {"--type": ("-1", TYPES)},
+    "completion": {},
+    "man": {},
     "demo": {
         "--size": ("513", "'513' is not a multiple of 512 bytes from 512 to 9223372036854775296"),
         "--seconds": ("-1", "'-1' is not a number of seconds from 0.001 to 86400"),
@@ -74,7 +78,7 @@ WRONG: dict[str, dict[str, tuple[str, str]]] = {
 
 TEXT = {
     *("--socket-path", "--blk-file", "--image", "--device"),
-    *("--socket", "--user", "--program"),
+    *("--socket", "--user", "--program", "--run"),
 }
 """Options that take any text: a path, or what a file names."""
 

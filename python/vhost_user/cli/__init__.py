@@ -8,6 +8,8 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from .exits import Exit, Failure, Unread
 from .streams import (
@@ -19,6 +21,9 @@ from .streams import (
     show_any_name,
 )
 
+if TYPE_CHECKING:
+    from .parser import Parser
+
 COMMANDS = {
     "blk": "serve an image file as a block device",
     "run": "serve a device class from a Python file or module",
@@ -29,6 +34,8 @@ COMMANDS = {
     "new": "make a package for a device, with a test that passes",
     "bench": "measure the block device at a socket",
     "demo": "serve three disks, drive them and check every byte",
+    "completion": "print what lets a shell complete the command line",
+    "man": "print the manual page",
 }
 
 
@@ -76,7 +83,8 @@ def _dispatch(arguments: list[str]) -> int:
     return _run(command, arguments[1:])
 
 
-def _run(command: str, arguments: list[str]) -> int:
+def configured(command: str) -> tuple[ModuleType, "Parser"]:
+    """The module of a command, and the parser of its arguments."""
     from .parser import Parser
 
     module = importlib.import_module(f".{command}", __name__)
@@ -85,6 +93,11 @@ def _run(command: str, arguments: list[str]) -> int:
     parser = Parser(command, f"{summary[0].upper()}{summary[1:]}.", add_help=command != "run")
     module.configure(parser)
     parser.add_argument("--debug", action="store_true", help="show errors with their traceback")
+    return module, parser
+
+
+def _run(command: str, arguments: list[str]) -> int:
+    module, parser = configured(command)
     own, behind = _own_and_behind(command, arguments)
     try:
         options = parser.parse(own)

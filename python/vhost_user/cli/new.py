@@ -27,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "kind",
         metavar="KIND",
-        choices=KINDS,
+        choices=tuple(KINDS),
         help=", ".join(f"{kind}: {what}" for kind, what in KINDS.items()),
     )
     parser.add_argument(

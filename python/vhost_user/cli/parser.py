@@ -23,6 +23,11 @@ class Parser(argparse.ArgumentParser):
             **options,
         )
 
+    @property
+    def arguments(self) -> Sequence[argparse.Action]:
+        """All arguments and options that it has been told of."""
+        return self._actions
+
     def print_help(self, file: Any = None) -> None:
         """Prints the help as the command prints everything; ``file`` is not looked at."""
         out(self.format_help().rstrip("\n"))

@@ -53,7 +53,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--for",
         dest="vmm",
         required=True,
-        choices=MODULES,
+        choices=tuple(MODULES),
         metavar="VMM",
         help=f"what runs the virtual machine: {', '.join(MODULES)}",
     )
