@@ -60,7 +60,7 @@ mod xen;
 use pyo3::prelude::*;
 
 /// The Rust core of `vhost_user`.
-#[pymodule]
+#[pymodule(gil_used = false)]
 mod _core {
     #[pymodule_export]
     use super::backend::Backend;
@@ -90,6 +90,7 @@ mod _core {
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         super::interpreter::check_main(module.py())?;
+        super::object::ask_for_lock(module.py())?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 
