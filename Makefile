@@ -13,6 +13,8 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3,$(shell \
     2>/dev/null)))
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+# Connections that a test opens at random; 1000000 take some minutes.
+MODEL_SEQUENCES ?= 400000
 # Ends a test program that hangs, which takes minutes otherwise. Cargo names the test before.
 LIMIT := timeout --verbose --kill-after=10 20m
 
@@ -63,7 +65,7 @@ lint: $(TOOLS) ## Checks format, lints and types, with warnings as errors.
 	$(BIN)/mypy
 
 test-rust: deps ## Runs the core's own tests.
-	MODEL_SEQUENCES=1000000 $(LIMIT) $(CARGO) test --locked -p vhost-user-core -p vhost-user-python
+	MODEL_SEQUENCES=$(MODEL_SEQUENCES) $(LIMIT) $(CARGO) test --locked -p vhost-user-core -p vhost-user-python
 
 protocol-page: ## Writes the tables of docs/protocol.md anew, from the core and the names of its tests.
 	PROTOCOL_PAGE=write $(CARGO) test --locked -p vhost-user-core --test connection page::

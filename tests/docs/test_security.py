@@ -53,11 +53,15 @@ def test_each_promise_names_a_test() -> None:
     assert unshown(PAGE) == []
 
 
-def test_nothing_that_serves_starts_a_program() -> None:
-    """The demo does, with a disk in a process of its own, and the keeper, which serves nothing."""
+STARTERS = {"child", "captive", "demo", "health/socket_rights", "vmm/program"}
+"""Files of the command that start programs: the keeper, which serves nothing; `--run`, as its
+user says; the demo; and what looks at the host and the programs that it has."""
+
+
+def test_nothing_starts_a_program_but_what_has_to() -> None:
     python = {path: path.read_text() for path in PACKAGE.rglob("*.py")}
     starting = {path for path, source in python.items() if STARTS_PROGRAMS.search(source)}
-    assert starting == {PACKAGE / "cli/child.py", PACKAGE / "cli/demo.py"}
+    assert starting == {PACKAGE / f"cli/{name}.py" for name in STARTERS}
     rust = [p for c in ("core", "python") for p in (PROJECT / "rust" / c / "src").rglob("*.rs")]
     assert rust
     assert [path for path in rust if "process::Command" in path.read_text()] == []
