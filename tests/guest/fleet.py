@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from hold.held import Held
 from rig import failure
 
 from .command import BlkCommand, ServeCommand
@@ -58,7 +59,7 @@ class Fleet:
 
     def machine(
         self,
-        back_end: ServeCommand,
+        back_end: ServeCommand | Held,
         suite: str = NEWEST,
         *,
         properties: str = "",

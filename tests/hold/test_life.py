@@ -114,6 +114,19 @@ def test_the_next_back_end_leaves_an_image_alone_whose_guest_has_moved(folder: P
         assert sector(front) == bytes(512)
 
 
+def test_the_next_back_end_has_its_image_while_another_one_waits_for_the_guest(
+    folder: Path,
+) -> None:
+    with Held.around(folder, *BACK_ENDS["blk"], options=["--give-up-after=2"]) as held:
+        front = held.connect().start()
+        other = folder / "other"
+        other.mkdir()
+        (other / "disk.img").symlink_to(folder / "disk.img")
+        with Held.around(other, *COMMAND, "blk", "disk.img", "--incoming"):
+            held.kill_back_end()
+            assert sector(front) == bytes(512)
+
+
 def test_where_ends_of_children_are_ignored_they_are_seen_all_the_same(folder: Path) -> None:
     ignore = "signal.signal(signal.SIGCHLD, signal.SIG_IGN)"
     execute = f"import os, signal, sys; {ignore}; os.execv(sys.argv[1], sys.argv[1:])"

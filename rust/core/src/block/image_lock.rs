@@ -8,12 +8,15 @@
 //! |---|---|---|
 //! | all data | alone, while rings run, and from its start to the first rings | a back-end that writes |
 //! | all data | shared, as long as the image is open | back-ends that only read |
-//! | the writer's mark | shared, as long as the image is open | back-ends that write |
+//! | the writer's mark | shared, as long as the image is open | back-ends that write, once the guest was there |
+//! | the mark of who waits | shared, as long as the image is open | back-ends that a guest is to come to |
 //! | the readers' mark | shared, as long as the image is open | back-ends that only read |
 //!
 //! The marks keep a back-end from an image that another one has open, unless it is told that a guest
-//! is to come from there: then it takes the lock when its rings start, and not before. The lock on
-//! all data keeps out programs that lock parts of it too, as QEMU does with its bytes 100 to 263.
+//! is to come from there: then it takes the lock when its rings start, and not before. Who only waits
+//! for a guest does not keep the guest's back-end from the image, which may have died and start again.
+//! The lock on all data keeps out programs that lock parts of it too, as QEMU does with its bytes 100
+//! to 263.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -32,6 +35,7 @@ const MARKS: i64 = 1 << 62;
 const DATA: LockRange = LockRange { start: 0, length: MARKS };
 const WRITER: LockRange = LockRange { start: MARKS, length: 1 };
 const READERS: LockRange = LockRange { start: MARKS + 1, length: 1 };
+const WAITING: LockRange = LockRange { start: MARKS + 2, length: 1 };
 
 /// A back-end that starts holds the writer's mark alone for as long as it takes to look for
 /// others. One that starts at the same moment tries again.
@@ -101,6 +105,7 @@ impl ImageLock {
             Sharing::Readers => {
                 take(&fd, Hold::Shared, READERS)?;
                 keep_out(&fd, WRITER)?;
+                keep_out(&fd, WAITING)?;
                 take(&fd, Hold::Shared, DATA)?;
             }
             Sharing::None => {
@@ -110,7 +115,7 @@ impl ImageLock {
                 take(&fd, Hold::Shared, WRITER)?;
             }
             Sharing::Incoming => {
-                take_soon(&fd, Hold::Shared, WRITER)?;
+                take(&fd, Hold::Shared, WAITING)?;
                 keep_out(&fd, READERS)?;
             }
         }
@@ -125,6 +130,10 @@ impl ImageLock {
             return Ok(Meanwhile::Nothing);
         }
         take(&self.fd, Hold::Alone, DATA)?;
+        if let Err(error) = take_soon(&self.fd, Hold::Shared, WRITER) {
+            unlock_range(self.fd.as_fd(), DATA)?;
+            return Err(error);
+        }
         state.taken = true;
         self.drop_cache();
         match state.left.take() {

@@ -44,6 +44,34 @@ fn the_lock_goes_from_the_source_to_the_destination_and_back() {
 }
 
 #[test]
+fn who_waits_for_a_guest_keeps_out_no_back_end_of_the_guest_that_starts_again() {
+    let dir = Dir::new();
+    let path = dir.image(4096);
+    let (source, destination) = (open(&path, Sharing::None), open(&path, Sharing::Incoming));
+    source.take().unwrap();
+    drop(source);
+    let again = open(&path, Sharing::None);
+    assert_in_use(&destination);
+    again.take().unwrap();
+    again.give_up(true).unwrap();
+    destination.take().unwrap();
+    destination.give_up(true).unwrap();
+    drop(again);
+    // The guest is there now, though it does not run.
+    let error = FileDisk::open(&path, Sharing::None).expect_err("a guest has it").to_string();
+    assert!(error.contains("in use"), "{error}");
+}
+
+#[test]
+fn nobody_only_reads_what_a_guest_is_to_come_to() {
+    let dir = Dir::new();
+    let path = dir.image(4096);
+    let _destination = open(&path, Sharing::Incoming);
+    let error = FileDisk::open(&path, Sharing::Readers).expect_err("it waits").to_string();
+    assert!(error.contains("in use"), "{error}");
+}
+
+#[test]
 fn an_image_whose_guest_is_paused_can_be_opened_for_that_guest_alone() {
     let dir = Dir::new();
     let path = dir.image(4096);
