@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from peer.front_end import FrontEnd
 from peer.process import eventually
 from rig.service_manager import SYSTEMD, ServiceManager
 
-from .test_units import HARDENING, PAGE, SERVICES, write_units
+from .test_units import HARDENING, PAGES, SERVICES, write_units
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not SYSTEMD.exists(), reason="needs root and an installed systemd"
@@ -46,6 +47,10 @@ def write(manager: ServiceManager, socket: str, data: bytes) -> None:
         assert front.blk().write(0, data).status == Status.OK
         assert front.blk().flush().status == Status.OK
     assert manager.path("/srv/disk.img").read_bytes()[:SECTOR] == data
+
+
+def shows(manager: ServiceManager, unit: str, name: str, value: str) -> bool:
+    return manager.show(unit, name) == value
 
 
 def status_of(manager: ServiceManager, unit: str) -> dict[str, str]:
@@ -88,6 +93,19 @@ def test_a_service_that_dies_is_started_again(manager: ServiceManager) -> None:
     write(manager, socket, b"y" * SECTOR)
 
 
+def test_a_keeper_that_dies_leaves_its_front_end_to_the_next(manager: ServiceManager) -> None:
+    unit, socket = "vhost-disk-held.service", "/run/vhost-disk/disk.sock"
+    manager.systemctl("start", unit)
+    with FrontEnd.connect(str(manager.path(socket))).start() as front:
+        for kills, data in enumerate((b"a" * SECTOR, b"b" * SECTOR, b"c" * SECTOR)):
+            assert eventually(partial(shows, manager, unit, "NRestarts", str(kills)))
+            assert front.blk().write(0, data).status == Status.OK
+            assert front.blk().flush().status == Status.OK
+            assert manager.path("/srv/disk.img").read_bytes()[:SECTOR] == data
+            assert eventually(partial(shows, manager, unit, "ActiveState", "active"))
+            os.kill(manager.host_pid(int(manager.show(unit, "MainPID"))), signal.SIGKILL)
+
+
 def test_the_first_front_end_starts_the_service_of_a_socket(manager: ServiceManager) -> None:
     name, socket = "vhost-disk-on-demand", "/run/vhost-disk.sock"
     manager.systemctl("start", f"{name}.socket")
@@ -121,7 +139,7 @@ def exposure(name: str, folder: Path) -> float:
 @pytest.mark.parametrize("name", SERVICES)
 def test_the_page_has_the_points_for_exposure(name: str, tmp_path: Path) -> None:
     said = r"exposed by (\S+) of 10 points, and by (\S+) without\."
-    with_it, without = re.findall(said, PAGE.read_text())[0]
+    with_it, without = re.findall(said, PAGES[0].read_text())[0]
     write_units(tmp_path, "/bin/true")
     # What counts how much differs a little between versions of systemd.
     assert exposure(name, tmp_path) == pytest.approx(float(with_it), abs=0.5)

@@ -66,9 +66,11 @@ exec /usr/lib/systemd/systemd --system --unit=world.target --show-status=no
 
 COMMAND = """\
 #!/opt/python/bin/python3 -P
+import os
 import sys
 
 sys.path.insert(0, "/opt/package")
+os.environ["PYTHONPATH"] = "/opt/package"  # For the back-end that a keeper starts.
 from vhost_user.cli import main
 
 sys.exit(main())
