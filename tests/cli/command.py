@@ -37,6 +37,14 @@ def run(*words: str, **options: Any) -> Result:
     return Result(done.returncode, done.stdout, done.stderr)
 
 
+def _line_of(fd: int) -> str:
+    """The next line, and nothing of what follows, which ``communicate`` would not find."""
+    line = bytearray()
+    while (byte := os.read(fd, 1)) not in (b"", b"\n"):
+        line += byte
+    return line.decode()
+
+
 class Server:
     """A command that serves; a context manager that ends it.
 
@@ -53,7 +61,7 @@ class Server:
             pass_fds=pass_fds,
         )
         assert self.process.stderr is not None
-        self.first_line = self.process.stderr.readline().rstrip("\n")
+        self.first_line = _line_of(self.process.stderr.fileno())
 
     def send(self, number: signal.Signals) -> None:
         os.kill(self.process.pid, number)

@@ -17,7 +17,7 @@ class Disk(RamDisk):
         made_since.append(tracemalloc.get_object_traceback(batch) is not None)
         tracemalloc.clear_traces()
         for request in batch:
-            request.fail("not now")
+            request.fail(OSError(5, "worn out"))
 made_since = []
 tracemalloc.start()
 with vu.Backend(Disk(), socket=SOCKET), open_driver(SOCKET) as driver:
