@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from ._core import Metrics
+    from .control import Control
     from .signals import StopSignals
     from .stats import QueueStats
     from .xen import XenOptions
@@ -126,6 +127,7 @@ class Backend:
         on_error: Literal["report", "raise", "stop"] = "report",
         xen: XenOptions | None = None,
         metrics: str | None = None,
+        control: Path | None = None,
     ) -> None:
         """Nothing happens before ``start``.
 
@@ -159,6 +161,8 @@ class Backend:
         format too: by HTTP at a Unix socket that its owner alone may use ("unix:PATH") or a port
         that this host alone reaches ("127.0.0.1:9100", "[::1]:9100"; port 0 is one that the system
         chooses), or in a file for the textfile collector, replaced every 10 seconds ("file:PATH").
+        ``control``: the path of a socket at which ``vhost-user ctl`` gives orders; its owner
+        alone may use it. What ``metrics()`` tells is measured then too.
 
         Raises ``TypeError`` for a device that can do nothing or options of a wrong type,
         ``ValueError`` for options out of range.
@@ -166,7 +170,7 @@ class Backend:
         _check_device(device)
         if socket is not None and fd is not None:
             raise ValueError("socket and fd exclude each other")
-        self._socket = None if socket is None else _checked_socket(socket)
+        self._socket = None if socket is None else _checked_path("socket", socket)
         self._fd = arguments.descriptor("fd", fd)
         self._connect = arguments.flag("connect", connect)
         self._keep_listening = arguments.flag("keep_listening", keep_listening)
@@ -191,6 +195,8 @@ class Backend:
         self._on_error = arguments.choice("on_error", on_error, ON_ERROR)
         self._xen = _checked_options(xen)
         self._metrics = _checked_metrics(metrics)
+        self._control_path = None if control is None else _checked_path("control", control)
+        self._control: Control | None = None
         self._is_held = False
         self._core: _core.Backend | None = None
 
@@ -216,6 +222,8 @@ class Backend:
         core = self._make()
         self._core = self.device.served_by = core
         _running.add(core)
+        if self._control_path is not None:
+            self._open_control(self._control_path)
         systemd.notify("READY=1")
         return self
 
@@ -255,10 +263,28 @@ class Backend:
         """
         self._end(arguments.seconds("drain", drain), FLUSH)
 
+    def _open_control(self, path: str) -> None:
+        from .control import Control  # Not at the top: few have orders to give.
+
+        try:
+            self._control = Control(path, self, patient=self._is_held)
+        except BaseException:
+            self._end(0.0, FLUSH)
+            raise
+
+    def request_stop(self, *, drain: float = DRAIN) -> None:
+        """Asks the back-end to end, and does not wait: requests in flight have ``drain`` seconds.
+        ``run()`` returns when it has. Raises ``VhostUserError`` if it has not started.
+        """
+        self._required().request_stop(drain)
+
     def _end(self, drain: float, flush: float) -> None:
         core = self._core
         if core is None:
             return
+        if self._control is not None:
+            self._control.close()
+            self._control = None
         core.stop(drain, flush=flush)
         if core.state == "stopped":
             _running.discard(core)
@@ -398,7 +424,7 @@ class Backend:
             any_memory_file=self._any_memory_file,
             on_error=self._on_error,
             label=label,
-            measured=self._metrics is not None,
+            measured=self._metrics is not None or self._control_path is not None,
             expose=self._exposed(),
             xen=None if xen is None else (xen.design, xen.copy_below, xen.domain, xen.raw_views),
             guest=None if xen is None else xen._guest,  # noqa: SLF001 - set by a test
@@ -412,16 +438,17 @@ def serve(
     fd: int | None = None,
     xen: XenOptions | None = None,
     metrics: str | None = None,
+    control: Path | None = None,
 ) -> None:
     """Serves ``device`` until SIGTERM or SIGINT: the whole of a program.
 
-    ``socket``, ``fd``, ``xen``, ``metrics``: as ``Backend`` takes them, which has more options and
-    ``run()``.
+    ``socket``, ``fd``, ``xen``, ``metrics``, ``control``: as ``Backend`` takes them, which has more
+    options and ``run()``.
     Shortens the interpreter's switch interval, so that no request waits long for a thread of the
     program's own; a ``Backend`` leaves it alone.
     """
     sys.setswitchinterval(0.0005)
-    Backend(device, socket=socket, fd=fd, xen=xen, metrics=metrics).run()
+    Backend(device, socket=socket, fd=fd, xen=xen, metrics=metrics, control=control).run()
 
 
 def set_total_copy_budget(size: int) -> int:
@@ -545,9 +572,9 @@ def _checked_mode(mode: int) -> int:
     return mode
 
 
-def _checked_socket(socket: Path) -> str:
-    path = arguments.path("socket", socket)
-    return path if isinstance(path, str) else os.fsdecode(path)
+def _checked_path(name: str, path: Path) -> str:
+    found = arguments.path(name, path)
+    return found if isinstance(found, str) else os.fsdecode(found)
 
 
 def _checked_drain(drain: float) -> float:

@@ -66,6 +66,7 @@ WRONG: dict[str, dict[str, tuple[str, str]]] = {
         "--vmm-version": ("new", "'new' is not a version"),
     },
     "doctor": {},
+    "ctl": CLIENTS,
     "new": {"--type": ("-1", TYPES)},
     "completion": {},
     "man": {},
@@ -78,7 +79,7 @@ WRONG: dict[str, dict[str, tuple[str, str]]] = {
 
 TEXT = {
     *("--socket-path", "--blk-file", "--image", "--device"),
-    *("--socket", "--user", "--program", "--run"),
+    *("--socket", "--user", "--program", "--run", "--control"),
 }
 """Options that take any text: a path, or what a file names."""
 

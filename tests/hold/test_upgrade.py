@@ -10,9 +10,11 @@ from peer import wire
 from peer.blk import Status, Type
 from peer.numbers import Request as Message
 from peer.writes import SLOTS, Load
+from vhost_user.cli.control_client import Connection
+from vhost_user.cli.exits import Failure
 
-from .conftest import BACK_ENDS, assert_written
-from .held import COMMAND, SOCKET, Held, sector
+from .conftest import BACK_ENDS, IMAGE, assert_written
+from .held import COMMAND, LIMIT, SOCKET, Held, sector
 
 ROUNDS = 4
 
@@ -184,3 +186,25 @@ vu.serve(Keeping(size=1 << 20))
         (used,) = front.rings[0].wait(1, 60)
         result = disk.result(request)
         assert (used.head, result.status, result.data) == (head, Status.OK, b"\7" * 512)
+
+
+def test_the_control_socket_is_that_of_the_back_end_that_serves(folder: Path) -> None:
+    words = ["blk", IMAGE, "--hold", "--socket-path", SOCKET, "--control", "c.sock"]
+
+    def is_taken_over() -> bool:
+        try:
+            with Connection(str(folder / "c.sock"), LIMIT) as server:
+                return bool(server.ask({"do": "dump"})["pid"] == held.back_end())
+        except Failure:
+            return False
+
+    with Held(folder, [*COMMAND, *words]) as held:
+        held.assert_says("held for process")
+        assert is_taken_over()
+        former = held.back_end()
+        held.process.send_signal(signal.SIGHUP)
+        held.assert_says(f" follows process {former}")
+        held.wait_until(is_taken_over, "the next one's control socket")
+        os.kill(held.back_end(), signal.SIGKILL)
+        held.assert_says(" goes on")
+        held.wait_until(is_taken_over, "the control socket after a death")

@@ -31,6 +31,7 @@ COMMANDS = {
     "info": "tell what the back-end at a socket offers",
     "snippet": "tell what QEMU, libvirt and others need to have a device",
     "doctor": "tell what is missing on this host, and what to do",
+    "ctl": "give orders to a running server",
     "new": "make a package for a device, with a test that passes",
     "bench": "measure the block device at a socket",
     "demo": "serve three disks, drive them and check every byte",

@@ -21,6 +21,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of every client command."""
     parser.add_argument("socket", metavar="SOCKET", help="where the back-end listens")
     parser.add_argument("--json", action="store_true", help="print JSON, with fixed names")
+    add_timeout(parser)
+
+
+def add_timeout(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--timeout``."""
     parser.add_argument(
         "--timeout",
         type=checked(seconds_in(MIN_TIMEOUT, DAY)),

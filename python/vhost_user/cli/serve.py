@@ -160,6 +160,11 @@ def _add_tuning(tuning: argparse._ArgumentGroup) -> None:
         "file:PATH",
     )
     tuning.add_argument(
+        "--control",
+        metavar="PATH",
+        help="take orders of vhost-user ctl at this socket",
+    )
+    tuning.add_argument(
         "--stats",
         type=checked(seconds_in(MIN_INTERVAL, MAX_INTERVAL)),
         metavar="SECONDS",
@@ -291,6 +296,7 @@ def _backend_options(options: argparse.Namespace) -> dict[str, Any]:
         "on_error": options.on_error,
         "xen": xen.xen_options(options),
         "metrics": options.metrics,
+        "control": options.control,
     }
     return {name: value for name, value in given.items() if value is not None}
 
