@@ -161,8 +161,8 @@ class Backend:
         format too: by HTTP at a Unix socket that its owner alone may use ("unix:PATH") or a port
         that this host alone reaches ("127.0.0.1:9100", "[::1]:9100"; port 0 is one that the system
         chooses), or in a file for the textfile collector, replaced every 10 seconds ("file:PATH").
-        ``control``: the path of a socket at which ``vhost-user ctl`` gives orders; its owner
-        alone may use it. What ``metrics()`` tells is measured then too.
+        ``control``: the path of a socket at which ``vhost-user ctl`` gives orders and ``vhost-user
+        top`` looks; its owner alone may use it. What ``metrics()`` tells is measured then too.
 
         Raises ``TypeError`` for a device that can do nothing or options of a wrong type,
         ``ValueError`` for options out of range.

@@ -67,6 +67,11 @@ WRONG: dict[str, dict[str, tuple[str, str]]] = {
     },
     "doctor": {},
     "ctl": CLIENTS,
+    "top": CLIENTS
+    | {
+        "--interval": ("0", "'0' is not a number of seconds from 0.1 to 86400"),
+        "--count": ("0", "'0' is not a number from 1 to 1000000000"),
+    },
     "new": {"--type": ("-1", TYPES)},
     "completion": {},
     "man": {},

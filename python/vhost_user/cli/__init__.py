@@ -32,6 +32,7 @@ COMMANDS = {
     "snippet": "tell what QEMU, libvirt and others need to have a device",
     "doctor": "tell what is missing on this host, and what to do",
     "ctl": "give orders to a running server",
+    "top": "watch a running server, queue by queue",
     "new": "make a package for a device, with a test that passes",
     "bench": "measure the block device at a socket",
     "demo": "serve three disks, drive them and check every byte",

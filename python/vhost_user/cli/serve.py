@@ -162,7 +162,7 @@ def _add_tuning(tuning: argparse._ArgumentGroup) -> None:
     tuning.add_argument(
         "--control",
         metavar="PATH",
-        help="take orders of vhost-user ctl at this socket",
+        help="take orders of vhost-user ctl at this socket, and let vhost-user top look",
     )
     tuning.add_argument(
         "--stats",
