@@ -200,7 +200,7 @@ def test_the_control_socket_is_that_of_the_back_end_that_serves(folder: Path) ->
 
     with Held(folder, [*COMMAND, *words]) as held:
         held.assert_says("held for process")
-        assert is_taken_over()
+        held.wait_until(is_taken_over, "the control socket")
         former = held.back_end()
         held.process.send_signal(signal.SIGHUP)
         held.assert_says(f" follows process {former}")
