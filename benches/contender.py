@@ -159,6 +159,12 @@ def ours(target: str, tool: str = TOOL) -> Callable[[Setting], list[str]]:
     ]
 
 
+def measured(target: str) -> Callable[[Setting], list[str]]:
+    """The same with all that is measured for Prometheus."""
+    command = ours(target)
+    return lambda setting: [*command(setting), "--metrics", f"unix:{setting.folder / 'metrics'}"]
+
+
 def our_file(tool: str = TOOL) -> Callable[[Setting], list[str]]:
     """The file device."""
     return lambda setting: [
@@ -204,6 +210,7 @@ CONTENDERS = {
         FILE,
         driver=("--packed", "--inflight"),
     ),
+    "null-metrics": Contender("null device, metrics on", measured("vhost_user:NullDisk"), FILE),
     "null-iommu": Contender(
         "null device, behind an IOMMU", ours("vhost_user:NullDisk"), FILE, driver=("--iommu",)
     ),
