@@ -13,6 +13,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3,$(shell \
     2>/dev/null)))
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+NEXT ?= minor
 # Connections that a test opens at random; 1000000 take some minutes.
 MODEL_SEQUENCES ?= 400000
 # Ends a test program that hangs, which takes minutes otherwise. Cargo names the test before.
@@ -38,7 +39,7 @@ PEERS := tests/peers/std tests/peers/xen
 .DELETE_ON_ERROR:
 .PHONY: help build build-arm64 demo test lint test-rust protocol-page test-peers test-python test-guest guest-deps \
     test-dpdk dpdk-deps test-prometheus prometheus-deps test-xen test-xen-all xen-deps bench deps clean \
-    wheels check-wheels test-wheels
+    wheels check-wheels test-wheels release
 
 help: ## Shows this list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -52,6 +53,7 @@ demo: build ## Serves a RAM disk, drives it through its socket and checks every 
 
 test: lint test-rust test-peers deps guest-deps dpdk-deps prometheus-deps xen-deps build build-arm64 ## Runs every check and every test.
 	$(BIN)/pytest -n 2 --dist loadgroup $(PYTEST_ARGS) tests
+	$(if $(PYTEST_ARGS),,$(RELEASE).tree)
 
 lint: $(TOOLS) ## Checks format, lints and types, with warnings as errors.
 	$(CARGO) fmt --all --check
@@ -106,6 +108,9 @@ test-wheels: $(WHEEL_TOOLS) ## Tries what is in dist: on old systems, without th
 	$(RELEASE).offline $(DIST)/vhost_user-*.tar.gz
 	$(RELEASE).again $(DIST)
 	$(RELEASE).trial --table docs/install.md $(DIST)
+
+release: $(TOOLS) ## Commits and tags the next version, NEXT=major, minor, patch or X.Y.Z, of a tree that make test has passed.
+	$(RELEASE).prepare $(NEXT)
 
 bench: build ## Measures side by side with other back-ends; needs two free cores.
 	.ci/deps bench
