@@ -12,7 +12,8 @@ from . import qemu
 from .document import Reader, blocks, commands, matches
 
 PROJECT = Path(__file__).parents[2]
-DOCUMENTS = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
+AT_THE_TOP = ("README.md", "CONTRIBUTING.md", "SECURITY.md")
+DOCUMENTS = [*(PROJECT / name for name in AT_THE_TOP), *sorted((PROJECT / "docs").glob("*.md"))]
 
 ELSEWHERE = {
     "docs/libvirt.md": "tests/guest/test_libvirt.py",
