@@ -18,6 +18,9 @@ from .box import BuildError
 LOCKS = ("Cargo.lock", "tests/peers/std/Cargo.lock", "tests/peers/xen/Cargo.lock")
 """Files in which cargo has the version of the package's own crates."""
 
+PACKAGE = "python/vhost_user/__init__.py"
+"""Has the version as well, since nothing is loaded to tell it."""
+
 PARTS = ("major", "minor", "patch")
 
 
@@ -39,12 +42,12 @@ def _numbers(version: str) -> list[int]:
     return list(map(int, version.split(".")))
 
 
-def manifest_with(text: str, present: str, version: str) -> str:
-    """``Cargo.toml`` with another version of the package."""
-    line = f'version = "{present}"'
-    if text.count(f"\n{line}\n") != 1:
-        raise BuildError(f"Cargo.toml does not have one line {line}")
-    return text.replace(f"\n{line}\n", f'\nversion = "{version}"\n')
+def line_with(text: str, name: str, present: str, version: str) -> str:
+    """A file with another version in the one line that gives it to ``name``."""
+    line = f'{name} = "{present}"'
+    if text.splitlines().count(line) != 1:
+        raise BuildError(f"there is not one line {line} where there should be")
+    return text.replace(f"\n{line}\n", f'\n{name} = "{version}"\n')
 
 
 def lock_with(text: str, present: str, version: str) -> str:
@@ -74,7 +77,9 @@ def prepare(project: Path, wanted: str, date: str) -> str:
     check(project)
     present = present_version(project)
     version = next_version(present, wanted)
-    texts = {"Cargo.toml": manifest_with(_read(project, "Cargo.toml"), present, version)}
+    manifest, package = _read(project, "Cargo.toml"), _read(project, PACKAGE)
+    texts = {"Cargo.toml": line_with(manifest, "version", present, version)}
+    texts[PACKAGE] = line_with(package, "__version__", present, version)
     texts |= {name: lock_with(_read(project, name), present, version) for name in LOCKS}
     texts["CHANGELOG.md"] = changelog.closed(_read(project, "CHANGELOG.md"), version, date)
     if tree.git(project, "tag", "--list", f"v{version}"):

@@ -1,5 +1,6 @@
 """The next version is prepared in a clone by real git, or refused with nothing changed."""
 
+import re
 import subprocess
 import tomllib
 from pathlib import Path
@@ -8,6 +9,10 @@ import pytest
 
 from release import prepare, tree
 from release.box import BuildError
+from release.source import PROJECT
+
+SKELETON = "python/vhost_user/cli/skeletons/common.py"
+"""Has the first version of a user's package."""
 
 MANIFEST = '[workspace]\n\n[workspace.package]\nversion = "0.9.4"\nrust-version = "1.88"\n'
 LOCK = """\
@@ -44,6 +49,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setenv(f"GIT_{role}_EMAIL", "maintainer@example.org")
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
     (tmp_path / "Cargo.toml").write_text(MANIFEST)
+    (tmp_path / prepare.PACKAGE).parent.mkdir(parents=True)
+    (tmp_path / prepare.PACKAGE).write_text('"""Devices."""\n\n__version__ = "0.9.4"\n')
     (tmp_path / "CHANGELOG.md").write_text(CHANGELOG)
     for name in prepare.LOCKS:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -73,6 +80,7 @@ def test_number_changelog_commit_and_tag_tell_the_same(project: Path) -> None:
     assert prepare.prepare(project, "minor", "2026-02-28") == "0.10.0"
     manifest = tomllib.loads((project / "Cargo.toml").read_text())
     assert manifest["workspace"]["package"] == {"version": "0.10.0", "rust-version": "1.88"}
+    assert (project / prepare.PACKAGE).read_text().endswith('\n__version__ = "0.10.0"\n')
     for name in prepare.LOCKS:
         packages = tomllib.loads((project / name).read_text())["package"]
         assert [p["version"] for p in packages] == ["0.9.4", "0.10.0"]
@@ -87,6 +95,13 @@ def test_number_changelog_commit_and_tag_tell_the_same(project: Path) -> None:
     assert tree.git(project, "rev-parse", "v0.10.0^{commit}") == tree.git(
         project, "rev-parse", "HEAD"
     )
+
+
+@pytest.mark.skipif(not (PROJECT / ".git").exists(), reason="an archive unpacked has no git")
+def test_no_other_file_of_this_project_has_the_version() -> None:
+    version = re.escape(prepare.present_version(PROJECT))
+    names = tree.git(PROJECT, "grep", "-lE", f'^(__)?version(__)? = "{version}"$').splitlines()
+    assert set(names) - {SKELETON} == {"Cargo.toml", prepare.PACKAGE, *prepare.LOCKS}
 
 
 @pytest.mark.parametrize("name", ["CHANGELOG.md", "new.txt"])
