@@ -29,6 +29,7 @@ WHEELS := $(CARGO_TARGET_DIR)/wheels
 RELEASE := PYTHONPATH=tests $(BIN)/python -m release
 TOOLS := $(VENV)/.tools
 WHEEL_TOOLS := $(VENV)/.wheel-tools
+DOC_TOOLS := $(VENV)/.doc-tools
 PACKAGE := $(VENV)/.package
 DIST ?= dist
 ARM64 := $(CARGO_TARGET_DIR)/arm64
@@ -39,7 +40,7 @@ PEERS := tests/peers/std tests/peers/xen
 .DELETE_ON_ERROR:
 .PHONY: help build build-arm64 demo test lint test-rust protocol-page test-peers test-python test-guest guest-deps \
     test-dpdk dpdk-deps test-prometheus prometheus-deps test-xen test-xen-all xen-deps bench deps clean \
-    wheels check-wheels test-wheels release
+    wheels check-wheels test-wheels docs release
 
 help: ## Shows this list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -51,7 +52,7 @@ build-arm64: $(ARM64)/.package ## Builds the wheel for Arm64, with a compiler fr
 demo: build ## Serves a RAM disk, drives it through its socket and checks every byte.
 	$(BIN)/vhost-user demo
 
-test: lint test-rust test-peers deps guest-deps dpdk-deps prometheus-deps xen-deps build build-arm64 ## Runs every check and every test.
+test: lint docs test-rust test-peers deps guest-deps dpdk-deps prometheus-deps xen-deps build build-arm64 ## Runs every check and every test.
 	$(BIN)/pytest -n 2 --dist loadgroup $(PYTEST_ARGS) tests
 	$(if $(PYTEST_ARGS),,$(RELEASE).tree)
 
@@ -109,6 +110,10 @@ test-wheels: $(WHEEL_TOOLS) ## Tries what is in dist: on old systems, without th
 	$(RELEASE).again $(DIST)
 	$(RELEASE).trial --table docs/install.md $(DIST)
 
+# With --quiet mkdocs counts no warning, and --strict none of them.
+docs: $(DOC_TOOLS) ## Makes the documentation's site in target/site, and checks its links.
+	$(BIN)/mkdocs build --config-file website/mkdocs.yml --site-dir $(CARGO_TARGET_DIR)/site
+
 release: $(TOOLS) ## Commits and tags the next version, NEXT=major, minor, patch or X.Y.Z, of a tree that make test has passed.
 	$(RELEASE).prepare $(NEXT)
 
@@ -144,6 +149,10 @@ $(TOOLS): requirements-dev.txt
 
 $(WHEEL_TOOLS): $(TOOLS) requirements-wheels.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-wheels.txt
+	touch $@
+
+$(DOC_TOOLS): $(TOOLS) requirements-docs.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
 	touch $@
 
 $(PACKAGE): $(TOOLS) $(SOURCES)
