@@ -559,7 +559,7 @@ def _checked_metrics(metrics: str | None) -> str | None:
     try:
         return metrics_address(metrics)
     except ValueError as error:
-        raise ValueError(f"metrics: {error}") from None
+        raise ValueError(f"metrics is 'on' or an address, not {metrics!r}: {error}") from None
 
 
 def _checked_mode(mode: int) -> int:

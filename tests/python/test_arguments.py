@@ -107,6 +107,8 @@ TAKEN: list[tuple[Callable[..., Any], Callable[..., Any], dict[str, tuple[object
             "any_memory_file": FLAG,
             "on_error": WORD,
             "xen": (5, "no", [], True),
+            "metrics": (5, True, [], "off", "unix:", "0.0.0.0:9100"),
+            "control": (*PATH, "", "a\0b"),
         },
     ),
     (vu.Backend.stop, lambda w, **g: w.backend.stop(**g), {"drain": SECONDS}),
