@@ -52,14 +52,16 @@ def test_as_many_regions_as_the_back_end_takes_are_told_again(folder: Path) -> N
     with Held.around(folder, *BACK_ENDS["blk"]) as held:
         apart = [Region((1 << 30) + n * 2 * PAGE, PAGE) for n in range(SLOTS - 1)]
         memory = GuestMemory(Region(0, 16 << 20), *apart)
-        front = held.connect(memory).negotiate()
-        slots = front.channel.ask_u64(Message.GET_MAX_MEM_SLOTS)
-        assert slots == SLOTS
-        for region in memory.regions:
-            front.change(Message.ADD_MEM_REG, wire.single_region(region.describe()), [region.fd])
-        front.start_ring()
-        held.kill_back_end()
-        assert sector(front) == bytes(512)
+        with held.connect(memory).negotiate() as front:
+            slots = front.channel.ask_u64(Message.GET_MAX_MEM_SLOTS)
+            assert slots == SLOTS
+            for region in memory.regions:
+                front.change(
+                    Message.ADD_MEM_REG, wire.single_region(region.describe()), [region.fd]
+                )
+            front.start_ring()
+            held.kill_back_end()
+            assert sector(front) == bytes(512)
 
 
 def test_the_same_process_serves_one_front_end_after_the_other(folder: Path) -> None:

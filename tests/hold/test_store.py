@@ -85,14 +85,13 @@ def test_what_a_front_end_has_negotiated_outlives_the_keeper(manager: Manager) -
     apart = [Region((1 << 30) + n * 2 * PAGE, PAGE) for n in range(400)]
     memory = GuestMemory(Region(0, 16 << 20), *apart)
     held = manager.start(hold(*BACK_ENDS["blk"]))
-    front = held.connect(memory).negotiate()
-    for region in memory.regions:
-        front.change(Message.ADD_MEM_REG, wire.single_region(region.describe()), [region.fd])
-    killed(held)
-    held = manager.start(hold(*BACK_ENDS["blk"]))
-    front.start_ring()
-    assert sector(front) == bytes(512)
-    front.channel.close()
+    with held.connect(memory).negotiate() as front:
+        for region in memory.regions:
+            front.change(Message.ADD_MEM_REG, wire.single_region(region.describe()), [region.fd])
+        killed(held)
+        held = manager.start(hold(*BACK_ENDS["blk"]))
+        front.start_ring()
+        assert sector(front) == bytes(512)
     assert held.end() == 0
 
 

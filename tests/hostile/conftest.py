@@ -34,6 +34,8 @@ class Servers:
     def get(self, victim: dict[str, Any]) -> Server:
         """The process that serves such a victim."""
         key = repr(sorted(victim.items()))
+        if key in self._running and self._running[key].has_said_much():
+            self.discard(self._running[key])
         if key not in self._running:
             self._running[key] = Server(self._factory.mktemp("vu"), dict(victim))
         return self._running[key]

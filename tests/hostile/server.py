@@ -4,7 +4,6 @@ import base64
 import contextlib
 import json
 import os
-import select
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from peer import wire
 from peer.front_end import FrontEnd
 from peer.memory import GuestMemory, memfd
 from peer.numbers import Request
+from peer.patience import is_readable
 from peer.process import Holdings, eventually, private_kib, settles
 
 SERVED = Path(__file__).with_name("served.py")
@@ -188,6 +188,10 @@ class Server:
         """The log comes to have each of `texts` behind its first `after` characters."""
         assert eventually(lambda: all(text in self.log()[after:] for text in texts)), self.log()
 
+    def has_said_much(self) -> bool:
+        """Its next lines may be counted and not told: of a kind a hundred are."""
+        return self.log().count("\n") > 50
+
     def close(self) -> int:
         """Ends the process; gives its exit status."""
         self.hang_up()
@@ -209,8 +213,7 @@ class Server:
         deadline = time.monotonic() + ANSWER_SECONDS
         line = b""
         while not line.endswith(b"\n"):
-            left = max(0.0, deadline - time.monotonic())
-            if not select.select([self.process.stdout], [], [], left)[0]:
+            if not is_readable(self.process.stdout.fileno(), deadline - time.monotonic()):
                 raise AssertionError(f"the process does not answer\n{self.log()}")
             part = os.read(self.process.stdout.fileno(), 1 << 20)
             if not part:

@@ -4,7 +4,6 @@ The image lies on a file system that answers reads when the test says so.
 """
 
 import os
-import select
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +12,7 @@ from peer.blk import HEADER, Type
 from peer.front_end import FrontEnd
 from peer.memory import PAGE
 from peer.numbers import Request
+from peer.patience import is_readable
 from peer.ring import Segment
 
 from .fuse import SlowFiles
@@ -55,7 +55,7 @@ def read_begun(server: Server, files: SlowFiles) -> tuple[FrontEnd, int]:
 
 def comes_within(channel: wire.Channel, seconds: float) -> bool:
     """Whether anything comes, an answer or the end."""
-    return bool(select.select([channel.socket], [], [], seconds)[0])
+    return is_readable(channel.socket.fileno(), seconds)
 
 
 def test_a_front_end_that_comes_back_waits_for_what_the_kernel_has_begun(

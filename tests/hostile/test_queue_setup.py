@@ -1,7 +1,6 @@
 """Rings that are set up wrongly, and event descriptors that misbehave."""
 
 import os
-import select
 import subprocess
 import sys
 import threading
@@ -15,6 +14,7 @@ from peer.blk import Type
 from peer.front_end import FrontEnd
 from peer.memory import PAGE, GuestMemory, Region
 from peer.numbers import NO_FD, Feature, Request
+from peer.patience import is_readable
 from peer.process import cpu_seconds, eventually
 
 from .conftest import Refused
@@ -204,7 +204,7 @@ def test_a_blocking_kick_descriptor_that_others_drain_never_holds_the_worker(
 
     def steal() -> None:
         while not done.is_set():
-            if select.select([ring.kick_fd], [], [], 0.01)[0] and not done.is_set():
+            if is_readable(ring.kick_fd, 0.01) and not done.is_set():
                 ring.kick()  # so that this thread's own read cannot block
                 os.eventfd_read(ring.kick_fd)
 

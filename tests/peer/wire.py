@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from .numbers import Flag
-from .patience import PATIENCE
+from .patience import PATIENCE, is_readable
 
 HEADER = struct.Struct("=III")
 U32 = struct.Struct("=I")
@@ -189,7 +189,7 @@ class Channel:
 
     def silent(self) -> bool:
         """Nothing has arrived that was not asked for, and the connection is open."""
-        return not select.select([self.socket], [], [], 0)[0]
+        return not is_readable(self.socket.fileno(), 0)
 
     def is_open(self) -> bool:
         """The back-end has not hung up."""

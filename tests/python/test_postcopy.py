@@ -3,7 +3,6 @@
 import fcntl
 import os
 import re
-import select
 import struct
 import threading
 import time
@@ -16,7 +15,7 @@ from peer import wire
 from peer.front_end import WANTED, FrontEnd
 from peer.memory import PAGE, GuestMemory, Region
 from peer.numbers import ProtocolFeature, Request
-from peer.patience import PATIENCE
+from peer.patience import PATIENCE, is_readable
 from peer.process import eventually
 from peer.ring import Segment
 
@@ -49,8 +48,7 @@ class Pages:
 
     def next(self) -> int:
         """Waits for a page that somebody misses; gives its guest address."""
-        ready, _, _ = select.select([self.fd], [], [], PATIENCE)
-        assert ready, "no page is missed"
+        assert is_readable(self.fd, PATIENCE), "no page is missed"
         message = os.read(self.fd, 32)
         assert message[0] == PAGEFAULT
         (address,) = struct.unpack_from("<Q", message, 16)
