@@ -7,11 +7,13 @@ after the run.
 
 import argparse
 import json
-import os
+import time
 
 import vhost_user as vu
 
 WARM_UP_SECONDS = 0.2
+SCHEDULED = 2
+"""Which of its clocks: what the scheduler has given it."""
 
 
 def main() -> None:
@@ -58,10 +60,11 @@ def load(driver: vu.VirtioBlkDriver, options: argparse.Namespace, seconds: float
 
 
 def cpu_seconds(pid: int) -> float:
-    """Time on a processor of a process, with all threads that it has had."""
-    with open(f"/proc/{pid}/stat") as file:
-        user, system = file.read().rpartition(")")[2].split()[11:13]
-    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+    """Time on a processor of a process, with all threads that it has had, to the nanosecond.
+
+    The number of a process's clock is made from its own: clock_getcpuclockid(3).
+    """
+    return time.clock_gettime(~pid << 3 | SCHEDULED)
 
 
 if __name__ == "__main__":

@@ -210,6 +210,9 @@ CONTENDERS = {
         FILE,
         driver=("--packed", "--inflight"),
     ),
+    "null-log": Contender(
+        "null device, dirty log", ours("vhost_user:NullDisk"), FILE, driver=("--dirty-log",)
+    ),
     "null-metrics": Contender("null device, metrics on", measured("vhost_user:NullDisk"), FILE),
     "null-iommu": Contender(
         "null device, behind an IOMMU", ours("vhost_user:NullDisk"), FILE, driver=("--iommu",)

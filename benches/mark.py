@@ -85,5 +85,6 @@ MARKS: tuple[Mark | Added, ...] = (
     Added("record kept, split, ns CPU a request", "null-record", "null", at_most=5),
     Added("record kept, packed, ns CPU a request", "null-packed-record", "null-packed", at_most=5),
     Added("metrics on, ns CPU a request", "null-metrics", "null", at_most=20),
-    Added("dirty log on, ns CPU a 4 KiB read", "file-log", "file", at_most=10),
+    Added("dirty log on, null device, ns CPU a 4 KiB read", "null-log", "null", at_most=10),
+    Added("dirty log on, FileDisk, ns CPU a 4 KiB read", "file-log", "file", at_most=10),
 )
