@@ -56,7 +56,7 @@ test: lint docs test-rust test-peers deps guest-deps dpdk-deps prometheus-deps x
 	$(BIN)/pytest -n 2 --dist loadgroup $(PYTEST_ARGS) tests
 	$(if $(PYTEST_ARGS),,$(RELEASE).tree)
 
-lint: $(TOOLS) ## Checks format, lints and types, with warnings as errors.
+lint: $(TOOLS) $(DOC_TOOLS) ## Checks format, lints and types, with warnings as errors.
 	$(CARGO) fmt --all --check
 	$(foreach peer,$(PEERS),$(CARGO) fmt --manifest-path $(peer)/Cargo.toml --check &&) true
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
