@@ -35,6 +35,7 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)  # Before pytest-xdist looks at the marks.
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keeps the tests of a suite to one worker where they cannot run side by side, and has the
     longest begin first."""
